@@ -1,0 +1,283 @@
+"""The settings of every stage: typed, frozen, validated, one class a stage.
+
+A setting lives in the class of the stage that reads it. `operational` settings (memory, batch sizes, logging) change how
+fast a stage runs and not what it computes: they stay out of its fingerprint, so that a run that ran out of memory resumes
+with smaller batches.
+
+Loads no torch. Presets live in `pipelines/presets.py`; this module has only defaults that suit every model.
+"""
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used. The message is one line: the field, the value, what is allowed."""
+
+
+def _integral(value: Any) -> Any:
+    """Turn 16.0 into 16: Kubeflow Pipelines hands every number of a dict parameter over as a float."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _tuple(value: Any) -> Any:
+    """Accept the list that JSON has where a tuple belongs."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Int = Annotated[int, BeforeValidator(_integral)]
+Ints = Annotated[tuple[Int, ...], BeforeValidator(_tuple)]
+DType = Literal["float32", "bfloat16"]
+
+OPERATIONAL = {"operational": True}
+
+
+class Settings(BaseModel):
+    """Base of every settings class: frozen, strict about types, closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any] | None, where: str) -> Self:
+        """Build the settings from a plain mapping.
+
+        Args:
+            values: field names to values, as JSON or a Kubeflow Pipelines parameter has them; None means all defaults.
+            where: the name the person knows these settings by, such as "training"; it opens the error message.
+
+        Raises:
+            ConfigError: one line naming the first field at fault, its value, and what is allowed.
+        """
+        try:
+            return cls.model_validate(dict(values or {}))
+        except ValidationError as error:
+            raise ConfigError(_explain(cls, error, where)) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types, every field present."""
+        return self.model_dump(mode="json")
+
+    def fingerprint(self) -> str:
+        """Return a hex digest of the settings that decide results (operational ones left out)."""
+        operational = {
+            name
+            for name, field in type(self).model_fields.items()
+            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational")
+        }
+        text = json.dumps(self.model_dump(mode="json", exclude=operational), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _explain(cls: type[BaseModel], error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
+    if first["type"] == "extra_forbidden":
+        return _explain_unknown(cls, path, where)
+    if not path:
+        return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    # A union (a word or a number) reports one error for each member: all of them say what is allowed.
+    messages = [e["msg"].removeprefix("Input ") for e in error.errors() if e["loc"][:1] == first["loc"][:1]]
+    return f"{where}.{path[0]}: {', or '.join(dict.fromkeys(messages))}, got {json.dumps(first['input'], default=str)}"
+
+
+def _explain_unknown(cls: type[BaseModel], path: list[str], where: str) -> str:
+    for name in path[:-1]:
+        annotation = cls.model_fields[name].annotation
+        cls, where = annotation, f"{where}.{name}"  # type: ignore[assignment]
+    known = list(cls.model_fields)
+    close = difflib.get_close_matches(path[-1], known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{where}.{path[-1]}: unknown setting, {hint}allowed: {', '.join(known)}"
+
+
+class ChatConfig(Settings):
+    """How a prompt becomes token ids. One format for generation, pairs and evaluation of a run."""
+
+    prompt_format: Literal["model", "zephyr", "llama3"] = "model"
+    """`model` is the tokenizer's own chat template; the others are the formats upstream DICE used."""
+    system_prompt: str = ""
+    """Only for `model`; empty means no system message. The zephyr format has its one space built in."""
+    max_prompt_tokens: Int = Field(default=2048, ge=1)
+    """A longer prompt is an error in prepare-data, never cut."""
+    enable_thinking: bool = False
+    """Passed to templates that know it (Qwen3 and its like)."""
+
+    @model_validator(mode="after")
+    def _system_prompt_needs_model_format(self) -> Self:
+        if self.system_prompt and self.prompt_format != "model":
+            raise ValueError(f"system_prompt is allowed only with prompt_format 'model', got {self.prompt_format!r}")
+        return self
+
+
+class DataConfig(Settings):
+    """prepare-data: checks and splits the user's prompts and preference pairs."""
+
+    num_held_out: Int = Field(default=256, ge=1)
+    """Preference pairs kept aside for evaluation; they are never replayed."""
+    max_prompts: Int = Field(default=0, ge=0)
+    """Random subset of the prompts (seeded); 0 takes all."""
+    max_response_characters: Int = Field(default=20_000, ge=1)
+    """Preference pairs with a longer chosen or rejected text are dropped and counted."""
+
+
+class GenerationConfig(Settings):
+    """vLLM sampling. K responses a prompt with the policy."""
+
+    num_responses: Int = Field(default=16, ge=2)
+    """K. Two at least: a pair needs a best and a worst."""
+    temperature: float = Field(default=0.7, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    max_new_tokens: Int = Field(default=2048, ge=1)
+    stop_token_ids: Ints = ()
+    """End-of-turn ids beside the model's own EOS."""
+    dtype: DType = "bfloat16"
+    prompts_per_part: Int = Field(default=256, ge=1)
+    """A killed shard resumes at the first part that is not stored."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, lt=1, json_schema_extra=OPERATIONAL)
+    max_concurrent_sequences: Int = Field(default=256, ge=1, json_schema_extra=OPERATIONAL)
+    cpu_kv_cache_gib: Int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
+
+
+class ScoringConfig(Settings):
+    """Which responses are valid, and how their log-probs are computed."""
+
+    min_characters: Int = Field(default=4, ge=0)
+    """Of the stripped response. Upstream keeps 3 < characters (generate_dpo_scores.py)."""
+    max_characters: Int = Field(default=6699, ge=1)
+    """Of the stripped response. Upstream keeps characters < 6700."""
+    min_valid_responses: Int = Field(default=8, ge=2)
+    """Prompts with fewer valid responses are not scored."""
+    dtype: DType = "bfloat16"
+    """Of the weights; log-softmax and sums are float32 always."""
+    tokens_per_batch: Int = Field(default=16384, ge=64, json_schema_extra=OPERATIONAL)
+
+    @model_validator(mode="after")
+    def _character_range_is_not_empty(self) -> Self:
+        if self.min_characters > self.max_characters:
+            raise ValueError(
+                f"min_characters must not exceed max_characters, got {self.min_characters} and {self.max_characters}"
+            )
+        return self
+
+
+class PairingConfig(Settings):
+    """Length penalty, selection of the best and the worst response, replay of offline pairs."""
+
+    length_penalty: Literal["exact", "grid"] | float = "exact"
+    """`exact` balances lengths by the zero crossing of the gap, `grid` by upstream's grid (0, 0.001, ... < 1).
+
+    A number is used as it is, in nats per unit of length, on the scale without beta: paper alpha / beta."""
+    length_unit: Literal["characters", "tokens"] = "characters"
+    min_valid_responses: Int = Field(default=8, ge=2)
+    """Upstream's n_least_score."""
+    replay_ratio: float = Field(default=0.5, ge=0, le=1)
+    """gamma: share of offline pairs in the training set."""
+    num_eval_pairs: Int = Field(default=576, ge=0)
+    """Pairs kept aside to watch the loss; upstream's val_size."""
+
+
+class TrainingConfig(Settings):
+    """DPO. The global batch does not depend on the number of GPUs: gradient accumulation is derived."""
+
+    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    beta: float = Field(default=0.1, gt=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    sft_weight: float = Field(default=0.0, ge=0)
+    """Weight of the negative log-likelihood per token of the chosen response, added to the loss."""
+    learning_rate: float = Field(default=5e-7, gt=0)
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    warmup_steps: Int = Field(default=0, ge=0)
+    max_steps: Int = Field(default=300, ge=1)
+    global_batch_size: Int = Field(default=32, ge=1)
+    """Pairs per optimizer step over all processes."""
+    max_length: Int = Field(default=4096, ge=8)
+    """Pairs whose prompt plus longer response exceed it are dropped and counted, never cut."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    precision: Literal["bf16", "float32"] = "bf16"
+    """`bf16` is autocast over float32 master weights; bfloat16 weights would lose small updates."""
+    saved_dtype: DType = "bfloat16"
+    """float32 where the change of a run is small against bfloat16's rounding (the report shows that cost)."""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Exponential moving average of the weights, saved in place of the last ones; 0 is off."""
+    reference_logps: Literal["reuse", "recompute"] = "reuse"
+    """`reuse` takes scoring's numbers; `recompute` makes one pass with training's own kernels and batches."""
+    gradient_checkpointing: bool = True
+    per_device_batch_size: Int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
+    deepspeed: Literal["none", "zero2", "zero3"] = Field(default="none", json_schema_extra=OPERATIONAL)
+    eval_steps: Int = Field(default=20, ge=1, json_schema_extra=OPERATIONAL)
+    save_steps: Int = Field(default=50, ge=1, json_schema_extra=OPERATIONAL)
+    logging_steps: Int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
+
+    @model_validator(mode="after")
+    def _loss_settings_agree(self) -> Self:
+        if self.label_smoothing and self.loss != "sigmoid":
+            raise ValueError(f"label_smoothing is defined for loss 'sigmoid' only, got loss {self.loss!r}")
+        if self.warmup_steps and self.lr_scheduler == "constant":
+            raise ValueError("warmup_steps has no effect with lr_scheduler 'constant': use 'constant_with_warmup'")
+        if self.per_device_batch_size > self.global_batch_size:
+            raise ValueError(
+                f"per_device_batch_size must not exceed global_batch_size {self.global_batch_size}, "
+                f"got {self.per_device_batch_size}"
+            )
+        return self
+
+    def accumulation_steps(self, num_processes: int) -> int:
+        """Return the micro-batches per optimizer step of each process.
+
+        Raises:
+            ConfigError: global_batch_size cannot be split over that many processes.
+        """
+        per_pass = self.per_device_batch_size * num_processes
+        if self.global_batch_size % per_pass:
+            raise ConfigError(
+                f"training.global_batch_size: must be a multiple of per_device_batch_size x processes = "
+                f"{self.per_device_batch_size} x {num_processes} = {per_pass}, got {self.global_batch_size}"
+            )
+        return self.global_batch_size // per_pass
+
+
+class EvaluationConfig(Settings):
+    """What is measured of a new policy, and when it is accepted."""
+
+    dtype: DType = "bfloat16"
+    num_sample_prompts: Int = Field(default=16, ge=1)
+    """Prompts answered by the old and the new policy, for the length gate and for people to read."""
+    num_shown_samples: Int = Field(default=6, ge=1)
+    """Of these, shown side by side in the report."""
+    max_new_tokens: Int = Field(default=512, ge=1)
+    max_length_growth: float = Field(default=0.5, gt=0)
+    """The new policy is refused when its mean answer is longer by more than this share."""
+    max_accuracy_drop: float = Field(default=0.05, ge=0, le=1)
+    """The new policy is refused when its held-out implicit-reward accuracy falls by more than this."""
+    tokens_per_batch: Int = Field(default=16384, ge=64, json_schema_extra=OPERATIONAL)
+
+
+class LaunchConfig(Settings):
+    """Where training runs. Decides no result: the global batch is fixed by `training`."""
+
+    backend: Literal["torchrun"] = "torchrun"
+    num_nodes: Int = Field(default=1, ge=1)
+    processes_per_node: Int = Field(default=1, ge=1)
+    """GPUs of a node, or CPU processes."""
+
+
+def derive_seed(*parts: str | int) -> int:
+    """Return a stable 31-bit seed for a purpose, such as (run seed, iteration, "pair").
+
+    hashlib and not `hash`: Python salts the latter per process.
+    """
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """Return None for a missing or non-finite number: JSON has no NaN."""
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,85 @@
+"""Every place a run writes to, in one module. Names are deterministic: a retried task finds what it left.
+
+    ROOT/                                      s3://bucket/prefix, or a folder
+      models/<name>/                           imported models, shared by runs
+      promoted/<name>.json                     pointer to the last policy that passed its gate
+      runs/<run>/
+        data/                                  prompts, preferences, held_out
+        warm-start/{pair,train}/
+        iteration-<t>/
+          generate/shard-<i>-of-<n>/
+          score/shard-<i>-of-<n>/
+          pair/  train/  evaluate/
+        report/
+
+Each of these folders belongs to one stage, which writes `manifest.json` there last.
+"""
+
+import re
+
+MANIFEST = "manifest.json"
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
+
+
+def check_name(name: str, what: str) -> str:
+    """Return the name if it can be part of an S3 key and of a Kubernetes label.
+
+    Raises:
+        ValueError: one line naming what was wrong.
+    """
+    if len(name) > 63 or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{what} must be 1 to 63 lower-case letters, digits, '.', '_' or '-', and start and end with a letter "
+            f"or a digit, got {name!r}"
+        )
+    return name
+
+
+def join(uri: str, *parts: str) -> str:
+    """Return a URI below another one."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def run(root: str, run_name: str) -> str:
+    """Return where a run keeps everything it makes."""
+    return join(root, "runs", check_name(run_name, "run"))
+
+
+def model(root: str, name: str) -> str:
+    """Return where an imported model is kept; a hub id such as `org/model` becomes `org--model`."""
+    return join(root, "models", check_name(name.lower().replace("/", "--"), "model name"))
+
+
+def promoted(root: str, name: str) -> str:
+    """Return the pointer to the last promoted policy of a preset or schedule."""
+    return join(root, "promoted", f"{check_name(name, 'name')}.json")
+
+
+def data(run_uri: str) -> str:
+    """Return where prepare-data writes."""
+    return join(run_uri, "data")
+
+
+def warm_start(run_uri: str, stage: str) -> str:
+    """Return where a stage of the warm start (pair or train) writes."""
+    return join(run_uri, "warm-start", stage)
+
+
+def stage(run_uri: str, iteration: int, name: str) -> str:
+    """Return where a stage of an iteration (from 1) writes."""
+    if iteration < 1:
+        raise ValueError(f"iteration counts from 1, got {iteration}")
+    return join(run_uri, f"iteration-{iteration}", name)
+
+
+def shard(run_uri: str, iteration: int, name: str, index: int, num_shards: int) -> str:
+    """Return where one shard (from 0) of a stage of an iteration writes."""
+    if not 0 <= index < num_shards:
+        raise ValueError(f"shard must be from 0 to {num_shards - 1}, got {index}")
+    return join(stage(run_uri, iteration, name), f"shard-{index}-of-{num_shards}")
+
+
+def report(run_uri: str) -> str:
+    """Return where the report of a run is written."""
+    return join(run_uri, "report")

@@ -1,0 +1,124 @@
+"""The tables that stages hand to each other: Arrow schemas, and checks that a table is what it claims to be.
+
+Reads and writes Parquet files on this machine; where they are kept is storage.py's business.
+"""
+
+import hashlib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_IDS = pa.list_(pa.int32())
+
+PROMPTS = pa.schema([pa.field("prompt_id", pa.string(), False), pa.field("prompt", pa.string(), False)])
+
+PREFERENCES = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), False),
+        pa.field("prompt", pa.string(), False),
+        pa.field("chosen", pa.string(), False),
+        pa.field("rejected", pa.string(), False),
+    ]
+)
+
+RESPONSES = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), False),
+        pa.field("sample_index", pa.int32(), False),
+        pa.field("prompt_token_ids", _IDS, False),
+        # The end-of-turn token is the last id where finish_reason is "stop".
+        pa.field("response_token_ids", _IDS, False),
+        # Decoded without special tokens, stripped.
+        pa.field("response", pa.string(), False),
+        pa.field("finish_reason", pa.string(), False),  # stop | length
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), False),
+        pa.field("sample_index", pa.int32(), False),
+        # Nats, summed over the response tokens with the end-of-turn token.
+        pa.field("policy_logps", pa.float64(), False),
+        pa.field("reference_logps", pa.float64(), False),
+        pa.field("num_chars", pa.int32(), False),
+        pa.field("num_tokens", pa.int32(), False),
+    ]
+)
+
+PAIRS = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), False),
+        pa.field("prompt", pa.string(), False),
+        pa.field("chosen", pa.string(), False),
+        pa.field("rejected", pa.string(), False),
+        pa.field("prompt_token_ids", _IDS, False),
+        pa.field("chosen_token_ids", _IDS, False),
+        pa.field("rejected_token_ids", _IDS, False),
+        # Implicit reward without beta and without length penalty, nats; null for replayed pairs.
+        pa.field("chosen_reward", pa.float64()),
+        pa.field("rejected_reward", pa.float64()),
+        # Log-probs under the reference of training (the policy that starts it), nats; null where unknown.
+        pa.field("chosen_reference_logps", pa.float64()),
+        pa.field("rejected_reference_logps", pa.float64()),
+        pa.field("source", pa.string(), False),  # generated | replayed
+        pa.field("split", pa.string(), False),  # train | eval
+    ]
+)
+
+
+class RecordError(ValueError):
+    """A table without the columns or types it should have. The message is one line."""
+
+
+def prompt_id(prompt: str) -> str:
+    """Return the identity of a prompt: 128 bits of the SHA-256 of its text, in hex."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:32]
+
+
+def conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
+    """Return the table with exactly the schema's columns, in its order and types.
+
+    Columns the schema does not name are dropped; numbers are cast where no value is lost.
+
+    Raises:
+        RecordError: a column is missing, cannot be cast, or has nulls where the schema has none.
+    """
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            raise RecordError(f"{where}: column {field.name!r} is missing, it has {', '.join(table.column_names)}")
+        try:
+            column = table[field.name].cast(field.type)
+        except pa.ArrowInvalid as error:
+            raise RecordError(f"{where}: column {field.name!r} must be {field.type}: {error}") from None
+        if not field.nullable and column.null_count:
+            raise RecordError(f"{where}: column {field.name!r} has {column.null_count} empty values, none is allowed")
+        columns.append(column)
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def write_table(table: pa.Table, schema: pa.Schema, path: Path) -> None:
+    """Write a table as zstd Parquet, after checking that it has the schema."""
+    pq.write_table(conform(table, schema, str(path)), path, compression="zstd")
+
+
+def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file and check it against the schema.
+
+    Args:
+        path: the file.
+        schema: what it must hold.
+        columns: only these, all by default.
+
+    Raises:
+        RecordError: not Parquet, or not of this schema.
+    """
+    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    try:
+        present = set(pq.read_schema(path).names)
+        table = pq.read_table(path, columns=[name for name in wanted.names if name in present])
+    except pa.ArrowInvalid as error:
+        raise RecordError(f"{path}: not a readable Parquet file: {error}") from None
+    return conform(table, wanted, str(path))
