@@ -1,0 +1,185 @@
+"""What a stage finished: a `manifest.json` written last, naming every file with its size and digest.
+
+Readers trust only what a manifest names. Moving bytes is storage.py's business; when a stage may be skipped is
+stage_runner.py's.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from dice_core import __version__, layout
+from dice_core.storage import MissingObjectError, StorageError, open_storage
+
+# Beside a finished part of a stage that is still running: the part's fingerprint and file entry.
+_PART_SUFFIX = ".part.json"
+
+Metric = float | int | str
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a stage: bytes, SHA-256 in hex, rows where it is a table."""
+
+    size: int
+    sha256: str
+    num_rows: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a stage made, from what, and by which settings."""
+
+    stage: str
+    fingerprint: str
+    files: dict[str, FileEntry]
+    settings: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Name of an input to `uri@content_digest`."""
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    skipped: str = ""
+    """Why the stage did nothing (a refused policy before it); empty when it ran."""
+    package_version: str = __version__
+
+    @property
+    def content_digest(self) -> str:
+        """Hex digest of the names and contents of the files: the identity of what the stage made."""
+        lines = [f"{name} {entry.sha256}" for name, entry in sorted(self.files.items())]
+        return hashlib.sha256("\n".join([self.skipped, *lines]).encode()).hexdigest()
+
+    def to_json(self) -> bytes:
+        """Return the stored form."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> "Manifest":
+        """Read the stored form.
+
+        Raises:
+            StorageError: not a manifest this version can read.
+        """
+        try:
+            values = json.loads(data)
+            files = {name: FileEntry(**entry) for name, entry in values.pop("files").items()}
+            return cls(files=files, **values)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise StorageError(f"{where}: not a manifest this version ({__version__}) can read: {error!r}") from None
+
+
+def read_manifest(uri: str) -> Manifest | None:
+    """Return the manifest at a URI, or None where no stage has finished."""
+    try:
+        data = open_storage(uri).read_bytes(layout.MANIFEST)
+    except MissingObjectError:
+        return None
+    return Manifest.from_json(data, layout.join(uri, layout.MANIFEST))
+
+
+def require_manifest(uri: str) -> Manifest:
+    """Return the manifest at a URI.
+
+    Raises:
+        StorageError: none is there, so what lies there is not finished and not to be trusted.
+    """
+    manifest = read_manifest(uri)
+    if manifest is None:
+        raise StorageError(
+            f"{uri}: no {layout.MANIFEST} there: the stage that writes it has not finished, or the address is wrong "
+            "(a model or a data set of your own comes in through `dice import-model` or `dice prepare-data`)"
+        )
+    return manifest
+
+
+def describe_file(path: Path) -> FileEntry:
+    """Return size and digest of a file, and its number of rows where it is Parquet."""
+    num_rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
+    return FileEntry(*_size_and_digest(path), num_rows)
+
+
+def _size_and_digest(path: Path) -> tuple[int, str]:
+    with path.open("rb") as stream:
+        return path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fetch_files(uri: str, manifest: Manifest, folder: Path, names: Iterable[str] | None = None) -> dict[str, Path]:
+    """Download files of a manifest and check each against it.
+
+    Args:
+        uri: where the manifest is.
+        manifest: what should be there.
+        folder: where the files go, under their own names.
+        names: only these; all by default.
+
+    Raises:
+        StorageError: a file is not named by the manifest, is missing, or differs in size or digest.
+    """
+    storage, paths = open_storage(uri), {}
+    for name in manifest.files if names is None else names:
+        if name not in manifest.files:
+            raise StorageError(f"{uri}: its manifest names no file {name!r}, it names {', '.join(manifest.files)}")
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.download(name, path)
+        found, expected = _size_and_digest(path), manifest.files[name]
+        if found != (expected.size, expected.sha256):
+            path.unlink()
+            raise StorageError(
+                f"{layout.join(uri, name)}: {found[0]} bytes, sha256 {found[1][:12]}, but its manifest says "
+                f"{expected.size} bytes, {expected.sha256[:12]}: it was changed or cut; run its stage again elsewhere"
+            )
+        paths[name] = path
+    return paths
+
+
+def publish_files(uri: str, files: Mapping[str, Path], manifest: Manifest) -> Manifest:
+    """Upload files, then the manifest that names them.
+
+    Args:
+        uri: the stage's own place.
+        files: name to path on this machine.
+        manifest: everything but these files; entries it already has (finished parts) are kept.
+    """
+    storage, entries = open_storage(uri), dict(manifest.files)
+    for name, path in files.items():
+        entries[name] = describe_file(path)
+        storage.upload(path, name)
+    complete = replace(manifest, files=entries)
+    storage.write_bytes(layout.MANIFEST, complete.to_json())
+    return complete
+
+
+def publish_part(uri: str, name: str, path: Path, fingerprint: str) -> FileEntry:
+    """Upload one finished part of a stage that goes on, then the note that makes it count."""
+    storage, entry = open_storage(uri), describe_file(path)
+    storage.upload(path, name)
+    note = {"fingerprint": fingerprint, "entry": asdict(entry)}
+    storage.write_bytes(name + _PART_SUFFIX, json.dumps(note).encode())
+    return entry
+
+
+def finished_parts(uri: str, fingerprint: str) -> dict[str, FileEntry]:
+    """Return the parts an interrupted attempt left whole, by name.
+
+    Raises:
+        StorageError: the parts there were made by other settings or from other inputs.
+    """
+    storage = open_storage(uri)
+    sizes = {found.key: found.size for found in storage.list()}
+    parts: dict[str, FileEntry] = {}
+    for key in sorted(sizes):
+        if not key.endswith(_PART_SUFFIX):
+            continue
+        note, name = json.loads(storage.read_bytes(key)), key.removesuffix(_PART_SUFFIX)
+        if note["fingerprint"] != fingerprint:
+            raise StorageError(
+                f"{uri}: holds parts made with other settings or inputs: take a new run name, or pass --overwrite"
+            )
+        entry = FileEntry(**note["entry"])
+        if sizes.get(name) == entry.size:
+            parts[name] = entry
+    return parts
