@@ -65,13 +65,18 @@ class Settings(BaseModel):
 
     def fingerprint(self) -> str:
         """Return a hex digest of the settings that decide results (operational ones left out)."""
-        operational = {
-            name
-            for name, field in type(self).model_fields.items()
-            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational")
-        }
-        text = json.dumps(self.model_dump(mode="json", exclude=operational), sort_keys=True)
+        text = json.dumps(self.model_dump(mode="json", exclude=self.operational()), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @classmethod
+    def operational(cls) -> set[str]:
+        """Return the names of the settings that change how fast a stage runs and not what it computes."""
+        fields = cls.model_fields.items()
+        return {
+            name
+            for name, field in fields
+            if isinstance(field.json_schema_extra, dict) and "operational" in field.json_schema_extra
+        }
 
 
 def _explain(cls: type[BaseModel], error: ValidationError, where: str) -> str:

@@ -1,0 +1,131 @@
+"""`dice <stage>`: every stage from the command line, as the images run it.
+
+The options of a stage are the parameters of its function in stages.py, and their help is that function's docstring: there
+is no second list to keep. Errors a person can mend are one line and exit code 1.
+"""
+
+import argparse
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dice_core import __version__, stages
+from dice_core.config import ConfigError
+from dice_core.overrides import merge_overrides, parse_overrides
+from dice_core.stage_runner import StageReport, clear_output
+
+STAGES: dict[str, Callable[..., StageReport]] = {
+    "import-model": stages.import_model,
+    "prepare-data": stages.prepare_data,
+    "generate": stages.generate,
+    "score": stages.score,
+    "pair": stages.pair,
+    "train": stages.train,
+    "evaluate": stages.evaluate,
+    "report": stages.report,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one stage and print its report as JSON to standard output; return the exit code."""
+    options = vars(build_parser().parse_args(arguments))
+    function = STAGES[options.pop("stage")]
+    try:
+        print(json.dumps(run_command(function, options), indent=1))
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("DICE_DEBUG"):
+            raise
+        print(f"dice: error: {_one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_command(function: Callable[..., StageReport], options: dict[str, Any]) -> dict[str, Any]:
+    """Call a stage's function with the parsed options."""
+    overwrite, overrides, config = options.pop("overwrite"), options.pop("set"), options.pop("config")
+    sections = _sections(function)
+    settings = merge_overrides(_read_config(config), parse_overrides(overrides, sections))
+    values = {name: value for name, value in settings.items() if name in sections}
+    if overwrite:
+        clear_output(options["output_uri"])
+    report = function(**options, **values)
+    return {"uri": report.uri, "status": report.status, "message": report.message, "metrics": report.metrics}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all stages."""
+    parser = argparse.ArgumentParser(
+        prog="dice", description="Run one stage of DICE. Errors show a traceback with DICE_DEBUG=1."
+    )
+    parser.add_argument("--version", action="version", version=f"dice {__version__}")
+    subparsers = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    for name, function in STAGES.items():
+        summary, details = _documentation(function)
+        stage = subparsers.add_parser(name, help=summary, description=summary)
+        _add_options(stage, function, details)
+    return parser
+
+
+def _add_options(
+    parser: argparse.ArgumentParser, function: Callable[..., StageReport], details: Mapping[str, str]
+) -> None:
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in _sections(function):
+            continue
+        required = parameter.default is inspect.Parameter.empty
+        option = "--" + re.sub(r"_(uri|uris|source)$", "", name).replace("_", "-")
+        kind: dict[str, Any] = {"dest": name, "help": details.get(name, ""), "required": required}
+        if isinstance(parameter.default, bool):
+            kind.update(action="store_true")
+        elif name.endswith("_uris"):
+            kind.update(nargs="+", default=[], metavar="URI")
+        else:
+            value_type = int if isinstance(parameter.default, int) or parameter.annotation is int else str
+            metavar = "N" if value_type is int else "URI" if name.endswith(("_uri", "_source")) else "TEXT"
+            kind.update(type=value_type, default=None if required else parameter.default, metavar=metavar)
+        parser.add_argument(option, **kind)
+    sections = _sections(function)
+    allowed = f"sections here: {', '.join(sections)}" if sections else "this stage has none"
+    parser.add_argument("--set", nargs="+", default=[], metavar="SECTION.FIELD=VALUE", help=f"settings; {allowed}")
+    parser.add_argument("--config", metavar="FILE", help="JSON file with one object per section; --set wins")
+    parser.add_argument("--overwrite", action="store_true", help="delete what lies at --output first")
+
+
+def _sections(function: Callable[..., StageReport]) -> list[str]:
+    """Return the parameters that take a settings class, such as `training`."""
+    parameters = inspect.signature(function).parameters.items()
+    return [name for name, parameter in parameters if parameter.annotation == stages.Values]
+
+
+def _documentation(function: Callable[..., StageReport]) -> tuple[str, dict[str, str]]:
+    """Return the summary line of a Google docstring, and the text of each of its Args."""
+    text = inspect.getdoc(function) or ""
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text, flags=re.MULTILINE)
+    return text.split("\n")[0], {name: re.sub(r"\s+", " ", value).replace("%", "%%") for name, value in entries}
+
+
+def _read_config(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        values = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a readable JSON file: {error}") from None
+    if not isinstance(values, dict) or not all(isinstance(value, dict) for value in values.values()):
+        raise ConfigError(f'{path}: must hold one JSON object per section, such as {{"training": {{"beta": 0.1}}}}')
+    return values
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

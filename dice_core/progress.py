@@ -1,0 +1,24 @@
+"""Lines that tell a person what a stage is doing. A batch job's log is its only screen: one line an event, flushed."""
+
+import sys
+import time
+
+
+def log(message: str) -> None:
+    """Print a line with the time of day to standard error."""
+    print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
+
+
+class Throttle:
+    """Let a line through at most once in so many seconds."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self._seconds, self._last = seconds, time.monotonic()
+
+    def is_due(self) -> bool:
+        """Return whether enough time has passed since the last time this was true."""
+        now = time.monotonic()
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True

@@ -1,0 +1,229 @@
+"""The work of each stage: tables and models carried between storage and the module that computes.
+
+Called by stage_runner.py when there is something to do; stages.py has what people call. Heavy modules (torch, vLLM) are
+imported where they are needed, so that a launcher pod without them can run the stages it runs.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dice_core import records
+from dice_core.config import (
+    ChatConfig,
+    EvaluationConfig,
+    GenerationConfig,
+    LaunchConfig,
+    PairingConfig,
+    ScoringConfig,
+    TrainingConfig,
+    derive_seed,
+)
+from dice_core.manifest import Manifest, Metric, require_manifest
+from dice_core.progress import Throttle, log
+from dice_core.stage_runner import Input, StageContext
+from dice_core.storage import StorageError, open_storage
+
+
+class Progress:
+    """Log lines such as `generate shard 1/8: 512 of 1250 prompts`, at most one in ten seconds."""
+
+    def __init__(self, what: str, unit: str) -> None:
+        self._what, self._unit, self._throttle = what, unit, Throttle()
+
+    def __call__(self, num_done: int, num_all: int, *_: object) -> None:
+        """Take the counts of now."""
+        if num_done == num_all or self._throttle.is_due():
+            log(f"{self._what}: {num_done} of {num_all} {self._unit}")
+
+
+def part_name(index: int) -> str:
+    """Return the file name of a part of a sharded table."""
+    return f"part-{index:05d}.parquet"
+
+
+def generate(
+    context: StageContext, *, shard: int, num_shards: int, seed: int, generation: GenerationConfig, chat: ChatConfig
+) -> Manifest:
+    """Sample the responses of the parts that are not stored yet."""
+    from dice_core.generation import generate_parts, num_parts, shard_rows
+    from dice_core.models import fetch_model
+
+    gate = context.inputs.get("gate")
+    if gate and not gate.manifest.metrics.get("accepted"):
+        return context.skip(f"the policy was refused by {gate.uri}: {gate.manifest.metrics.get('reason')}")
+    start = time.monotonic()
+    prompts = _read(context, context.inputs["data"], records.PROMPTS, "prompts")
+    if not prompts.num_rows:
+        raise records.RecordError(f"{context.inputs['data'].uri}: the prompts table is empty, nothing to generate")
+    rows = shard_rows(prompts.num_rows, shard, num_shards)
+    prompts = prompts.slice(rows.start, len(rows))
+    wanted = [i for i in range(num_parts(prompts.num_rows, generation)) if part_name(i) not in context.parts]
+    if wanted:
+        policy = fetch_model(context.inputs["policy"].uri)
+        progress = Progress(f"generate shard {shard + 1}/{num_shards}", "prompts")
+        for index, table in generate_parts(
+            policy, prompts, config=generation, chat=chat, seed=seed, parts=wanted, on_progress=progress
+        ):
+            _publish_part(context, index, table, records.RESPONSES)
+    metrics = {"num_prompts": prompts.num_rows, **_count_responses(context)}
+    return context.publish({}, {**metrics, "seconds": _seconds(start)})
+
+
+def _count_responses(context: StageContext) -> dict[str, int]:
+    from dice_core.generation import num_duplicate_responses
+
+    counts = {"num_responses": 0, "num_response_tokens": 0, "num_cut_responses": 0, "num_duplicate_responses": 0}
+    for table in _stored_parts(context, records.RESPONSES):
+        counts["num_responses"] += table.num_rows
+        counts["num_response_tokens"] += pc.sum(pc.list_value_length(table["response_token_ids"])).as_py() or 0
+        counts["num_cut_responses"] += pc.sum(pc.equal(table["finish_reason"], "length")).as_py() or 0
+        counts["num_duplicate_responses"] += num_duplicate_responses(table)
+    return counts
+
+
+def score(context: StageContext, *, config: ScoringConfig) -> Manifest:
+    """Filter the responses, and score the parts that are not stored yet."""
+    from dice_core.models import fetch_model
+    from dice_core.scoring import score_parts
+
+    start = time.monotonic()
+    dropped: Counter[str] = Counter()
+    names = context.inputs["responses"].tables()
+    wanted = [index for index in range(len(names)) if part_name(index) not in context.parts]
+    # Lazily: a shard's responses need not fit in memory. Parts already scored are read for their counts alone.
+    valid = _valid_parts(context, names, wanted, config, dropped)
+    if wanted:
+        folders = [fetch_model(context.inputs[name].uri) for name in ("policy", "reference")]
+        for index, table, _ in score_parts(*folders, valid, config, on_progress=Progress("score", "responses")):
+            _publish_part(context, index, table, records.SCORES)
+    for _ in valid:
+        pass
+    scores = pa.concat_tables(_stored_parts(context, records.SCORES))
+    num_valid = dropped.pop("valid", 0)
+    rewards = np.asarray(scores["policy_logps"]) - np.asarray(scores["reference_logps"])
+    metrics: dict[str, Metric] = {
+        "num_scored": scores.num_rows,
+        **{f"num_dropped_{reason}": count for reason, count in dropped.items()},
+        "num_dropped_non_finite": num_valid - scores.num_rows,
+        "reward_mean": float(rewards.mean()) if rewards.size else 0.0,
+        "reward_std": float(rewards.std()) if rewards.size else 0.0,
+    }
+    return context.publish({}, {**metrics, "seconds": _seconds(start)})
+
+
+def _valid_parts(
+    context: StageContext, names: list[str], wanted: list[int], config: ScoringConfig, counts: Counter[str]
+) -> Iterator[tuple[int, pa.Table]]:
+    from dice_core.scoring import filter_responses
+
+    for index, name in enumerate(names):
+        filtered = filter_responses(_read(context, context.inputs["responses"], records.RESPONSES, name), config)
+        counts.update({**filtered.num_dropped, "valid": filtered.responses.num_rows})
+        if index in wanted:
+            yield index, filtered.responses
+
+
+def pair(context: StageContext, *, pairing: PairingConfig, chat: ChatConfig, seed: int) -> Manifest:
+    """Choose the length penalty, select pairs, mix in offline ones; offline ones alone where there are no scores."""
+    from dice_core.chat import chat_format
+    from dice_core.models import load_tokenizer
+    from dice_core.pairs import build_pairs, choose_length_penalty, offline_pairs, select_pairs
+
+    start = time.monotonic()
+    preferences = _read(context, context.inputs["data"], records.PREFERENCES, "preferences")
+    format_ = chat_format(load_tokenizer(fetch_tokenizer(context, "policy")), chat)
+    tokenise = {"tokenise_prompt": format_.prompt_token_ids, "tokenise_response": format_.response_token_ids}
+    files, metrics = {}, {}
+    if context.group("scores"):
+        scores = pa.concat_tables(_tables(context, "scores", records.SCORES))
+        penalty = choose_length_penalty(scores, pairing)
+        selection = select_pairs(scores, penalty.value, pairing)
+        responses = _tables(context, "responses", records.RESPONSES)
+        built = build_pairs(selection, responses, preferences, config=pairing, seed=seed, **tokenise)
+        files["length_penalty.json"] = _write_json(context, "length_penalty.json", penalty.to_dict())
+        metrics = {
+            "length_penalty": penalty.value,
+            "length_gap": penalty.gap,
+            "length_gap_unpenalised": penalty.gap_at_zero,
+        }
+    else:
+        built = offline_pairs(preferences, config=pairing, seed=seed, **tokenise)
+    files["pairs.parquet"] = _write(context, "pairs.parquet", built.table, records.PAIRS)
+    return context.publish(files, {**metrics, **built.counts, "seconds": _seconds(start)})
+
+
+def train(context: StageContext, *, training: TrainingConfig, launch: LaunchConfig, seed: int) -> Manifest:
+    """Write the job down, launch it, and accept only what its manifest says it finished."""
+    from dice_core.launch import launch_training
+    from dice_core.training import TrainingJob
+
+    job = TrainingJob(
+        output_uri=context.uri,
+        policy_uri=context.inputs["policy"].uri,
+        pairs_uri=context.inputs["pairs"].uri,
+        training=training,
+        seed=seed,
+        manifest_fields=context.manifest_fields,
+    )
+    launch_training(job.write(), launch)
+    manifest = require_manifest(context.uri)
+    if manifest.fingerprint != context.fingerprint:
+        raise StorageError(f"{context.uri}: another training published here while this one ran: take a new run name")
+    return manifest
+
+
+def fetch_tokenizer(context: StageContext, name: str) -> Path:
+    """Download all of a model but its weights: a stage without a GPU needs no more."""
+    model, folder = context.inputs[name], context.folder / name
+    model.fetch(folder, [file for file in model.manifest.files if not file.endswith(".safetensors")])
+    return folder
+
+
+def _tables(context: StageContext, group: str, schema: pa.Schema) -> Iterator[pa.Table]:
+    for source in context.group(group):
+        for name in source.tables():
+            yield _read(context, source, schema, name)
+
+
+def _read(context: StageContext, source: Input, schema: pa.Schema, prefix: str) -> pa.Table:
+    """Read the one table of an input whose name begins so (a file of the user's may have any name)."""
+    name = source.tables("" if source.manifest.stage == "file" else prefix)[0]
+    path = source.fetch(context.folder / "input", [name])[name]
+    table = records.read_table(path, schema)
+    path.unlink()
+    return table
+
+
+def _stored_parts(context: StageContext, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Read the parts this stage has published, by this attempt or an earlier one."""
+    done = Input(context.uri, Manifest(stage="", fingerprint="", files=context.parts))
+    return (_read(context, done, schema, name) for name in sorted(context.parts))
+
+
+def _publish_part(context: StageContext, index: int, table: pa.Table, schema: pa.Schema) -> None:
+    path = _write(context, part_name(index), table, schema)
+    context.publish_part(part_name(index), path)
+    path.unlink()
+
+
+def _write(context: StageContext, name: str, table: pa.Table, schema: pa.Schema) -> Path:
+    path = context.folder / name
+    records.write_table(table, schema, path)
+    return path
+
+
+def _write_json(context: StageContext, name: str, value: object) -> Path:
+    path = context.folder / name
+    path.write_text(json.dumps(value, indent=1))
+    return path
+
+
+def _seconds(start: float) -> float:
+    return round(time.monotonic() - start, 1)
