@@ -1,7 +1,7 @@
 """`dice <stage>`: every stage from the command line, as the images run it.
 
-The options of a stage are the parameters of its function in stages.py, and their help is that function's docstring: there
-is no second list to keep. Errors a person can mend are one line and exit code 1.
+The options of a stage are the parameters of its function in stages.py, and their help is that function's docstring: no
+second list to keep. Errors a person can mend are one line and exit code 1.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The settings of every stage: typed, frozen, validated, one class a stage.
 
-A setting lives in the class of the stage that reads it. `operational` settings (memory, batch sizes, logging) change how
-fast a stage runs and not what it computes: they stay out of its fingerprint, so that a run that ran out of memory resumes
-with smaller batches.
+A setting lives in the class of the stage that reads it. `operational` settings (memory, batch sizes, logging) change
+how fast a stage runs and not what it computes: they stay out of its fingerprint, so that a run that ran out of memory
+resumes with smaller batches.
 
 Loads no torch. Presets live in `pipelines/presets.py`; this module has only defaults that suit every model.
 """

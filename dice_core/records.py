@@ -91,7 +91,7 @@ def conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
             raise RecordError(f"{where}: column {field.name!r} is missing, it has {', '.join(table.column_names)}")
         try:
             column = table[field.name].cast(field.type)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise RecordError(f"{where}: column {field.name!r} must be {field.type}: {error}") from None
         if not field.nullable and column.null_count:
             raise RecordError(f"{where}: column {field.name!r} has {column.null_count} empty values, none is allowed")

@@ -174,8 +174,8 @@ def _reuse(present: Manifest, fingerprint: str, output_uri: str, settings: Mappi
             if name not in chosen.operational() and present.settings.get(group, {}).get(name) != value
         ]
         raise StorageError(
-            f"{output_uri}: holds a result of other settings or inputs ({'; '.join(changed) or 'inputs or seed differ'}): "
-            "take a new run name, or pass --overwrite"
+            f"{output_uri}: holds the result of other settings or inputs "
+            f"({'; '.join(changed) or 'inputs or seed differ'}): take a new run name, or pass --overwrite"
         )
     if present.skipped:
         return StageReport(output_uri, "skipped", {}, present.skipped)

@@ -1,0 +1,106 @@
+"""Settings: what is refused, in which words, and what a fingerprint covers."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dice_core.config import (
+    ChatConfig,
+    ConfigError,
+    DataConfig,
+    EvaluationConfig,
+    GenerationConfig,
+    LaunchConfig,
+    PairingConfig,
+    ScoringConfig,
+    TrainingConfig,
+    derive_seed,
+)
+
+ALL = [
+    ChatConfig,
+    DataConfig,
+    EvaluationConfig,
+    GenerationConfig,
+    LaunchConfig,
+    PairingConfig,
+    ScoringConfig,
+    TrainingConfig,
+]
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "message"),
+    [
+        (GenerationConfig, {"num_response": 4}, "stage.num_response: unknown setting, did you mean 'num_responses'?"),
+        (
+            GenerationConfig,
+            {"num_responses": 1},
+            "stage.num_responses: should be greater than or equal to 2, got 1",
+        ),
+        (GenerationConfig, {"num_responses": "16"}, 'stage.num_responses: should be a valid integer, got "16"'),
+        (GenerationConfig, {"num_responses": 16.5}, "got 16.5"),
+        (GenerationConfig, {"temperature": float("nan")}, "stage.temperature: should be a finite number"),
+        (GenerationConfig, {"stop_token_ids": [1, "x"]}, "stage.stop_token_ids"),
+        (PairingConfig, {"length_penalty": "foo"}, "'exact' or 'grid', or "),
+        (PairingConfig, {"replay_ratio": 1.5}, "stage.replay_ratio: should be less than or equal to 1, got 1.5"),
+        (TrainingConfig, {"loss": "kto"}, "'sigmoid', 'hinge' or 'ipo', got \"kto\""),
+        (TrainingConfig, {"loss": "ipo", "label_smoothing": 0.1}, "defined for loss 'sigmoid' only"),
+        (TrainingConfig, {"warmup_steps": 50}, "use 'constant_with_warmup'"),
+        (TrainingConfig, {"per_device_batch_size": 64}, "must not exceed global_batch_size 32, got 64"),
+        (ScoringConfig, {"min_characters": 10, "max_characters": 9}, "got 10 and 9"),
+        (ChatConfig, {"prompt_format": "zephyr", "system_prompt": "Be kind."}, "only with prompt_format 'model'"),
+    ],
+)
+def test_a_bad_setting_is_one_line_with_field_value_and_what_is_allowed(cls, values, message):
+    with pytest.raises(ConfigError) as error:
+        cls.parse(values, "stage")
+    text = str(error.value)
+    assert message.lower() in text.lower()
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_settings_survive_what_kubeflow_pipelines_does_to_numbers(cls):
+    """A dict parameter arrives with every number a float and its keys reordered."""
+    plain = cls().to_dict()
+    shuffled = {name: float(value) if type(value) is int else value for name, value in reversed(plain.items())}
+    received = json.loads(json.dumps(shuffled))
+    assert cls.parse(received, "stage") == cls()
+    assert cls.parse(received, "stage").fingerprint() == cls().fingerprint()
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_no_default_is_none_because_kubeflow_pipelines_refuses_it(cls):
+    assert None not in cls().to_dict().values()
+
+
+def test_operational_settings_leave_the_fingerprint_alone():
+    assert GenerationConfig(gpu_memory_utilization=0.5).fingerprint() == GenerationConfig().fingerprint()
+    assert GenerationConfig(temperature=0.5).fingerprint() != GenerationConfig().fingerprint()
+
+
+def test_the_global_batch_is_split_over_processes():
+    config = TrainingConfig(global_batch_size=32, per_device_batch_size=2)
+    assert config.accumulation_steps(8) == 2
+    with pytest.raises(ConfigError, match=r"multiple of .* 2 x 3 = 6, got 32"):
+        config.accumulation_steps(3)
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        GenerationConfig().temperature = 1.0
+
+
+@given(st.lists(st.one_of(st.integers(), st.text()), min_size=1))
+def test_seeds_are_stable_31_bit_and_depend_on_every_part(parts):
+    seed = derive_seed(*parts)
+    assert 0 <= seed < 2**31
+    assert seed == derive_seed(*parts)
+    assert derive_seed(*parts, "more") != seed
+
+
+def test_a_seed_is_pinned_so_that_runs_of_two_versions_agree():
+    assert derive_seed(0, "generate", 1) == 2106931564

@@ -1,0 +1,31 @@
+"""Keys are deterministic and refuse names that S3 or Kubernetes would not take."""
+
+import pytest
+
+from dice_core import layout
+
+
+def test_the_places_of_a_run():
+    run = layout.run("s3://bucket/prefix/", "july")
+    assert run == "s3://bucket/prefix/runs/july"
+    assert layout.shard(run, 2, "generate", 0, 8) == f"{run}/iteration-2/generate/shard-0-of-8"
+    assert layout.stage(run, 1, "pair") == f"{run}/iteration-1/pair"
+    assert layout.warm_start(run, "train") == f"{run}/warm-start/train"
+    assert (
+        layout.model("s3://bucket", "HuggingFaceH4/zephyr-7b-beta")
+        == "s3://bucket/models/huggingfaceh4--zephyr-7b-beta"
+    )
+    assert layout.promoted("s3://bucket", "zephyr") == "s3://bucket/promoted/zephyr.json"
+
+
+@pytest.mark.parametrize("name", ["", "July", "a/b", "-a", "a-", "x" * 64, "a b"])
+def test_a_run_name_that_is_no_key_or_label_is_refused(name):
+    with pytest.raises(ValueError, match="run must be 1 to 63 lower-case letters"):
+        layout.run("s3://bucket", name)
+
+
+def test_iterations_count_from_one_and_shards_from_zero():
+    with pytest.raises(ValueError, match="iteration counts from 1, got 0"):
+        layout.stage("r", 0, "pair")
+    with pytest.raises(ValueError, match="shard must be from 0 to 7, got 8"):
+        layout.shard("r", 1, "score", 8, 8)
