@@ -1,0 +1,82 @@
+"""`dice <stage>`: options come from the stage functions, and a mistake is one line and exit code 1."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dice_core import cli
+
+
+def run(capsys, *arguments):
+    code = cli.main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("stage", list(cli.STAGES))
+def test_every_option_of_every_stage_has_a_help_text(stage, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([stage, "--help"])
+    assert exit_.value.code == 0
+    parser = cli.build_parser()._subparsers._group_actions[0].choices[stage]
+    assert all(action.help for action in parser._actions)
+
+
+def test_help_loads_no_torch_and_no_vllm():
+    code = "import sys; from dice_core.cli import build_parser; build_parser(); print({'torch','vllm','transformers'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+def test_a_misspelt_setting_is_one_line_and_exit_code_1(capsys, tmp_path):
+    arguments = ["--policy", "p", "--data", "d", "--output", str(tmp_path / "o"), "--set", "generation.temprature=1"]
+    code, out, err = run(capsys, "generate", *arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("dice: error: generation.temprature: unknown setting, did you mean 'temperature'?")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_model_that_is_not_there_is_one_line_and_leaves_nothing(capsys, tmp_path):
+    arguments = ["--policy", str(tmp_path / "m"), "--data", str(tmp_path / "d"), "--output", str(tmp_path / "o")]
+    code, _, err = run(capsys, "generate", *arguments)
+    assert code == 1
+    assert "no manifest.json there" in err
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_config_file_is_read_and_set_wins(tmp_path, monkeypatch, capsys):
+    seen = {}
+
+    def stage(output_uri, *, pairing: cli.stages.Values = None, seed: int = 0):
+        """Do nothing.
+
+        Args:
+            output_uri: where.
+            pairing: PairingConfig.
+            seed: of the run.
+        """
+        seen.update(pairing=pairing, seed=seed)
+        return cli.StageReport(output_uri, "completed", {})
+
+    monkeypatch.setitem(cli.STAGES, "pair", stage)
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"pairing": {"replay_ratio": 0.2, "num_eval_pairs": 4}, "training": {"beta": 0.1}}))
+    code, out, _ = run(
+        capsys, "pair", "--output", "o", "--seed", "3", "--config", str(path), "--set", "pairing.replay_ratio=0.5"
+    )
+    assert code == 0
+    assert json.loads(out)["status"] == "completed"
+    assert seen == {"pairing": {"replay_ratio": 0.5, "num_eval_pairs": 4}, "seed": 3}
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"pairing": 1}', "{"])
+def test_a_config_file_of_another_form_is_one_line(text, tmp_path, capsys):
+    path = tmp_path / "c.json"
+    path.write_text(text)
+    arguments = ["--data", "d", "--policy", "p", "--output", "o", "--config", str(path)]
+    code, _, err = run(capsys, "pair", *arguments)
+    assert code == 1
+    assert "c.json" in err
+    assert err.count("\n") == 1

@@ -1,0 +1,132 @@
+"""A stage runs once for the same settings and inputs, resumes what was interrupted, and never mixes."""
+
+import pyarrow as pa
+import pytest
+
+from dice_core import records
+from dice_core.config import GenerationConfig, PairingConfig
+from dice_core.manifest import read_manifest
+from dice_core.stage_runner import clear_output, open_input, run_stage
+from dice_core.storage import StorageError, open_storage
+
+PROMPTS = pa.table({"prompt_id": ["a"], "prompt": ["Hi"]})
+
+
+class Work:
+    """A stage's work that writes two parts and can be killed after the first."""
+
+    def __init__(self, num_before_kill=2):
+        self.num_before_kill, self.done = num_before_kill, []
+
+    def __call__(self, context):
+        for index in range(2):
+            name = f"part-{index}.parquet"
+            if name in context.parts:
+                continue
+            if len(self.done) == self.num_before_kill:
+                raise KeyboardInterrupt
+            records.write_table(PROMPTS, records.PROMPTS, context.folder / name)
+            context.publish_part(name, context.folder / name)
+            self.done.append(index)
+        return context.publish({}, {"num_rows": 2})
+
+
+def run(uri, work, *, settings=None, inputs=None, seed=0, format_version=1):
+    return run_stage(
+        "generate",
+        uri,
+        work,
+        format_version=format_version,
+        settings={"generation": settings or GenerationConfig()},
+        arguments={"seed": seed},
+        inputs=inputs or {},
+    )
+
+
+@pytest.fixture
+def uri(tmp_path):
+    return str(tmp_path / "out")
+
+
+def test_the_same_stage_again_returns_at_once_with_the_same_metrics(uri):
+    first, again = Work(), Work()
+    assert run(uri, first).status == "completed"
+    report = run(uri, again)
+    assert (report.status, report.metrics, again.done) == ("already complete", {"num_rows": 2}, [])
+
+
+def test_a_killed_stage_resumes_at_its_next_part(uri):
+    killed, resumed = Work(num_before_kill=1), Work()
+    with pytest.raises(KeyboardInterrupt):
+        run(uri, killed)
+    assert read_manifest(uri) is None
+    assert run(uri, resumed).status == "completed"
+    assert (killed.done, resumed.done) == ([0], [1])
+    assert sorted(read_manifest(uri).files) == ["part-0.parquet", "part-1.parquet"]
+
+
+def test_other_settings_at_the_same_place_are_refused_and_named(uri):
+    run(uri, Work())
+    with pytest.raises(StorageError, match=r"generation.temperature was 0.7, now 0.9\): take a new run name"):
+        run(uri, Work(), settings=GenerationConfig(temperature=0.9))
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"format_version": 2}])
+def test_another_seed_or_format_at_the_same_place_is_refused(uri, change):
+    run(uri, Work())
+    with pytest.raises(StorageError, match="inputs or seed differ"):
+        run(uri, Work(), **change)
+
+
+def test_operational_settings_may_change_between_attempts(uri):
+    with pytest.raises(KeyboardInterrupt):
+        run(uri, Work(num_before_kill=1))
+    assert run(uri, Work(), settings=GenerationConfig(gpu_memory_utilization=0.5)).status == "completed"
+
+
+def test_an_input_that_changed_is_refused(uri, tmp_path):
+    source = str(tmp_path / "in")
+    run(source, Work())
+    run(uri, Work(), inputs={"data": source})
+    clear_output(source)
+    run_stage(
+        "pair",
+        source,
+        lambda context: context.publish({}, {}),
+        format_version=1,
+        settings={"pairing": PairingConfig()},
+        arguments={},
+        inputs={},
+    )
+    with pytest.raises(StorageError, match="inputs or seed differ"):
+        run(uri, Work(), inputs={"data": source})
+
+
+def test_an_unfinished_input_is_refused_before_any_work(uri, tmp_path):
+    work = Work()
+    with pytest.raises(StorageError, match="has not finished, or the address is wrong"):
+        run(uri, work, inputs={"data": str(tmp_path / "nothing")})
+    assert work.done == []
+
+
+def test_a_skipped_stage_makes_those_after_it_skip_with_the_same_reason(uri, tmp_path):
+    last, work = str(tmp_path / "last"), Work()
+    assert run(uri, lambda context: context.skip("refused: too long")).status == "skipped"
+    report = run(last, work, inputs={"data": uri})
+    assert (report.status, report.message, work.done) == ("skipped", "refused: too long", [])
+    assert run(last, work, inputs={"data": uri}).status == "skipped"
+
+
+def test_overwrite_deletes_what_was_there(uri):
+    run(uri, Work())
+    clear_output(uri)
+    assert open_storage(uri).list() == []
+    assert run(uri, Work(), seed=1).status == "completed"
+
+
+def test_a_parquet_file_of_the_users_is_an_input_by_its_content(tmp_path):
+    path = tmp_path / "mine.parquet"
+    records.write_table(PROMPTS, records.PROMPTS, path)
+    source = open_input(str(path))
+    assert source.tables() == ["mine.parquet"]
+    assert source.manifest.files["mine.parquet"].num_rows == 1
