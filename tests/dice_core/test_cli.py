@@ -25,7 +25,12 @@ def test_every_option_of_every_stage_has_a_help_text(stage, capsys):
 
 
 def test_help_loads_no_torch_and_no_vllm():
-    code = "import sys; from dice_core.cli import build_parser; build_parser(); print({'torch','vllm','transformers'} & set(sys.modules))"
+    code = """if True:
+        import sys
+        from dice_core.cli import build_parser
+        build_parser()
+        print({"torch", "vllm", "transformers"} & set(sys.modules))
+    """
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
 

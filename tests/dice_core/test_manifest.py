@@ -55,14 +55,14 @@ def test_a_file_changed_after_publishing_is_refused_by_name(published, tmp_path)
 def test_a_file_that_is_gone_is_refused_by_name(published, tmp_path):
     uri, manifest = published
     open_storage(uri).delete("notes.txt")
-    with pytest.raises(StorageError, match="notes.txt"):
+    with pytest.raises(StorageError, match=r"notes.txt"):
         fetch_files(uri, manifest, tmp_path / "in")
 
 
 def test_a_file_no_manifest_names_is_not_read(published, tmp_path):
     uri, manifest = published
     open_storage(uri).write_bytes("stray.txt", b"x")
-    with pytest.raises(StorageError, match="names no file 'stray.txt'"):
+    with pytest.raises(StorageError, match=r"names no file 'stray.txt'"):
         fetch_files(uri, manifest, tmp_path / "in", ["stray.txt"])
 
 
