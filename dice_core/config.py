@@ -129,6 +129,8 @@ class DataConfig(Settings):
     """Random subset of the prompts (seeded); 0 takes all."""
     max_response_characters: Int = Field(default=20_000, ge=1)
     """Preference pairs with a longer chosen or rejected text are dropped and counted."""
+    decontamination_words: Int = Field(default=13, ge=2)
+    """A prompt that shares a run of so many words with a prompt of the benchmarks given is dropped and counted."""
 
 
 class GenerationConfig(Settings):
