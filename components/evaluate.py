@@ -1,0 +1,60 @@
+"""Component of the evaluate stage."""
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.GENERATE, install_kfp_package=False)
+def evaluate(
+    root: str,
+    run: str,
+    iteration: int,
+    policy_uri: str,
+    previous_uri: str,
+    base_reference_uri: str,
+    data_uri: str,
+    promote_as: str,
+    evaluation: dict,
+    generation: dict,
+    chat: dict,
+    seed: int,
+    metrics: dsl.Output[dsl.Metrics],
+) -> str:
+    """Measure the new policy against the one before it; promote it only if it is better.
+
+    Args:
+        root: Where all runs keep their data: s3://bucket/prefix or a folder.
+        run: Name of the run.
+        iteration: Iteration, from 1.
+        policy_uri: The new policy.
+        previous_uri: The policy before it.
+        base_reference_uri: First reference of the run; the rewards of both policies are taken against it.
+        data_uri: Prepared tables with the held-out pairs.
+        promote_as: Name of the promoted pointer that an accepted policy moves. Empty: none is moved.
+        evaluation: Settings of the stage (EvaluationConfig).
+        generation: How answers are sampled (GenerationConfig).
+        chat: How a prompt becomes token ids (ChatConfig).
+        seed: Seed of the run.
+
+    Returns:
+        metrics: Held-out accuracy and margin, answer lengths before and after, whether it was accepted and why.
+        Output: Address of the evaluation.
+    """
+    from dice_core import layout, stages
+
+    report = stages.evaluate(
+        policy_uri,
+        previous_uri,
+        base_reference_uri,
+        data_uri,
+        layout.stage(layout.run(root, run), iteration, "evaluate"),
+        iteration=iteration,
+        promoted_uri=layout.promoted(root, promote_as) if promote_as else "",
+        evaluation=evaluation,
+        generation=generation,
+        chat=chat,
+        seed=seed,
+    )
+    metrics.metadata.update(report.metrics, status=report.status, uri=report.uri)
+    return report.uri

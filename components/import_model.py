@@ -1,0 +1,26 @@
+"""Component of the import-model stage."""
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.CORE, install_kfp_package=False)
+def import_model(root: str, source: str, metrics: dsl.Output[dsl.Metrics]) -> str:
+    """Bring a model into storage, once for all runs.
+
+    Args:
+        root: Where all runs keep their data: s3://bucket/prefix or a folder.
+        source: A Hub id (org/name), a folder, an s3:// address or a GGUF file.
+
+    Returns:
+        metrics: What was imported.
+        Output: Address of the imported model.
+    """
+    from dice_core import layout, stages
+
+    # "org/name" of a hub; the last folder and the name of a path or an address
+    name = "/".join(source.rstrip("/").split("/")[-2:])
+    report = stages.import_model(source, layout.model(root, name))
+    metrics.metadata.update(report.metrics, status=report.status, uri=report.uri)
+    return report.uri

@@ -1,0 +1,28 @@
+"""Component of the report stage."""
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.CORE, install_kfp_package=False)
+def report(root: str, run: str, num_iterations: int, page: dsl.Output[dsl.HTML]) -> None:
+    """Write one page on the run: what was made, dropped, trained and measured, and why.
+
+    Args:
+        root: Where all runs keep their data: s3://bucket/prefix or a folder.
+        run: Name of the run.
+        num_iterations: Number of iterations of the run.
+
+    Returns:
+        page: The report, self-contained and under 1 MB.
+    """
+    from pathlib import Path
+
+    from dice_core import layout, stages
+    from dice_core.storage import open_storage
+
+    run_uri = layout.run(root, run)
+    written = stages.report(run_uri, layout.report(run_uri), num_iterations=num_iterations)
+    open_storage(written.uri).download("report.html", Path(page.path))
+    page.metadata.update(written.metrics, uri=written.uri)

@@ -1,0 +1,72 @@
+"""`python -m pipelines compile`: the commands of people and of the Makefile. Errors are one line and exit code 1.
+
+A command is a function here that takes the parsed options; its parser is built beside it.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dice_core.config import ConfigError
+from pipelines.overrides import apply_overrides, find_preset
+from pipelines.presets import PRESETS, Preset
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except (ConfigError, OSError) as error:
+        print(f"pipelines: error: {error}", file=sys.stderr)
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines", description="Compile and run the DICE pipeline.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_compile(commands)
+    return parser
+
+
+def add_preset_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose a preset and change its settings, for every command that takes a preset."""
+    parser.add_argument("--preset", default="zephyr", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change settings, such as training.learning_rate=1e-6 iterations=3",
+    )
+
+
+def chosen_preset(options: argparse.Namespace) -> Preset:
+    """Return the preset that the options choose, with their changes."""
+    return apply_overrides(find_preset(options.preset), options.set)
+
+
+def _add_compile(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("compile", help="write the pipeline as YAML for Kubeflow Pipelines")
+    add_preset_options(parser)
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="where to write (.yaml)")
+    parser.set_defaults(command=_compile)
+
+
+def _compile(options: argparse.Namespace) -> int:
+    preset = chosen_preset(options)
+    if options.output.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"output: must end in .yaml or .yml, got {str(options.output)!r}")
+    if not options.output.absolute().parent.is_dir():
+        raise ConfigError(f"output: {options.output.absolute().parent} is not a folder")
+    # Imported when it is needed: a typo is told without the second that kfp takes to load.
+    from kfp import compiler
+
+    from pipelines.dice import build_pipeline
+
+    compiler.Compiler().compile(build_pipeline(preset), str(options.output))
+    print(f"{options.output}: {preset.description} ({options.output.stat().st_size >> 10} KiB)")
+    return 0

@@ -1,0 +1,205 @@
+"""The DICE pipeline of a preset: iterations and shards unrolled when it is compiled.
+
+    import-model -> prepare-data -> [warm start: pair -> train] -> iteration 1 -> iteration 2 ...
+    iteration: generate and score (a task a shard) -> pair -> train -> evaluate
+    report: at the end, whatever happened
+
+A person may edit every setting of a stage in the UI: they are parameters, a JSON object per stage. How many iterations
+and shards there are decides the graph, so that is fixed at compile time. Addresses travel as strings; what a gate
+decides is read by the stages themselves, so that the pipeline runs the same where conditions are not supported.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from kfp import dsl
+from kfp.dsl.graph_component import GraphComponent
+
+from components.evaluate import evaluate
+from components.generate import generate
+from components.import_model import import_model
+from components.pair import pair
+from components.prepare_data import prepare_data
+from components.report import report
+from components.score import score
+from components.train import train
+from pipelines.presets import Preset
+from pipelines.resources import configure_task
+
+DESCRIPTIONS = {
+    "root": "Where all runs keep their data: s3://bucket/prefix.",
+    "run": "Name of this run; the same name again continues the run.",
+    "policy_source": "The policy to start from: a Hub id, a folder, an s3:// address or a GGUF file.",
+    "reference_source": "What the policy's own DPO started from.",
+    "preferences_source": "Offline preference pairs: JSONL, Parquet or a Hub data set.",
+    "prompts_source": "Prompts to generate on; empty: those of the preference pairs.",
+    "exclude_source": "Prompts of benchmarks to leave out; may be empty.",
+    "promote_as": "Name of the promoted pointer that an accepted policy moves; empty: none.",
+    "seed": "Every random choice follows from it.",
+    "chat": "How a prompt becomes token ids (ChatConfig).",
+    "data": "Preparing data (DataConfig).",
+    "generation": "Sampling (GenerationConfig).",
+    "scoring": "Valid responses and their log-probs (ScoringConfig).",
+    "pairing": "Length penalty, selection, replay (PairingConfig).",
+    "training": "DPO (TrainingConfig).",
+    "warm_start_training": "DPO of the first policy on offline pairs (TrainingConfig).",
+    "evaluation": "What is measured of a new policy, and when it is accepted (EvaluationConfig).",
+    "launch": "Where training runs (LaunchConfig).",
+}
+
+_COMMON = ("root", "run", "promote_as", "seed", "chat", "generation", "scoring", "pairing", "training")
+_COMMON += ("evaluation", "launch")
+_HANDED_ON = ("policy_uri", "reference_uri", "base_reference_uri", "data_uri", "gate_uri")
+
+OUTPUT = "Output"
+"""kfp's name of what a component returns: here the address of what the stage made."""
+
+Given = Mapping[str, Any]
+"""Inputs of a pipeline by name: the placeholders that kfp wires to tasks."""
+
+
+class IterationOutputs(NamedTuple):
+    """What an iteration hands to the next one."""
+
+    policy_uri: str
+    evaluation_uri: str
+
+
+def build_pipeline(preset: Preset) -> GraphComponent:
+    """Return the pipeline of a preset; kfp compiles it, or runs it here when it is called with kfp.local."""
+    iterations = [build_iteration(iteration, preset) for iteration in range(1, preset.iterations + 1)]
+
+    def run_all(given: Given) -> None:
+        page = report(root=given["root"], run=given["run"], num_iterations=preset.iterations)
+        with dsl.ExitHandler(configure_task(page, "report", preset.num_retries), name=preset.name):
+            _run_stages(preset, iterations, given)
+
+    defaults = default_parameters(preset)
+    inputs = [_parameter("root", str), *(_parameter(name, type(value), value) for name, value in defaults.items())]
+    return _pipeline(run_all, f"dice-{preset.name}", f"DICE {preset.name}", inputs, description=preset.description)
+
+
+def build_iteration(iteration: int, preset: Preset) -> GraphComponent:
+    """Return the pipeline of one iteration: from a policy and the one before it to the next policy, measured."""
+
+    def run_iteration(given: Given) -> IterationOutputs:
+        given = {**given, "iteration": iteration}
+        scored = [_generate_and_score(preset, given, shard) for shard in range(preset.num_shards)]
+        return _pair_train_evaluate(preset, given, scored)
+
+    kinds = {name: dict for name in preset.sections()} | {"seed": int}
+    inputs = [_parameter(name, kinds.get(name, str)) for name in (*_COMMON, *_HANDED_ON)]
+    name = f"iteration {iteration}"
+    return _pipeline(run_iteration, name.replace(" ", "-"), name, inputs, outputs=IterationOutputs)
+
+
+def default_parameters(preset: Preset) -> dict[str, Any]:
+    """Return what a person may change when a run is started, with the preset's values; `root` alone has none."""
+    reference = {} if preset.has_warm_start else {"reference_source": preset.reference_source}
+    return {
+        "run": preset.name,
+        "policy_source": preset.policy_source,
+        **reference,
+        "preferences_source": preset.preferences_source,
+        "prompts_source": preset.prompts_source,
+        "exclude_source": "",
+        "promote_as": preset.name,
+        "seed": preset.seed,
+        **{name: settings.to_dict() for name, settings in preset.sections().items()},
+    }
+
+
+def _run_stages(preset: Preset, iterations: list[GraphComponent], given: Given) -> None:
+    retries = preset.num_retries
+    imported = import_model(root=given["root"], source=given["policy_source"])
+    policy = configure_task(imported, "import policy", retries).outputs[OUTPUT]
+    names = ("root", "run", "seed", "chat", "data", "preferences_source", "prompts_source", "exclude_source")
+    prepared = prepare_data(**_take(given, *names), policy_uri=policy)
+    data = configure_task(prepared, "prepare data", retries).outputs[OUTPUT]
+    if preset.has_warm_start:
+        reference, policy = policy, _warm_start(preset, given, policy, data)
+    else:
+        imported = import_model(root=given["root"], source=given["reference_source"])
+        reference = configure_task(imported, "import reference", retries).outputs[OUTPUT]
+    base_reference, gate = reference, ""
+    for number, iteration in enumerate(iterations, start=1):
+        done = iteration(
+            **_take(given, *_COMMON),
+            policy_uri=policy,
+            reference_uri=reference,
+            base_reference_uri=base_reference,
+            data_uri=data,
+            gate_uri=gate,
+        ).set_display_name(f"iteration {number}")
+        # Of the next iteration: pi_t is the policy, pi_{t-1} the reference.
+        policy, reference, gate = done.outputs["policy_uri"], policy, done.outputs["evaluation_uri"]
+
+
+def _warm_start(preset: Preset, given: Given, sft: Any, data: Any) -> Any:
+    """Make the first DPO policy from the SFT model and offline pairs; return its address."""
+    place = {**_take(given, "root", "run", "seed"), "iteration": 0, "policy_uri": sft}
+    pairs = pair(**place, **_take(given, "chat", "pairing"), num_shards=0, data_uri=data)
+    pairs_uri = configure_task(pairs, "warm start: pair", preset.num_retries).outputs[OUTPUT]
+    trained = train(**place, pairs_uri=pairs_uri, training=given["warm_start_training"], launch=given["launch"])
+    return configure_task(trained, "warm start: train", preset.num_retries).outputs[OUTPUT]
+
+
+def _generate_and_score(preset: Preset, given: Given, shard: int) -> dsl.PipelineTask:
+    place = {**_take(given, "root", "run", "iteration"), "shard": shard, "num_shards": preset.num_shards}
+    of_all = f"{shard + 1} of {preset.num_shards}"
+    responses = generate(**place, **_take(given, "policy_uri", "data_uri", "gate_uri", "generation", "chat", "seed"))
+    responses_uri = configure_task(responses, f"generate {of_all}", preset.num_retries).outputs[OUTPUT]
+    scores = score(**place, **_take(given, "policy_uri", "reference_uri", "scoring"), responses_uri=responses_uri)
+    return configure_task(scores, f"score {of_all}", preset.num_retries)
+
+
+def _pair_train_evaluate(preset: Preset, given: Given, scored: list[dsl.PipelineTask]) -> IterationOutputs:
+    place, retries = _take(given, "root", "run", "iteration", "seed"), preset.num_retries
+    # The stage finds the shards by their number: not every KFP backend resolves a list of task outputs.
+    pairs = pair(
+        **place, **_take(given, "policy_uri", "data_uri", "pairing", "chat"), num_shards=preset.num_shards
+    ).after(*scored)
+    pairs_uri = configure_task(pairs, "pair", retries).outputs[OUTPUT]
+    trained = train(**place, **_take(given, "policy_uri", "training", "launch"), pairs_uri=pairs_uri)
+    policy = configure_task(trained, "train", retries).outputs[OUTPUT]
+    evaluated = evaluate(
+        **place,
+        **_take(given, "base_reference_uri", "data_uri", "promote_as", "evaluation", "generation", "chat"),
+        policy_uri=policy,
+        previous_uri=given["policy_uri"],
+    )
+    return IterationOutputs(policy, configure_task(evaluated, "evaluate", retries).outputs[OUTPUT])
+
+
+def _take(given: Given, *names: str) -> dict[str, Any]:
+    return {name: given[name] for name in names}
+
+
+def _parameter(name: str, kind: type, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind, default=default)
+
+
+def _pipeline(
+    body: Callable[[Given], Any],
+    name: str,
+    display_name: str,
+    inputs: list[inspect.Parameter],
+    *,
+    description: str = "",
+    outputs: Any = inspect.Signature.empty,
+) -> GraphComponent:
+    """Make a kfp pipeline of a body that takes its inputs as one mapping.
+
+    kfp reads the inputs from a signature and a docstring; which inputs there are depends on the preset, so that
+    both are made here.
+    """
+
+    def function(*values: Any) -> Any:
+        return body({entry.name: value for entry, value in zip(inputs, values, strict=True)})
+
+    arguments = [f"    {entry.name}: {DESCRIPTIONS[entry.name]}" for entry in inputs if entry.name in DESCRIPTIONS]
+    function.__doc__ = "\n".join([f"{description or display_name}.", "", "Args:", *arguments])
+    function.__signature__ = inspect.Signature(inputs, return_annotation=outputs)  # type: ignore[attr-defined]
+    pipeline: GraphComponent = dsl.pipeline(name=name, display_name=display_name)(function)
+    return pipeline

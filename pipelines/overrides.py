@@ -1,0 +1,74 @@
+"""`--set training.learning_rate=1e-6 iterations=3`, into a preset.
+
+A name with a dot is a setting of a stage; one without is a field of the preset itself. Everything is checked here, so
+that a typo fails before anything is compiled or submitted.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from dice_core.config import ConfigError
+from dice_core.overrides import parse_overrides
+from pipelines.presets import PRESETS, Preset
+
+_LOWEST = {"iterations": 1, "num_shards": 1, "num_retries": 0, "seed": 0}
+
+
+def find_preset(name: str) -> Preset:
+    """Return a preset by name.
+
+    Raises:
+        ConfigError: there is none; the nearest name is suggested.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"preset: unknown name {name!r}, {_suggest(name, PRESETS)}allowed: {', '.join(PRESETS)}")
+    return PRESETS[name]()
+
+
+def apply_overrides(preset: Preset, assignments: Iterable[str]) -> Preset:
+    """Return the preset with settings changed.
+
+    Args:
+        preset: to start from; it is not changed.
+        assignments: `section.field=value` or `field=value`; of two for the same field the later wins.
+
+    Raises:
+        ConfigError: one line naming what is not of that form, unknown, or out of range, and what is allowed.
+    """
+    assignments = list(assignments)
+    own = [text for text in assignments if "." not in text.partition("=")[0]]
+    sections = preset.sections()
+    values = parse_overrides((text for text in assignments if text not in own), sections)
+    changes: dict[str, Any] = {
+        name: type(sections[name]).parse(sections[name].to_dict() | fields, name) for name, fields in values.items()
+    }
+    for text in own:
+        name, value = _own_field(preset, text)
+        changes[name] = value
+    return dataclasses.replace(preset, **changes)
+
+
+def _own_field(preset: Preset, text: str) -> tuple[str, str | int]:
+    fields = [field.name for field in dataclasses.fields(preset) if isinstance(getattr(preset, field.name), str | int)]
+    allowed = [name for name in fields if name not in ("name", "description")]
+    name, equals, word = text.partition("=")
+    if not equals:
+        raise ConfigError(f"{text!r}: must be NAME=VALUE, such as training.learning_rate=1e-6 or iterations=3")
+    if name in preset.sections():
+        example = next(iter(type(preset.sections()[name]).model_fields))
+        raise ConfigError(f"{name}: is a section, name a field of it, such as {name}.{example}=...")
+    if name not in allowed:
+        known = [*allowed, *preset.sections()]
+        raise ConfigError(f"{name}: unknown setting, {_suggest(name, known)}allowed: {', '.join(known)}")
+    if isinstance(getattr(preset, name), str):
+        return name, word
+    if not word.removeprefix("-").isdecimal() or int(word) < _LOWEST[name]:
+        raise ConfigError(f"{name}: must be a whole number from {_LOWEST[name]}, got {word!r}")
+    return name, int(word)
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}? " if close else ""

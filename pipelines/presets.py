@@ -1,0 +1,206 @@
+"""Complete settings for a model and a data set, one function a preset. A variant is a preset and `--set`.
+
+Sources of the numbers: "upstream" is sail-sg/dice (scripts/run_dice/pipeline.sh unless another file is named), "paper"
+is arXiv 2406.09760. What is not written here is the default of the settings class, with its own source there.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from dice_core.config import (
+    ChatConfig,
+    DataConfig,
+    EvaluationConfig,
+    GenerationConfig,
+    LaunchConfig,
+    PairingConfig,
+    ScoringConfig,
+    Settings,
+    TrainingConfig,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A run's settings: `iterations` and `num_shards` shape the compiled graph, the rest are parameters' defaults."""
+
+    name: str
+    description: str
+    policy_source: str
+    """The DPO-tuned policy, or the SFT model where there is a warm start."""
+    reference_source: str
+    """What the policy's DPO started from; empty: a warm start makes the first policy from offline pairs."""
+    preferences_source: str
+    prompts_source: str = ""
+    """Empty: the prompts of the preference pairs."""
+    iterations: int = 2
+    num_shards: int = 1
+    """Tasks that generate, and that score, in parallel: a GPU each."""
+    num_retries: int = 2
+    seed: int = 42
+    chat: ChatConfig
+    data: DataConfig
+    generation: GenerationConfig
+    scoring: ScoringConfig
+    pairing: PairingConfig
+    training: TrainingConfig
+    warm_start_training: TrainingConfig | None = None
+    evaluation: EvaluationConfig
+    launch: LaunchConfig
+
+    @property
+    def has_warm_start(self) -> bool:
+        """Return whether the first policy is made by this run."""
+        return not self.reference_source
+
+    def sections(self) -> dict[str, Settings]:
+        """Return the settings of the stages by name, in the order of the stages."""
+        values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {name: value for name, value in values if isinstance(value, Settings)}
+
+
+def zephyr() -> Preset:
+    """Zephyr-7B-beta on UltraFeedback, as in the paper, on a node of 8 GPUs."""
+    return Preset(
+        name="zephyr",
+        description="Zephyr-7B-beta on UltraFeedback, two iterations, 8 GPUs",
+        policy_source="HuggingFaceH4/zephyr-7b-beta",  # upstream
+        reference_source="HuggingFaceH4/mistral-7b-sft-beta",  # upstream
+        preferences_source="HuggingFaceH4/ultrafeedback_binarized",  # paper
+        iterations=2,  # paper: rounds 1 and 2; no gain was seen beyond three
+        num_shards=8,  # upstream: 8 processes, a GPU each
+        chat=ChatConfig(prompt_format="zephyr"),  # upstream: zephyr-custom
+        data=_ultrafeedback(),
+        generation=_generation(temperature=0.7, top_p=0.9),  # upstream: self_alignment/configs/gen.py
+        scoring=_scoring(),
+        pairing=_pairing(),
+        training=_training(),
+        evaluation=EvaluationConfig(),
+        launch=LaunchConfig(num_nodes=1, processes_per_node=8),  # upstream: 8 x A100
+    )
+
+
+def llama3() -> Preset:
+    """Llama-3-8B after SFT and DPO on UltraFeedback, as in the paper, on a node of 8 GPUs."""
+    return dataclasses.replace(
+        zephyr(),
+        name="llama3",
+        description="Llama-3-8B-SFT-DPO on UltraFeedback, two iterations, 8 GPUs",
+        policy_source="princeton-nlp/Llama-3-Base-8B-SFT-DPO",  # upstream
+        reference_source="princeton-nlp/Llama-3-Base-8B-SFT",  # upstream
+        chat=ChatConfig(prompt_format="llama3"),  # upstream: llama3-custom, no system prompt
+        # upstream: self_alignment/configs/gen.py; 128001 is <|end_of_text|>, 128009 <|eot_id|>
+        generation=_generation(temperature=0.9, top_p=1.0, stop_token_ids=(128001, 128009)),
+    )
+
+
+def demo() -> Preset:
+    """SmolLM2-135M-Instruct on 2 CPU cores in minutes; its first policy is made from offline pairs."""
+    training = TrainingConfig(
+        beta=0.1,
+        # Eight steps must show an effect: 40 times the published rate, on weights kept in float32.
+        learning_rate=2e-5,
+        max_steps=8,
+        global_batch_size=4,
+        per_device_batch_size=2,
+        max_length=512,
+        precision="bf16",
+        saved_dtype="float32",  # bfloat16 would round most of so small a change away
+        gradient_checkpointing=False,  # the model is small; recomputing costs a third more time
+        eval_steps=4,
+        save_steps=4,
+    )
+    return Preset(
+        name="demo",
+        description="SmolLM2-135M-Instruct on the CPU of this machine, two iterations, minutes",
+        policy_source="HuggingFaceTB/SmolLM2-135M-Instruct",
+        reference_source="",
+        preferences_source="pipelines/data/demo_preferences.jsonl",
+        prompts_source="",
+        iterations=2,
+        num_shards=1,
+        num_retries=0,  # a failure on one's own machine is told at once
+        chat=ChatConfig(prompt_format="model", max_prompt_tokens=256),
+        data=DataConfig(num_held_out=16, max_prompts=28),
+        generation=GenerationConfig(
+            num_responses=4,
+            temperature=0.9,
+            top_p=1.0,  # less halves the speed of sampling on a CPU
+            max_new_tokens=96,  # an answer that does not end is dropped
+            prompts_per_part=14,
+            max_concurrent_sequences=64,
+        ),
+        scoring=ScoringConfig(min_valid_responses=2, dtype="float32", tokens_per_batch=2048),
+        pairing=PairingConfig(min_valid_responses=2, replay_ratio=0.25, num_eval_pairs=6),
+        training=training,
+        warm_start_training=training.model_copy(update={"max_steps": 10}),
+        # Eight answers decide little: the demo shows the gate, with bounds that fit so few.
+        evaluation=EvaluationConfig(
+            dtype="float32",
+            num_sample_prompts=8,
+            num_shown_samples=4,
+            max_new_tokens=96,
+            max_length_growth=1.0,
+            max_accuracy_drop=0.3,
+            tokens_per_batch=2048,
+        ),
+        launch=LaunchConfig(num_nodes=1, processes_per_node=1),
+    )
+
+
+PRESETS: dict[str, Callable[[], Preset]] = {"zephyr": zephyr, "llama3": llama3, "demo": demo}
+
+
+def _ultrafeedback() -> DataConfig:
+    # paper: around 10k random preference pairs of UltraFeedback; prompts of the same rows
+    return DataConfig(max_prompts=10_000, num_held_out=256)
+
+
+def _generation(*, temperature: float, top_p: float, stop_token_ids: tuple[int, ...] = ()) -> GenerationConfig:
+    return GenerationConfig(
+        num_responses=16,  # upstream and paper: K
+        temperature=temperature,
+        top_p=top_p,
+        repetition_penalty=1.0,  # upstream: self_alignment/configs/gen.py
+        max_new_tokens=2048,  # upstream: self_alignment/configs/gen.py
+        stop_token_ids=stop_token_ids,
+        dtype="bfloat16",
+    )
+
+
+def _scoring() -> ScoringConfig:
+    return ScoringConfig(
+        min_characters=4,  # upstream: generate_dpo_scores.py keeps 3 < characters < 6700
+        max_characters=6699,
+        min_valid_responses=8,  # upstream: n_least_score
+        dtype="bfloat16",
+    )
+
+
+def _pairing() -> PairingConfig:
+    return PairingConfig(
+        length_penalty="exact",  # upstream's grid, without its rounding to 0.001
+        length_unit="characters",  # upstream
+        min_valid_responses=8,  # upstream: n_least_score
+        replay_ratio=0.5,  # upstream: gamma
+        num_eval_pairs=576,  # upstream: val_size
+    )
+
+
+def _training() -> TrainingConfig:
+    return TrainingConfig(
+        loss="sigmoid",  # upstream
+        beta=0.1,  # upstream
+        learning_rate=5e-7,  # upstream
+        # upstream also passes warmup 50, which Hugging Face ignores with `constant`; `constant_with_warmup` heeds it
+        lr_scheduler="constant",
+        warmup_steps=0,
+        max_steps=300,  # upstream
+        global_batch_size=32,  # upstream: 8 GPUs x 1 x accumulation 4
+        per_device_batch_size=1,  # upstream
+        max_length=4096,  # upstream: cutoff_len
+        precision="bf16",  # upstream
+        saved_dtype="bfloat16",  # upstream
+        deepspeed="zero3",  # upstream
+        eval_steps=20,  # upstream
+    )
