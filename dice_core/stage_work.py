@@ -4,10 +4,15 @@ Called by stage_runner.py when there is something to do; stages.py has what peop
 imported where they are needed, so that a launcher pod without them can run the stages it runs.
 """
 
+import hashlib
 import json
+import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +22,7 @@ import pyarrow.compute as pc
 from dice_core import records
 from dice_core.config import (
     ChatConfig,
+    DataConfig,
     EvaluationConfig,
     GenerationConfig,
     LaunchConfig,
@@ -43,9 +49,78 @@ class Progress:
             log(f"{self._what}: {num_done} of {num_all} {self._unit}")
 
 
+@dataclass(frozen=True)
+class LocalSource:
+    """A source of the user's rows, on this machine: where it is, what messages call it, and its identity."""
+
+    path: str
+    shown: str
+    digest: str
+
+
 def part_name(index: int) -> str:
     """Return the file name of a part of a sharded table."""
     return f"part-{index:05d}.parquet"
+
+
+@contextmanager
+def local_sources(sources: Mapping[str, str]) -> Iterator[dict[str, LocalSource]]:
+    """Bring the user's files to this machine, and identify each by its content; a Hub data set by its name."""
+    with tempfile.TemporaryDirectory(prefix="dice-") as folder:
+        yield {name: _local_source(source, Path(folder) / name) for name, source in sources.items() if source}
+
+
+def _local_source(source: str, folder: Path) -> LocalSource:
+    path = Path(source)
+    if source.startswith("s3://"):
+        parent, _, name = source.rstrip("/").rpartition("/")
+        storage = open_storage(parent)
+        keys = [found.key for found in storage.list(name) if found.key == name or found.key.startswith(f"{name}/")]
+        if not keys:
+            raise StorageError(f"{source}: no such file or folder")
+        for key in keys:
+            (folder / key).parent.mkdir(parents=True, exist_ok=True)
+            storage.download(key, folder / key)
+        path = folder / name
+    if not path.exists():
+        return LocalSource(source, source, source)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    return LocalSource(str(path), source, hashlib.sha256("".join(digests).encode()).hexdigest())
+
+
+def prepare_data(
+    context: StageContext, *, sources: Mapping[str, LocalSource], data: DataConfig, chat: ChatConfig, seed: int
+) -> Manifest:
+    """Read, check, clean and split the user's rows."""
+    from dice_core.chat import chat_format
+    from dice_core.data import prepare
+    from dice_core.models import load_tokenizer
+    from dice_core.sources import read_preferences, read_prompts
+
+    start = time.monotonic()
+    template = chat_format(load_tokenizer(_fetch_tokenizer(context, "policy")), chat)
+    unlimited = replace(template, max_prompt_tokens=sys.maxsize)
+    rows = {
+        name: (read_preferences if name == "preferences" else read_prompts)(source.path, name=source.shown)
+        for name, source in sources.items()
+    }
+    benchmark = rows["exclude"].table["prompt"].to_pylist() if "exclude" in rows else ()
+    prepared = prepare(
+        rows.get("prompts"),
+        rows["preferences"],
+        data,
+        seed=seed,
+        num_prompt_tokens=lambda prompts: [len(unlimited.prompt_token_ids(prompt)) for prompt in prompts],
+        max_prompt_tokens=chat.max_prompt_tokens,
+        benchmark_prompts=benchmark,
+    )
+    files = {
+        "prompts.parquet": _write(context, prepared.prompts, records.PROMPTS, "prompts.parquet"),
+        "preferences.parquet": _write(context, prepared.preferences, records.PREFERENCES, "preferences.parquet"),
+        "held_out.parquet": _write(context, prepared.held_out, records.PREFERENCES, "held_out.parquet"),
+    }
+    return context.publish(files, {**prepared.counts, "seconds": _seconds(start)})
 
 
 def generate(
@@ -134,28 +209,37 @@ def pair(context: StageContext, *, pairing: PairingConfig, chat: ChatConfig, see
     """Choose the length penalty, select pairs, mix in offline ones; offline ones alone where there are no scores."""
     from dice_core.chat import chat_format
     from dice_core.models import load_tokenizer
-    from dice_core.pairs import build_pairs, choose_length_penalty, offline_pairs, select_pairs
+    from dice_core.pairs import build_pairs, choose_length_penalty, group_scores, offline_pairs, select_pairs
 
     start = time.monotonic()
     preferences = _read(context, context.inputs["data"], records.PREFERENCES, "preferences")
-    format_ = chat_format(load_tokenizer(fetch_tokenizer(context, "policy")), chat)
-    tokenise = {"tokenise_prompt": format_.prompt_token_ids, "tokenise_response": format_.response_token_ids}
-    files, metrics = {}, {}
+    template = chat_format(load_tokenizer(_fetch_tokenizer(context, "policy")), chat)
+    draw = {
+        "config": pairing,
+        "seed": seed,
+        "tokenise_prompt": template.prompt_token_ids,
+        "tokenise_response": template.response_token_ids,
+    }
+    files: dict[str, Path] = {}
+    metrics: dict[str, Metric] = {}
     if context.group("scores"):
-        scores = pa.concat_tables(_tables(context, "scores", records.SCORES))
+        scores = group_scores(_tables(context, "scores", records.SCORES), pairing)
         penalty = choose_length_penalty(scores, pairing)
-        selection = select_pairs(scores, penalty.value, pairing)
+        prompts = _read(context, context.inputs["data"], records.PROMPTS, "prompts")
         responses = _tables(context, "responses", records.RESPONSES)
-        built = build_pairs(selection, responses, preferences, config=pairing, seed=seed, **tokenise)
-        files["length_penalty.json"] = _write_json(context, "length_penalty.json", penalty.to_dict())
+        built = build_pairs(
+            select_pairs(scores, penalty.value, pairing), responses, preferences, prompts=prompts, **draw
+        )
+        curve = {"length_penalties": penalty.curve[0].tolist(), "length_gaps": penalty.curve[1].tolist()}
+        files["length_penalty.json"] = _write_json(context, "length_penalty.json", curve)
         metrics = {
             "length_penalty": penalty.value,
             "length_gap": penalty.gap,
-            "length_gap_unpenalised": penalty.gap_at_zero,
+            "length_gap_unpenalised": penalty.unpenalised_gap,
         }
     else:
-        built = offline_pairs(preferences, config=pairing, seed=seed, **tokenise)
-    files["pairs.parquet"] = _write(context, "pairs.parquet", built.table, records.PAIRS)
+        built = offline_pairs(preferences, **draw)
+    files["pairs.parquet"] = _write(context, built.pairs, records.PAIRS, "pairs.parquet")
     return context.publish(files, {**metrics, **built.counts, "seconds": _seconds(start)})
 
 
@@ -179,7 +263,7 @@ def train(context: StageContext, *, training: TrainingConfig, launch: LaunchConf
     return manifest
 
 
-def fetch_tokenizer(context: StageContext, name: str) -> Path:
+def _fetch_tokenizer(context: StageContext, name: str) -> Path:
     """Download all of a model but its weights: a stage without a GPU needs no more."""
     model, folder = context.inputs[name], context.folder / name
     model.fetch(folder, [file for file in model.manifest.files if not file.endswith(".safetensors")])
@@ -208,12 +292,12 @@ def _stored_parts(context: StageContext, schema: pa.Schema) -> Iterator[pa.Table
 
 
 def _publish_part(context: StageContext, index: int, table: pa.Table, schema: pa.Schema) -> None:
-    path = _write(context, part_name(index), table, schema)
+    path = _write(context, table, schema, part_name(index))
     context.publish_part(part_name(index), path)
     path.unlink()
 
 
-def _write(context: StageContext, name: str, table: pa.Table, schema: pa.Schema) -> Path:
+def _write(context: StageContext, table: pa.Table, schema: pa.Schema, name: str) -> Path:
     path = context.folder / name
     records.write_table(table, schema, path)
     return path

@@ -69,16 +69,19 @@ def prepare_data(
         seed: of the run.
     """
     configs = {"data": DataConfig.parse(data, "data"), "chat": ChatConfig.parse(chat, "chat")}
-    sources = {"preferences": preferences_source, "prompts": prompts_source, "exclude": exclude_source}
-    return run_stage(
-        "prepare-data",
-        output_uri,
-        partial(stage_work.prepare_data, sources=sources, seed=derive_seed(seed, "prepare-data"), **configs),
-        format_version=1,
-        settings=configs,
-        arguments={"seed": seed, **sources},
-        inputs={"policy": policy_uri},
-    )
+    with stage_work.local_sources(
+        {"preferences": preferences_source, "prompts": prompts_source, "exclude": exclude_source}
+    ) as sources:
+        work = partial(stage_work.prepare_data, sources=sources, seed=derive_seed(seed, "prepare-data"), **configs)
+        return run_stage(
+            "prepare-data",
+            output_uri,
+            work,
+            format_version=1,
+            settings=configs,
+            arguments={"seed": seed, **{name: source.digest for name, source in sources.items()}},
+            inputs={"policy": policy_uri},
+        )
 
 
 def generate(
