@@ -1,0 +1,182 @@
+"""Checkpoints of a training run: marked complete here, copied to storage while training goes on, found again.
+
+    OUTPUT_URI/checkpoints/checkpoint-<step>/node-<i>/    the files of one node, with a manifest.json written last
+
+What is inside a checkpoint is the trainer's business; only complete ones of the same job and the same processes count.
+"""
+
+import json
+import os
+import re
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dice_core import layout, processes
+from dice_core.manifest import Manifest, fetch_files, publish_files, read_manifest
+from dice_core.progress import log
+from dice_core.storage import open_storage
+
+FOLDER = "checkpoints"
+NUM_KEPT = 2
+_COMPLETE = "complete.json"
+_STEP = re.compile(r"checkpoint-(\d+)")
+_STORED = re.compile(rf"checkpoint-(\d+)/node-\d+/{re.escape(layout.MANIFEST)}")
+
+
+@dataclass(frozen=True)
+class CheckpointOwner:
+    """What must agree before a checkpoint is resumed from."""
+
+    fingerprint: str
+    """Of the job: policy, pairs, settings, seed."""
+    num_processes: int
+    num_nodes: int
+    deepspeed: str
+    """DeepSpeed's shards fit only the same number of processes."""
+
+    def accepts(self, made_by: dict[str, Any]) -> bool:
+        """Return whether this run can go on from a checkpoint made by that one."""
+        mine = asdict(self)
+        names = ["fingerprint", "deepspeed"]
+        if self.deepspeed != "none":
+            names += ["num_processes", "num_nodes"]
+        return all(made_by.get(name) == mine[name] for name in names)
+
+
+class CheckpointStore:
+    """The checkpoints of one training run, on this machine and in storage."""
+
+    def __init__(self, output_uri: str, folder: Path, owner: CheckpointOwner) -> None:
+        """Take where the run publishes, and where the trainer writes on this machine."""
+        self._uri, self._folder, self._owner = layout.join(output_uri, FOLDER), folder, owner
+        self._uploads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def newest(self) -> Path | None:
+        """Return the newest complete checkpoint, on this machine: fetched from storage where it is only there.
+
+        Every process calls this and gets the same.
+        """
+        step, is_local = processes.broadcast(self._choose() if processes.rank() == 0 else None)
+        if not step:
+            return None
+        folder = self._folder / f"checkpoint-{step}"
+        if not is_local and processes.local_rank() == 0:
+            self._fetch(step, folder)
+        processes.barrier()
+        return folder
+
+    def save(self, step: int) -> None:
+        """Mark a checkpoint that every process of this node has written, and start to copy it to storage.
+
+        Waits for the copy before it: a machine never has more than one on its way.
+        """
+        folder = self._folder / f"checkpoint-{step}"
+        temporary = folder / f"{_COMPLETE}.unfinished"
+        temporary.write_text(json.dumps(asdict(self._owner)))
+        os.replace(temporary, folder / _COMPLETE)
+        self.wait()
+        self._pending = self._uploads.submit(self._upload, step, folder)
+
+    def wait(self) -> None:
+        """Wait for the copy under way.
+
+        Raises:
+            StorageError: it failed.
+        """
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def delete_all(self) -> None:
+        """Delete every checkpoint, here and in storage: the finished model has been published."""
+        self.wait()
+        open_storage(self._uri).delete("")
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _choose(self) -> tuple[int, bool]:
+        local = max(self._local_steps(), default=0)
+        stored = max(self._stored_steps(), default=0)
+        return (local, True) if local >= stored else (stored, False)
+
+    def _local_steps(self) -> list[int]:
+        # With several nodes another one may have been replaced: storage alone has all of a checkpoint.
+        if self._owner.num_nodes > 1 or not self._folder.is_dir():
+            return []
+        steps = []
+        for folder in self._folder.iterdir():
+            marker, match = folder / _COMPLETE, _STEP.fullmatch(folder.name)
+            if match and marker.is_file() and self._owner.accepts(json.loads(marker.read_text())):
+                steps.append(int(match[1]))
+        return steps
+
+    def _stored_steps(self) -> list[int]:
+        nodes: dict[int, int] = {}
+        for found in open_storage(self._uri).list():
+            if match := _STORED.fullmatch(found.key):
+                nodes[int(match[1])] = nodes.get(int(match[1]), 0) + 1
+        return [step for step, num in nodes.items() if self._is_usable(step, num)]
+
+    def _is_usable(self, step: int, num_nodes: int) -> bool:
+        manifest = read_manifest(self._node_uri(step, 0))
+        if manifest is None or manifest.settings.get("num_nodes") != num_nodes:
+            return False
+        return self._owner.accepts(manifest.settings)
+
+    def _fetch(self, step: int, folder: Path) -> None:
+        log(f"train: fetching checkpoint {step} from {self._uri}")
+        shutil.rmtree(folder, ignore_errors=True)
+        first = read_manifest(self._node_uri(step, 0))
+        for node in range(int(first.settings["num_nodes"]) if first else 0):
+            uri = self._node_uri(step, node)
+            manifest = read_manifest(uri)
+            if manifest is not None:
+                fetch_files(uri, manifest, folder)
+
+    def _upload(self, step: int, folder: Path) -> None:
+        # The marker stays here: a copy is complete when its manifest is there.
+        paths = [path for path in folder.rglob("*") if path.is_file() and path.name != _COMPLETE]
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
+        owner = Manifest(
+            stage="checkpoint", fingerprint=self._owner.fingerprint, files={}, settings=asdict(self._owner)
+        )
+        publish_files(self._node_uri(step, processes.node_rank()), files, owner)
+        if processes.rank() == 0:
+            self._prune()
+
+    def _prune(self) -> None:
+        storage = open_storage(self._uri)
+        steps = {int(match[1]) for found in storage.list() if (match := _STEP.match(found.key))}
+        for step in sorted(steps)[:-NUM_KEPT]:
+            storage.delete(f"checkpoint-{step}/")
+
+    def _node_uri(self, step: int, node: int) -> str:
+        return layout.join(self._uri, f"checkpoint-{step}", f"node-{node}")
+
+
+class CheckpointCallback(TrainerCallback):
+    """Hands each checkpoint the Trainer has written to the store. Must come after callbacks that add files to it."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        """Take the run's store."""
+        self._store = store
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Leave out the checkpoint of the last step: the model itself follows at once."""
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Wait until every process has written its part, then mark and copy."""
+        processes.barrier()
+        if processes.local_rank() == 0:
+            self._store.save(state.global_step)
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Let no copy be cut off."""
+        self._store.wait()

@@ -1,0 +1,277 @@
+"""One training run: the job that describes it, and what each process of it does.
+
+    torchrun ... -m dice_core.training OUTPUT_URI/job.json
+
+Who starts the processes is launch.py's business, the loop is dpo_trainer.py's. Importing this module loads no torch, so
+that a launcher without it can write jobs.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from dice_core import layout, records
+from dice_core.config import ConfigError, TrainingConfig, finite_or_none
+from dice_core.manifest import Manifest, Metric, fetch_files, publish_files, read_manifest
+from dice_core.progress import Throttle, log
+from dice_core.storage import StorageError, open_storage
+from dice_core.training_data import TrainingPairs, read_pairs
+
+if TYPE_CHECKING:
+    from dice_core.dpo_trainer import DPOTrainer
+
+JOB_FILE, METRICS_FILE, PAIRS_FILE = "job.json", "metrics.jsonl", "pairs.parquet"
+
+# Loss and accuracy of the finished model are measured on at most so many of its training pairs: beyond, the pass would
+# cost more than the third digit is worth.
+MAX_MEASURED_PAIRS = 256
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything a training process needs to know, as one JSON file in storage."""
+
+    output_uri: str
+    policy_uri: str
+    pairs_uri: str
+    """A pair stage's place, or the address of a Parquet file (records.PAIRS)."""
+    training: TrainingConfig
+    seed: int
+    manifest_fields: Mapping[str, Any] = field(default_factory=dict)
+    """stage, fingerprint, settings and inputs of the manifest to publish."""
+
+    def write(self) -> str:
+        """Store the job at its output's place, and return its URI."""
+        values = {**asdict(self), "training": self.training.to_dict()}
+        open_storage(self.output_uri).write_bytes(JOB_FILE, json.dumps(values, indent=1).encode())
+        return layout.join(self.output_uri, JOB_FILE)
+
+    @classmethod
+    def read(cls, job_uri: str) -> Self:
+        """Read a stored job.
+
+        Raises:
+            StorageError: there is none, or it is not one.
+            ConfigError: its settings are not valid.
+        """
+        parent, _, name = job_uri.rpartition("/")
+        try:
+            values = json.loads(open_storage(parent or ".").read_bytes(name))
+            training = TrainingConfig.parse(values.pop("training"), "training")
+            return cls(training=training, **values)
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise StorageError(f"{job_uri}: not a training job: {error!r}") from None
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity of its result; checkpoints of another fingerprint are not resumed from."""
+        return str(self.manifest_fields.get("fingerprint", ""))
+
+    def scratch_folder(self) -> Path:
+        """Return where this job works on this machine: the same after a restart, another for another job."""
+        root = os.environ.get("DICE_CACHE") or Path.home() / ".cache" / "dice"
+        name = sha256(f"{self.output_uri}\n{self.fingerprint}".encode()).hexdigest()[:16]
+        return Path(root) / "training" / name
+
+
+def load_pairs(job: TrainingJob, folder: Path) -> TrainingPairs:
+    """Download the pairs into a folder of this process, and check them.
+
+    Raises:
+        StorageError, RecordError: they are not there, or not usable.
+    """
+    uri, name = job.pairs_uri, PAIRS_FILE
+    if uri.endswith(".parquet"):
+        uri, _, name = uri.rpartition("/")
+    manifest = read_manifest(uri or ".")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    if manifest is None:
+        open_storage(uri or ".").download(name, path)
+    else:
+        fetch_files(uri or ".", manifest, folder, [name])
+    table = records.read_table(path, records.PAIRS)
+    path.unlink()
+    return read_pairs(table, job.training.max_length, job.pairs_uri)
+
+
+def run_training(job: TrainingJob) -> None:
+    """Do this process's part of a training run: resume or start, train, and publish from process 0.
+
+    Raises:
+        ConfigError, RecordError, StorageError, ModelError, NonFiniteError: one line each.
+    """
+    start = time.monotonic()
+    scratch = job.scratch_folder()
+    # Cheap checks first: what is wrong with pairs or settings is said before torch and the model load.
+    pairs = load_pairs(job, scratch / f"pairs-{os.environ.get('RANK', '0')}")
+    _quieten_libraries()
+    from dice_core import processes
+    from dice_core.checkpoints import FOLDER, CheckpointOwner, CheckpointStore
+    from dice_core.training_arguments import check_combination, training_arguments
+
+    config = job.training
+    check_combination(config, processes.num_processes())
+    arguments = training_arguments(config, scratch / FOLDER, has_eval_pairs=bool(pairs.eval), seed=job.seed)
+    try:
+        owner = CheckpointOwner(job.fingerprint, processes.num_processes(), processes.num_nodes(), config.deepspeed)
+        store = CheckpointStore(job.output_uri, scratch / FOLDER, owner)
+        _train_and_publish(job, pairs, arguments, store, scratch, start)
+        if processes.local_rank() == 0:
+            shutil.rmtree(scratch, ignore_errors=True)
+    finally:
+        processes.close()
+
+
+def _train_and_publish(
+    job: TrainingJob, pairs: TrainingPairs, arguments: Any, store: Any, scratch: Path, start: float
+) -> None:
+    from dice_core import processes
+    from dice_core.checkpoints import CheckpointCallback
+    from dice_core.dpo_trainer import DPOTrainer
+    from dice_core.models import fetch_model, load_model, load_tokenizer
+    from dice_core.throughput import Speedometer
+    from dice_core.trained_model import gather_weights, save_trained_model
+    from dice_core.weight_average import WeightAverage
+
+    config, is_first = job.training, processes.rank() == 0
+    policy_folder = fetch_model(job.policy_uri)
+    checkpoint = store.newest()
+    if is_first:
+        log(f"train: {len(pairs.train)} pairs, {pairs.num_dropped} dropped, {config.max_steps} steps")
+        if checkpoint:
+            log(f"train: resuming from {checkpoint.name}")
+    policy = load_model(policy_folder, "float32")
+    _switch_dropout_off(policy)
+    average = WeightAverage(config.ema_decay, checkpoint) if config.ema_decay else None
+    speed = Speedometer(config.global_batch_size)
+    trainer = DPOTrainer(
+        policy,
+        pairs,
+        config,
+        arguments,
+        callbacks=[*([average] if average else []), CheckpointCallback(store), speed],
+        on_reference_progress=_progress("train: reference log-probs") if is_first else None,
+    )
+    speed.attach(trainer)
+    trainer.train(checkpoint)
+    if average:
+        average.copy_to(trainer.model)
+    measured = trainer.measure(pairs.train[:MAX_MEASURED_PAIRS])
+    weights = gather_weights(trainer.policy, uses_deepspeed=config.deepspeed != "none", keep=is_first)
+    totals = speed.totals()
+    if not is_first:
+        return
+    folder = scratch / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    change = save_trained_model(weights, policy_folder, load_tokenizer(policy_folder), folder, config.saved_dtype)
+    metrics: dict[str, Metric] = {
+        **_training_metrics(trainer, measured),
+        **totals,
+        "num_pairs": len(pairs.train),
+        "num_eval_pairs": len(pairs.eval),
+        "num_dropped_pairs": pairs.num_dropped,
+        "relative_update": change.relative_update,
+        "update_rounding_loss": change.rounding_loss,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    _publish(job, trainer, folder, metrics)
+    store.delete_all()
+
+
+def _quieten_libraries() -> None:
+    """Leave the log to lines a person reads; call it before accelerate or DeepSpeed is imported."""
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if not torch.cuda.is_available():
+        # DeepSpeed, which accelerate imports, otherwise warns at length that it found no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _switch_dropout_off(policy: Any) -> None:
+    import torch
+
+    for module in policy.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    # Attention's dropout is a number and not a module, and its name differs between families.
+    for name in ("attention_dropout", "attn_pdrop", "attn_dropout", "dropout", "hidden_dropout"):
+        for module in policy.modules():
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _training_metrics(trainer: "DPOTrainer", measured: Mapping[str, float]) -> dict[str, Metric]:
+    """Return the numbers that describe the run.
+
+    `first_loss` is measured on the first step's pairs before the first update. `first_reward_accuracy` is a half by
+    definition: policy and reference are one model then, every margin is zero, and a tie counts as a half.
+    `last_loss` and `last_reward_accuracy` are measured on training pairs with the weights that are saved.
+    """
+    lines = [line for line in trainer.state.log_history if "step0_loss" in line]
+    first = lines[0] if lines else {}
+    return {
+        "num_steps": trainer.state.global_step,
+        "first_loss": first.get("step0_loss", measured["loss"]),
+        "last_loss": measured["loss"],
+        "first_reward_accuracy": 0.5,
+        "last_reward_accuracy": measured["rewards/accuracies"],
+        "last_reward_margin": measured["rewards/margins"],
+        "step0_loss": first.get("step0_loss", measured["loss"]),
+        "reference_noise_rms": first.get("reference_noise_rms", 0.0),
+    }
+
+
+def _publish(job: TrainingJob, trainer: "DPOTrainer", folder: Path, metrics: dict[str, Metric]) -> None:
+    history = [line for line in trainer.state.log_history if "train_loss" not in line]
+    pairs_per_pass = max(len(trainer.pairs.train), 1)
+    with (folder / METRICS_FILE).open("w") as stream:
+        for line in history:
+            # The Trainer counts the whole run as one epoch (dpo_trainer's fixed order): passes over the pairs instead.
+            line = {**line, "epoch": round(line["step"] * job.training.global_batch_size / pairs_per_pass, 4)}
+            stream.write(json.dumps({name: finite_or_none(value) for name, value in line.items()}) + "\n")
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    manifest = Manifest(**{"stage": "train", "fingerprint": "", **job.manifest_fields}, files={}, metrics=metrics)
+    publish_files(job.output_uri, files, manifest)
+    log(f"train: published {job.output_uri}")
+
+
+def _progress(what: str) -> Any:
+    throttle = Throttle()
+
+    def show(num_done: int, num_all: int) -> None:
+        if num_done == num_all or throttle.is_due():
+            log(f"{what}: {num_done} of {num_all} pairs")
+
+    return show
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one process of a training job; errors meant for a person are one line on standard error."""
+    job_uri, *rest = sys.argv[1:] if arguments is None else arguments
+    if rest:
+        raise SystemExit("usage: torchrun ... -m dice_core.training JOB_URI")
+    try:
+        run_training(TrainingJob.read(job_uri))
+    except (ConfigError, records.RecordError, RuntimeError) as error:
+        # RuntimeErrors of our own are one line for a person; torch's are not, and keep their traceback.
+        if type(error) is RuntimeError or type(error).__module__.partition(".")[0] != "dice_core":
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

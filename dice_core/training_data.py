@@ -1,0 +1,129 @@
+"""The pairs of a training run in memory, and the order in which they are trained on.
+
+Reads no storage and loads no torch: what is wrong with the pairs is said before a model is loaded.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from dice_core.records import RecordError
+
+
+@dataclass(frozen=True)
+class TrainingPair:
+    """One preference pair as token ids (int32 arrays)."""
+
+    index: int
+    """Row of its reference log-probs."""
+    prompt_id: str
+    prompt_token_ids: npt.NDArray[np.int32]
+    chosen_token_ids: npt.NDArray[np.int32]
+    rejected_token_ids: npt.NDArray[np.int32]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt with its longer response: what max_length limits."""
+        return len(self.prompt_token_ids) + max(len(self.chosen_token_ids), len(self.rejected_token_ids))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens a packed forward runs: the prompt once, and both responses."""
+        return len(self.prompt_token_ids) + len(self.chosen_token_ids) + len(self.rejected_token_ids)
+
+
+@dataclass(frozen=True)
+class TrainingPairs:
+    """What is trained on, what the loss is watched on, and the reference log-probs known beforehand."""
+
+    train: list[TrainingPair]
+    eval: list[TrainingPair]
+    reference_logps: npt.NDArray[np.float64]
+    """Nats, NaN where unknown. Shape: (train + eval pairs, 2), chosen first."""
+    num_dropped: int
+    """Pairs longer than max_length, of both splits."""
+
+    @property
+    def all(self) -> list[TrainingPair]:
+        """Both splits, in order of index."""
+        return sorted(self.train + self.eval, key=lambda pair: pair.index)
+
+
+def read_pairs(table: pa.Table, max_length: int, where: str) -> TrainingPairs:
+    """Turn a records.PAIRS table into training pairs.
+
+    Args:
+        table: the pairs, in any order.
+        max_length: pairs whose prompt plus longer response has more tokens are dropped.
+        where: what the table is called in messages.
+
+    Raises:
+        RecordError: a response without tokens, or no training pair is left.
+    """
+    columns = [_arrays(table[name]) for name in ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids")]
+    split, prompt_ids = table["split"].to_pylist(), table["prompt_id"].to_pylist()
+    kept: dict[str, list[TrainingPair]] = {"train": [], "eval": []}
+    rows, shortest = [], 0
+    for row, tokens in enumerate(zip(*columns, strict=True)):
+        if not all(len(ids) for ids in tokens):
+            raise RecordError(f"{where}: the pair of prompt {prompt_ids[row]} has a prompt or a response of no tokens")
+        if split[row] not in kept:
+            raise RecordError(f"{where}: split must be 'train' or 'eval', got {split[row]!r}")
+        pair = TrainingPair(len(rows), prompt_ids[row], *tokens)
+        if pair.length > max_length:
+            shortest = min(shortest or pair.length, pair.length)
+            continue
+        kept[split[row]].append(pair)
+        rows.append(row)
+    if not kept["train"]:
+        raise RecordError(
+            f"{where}: no training pair is left of {table.num_rows} pairs "
+            + (
+                f"(training.max_length is {max_length}, the shortest dropped pair has {shortest} tokens)"
+                * bool(shortest)
+            )
+        )
+    return TrainingPairs(kept["train"], kept["eval"], _known_logps(table, rows), table.num_rows - len(rows))
+
+
+def step_order(lengths: Sequence[int], global_batch_size: int, num_steps: int, seed: int) -> list[int]:
+    """Return which pair is trained on when: global_batch_size positions for each step, whatever the processes.
+
+    Each pass over the data is a new permutation, and a step may span two passes, so every pair is used equally often.
+    Within a step the pairs go from long to short: micro-batches hold pairs of like length and processes end together,
+    while the set of pairs a step averages over stays a random one.
+
+    Args:
+        lengths: tokens of each pair.
+        global_batch_size: pairs of a step over all processes.
+        num_steps: of the run.
+        seed: decides the order alone.
+    """
+    rng = np.random.default_rng(seed)
+    num_passes = -(-num_steps * global_batch_size // len(lengths))
+    stream = np.concatenate([rng.permutation(len(lengths)) for _ in range(num_passes)])
+    steps = stream[: num_steps * global_batch_size].reshape(num_steps, global_batch_size)
+    longest_first = np.argsort(-np.asarray(lengths)[steps], axis=1, kind="stable")
+    order: list[int] = np.take_along_axis(steps, longest_first, axis=1).ravel().tolist()
+    return order
+
+
+def _arrays(column: pa.ChunkedArray) -> list[npt.NDArray[np.int32]]:
+    """Return the lists of a column as views, without a Python object for each token."""
+    arrays: list[npt.NDArray[np.int32]] = []
+    for chunk in column.chunks:
+        values, offsets = chunk.values.to_numpy(zero_copy_only=False), chunk.offsets.to_numpy()
+        arrays += [values[start:end] for start, end in itertools.pairwise(offsets)]
+    return arrays
+
+
+def _known_logps(table: pa.Table, rows: list[int]) -> npt.NDArray[np.float64]:
+    columns = [
+        table[name].combine_chunks().to_numpy(zero_copy_only=False).astype(np.float64)
+        for name in ("chosen_reference_logps", "rejected_reference_logps")
+    ]
+    return np.stack(columns, axis=1)[rows].reshape(len(rows), 2)
