@@ -7,9 +7,9 @@ sources.py reads the rows, the stage writes the tables.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -57,7 +57,7 @@ class _Row(NamedTuple):
     """Digest of the row's normalised texts: rows that share it are duplicates."""
     exact: bytes
     """Digest of the texts as they are: decides which duplicate stays."""
-    index: int
+    position: int
     """In the source's table."""
 
 
@@ -121,7 +121,7 @@ def _clean(rows: Rows, rules: _Rules) -> tuple[list[_Row], Counter[str]]:
     """Return the rows that stay, in the seeded order, and the numbers of the others by reason."""
     dropped = Counter(dict(rows.num_dropped))
     kept = []
-    index = 0
+    position = 0
     for batch in rows.table.to_batches(max_chunksize=_ROWS_AT_A_TIME):
         texts = list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
         lengths = rules.num_prompt_tokens([text[0] for text in texts]) if texts else []
@@ -129,8 +129,8 @@ def _clean(rows: Rows, rules: _Rules) -> tuple[list[_Row], Counter[str]]:
             if reason := _fault(row, num_tokens, rules):
                 dropped[reason] += 1
             else:
-                kept.append(_row(row, index, rules.seed))
-            index += 1
+                kept.append(_row(row, position, rules.seed))
+            position += 1
     kept.sort()
     unique = _without_duplicates(kept)
     dropped["duplicate"] += len(kept) - len(unique)
@@ -165,12 +165,12 @@ def _digest(texts: Iterable[str]) -> bytes:
 
 def _by_prompt(rows: Sequence[_Row]) -> list[_Row]:
     """Return the rows with the prompt alone as their text: of several pairs of a prompt the first stays."""
-    return [_Row(row.rank, row.rank, row.exact, row.index) for row in rows]
+    return [_Row(row.rank, row.rank, row.exact, row.position) for row in rows]
 
 
 def _without_duplicates(rows: Sequence[_Row]) -> list[_Row]:
     """Keep the first of each text; the rows are sorted."""
-    return [row for position, row in enumerate(rows) if not position or rows[position - 1].text != row.text]
+    return [row for number, row in enumerate(rows) if not number or rows[number - 1].text != row.text]
 
 
 def _without_held_out(rows: Sequence[_Row], held_out: Sequence[_Row], dropped: Counter[str]) -> list[_Row]:
@@ -201,19 +201,24 @@ def _where_they_went(dropped: Counter[str]) -> str:
 
 
 def _table(source: pa.Table, rows: Sequence[_Row], schema: pa.Schema) -> pa.Table:
-    """Return the rows in their order; built piece by piece, for a column of `string` holds 2 GiB at most."""
-    names = [field.name for field in schema if field.name != "prompt_id"]
-    columns = source.select(names).combine_chunks()
-    pieces = list(_pieces(columns, rows, schema))
-    return pa.concat_tables(pieces) if pieces else schema.empty_table()
+    """Return the rows in their order."""
+    indices = pa.array([row.position for row in rows], pa.int64())
+    columns = {name: _take(source[name], indices) for name in schema.names if name != "prompt_id"}
+    columns["prompt_id"] = pa.chunked_array(
+        [[prompt_id(text) for text in chunk.to_pylist()] for chunk in columns["prompt"].chunks], pa.string()
+    )
+    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
-def _pieces(columns: pa.Table, rows: Sequence[_Row], schema: pa.Schema) -> Iterator[pa.Table]:
-    for start in range(0, len(rows), _ROWS_AT_A_TIME):
-        taken = columns.take(pa.array([row.index for row in rows[start : start + _ROWS_AT_A_TIME]], pa.int64()))
-        ids = pa.array([prompt_id(text) for text in taken["prompt"].to_pylist()], pa.string())
-        arrays: list[Any] = [ids if name == "prompt_id" else taken[name].cast(pa.string()) for name in schema.names]
-        yield pa.Table.from_arrays(arrays, schema=schema)
+def _take(column: pa.ChunkedArray, indices: pa.Array) -> pa.ChunkedArray:
+    """Take from one column, so that a copy of one column at most is made on the way.
+
+    Piece by piece: an array of `string` holds 2 GiB. From one chunk: Arrow joins the chunks anew at every take.
+    """
+    joined = column.combine_chunks()
+    starts = range(0, len(indices), _ROWS_AT_A_TIME)
+    pieces = [joined.take(indices.slice(start, _ROWS_AT_A_TIME)).cast(pa.string()) for start in starts]
+    return pa.chunked_array(pieces, pa.string())
 
 
 def _counts(tables: Sequence[pa.Table], prompts: Counter[str], preferences: Counter[str]) -> dict[str, int]:

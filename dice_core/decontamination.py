@@ -1,10 +1,10 @@
 """Finds prompts that a benchmark also asks, so that nobody trains on the questions they will be measured with. Pure.
 
-The rule is that of GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C): a prompt that shares a run of 13 words with a
-benchmark's prompt is contaminated. A benchmark prompt with fewer words than that is found by equality, since a run of a few
-common words says nothing. Words are compared without case and punctuation. Departures: GPT-3 keeps runs found in more than
-ten documents, and cuts a document around the run; here every run counts and the whole prompt goes. Tulu 3 (arXiv
-2411.15124) uses 8 words and asks that half of a prompt is covered: set `decontamination_words` to 8 to find more.
+The rule is that of GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C): a prompt that shares a run of 13 words with
+a benchmark's prompt is contaminated. A benchmark prompt with fewer words is found by equality, since a run of a few
+common words says nothing. Words are compared without case and punctuation. Departures: GPT-3 ignores runs found in more
+than ten documents, and cuts a document around the run; here every run counts and the whole prompt goes. Tulu 3
+(arXiv 2411.15124) uses 8 words and asks that half of a prompt is covered: `decontamination_words` 8 finds more.
 """
 
 import re

@@ -1,10 +1,11 @@
 """Reads the user's prompts and preference pairs: a JSONL or Parquet file, a folder of them, or a data set on the Hub.
 
-Brings every row to plain text columns and names the line at fault. Duplicates, lengths and splits are data.py's business;
-bringing a file from S3 to this machine is the stage's.
+Brings every row to plain text columns and names the line at fault. Duplicates, lengths and splits are data.py's
+business; bringing a file from S3 to this machine is the stage's.
 """
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -118,13 +119,14 @@ def _needs(schema: pa.Schema) -> str:
 
 def _raw_rows(source: str, shown: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     path = Path(source)
-    if path.is_dir():
+    # os.path, since a source that is too long for a name raises in pathlib.
+    if os.path.isdir(path):
         files = sorted(file for file in path.iterdir() if file.suffix in (".jsonl", ".parquet"))
         if not files:
             raise RecordError(f"{shown}: the folder has no *.jsonl and no *.parquet file")
         for file in files:
             yield from _file_rows(file, f"{shown.rstrip('/')}/{file.name}", columns)
-    elif path.exists():
+    elif os.path.exists(path):
         yield from _file_rows(path, shown, columns)
     else:
         yield from _hub_rows(source, shown, columns)
