@@ -10,6 +10,7 @@ Upstream (generate_lc_paired_set.py) sweeps a grid instead, which misses penalti
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,14 +34,19 @@ class LengthPenalty:
     Attributes:
         value: nats per unit of length, for rewards without beta; `reward.paper_length_penalty` gives the paper's.
         gap: mean of length(chosen) - length(rejected) over the prompts at that value, signed.
-        unpenalised_gap: the same at 0.
+        gap_at_zero: the same at 0.
         curve: penalties [points] ascending, with 0 and the value among them, and the gaps [points] there.
     """
 
     value: float
     gap: float
-    unpenalised_gap: float
+    gap_at_zero: float
     curve: tuple[Floats, Floats]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types; the curve as [penalty, gap] points."""
+        points = [[float(penalty), float(gap)] for penalty, gap in zip(*self.curve, strict=True)]
+        return {"value": self.value, "gap": self.gap, "gap_at_zero": self.gap_at_zero, "curve": points}
 
 
 @dataclass(frozen=True)
@@ -80,11 +86,11 @@ def choose_length_penalty(
         value = grid_length_penalty(grouped)
     else:
         value = float(config.length_penalty)
-    gap, unpenalised_gap = grouped.mean_length_gap(value), grouped.mean_length_gap(0.0)
+    gap, gap_at_zero = grouped.mean_length_gap(value), grouped.mean_length_gap(0.0)
     penalties = _curve_points(value, steps)
     gaps = steps.at(penalties) / len(grouped.prompt_ids)
-    gaps[penalties == 0], gaps[penalties == value] = unpenalised_gap, gap
-    return LengthPenalty(value, gap, unpenalised_gap, (penalties, gaps))
+    gaps[penalties == 0], gaps[penalties == value] = gap_at_zero, gap
+    return LengthPenalty(value, gap, gap_at_zero, (penalties, gaps))
 
 
 def grid_length_penalty(grouped: ScoredPrompts) -> float:
@@ -121,8 +127,8 @@ def exact_length_penalty(grouped: ScoredPrompts, steps: GapSteps) -> float:
     where 0 is one of them, the interval's midpoint otherwise (as far as can be from a tie); of two intervals equally
     good the lower, as in upstream's sweep. May be negative, or above 1.
 
-    Rounding and ties can make the gap at a corner differ from both sides, so the candidates are compared by what
-    selection will really do at them.
+    At a corner that prompts share, ties can leave a gap smaller than on both sides, so the corner is a candidate too;
+    but not where a tie costs a prompt its pair. Candidates are compared by what selection will really do at them.
     """
     corners = _merge_close(steps.corners, grouped)
     if not len(corners):
@@ -130,7 +136,7 @@ def exact_length_penalty(grouped: ScoredPrompts, steps: GapSteps) -> float:
     middles = (corners[:-1] + corners[1:]) / 2
     crossed = int(np.searchsorted(-steps.at(middles), 0.0))  # the first middle with a gap of at most 0
     candidates = [0.0, *middles[max(crossed - 1, 0) : crossed + 1], *corners[crossed : crossed + 1]]
-    return float(min(candidates, key=lambda value: abs(grouped.mean_length_gap(value))))
+    return float(min(candidates, key=lambda value: (grouped.num_tied(value), abs(grouped.mean_length_gap(value)))))
 
 
 def gap_steps(grouped: ScoredPrompts) -> GapSteps:

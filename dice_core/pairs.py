@@ -50,13 +50,13 @@ class PairSet(NamedTuple):
     """The pairs of an iteration.
 
     Attributes:
-        pairs: a PAIRS table sorted by prompt_id, which is a digest: generated and replayed pairs are well mixed.
+        table: a PAIRS table sorted by prompt_id, which is a digest: generated and replayed pairs are well mixed.
         counts: num_generated_pairs, num_replayed_pairs, num_train_pairs, num_eval_pairs; dropped because both texts are
             the same, among those looked at: num_identical_pairs, num_identical_offline_pairs; and
             num_missing_replayed_pairs, by which replay fell short of its share.
     """
 
-    pairs: pa.Table
+    table: pa.Table
     counts: dict[str, int]
 
 

@@ -80,6 +80,11 @@ class ScoredPrompts:
     blocks: tuple[Block, ...]
     counts: dict[str, int]
 
+    def num_tied(self, length_penalty: float) -> int:
+        """Return how many prompts have no pair: all their responses have one length-regularised reward."""
+        pairs = (block.best_and_worst(length_penalty) for block in self.blocks)
+        return sum(int((best == worst).sum()) for best, worst in pairs)
+
     def mean_length_gap(self, length_penalty: float) -> float:
         """Return the mean of length(best) - length(worst) over the prompts, signed; what upstream's sweep minimises."""
         return sum(block.length_gap(length_penalty) for block in self.blocks) / len(self.prompt_ids)
