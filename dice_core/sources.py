@@ -168,10 +168,17 @@ def _jsonl_rows(path: Path, shown: str, columns: Sequence[str]) -> Iterator[tupl
 def _parquet_rows(path: Path, shown: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         file = pq.ParquetFile(path)
-        present = [name for name in columns if name in file.schema_arrow.names]
+        present = _present(file.schema_arrow.names, columns, shown)
         yield from _arrow_rows(file.iter_batches(ROWS_PER_BATCH, columns=present), shown)
     except pa.ArrowException as error:
         raise RecordError(f"{shown}: not a readable Parquet file: {_one_line(error)}") from None
+
+
+def _present(names: Sequence[str], columns: Sequence[str], shown: str) -> list[str]:
+    present = [name for name in columns if name in names]
+    if not present:
+        raise RecordError(f"{shown}: has no column {' or '.join(columns)}, it has {', '.join(names) or 'none'}")
+    return present
 
 
 def _arrow_rows(batches: Iterator[Any], shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -192,7 +199,7 @@ def _hub_rows(source: str, shown: str, columns: Sequence[str]) -> Iterator[tuple
     if match is None or source.endswith(_FILE_SUFFIXES):
         raise RecordError(f"{shown}: no such file or folder, and not a Hub data set (ORG/NAME[@REVISION][:SPLIT])")
     dataset = _load_hub_dataset(match["name"], match["config"], match["split"], match["revision"], shown)
-    present = [name for name in columns if name in dataset.column_names]
+    present = _present(dataset.column_names, columns, shown)
     batches = dataset.select_columns(present).with_format("arrow").iter(ROWS_PER_BATCH)
     for where, row in _arrow_rows(batches, shown):
         # Nobody can correct a row on the Hub: what has no text is dropped and counted, not an error.

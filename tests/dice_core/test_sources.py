@@ -108,6 +108,11 @@ def test_a_bad_parquet_row_is_named_by_its_number(tmp_path):
         read_preferences(file)
 
 
+def test_a_parquet_file_with_other_columns_says_which_it_has(tmp_path):
+    with pytest.raises(RecordError, match=r"p: has no column prompt or instruction, it has question, answer$"):
+        read_prompts(parquet(tmp_path / "p", {"question": "a", "answer": "b"}))
+
+
 def test_parquet_text_that_is_not_utf8_is_an_error_that_names_the_rows(tmp_path):
     bad = pa.Array.from_buffers(
         pa.string(), 1, [None, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xe9")]
