@@ -14,6 +14,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+
+from dice_core import records
 from dice_core.config import Settings
 from dice_core.manifest import (
     FileEntry,
@@ -78,6 +81,24 @@ class StageContext:
         """Return the inputs named `prefix/0`, `prefix/1`, ... in order."""
         found = [name for name in self.inputs if name.startswith(f"{prefix}/")]
         return [self.inputs[name] for name in sorted(found, key=lambda name: int(name.rsplit("/", 1)[1]))]
+
+    def fetch_tokenizer(self, name: str) -> Path:
+        """Download all of a model but its weights: a stage without a GPU needs no more."""
+        model, folder = self.inputs[name], self.folder / name
+        model.fetch(folder, [file for file in model.manifest.files if not file.endswith(".safetensors")])
+        return folder
+
+    def write_table(self, table: pa.Table, schema: pa.Schema, name: str) -> Path:
+        """Write a table to the scratch folder, ready to be published."""
+        path = self.folder / name
+        records.write_table(table, schema, path)
+        return path
+
+    def write_json(self, value: object, name: str) -> Path:
+        """Write plain values to the scratch folder, ready to be published."""
+        path = self.folder / name
+        path.write_text(json.dumps(value, indent=1))
+        return path
 
     def publish_part(self, name: str, path: Path) -> None:
         """Store one finished part: another attempt will not do it again."""

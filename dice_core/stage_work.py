@@ -4,15 +4,9 @@ Called by stage_runner.py when there is something to do; stages.py has what peop
 imported where they are needed, so that a launcher pod without them can run the stages it runs.
 """
 
-import hashlib
-import json
-import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,19 +16,18 @@ import pyarrow.compute as pc
 from dice_core import records
 from dice_core.config import (
     ChatConfig,
-    DataConfig,
     EvaluationConfig,
     GenerationConfig,
     LaunchConfig,
     PairingConfig,
     ScoringConfig,
     TrainingConfig,
-    derive_seed,
 )
 from dice_core.manifest import Manifest, Metric, require_manifest
 from dice_core.progress import Throttle, log
+from dice_core.promotion import promote
 from dice_core.stage_runner import Input, StageContext
-from dice_core.storage import StorageError, open_storage
+from dice_core.storage import StorageError
 
 
 class Progress:
@@ -49,78 +42,9 @@ class Progress:
             log(f"{self._what}: {num_done} of {num_all} {self._unit}")
 
 
-@dataclass(frozen=True)
-class LocalSource:
-    """A source of the user's rows, on this machine: where it is, what messages call it, and its identity."""
-
-    path: str
-    shown: str
-    digest: str
-
-
 def part_name(index: int) -> str:
     """Return the file name of a part of a sharded table."""
     return f"part-{index:05d}.parquet"
-
-
-@contextmanager
-def local_sources(sources: Mapping[str, str]) -> Iterator[dict[str, LocalSource]]:
-    """Bring the user's files to this machine, and identify each by its content; a Hub data set by its name."""
-    with tempfile.TemporaryDirectory(prefix="dice-") as folder:
-        yield {name: _local_source(source, Path(folder) / name) for name, source in sources.items() if source}
-
-
-def _local_source(source: str, folder: Path) -> LocalSource:
-    path = Path(source)
-    if source.startswith("s3://"):
-        parent, _, name = source.rstrip("/").rpartition("/")
-        storage = open_storage(parent)
-        keys = [found.key for found in storage.list(name) if found.key == name or found.key.startswith(f"{name}/")]
-        if not keys:
-            raise StorageError(f"{source}: no such file or folder")
-        for key in keys:
-            (folder / key).parent.mkdir(parents=True, exist_ok=True)
-            storage.download(key, folder / key)
-        path = folder / name
-    if not path.exists():
-        return LocalSource(source, source, source)
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    return LocalSource(str(path), source, hashlib.sha256("".join(digests).encode()).hexdigest())
-
-
-def prepare_data(
-    context: StageContext, *, sources: Mapping[str, LocalSource], data: DataConfig, chat: ChatConfig, seed: int
-) -> Manifest:
-    """Read, check, clean and split the user's rows."""
-    from dice_core.chat import chat_format
-    from dice_core.data import prepare
-    from dice_core.models import load_tokenizer
-    from dice_core.sources import read_preferences, read_prompts
-
-    start = time.monotonic()
-    template = chat_format(load_tokenizer(_fetch_tokenizer(context, "policy")), chat)
-    unlimited = replace(template, max_prompt_tokens=sys.maxsize)
-    rows = {
-        name: (read_preferences if name == "preferences" else read_prompts)(source.path, name=source.shown)
-        for name, source in sources.items()
-    }
-    benchmark = rows["exclude"].table["prompt"].to_pylist() if "exclude" in rows else ()
-    prepared = prepare(
-        rows.get("prompts"),
-        rows["preferences"],
-        data,
-        seed=seed,
-        num_prompt_tokens=lambda prompts: [len(unlimited.prompt_token_ids(prompt)) for prompt in prompts],
-        max_prompt_tokens=chat.max_prompt_tokens,
-        benchmark_prompts=benchmark,
-    )
-    files = {
-        "prompts.parquet": _write(context, prepared.prompts, records.PROMPTS, "prompts.parquet"),
-        "preferences.parquet": _write(context, prepared.preferences, records.PREFERENCES, "preferences.parquet"),
-        "held_out.parquet": _write(context, prepared.held_out, records.PREFERENCES, "held_out.parquet"),
-    }
-    return context.publish(files, {**prepared.counts, "seconds": _seconds(start)})
 
 
 def generate(
@@ -213,7 +137,7 @@ def pair(context: StageContext, *, pairing: PairingConfig, chat: ChatConfig, see
 
     start = time.monotonic()
     preferences = _read(context, context.inputs["data"], records.PREFERENCES, "preferences")
-    template = chat_format(load_tokenizer(_fetch_tokenizer(context, "policy")), chat)
+    template = chat_format(load_tokenizer(context.fetch_tokenizer("policy")), chat)
     draw = {
         "config": pairing,
         "seed": seed,
@@ -231,7 +155,7 @@ def pair(context: StageContext, *, pairing: PairingConfig, chat: ChatConfig, see
             select_pairs(scores, penalty.value, pairing), responses, preferences, prompts=prompts, **draw
         )
         curve = {"length_penalties": penalty.curve[0].tolist(), "length_gaps": penalty.curve[1].tolist()}
-        files["length_penalty.json"] = _write_json(context, "length_penalty.json", curve)
+        files["length_penalty.json"] = context.write_json(curve, "length_penalty.json")
         metrics = {
             "length_penalty": penalty.value,
             "length_gap": penalty.gap,
@@ -239,7 +163,7 @@ def pair(context: StageContext, *, pairing: PairingConfig, chat: ChatConfig, see
         }
     else:
         built = offline_pairs(preferences, **draw)
-    files["pairs.parquet"] = _write(context, built.pairs, records.PAIRS, "pairs.parquet")
+    files["pairs.parquet"] = context.write_table(built.pairs, records.PAIRS, "pairs.parquet")
     return context.publish(files, {**metrics, **built.counts, "seconds": _seconds(start)})
 
 
@@ -263,11 +187,29 @@ def train(context: StageContext, *, training: TrainingConfig, launch: LaunchConf
     return manifest
 
 
-def _fetch_tokenizer(context: StageContext, name: str) -> Path:
-    """Download all of a model but its weights: a stage without a GPU needs no more."""
-    model, folder = context.inputs[name], context.folder / name
-    model.fetch(folder, [file for file in model.manifest.files if not file.endswith(".safetensors")])
-    return folder
+def evaluate(
+    context: StageContext,
+    *,
+    evaluation: EvaluationConfig,
+    generation: GenerationConfig,
+    chat: ChatConfig,
+    seed: int,
+    iteration: int,
+    promoted_uri: str,
+) -> Manifest:
+    """Measure the new policy, decide, and point to it where people look for the last good one."""
+    from dice_core.evaluation import evaluate_policy
+    from dice_core.models import fetch_model
+
+    start = time.monotonic()
+    held_out = _read(context, context.inputs["data"], records.PREFERENCES, "held_out")
+    folders = [fetch_model(context.inputs[name].uri) for name in ("policy", "previous", "base_reference")]
+    result = evaluate_policy(*folders, held_out, evaluation=evaluation, chat=chat, generation=generation, seed=seed)
+    metrics = {**result.metrics(), "seconds": _seconds(start)}
+    if promoted_uri and result.accepted:
+        policy = context.inputs["policy"]
+        promote(promoted_uri, policy.uri, policy.manifest.content_digest, evaluated=context.uri, iteration=iteration)
+    return context.publish({"evaluation.json": context.write_json(result.to_dict(), "evaluation.json")}, metrics)
 
 
 def _tables(context: StageContext, group: str, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -292,21 +234,9 @@ def _stored_parts(context: StageContext, schema: pa.Schema) -> Iterator[pa.Table
 
 
 def _publish_part(context: StageContext, index: int, table: pa.Table, schema: pa.Schema) -> None:
-    path = _write(context, table, schema, part_name(index))
+    path = context.write_table(table, schema, part_name(index))
     context.publish_part(part_name(index), path)
     path.unlink()
-
-
-def _write(context: StageContext, table: pa.Table, schema: pa.Schema, name: str) -> Path:
-    path = context.folder / name
-    records.write_table(table, schema, path)
-    return path
-
-
-def _write_json(context: StageContext, name: str, value: object) -> Path:
-    path = context.folder / name
-    path.write_text(json.dumps(value, indent=1))
-    return path
 
 
 def _seconds(start: float) -> float:

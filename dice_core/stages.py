@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from dice_core import stage_work
+from dice_core import stage_data, stage_work
 from dice_core.config import (
     ChatConfig,
     DataConfig,
@@ -69,10 +69,10 @@ def prepare_data(
         seed: of the run.
     """
     configs = {"data": DataConfig.parse(data, "data"), "chat": ChatConfig.parse(chat, "chat")}
-    with stage_work.local_sources(
+    with stage_data.local_sources(
         {"preferences": preferences_source, "prompts": prompts_source, "exclude": exclude_source}
     ) as sources:
-        work = partial(stage_work.prepare_data, sources=sources, seed=derive_seed(seed, "prepare-data"), **configs)
+        work = partial(stage_data.prepare_data, sources=sources, seed=derive_seed(seed, "prepare-data"), **configs)
         return run_stage(
             "prepare-data",
             output_uri,

@@ -1,0 +1,88 @@
+"""The work of prepare-data: the user's files brought here, identified by content, and made into the tables of a run.
+
+data.py decides what is kept; sources.py reads the rows; stage_work.py has the work of the other stages.
+"""
+
+import hashlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dice_core import records
+from dice_core.config import ChatConfig, DataConfig
+from dice_core.manifest import Manifest
+from dice_core.stage_runner import StageContext
+from dice_core.storage import StorageError, open_storage
+
+
+@dataclass(frozen=True)
+class LocalSource:
+    """A source of the user's rows, on this machine: where it is, what messages call it, and its identity."""
+
+    path: str
+    shown: str
+    digest: str
+
+
+@contextmanager
+def local_sources(sources: Mapping[str, str]) -> Iterator[dict[str, LocalSource]]:
+    """Bring the user's files to this machine, and identify each by its content; a Hub data set by its name."""
+    with tempfile.TemporaryDirectory(prefix="dice-") as folder:
+        yield {name: _local_source(source, Path(folder) / name) for name, source in sources.items() if source}
+
+
+def _local_source(source: str, folder: Path) -> LocalSource:
+    path = Path(source)
+    if source.startswith("s3://"):
+        parent, _, name = source.rstrip("/").rpartition("/")
+        storage = open_storage(parent)
+        keys = [found.key for found in storage.list(name) if found.key == name or found.key.startswith(f"{name}/")]
+        if not keys:
+            raise StorageError(f"{source}: no such file or folder")
+        for key in keys:
+            (folder / key).parent.mkdir(parents=True, exist_ok=True)
+            storage.download(key, folder / key)
+        path = folder / name
+    if not path.exists():
+        return LocalSource(source, source, source)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    return LocalSource(str(path), source, hashlib.sha256("".join(digests).encode()).hexdigest())
+
+
+def prepare_data(
+    context: StageContext, *, sources: Mapping[str, LocalSource], data: DataConfig, chat: ChatConfig, seed: int
+) -> Manifest:
+    """Read, check, clean and split the user's rows."""
+    from dice_core.chat import chat_format
+    from dice_core.data import prepare
+    from dice_core.models import load_tokenizer
+    from dice_core.sources import read_preferences, read_prompts
+
+    start = time.monotonic()
+    template = chat_format(load_tokenizer(context.fetch_tokenizer("policy")), chat)
+    unlimited = replace(template, max_prompt_tokens=sys.maxsize)
+    rows = {
+        name: (read_preferences if name == "preferences" else read_prompts)(source.path, name=source.shown)
+        for name, source in sources.items()
+    }
+    benchmark = rows["exclude"].table["prompt"].to_pylist() if "exclude" in rows else ()
+    prepared = prepare(
+        rows.get("prompts"),
+        rows["preferences"],
+        data,
+        seed=seed,
+        num_prompt_tokens=lambda prompts: [len(unlimited.prompt_token_ids(prompt)) for prompt in prompts],
+        max_prompt_tokens=chat.max_prompt_tokens,
+        benchmark_prompts=benchmark,
+    )
+    files = {
+        "prompts.parquet": context.write_table(prepared.prompts, records.PROMPTS, "prompts.parquet"),
+        "preferences.parquet": context.write_table(prepared.preferences, records.PREFERENCES, "preferences.parquet"),
+        "held_out.parquet": context.write_table(prepared.held_out, records.PREFERENCES, "held_out.parquet"),
+    }
+    return context.publish(files, {**prepared.counts, "seconds": round(time.monotonic() - start, 1)})
