@@ -10,7 +10,6 @@ Upstream (generate_lc_paired_set.py) sweeps a grid instead, which misses penalti
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,19 +33,14 @@ class LengthPenalty:
     Attributes:
         value: nats per unit of length, for rewards without beta; `reward.paper_length_penalty` gives the paper's.
         gap: mean of length(chosen) - length(rejected) over the prompts at that value, signed.
-        gap_at_zero: the same at 0.
+        unpenalised_gap: the same at 0.
         curve: penalties [points] ascending, with 0 and the value among them, and the gaps [points] there.
     """
 
     value: float
     gap: float
-    gap_at_zero: float
+    unpenalised_gap: float
     curve: tuple[Floats, Floats]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; the curve as [penalty, gap] points."""
-        points = [[float(penalty), float(gap)] for penalty, gap in zip(*self.curve, strict=True)]
-        return {"value": self.value, "gap": self.gap, "gap_at_zero": self.gap_at_zero, "curve": points}
 
 
 @dataclass(frozen=True)
@@ -86,11 +80,11 @@ def choose_length_penalty(
         value = grid_length_penalty(grouped)
     else:
         value = float(config.length_penalty)
-    gap, gap_at_zero = grouped.mean_length_gap(value), grouped.mean_length_gap(0.0)
+    gap, unpenalised_gap = grouped.mean_length_gap(value), grouped.mean_length_gap(0.0)
     penalties = _curve_points(value, steps)
     gaps = steps.at(penalties) / len(grouped.prompt_ids)
-    gaps[penalties == 0], gaps[penalties == value] = gap_at_zero, gap
-    return LengthPenalty(value, gap, gap_at_zero, (penalties, gaps))
+    gaps[penalties == 0], gaps[penalties == value] = unpenalised_gap, gap
+    return LengthPenalty(value, gap, unpenalised_gap, (penalties, gaps))
 
 
 def grid_length_penalty(grouped: ScoredPrompts) -> float:

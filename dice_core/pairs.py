@@ -50,13 +50,13 @@ class PairSet(NamedTuple):
     """The pairs of an iteration.
 
     Attributes:
-        table: a PAIRS table sorted by prompt_id, which is a digest: generated and replayed pairs are well mixed.
+        pairs: a PAIRS table sorted by prompt_id, which is a digest: generated and replayed pairs are well mixed.
         counts: num_generated_pairs, num_replayed_pairs, num_train_pairs, num_eval_pairs; dropped because both texts are
-            the same, among those looked at: num_identical_pairs, num_identical_offline_pairs; and
-            num_missing_replayed_pairs, by which replay fell short of its share.
+            the same, among those looked at: num_identical_pairs, num_identical_offline_pairs;
+            num_missing_replayed_pairs, by which replay fell short of its share; and the counts of the selection.
     """
 
-    table: pa.Table
+    pairs: pa.Table
     counts: dict[str, int]
 
 
@@ -111,6 +111,7 @@ def build_pairs(
         "num_identical_pairs": len(candidates) - len(differ),
         "num_identical_offline_pairs": num_identical_offline,
         "num_missing_replayed_pairs": num_replayed - len(drawn),
+        **selection.counts,
     }
     at_hand = (
         f"{offline.num_rows} offline and {len(differ)} generated pairs at pairing.replay_ratio {config.replay_ratio}"

@@ -40,7 +40,7 @@ def test_exact_is_the_middle_of_the_interval_with_the_smallest_gap():
     """The middle of 0.09375 and 0.3 is 0.196875, with a gap of -22."""
     penalty = choose_length_penalty(score_table(TWO_STEPS), EXACT)
     assert penalty.value == pytest.approx(0.196875)
-    assert (penalty.gap, penalty.gap_at_zero) == (-22.0, 42.0)
+    assert (penalty.gap, penalty.unpenalised_gap) == (-22.0, 42.0)
 
 
 def test_grid_is_the_first_grid_point_with_the_smallest_gap():
@@ -100,17 +100,10 @@ def test_curve_shows_zero_the_value_and_a_falling_gap():
     penalty = choose_length_penalty(score_table(random_prompts(100, 8, seed=1)), PairingConfig())
     penalties, gaps = penalty.curve
     assert 48 <= len(penalties) <= 50
-    assert gaps[penalties == 0.0].tolist() == [penalty.gap_at_zero]
+    assert gaps[penalties == 0.0].tolist() == [penalty.unpenalised_gap]
     assert gaps[penalties == penalty.value].tolist() == [penalty.gap]
     assert (np.diff(penalties) > 0).all()
     assert (np.diff(gaps) <= 0).all()
-
-
-def test_penalty_as_plain_json_types():
-    penalty = choose_length_penalty(score_table(TWO_STEPS), EXACT)
-    plain = penalty.to_dict()
-    assert plain["gap_at_zero"] == 42.0
-    assert [0.0, 42.0] in plain["curve"]
 
 
 @given(prompt_sets, st.lists(st.floats(-30, 30), min_size=2, max_size=2))

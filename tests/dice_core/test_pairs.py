@@ -88,12 +88,12 @@ def build(num_prompts: int = 40, seed: int = 1, shuffle: int | None = None, text
 
 
 def of_source(built: PairSet, source: str) -> list[dict]:
-    return built.table.filter(pc.equal(built.table["source"], source)).to_pylist()
+    return built.pairs.filter(pc.equal(built.pairs["source"], source)).to_pylist()
 
 
 def test_pairs_have_the_schema_and_the_counts():
     built = build(num_prompts=40, num_eval_pairs=3)
-    assert conform(built.table, PAIRS, "pairs").equals(built.table)
+    assert conform(built.pairs, PAIRS, "pairs").equals(built.pairs)
     assert built.counts == {
         "num_generated_pairs": 20,
         "num_replayed_pairs": 20,
@@ -102,8 +102,12 @@ def test_pairs_have_the_schema_and_the_counts():
         "num_identical_pairs": 0,
         "num_identical_offline_pairs": 0,
         "num_missing_replayed_pairs": 0,
+        "num_scores": 120,
+        "num_non_finite_scores": 0,
+        "num_few_responses_prompts": 0,
+        "num_tied_prompts": 0,
     }
-    assert built.table["split"].to_pylist().count("eval") == 3
+    assert built.pairs["split"].to_pylist().count("eval") == 3
 
 
 def test_generated_pair_has_the_texts_ids_rewards_and_policy_logps_of_its_responses():
@@ -143,7 +147,7 @@ def test_mix_follows_the_ratio_and_prompts_stay_apart(replay_ratio, generated, r
 
 
 def test_same_seed_gives_the_same_pairs_whatever_the_row_order():
-    assert build(shuffle=5).table.equals(build(shuffle=6).table)
+    assert build(shuffle=5).pairs.equals(build(shuffle=6).pairs)
 
 
 def test_other_seed_gives_other_pairs():
@@ -160,7 +164,7 @@ def test_responses_may_come_part_by_part():
     built = build_pairs(
         selection, parts, preferences_table(prompts), prompts=prompts, config=config, seed=1, **TOKENISE
     )
-    assert built.table.equals(build(num_prompts=40).table)
+    assert built.pairs.equals(build(num_prompts=40).pairs)
 
 
 def test_identical_texts_are_dropped_counted_and_replaced():
@@ -171,7 +175,7 @@ def test_identical_texts_are_dropped_counted_and_replaced():
 
     built = build(text=text)
     assert built.counts["num_generated_pairs"] == built.counts["num_replayed_pairs"] == 20
-    assert all(row["chosen"] != row["rejected"] for row in built.table.to_pylist())
+    assert all(row["chosen"] != row["rejected"] for row in built.pairs.to_pylist())
     assert 0 < built.counts["num_identical_pairs"] <= 20
     assert build(text=text, replay_ratio=0.0).counts["num_identical_pairs"] == 20
 
@@ -187,10 +191,10 @@ def test_identical_offline_texts_are_dropped_and_counted():
 
 def test_offline_pairs_are_all_pairs_and_nothing_else():
     built = offline_pairs(preferences_table(prompts_table(50)), config=PairingConfig(), seed=1, **TOKENISE)
-    assert conform(built.table, PAIRS, "pairs").equals(built.table)
+    assert conform(built.pairs, PAIRS, "pairs").equals(built.pairs)
     assert built.counts["num_replayed_pairs"] == 50
     assert (built.counts["num_train_pairs"], built.counts["num_eval_pairs"]) == (45, 5)
-    assert set(built.table["source"].to_pylist()) == {"replayed"}
+    assert set(built.pairs["source"].to_pylist()) == {"replayed"}
 
 
 def test_several_offline_pairs_of_one_prompt_stay_in_one_split():
@@ -198,8 +202,8 @@ def test_several_offline_pairs_of_one_prompt_stay_in_one_split():
     others = preferences.set_column(2, PREFERENCES.field("chosen"), pa.array(["other"] * 20))
     twice = pa.concat_tables([preferences, others])
     built = offline_pairs(twice, config=PairingConfig(), seed=1, **TOKENISE)
-    splits = {row["prompt_id"]: set() for row in built.table.to_pylist()}
-    for row in built.table.to_pylist():
+    splits = {row["prompt_id"]: set() for row in built.pairs.to_pylist()}
+    for row in built.pairs.to_pylist():
         splits[row["prompt_id"]].add(row["split"])
     assert built.counts["num_eval_pairs"] == 4
     assert all(len(split) == 1 for split in splits.values())
@@ -211,7 +215,7 @@ def test_replay_that_falls_short_is_counted():
     config = PairingConfig(min_valid_responses=K, length_penalty=0.0)
     responses = responses_table(prompts)
     selection = select_pairs(scores_table(responses), 0.0, config)
-    taken = build().table.filter(pc.equal(build().table["source"], "generated"))["prompt_id"][0].as_py()
+    taken = build().pairs.filter(pc.equal(build().pairs["source"], "generated"))["prompt_id"][0].as_py()
     prompt = prompts.filter(pc.equal(prompts["prompt_id"], taken))["prompt"][0].as_py()
     rows = [{"prompt_id": taken, "prompt": prompt, "chosen": f"good {n}", "rejected": "bad"} for n in range(40)]
     preferences = pa.Table.from_pylist(rows, schema=PREFERENCES)
@@ -300,4 +304,4 @@ def test_only_responses_that_may_be_used_need_be_at_hand():
     kept = {row["prompt_id"] for row in of_source(built, "generated")}
     rows = pc.is_in(arguments["responses"]["prompt_id"], value_set=pa.array(sorted(kept)))
     again = build_pairs(**arguments | {"selection": lengths, "responses": arguments["responses"].filter(rows)})
-    assert again.table.equals(built.table)
+    assert again.pairs.equals(built.pairs)
