@@ -12,6 +12,7 @@ PRESET ?= zephyr
 OUT ?= dice-$(PRESET).yaml
 SET ?=
 KEEP_S3 ?=
+S3_PORT ?=
 
 define FIND_PYTHON
 found=""; for candidate in python3.11 python3.12 python3; do \
@@ -31,8 +32,12 @@ install: $(STAMP) ## Make the virtual environment in .venv; at once when it is a
 	@echo "installed: $(PY)"
 
 .PHONY: demo
-demo: $(STAMP) ## Align a small chat model for two iterations on this machine. KEEP_S3=1 leaves its S3 server running.
-	@exec $(PY) -m pipelines.demo $(if $(KEEP_S3),--keep-s3)
+demo: $(STAMP) ## Align a small chat model for two iterations here. KEEP_S3=1 leaves its S3 server running, S3_PORT= sets its port.
+	@exec $(PY) -m pipelines.demo $(if $(KEEP_S3),--keep-s3) $(if $(S3_PORT),--port $(S3_PORT)) $(if $(SET),--set $(SET))
+
+.PHONY: stop-s3
+stop-s3: $(STAMP) ## Stop the S3 server that KEEP_S3=1 left running.
+	@exec $(PY) -m pipelines.demo --stop-s3
 
 ##@ Development
 

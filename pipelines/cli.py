@@ -1,4 +1,4 @@
-"""`python -m pipelines compile`: the commands of people and of the Makefile. Errors are one line and exit code 1.
+"""`python -m pipelines compile|run`: the commands of people and of the Makefile. Errors are one line and exit code 1.
 
 A command is a function here that takes the parsed options; its parser is built beside it.
 """
@@ -8,7 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dice_core import layout
 from dice_core.config import ConfigError
+from pipelines.local_run import LocalRunError, run_locally
 from pipelines.overrides import apply_overrides, find_preset
 from pipelines.presets import PRESETS, Preset
 
@@ -18,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         return int(options.command(options))
-    except (ConfigError, OSError) as error:
+    except (ValueError, LocalRunError, OSError) as error:
         print(f"pipelines: error: {error}", file=sys.stderr)
         return 1
 
@@ -28,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines", description="Compile and run the DICE pipeline.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_compile(commands)
+    _add_run(commands)
     return parser
 
 
@@ -69,4 +72,24 @@ def _compile(options: argparse.Namespace) -> int:
 
     compiler.Compiler().compile(build_pipeline(preset), str(options.output))
     print(f"{options.output}: {preset.description} ({options.output.stat().st_size >> 10} KiB)")
+    return 0
+
+
+def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("run", help="run the pipeline on this machine, with kfp's local runner")
+    add_preset_options(parser)
+    parser.add_argument(
+        "--root", required=True, metavar="URI", help="where the data go: s3://bucket/prefix or a folder"
+    )
+    parser.add_argument("--run", metavar="NAME", help="name of the run; the same name again continues it")
+    parser.add_argument(
+        "--work-folder", default="local_outputs", type=Path, metavar="FOLDER", help="for kfp's artifacts"
+    )
+    parser.set_defaults(command=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    preset = chosen_preset(options)
+    run_name = layout.check_name(options.run or preset.name, "run")
+    run_locally(preset, {"root": options.root, "run": run_name}, options.work_folder)
     return 0

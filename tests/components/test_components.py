@@ -1,0 +1,151 @@
+"""What kfp does not check: it ships the text of a body alone, so a body must bring along every name that it uses."""
+
+import ast
+import builtins
+import importlib
+import inspect
+import re
+import symtable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components import images
+from dice_core import stages
+from dice_core.stage_runner import StageReport
+
+FOLDER = Path(images.__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "images"))
+MAX_STATEMENTS = 8
+
+
+def component(name: str) -> Any:
+    return getattr(importlib.import_module(f"components.{name}"), name)
+
+
+def definition(name: str) -> ast.FunctionDef:
+    tree = ast.parse((FOLDER / f"{name}.py").read_text())
+    return next(node for node in tree.body if isinstance(node, ast.FunctionDef))
+
+
+class FakeArtifact:
+    """An output artifact as a body sees it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.metadata = str(path), dict[str, Any]()
+
+
+def test_there_is_a_component_for_every_stage() -> None:
+    from dice_core.cli import STAGES
+
+    assert [name.replace("_", "-") for name in NAMES] == sorted(STAGES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_body_uses_only_parameters_builtins_and_its_own_imports(name: str) -> None:
+    function = definition(name)
+    function.decorator_list = []
+    source = ast.unparse(function)
+    scope = symtable.symtable(source, name, "exec").get_children()[0]
+
+    def free_names(table: symtable.SymbolTable) -> set[str]:
+        inner = set().union(*(free_names(child) for child in table.get_children()))
+        return inner | {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+
+    assert free_names(scope) - set(dir(builtins)) == set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_body_is_short(name: str) -> None:
+    num_statements = len(definition(name).body) - 1  # without the docstring
+    assert num_statements <= MAX_STATEMENTS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_input_and_output_is_described(name: str) -> None:
+    text = inspect.getdoc(component(name).python_func) or ""
+    arguments, _, returns = text.partition("Args:")[2].partition("Returns:")
+    described = re.findall(r"^\s+(\w+): \S", arguments, flags=re.MULTILINE)
+    spec = component(name).component_spec
+    assert described == list(spec.inputs)
+    # kfp drops the description of an output that stands under Args.
+    assert re.findall(r"^\s+(\w+): \S", returns, flags=re.MULTILINE) == sorted(
+        spec.outputs, key=str.islower, reverse=True
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_descriptions_reach_the_compiled_component(name: str) -> None:
+    spec = component(name).pipeline_spec.components[f"comp-{name.replace('_', '-')}"]
+    inputs, outputs = spec.input_definitions.parameters, spec.output_definitions
+    assert all(entry.description for entry in inputs.values())
+    assert all(entry.description for entry in [*outputs.parameters.values(), *outputs.artifacts.values()])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_installed_when_a_pod_starts(name: str) -> None:
+    container = component(name).component_spec.implementation.container
+    assert not re.search(r"pip3? install", " ".join(container.command))
+    assert container.image in (images.CORE, images.GENERATE, images.TRAIN)
+
+
+def test_images_are_named_by_the_environment_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DICE_REGISTRY", "registry.example/team/")
+    monkeypatch.setenv("DICE_TAG", "v7")
+    monkeypatch.setenv("DICE_TRAIN_IMAGE", "other/train@sha256:0")
+    try:
+        importlib.reload(images)
+        assert images.CORE == "registry.example/team/dice-core:v7"
+        assert images.GENERATE == "registry.example/team/dice-generate:v7"
+        assert images.TRAIN == "other/train@sha256:0"
+    finally:
+        monkeypatch.undo()
+        importlib.reload(images)
+
+
+def test_each_body_calls_its_stage_with_the_addresses_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The stages are replaced by their signatures: a call that does not fit them fails, and the address is recorded."""
+    called = {}
+
+    def stand_in(name: str) -> Any:
+        signature = inspect.signature(getattr(stages, name))
+
+        def stage(*args: Any, **kwargs: Any) -> StageReport:
+            called[name] = signature.bind(*args, **kwargs).arguments
+            return StageReport(called[name]["output_uri"], "completed", {"count": 3})
+
+        return stage
+
+    expected = {
+        "import_model": "s3://b/models/org--model",
+        "prepare_data": "s3://b/runs/r/data",
+        "generate": "s3://b/runs/r/iteration-1/generate/shard-0-of-2",
+        "score": "s3://b/runs/r/iteration-1/score/shard-0-of-2",
+        "pair": "s3://b/runs/r/iteration-1/pair",
+        "train": "s3://b/runs/r/iteration-1/train",
+        "evaluate": "s3://b/runs/r/iteration-1/evaluate",
+    }
+    values = {"root": "s3://b", "run": "r", "iteration": 1, "shard": 0, "num_shards": 2, "seed": 5}
+    values |= {"source": "org/model", "promote_as": "p"}
+    for name, uri in expected.items():
+        monkeypatch.setattr(stages, name, stand_in(name))
+        spec, metrics = component(name).component_spec, FakeArtifact(tmp_path / "metrics")
+        given = {key: values.get(key, {} if entry.type == "STRUCT" else key) for key, entry in spec.inputs.items()}
+        assert component(name).python_func(**given, metrics=metrics) == uri
+        assert metrics.metadata == {"count": 3, "status": "completed", "uri": uri}
+    assert called["pair"]["score_uris"] == [f"s3://b/runs/r/iteration-1/score/shard-{i}-of-2" for i in (0, 1)]
+    assert called["pair"]["responses_uris"] == [f"s3://b/runs/r/iteration-1/generate/shard-{i}-of-2" for i in (0, 1)]
+    assert called["evaluate"]["promoted_uri"] == "s3://b/promoted/p.json"
+
+
+@pytest.mark.parametrize("name", ["pair", "train"])
+def test_iteration_0_is_the_warm_start(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(stages, name, lambda *args, **kwargs: StageReport(args[2], "completed", {}))
+    spec = component(name).component_spec
+    values = {"root": "s3://b", "run": "r", "iteration": 0, "num_shards": 0, "seed": 0}
+    given = {key: values.get(key, {} if entry.type == "STRUCT" else key) for key, entry in spec.inputs.items()}
+    uri = component(name).python_func(**given, metrics=FakeArtifact(tmp_path / "metrics"))
+    assert uri == f"s3://b/runs/r/warm-start/{name}"

@@ -1,0 +1,46 @@
+"""`python -m pipelines`: files, messages and exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_compile_writes_the_pipeline_with_the_changed_settings(tmp_path: Path) -> None:
+    output = tmp_path / "dice.yaml"
+    command = [sys.executable, "-m", "pipelines", "compile", "--preset", "llama3", "-o", str(output)]
+    subprocess.run([*command, "--set", "training.beta=0.05", "iterations=1", "--set", "seed=7"], cwd=ROOT, check=True)
+    spec = yaml.safe_load(output.read_text())
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    assert parameters["training"]["defaultValue"]["beta"] == 0.05
+    assert parameters["seed"]["defaultValue"] == 7
+    assert "comp-iteration-1" in spec["components"] and "comp-iteration-2" not in spec["components"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "zefyr", "-o", "x.yaml"], "did you mean 'zephyr'"),
+        (["--set", "training.bta=1", "-o", "x.yaml"], "did you mean 'beta'"),
+        (["-o", "pipeline.txt"], "must end in .yaml or .yml, got 'pipeline.txt'"),
+        (["-o", "/nowhere/pipeline.yaml"], "/nowhere is not a folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compile", *arguments]) == 1
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+def test_a_run_with_an_impossible_name_is_refused_before_it_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--preset", "demo", "--root", "nowhere", "--run", "My Run"]) == 1
+    assert "got 'My Run'" in capsys.readouterr().err

@@ -1,0 +1,151 @@
+"""The compiled pipeline: what a cluster gets. Read back from the YAML, as a cluster reads it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kfp import compiler
+
+from pipelines.dice import DESCRIPTIONS, build_pipeline, default_parameters
+from pipelines.overrides import apply_overrides
+from pipelines.presets import PRESETS, Preset
+from pipelines.resources import LONGEST_TASK_SECONDS
+
+# A workflow is one object of the Kubernetes API, which takes 1.5 MiB; Argo adds to what is compiled.
+MAX_YAML_BYTES = 500_000
+MAX_PARAMETER_BYTES = 10_000
+
+
+def compiled(preset: Preset, folder: Path) -> dict[str, Any]:
+    path = folder / "pipeline.yaml"
+    compiler.Compiler().compile(build_pipeline(preset), str(path))
+    assert path.stat().st_size < MAX_YAML_BYTES
+    return dict(yaml.safe_load(path.read_text()))
+
+
+@pytest.fixture(scope="module", params=sorted(PRESETS))
+def preset(request: pytest.FixtureRequest) -> Preset:
+    return PRESETS[request.param]()
+
+
+@pytest.fixture(scope="module")
+def spec(preset: Preset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return compiled(preset, tmp_path_factory.mktemp("compiled"))
+
+
+def all_tasks(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the tasks of all graphs that are work and not graphs themselves."""
+    graphs = [spec["root"], *spec["components"].values()]
+    tasks = [task for graph in graphs if "dag" in graph for task in graph["dag"]["tasks"].values()]
+    return [task for task in tasks if "executorLabel" in spec["components"][task["componentRef"]["name"]]]
+
+
+def outline(spec: dict[str, Any], dag: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return display names: a graph as a dict, a task as None."""
+    found = {}
+    for task in (dag or spec["root"])["dag"]["tasks"].values():
+        component = spec["components"][task["componentRef"]["name"]]
+        found[task["taskInfo"]["name"]] = outline(spec, component) if "dag" in component else None
+    return found
+
+
+def dependencies(spec: dict[str, Any], graph: str) -> dict[str, set[str]]:
+    """Return display name -> display names of what a task waits for, in one graph."""
+    tasks = spec["components"][graph]["dag"]["tasks"]
+    names = {key: task["taskInfo"]["name"] for key, task in tasks.items()}
+    return {names[key]: {names[other] for other in task.get("dependentTasks", [])} for key, task in tasks.items()}
+
+
+def test_the_graph_reads_as_iterations_with_shards_inside(tmp_path: Path) -> None:
+    preset = apply_overrides(PRESETS["zephyr"](), ["num_shards=2", "iterations=2"])
+    iteration = dict.fromkeys(
+        ["generate 1 of 2", "score 1 of 2", "generate 2 of 2", "score 2 of 2", "pair", "train", "evaluate"]
+    )
+    start = dict.fromkeys(["import policy", "prepare data", "import reference"])
+    assert outline(compiled(preset, tmp_path)) == {
+        "zephyr": start | {"iteration 1": iteration, "iteration 2": iteration},
+        "report": None,
+    }
+
+
+def test_an_sft_model_gets_a_warm_start_and_no_reference(tmp_path: Path) -> None:
+    spec = compiled(PRESETS["demo"](), tmp_path)
+    assert {"warm start: pair", "warm start: train"} <= set(outline(spec)["demo"])
+    assert "reference_source" not in spec["root"]["inputDefinitions"]["parameters"]
+    assert dependencies(spec, "comp-exit-handler-1")["warm start: train"] == {"import policy", "warm start: pair"}
+
+
+def test_stages_wait_for_what_they_read(tmp_path: Path) -> None:
+    spec = compiled(apply_overrides(PRESETS["zephyr"](), ["num_shards=2"]), tmp_path)
+    assert dependencies(spec, "comp-iteration-2") == {
+        "generate 1 of 2": set(),
+        "score 1 of 2": {"generate 1 of 2"},
+        "generate 2 of 2": set(),
+        "score 2 of 2": {"generate 2 of 2"},
+        "pair": {"score 1 of 2", "score 2 of 2"},
+        "train": {"pair"},
+        "evaluate": {"train"},
+    }
+
+
+def test_iteration_t_scores_against_the_policy_before_last(tmp_path: Path) -> None:
+    """pi_{t-1} is the policy, pi_{t-2} the reference, and the gate is the evaluation of the iteration before."""
+    spec = compiled(apply_overrides(PRESETS["zephyr"](), ["iterations=3", "num_shards=1"]), tmp_path)
+    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+
+    def source(iteration: int, name: str) -> str:
+        value = tasks[f"iteration-{iteration}"]["inputs"]["parameters"][name]
+        if "runtimeValue" in value:
+            return str(value["runtimeValue"]["constant"])
+        return ".".join(value["taskOutputParameter"].values())
+
+    wired = {t: [source(t, name) for name in ("policy_uri", "reference_uri", "gate_uri")] for t in (1, 2, 3)}
+    policy, reference = "Output.import-model", "Output.import-model-2"
+    assert wired == {
+        1: [policy, reference, ""],
+        2: ["policy_uri.iteration-1", policy, "evaluation_uri.iteration-1"],
+        3: ["policy_uri.iteration-2", "policy_uri.iteration-1", "evaluation_uri.iteration-2"],
+    }
+    assert {source(t, "base_reference_uri") for t in (1, 2, 3)} == {reference}
+
+
+def test_the_report_is_written_whatever_happened(spec: dict[str, Any]) -> None:
+    assert spec["root"]["dag"]["tasks"]["report"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+
+
+def test_no_task_takes_a_cached_result(spec: dict[str, Any]) -> None:
+    assert len(all_tasks(spec)) >= 15
+    assert [task for task in all_tasks(spec) if task["cachingOptions"]] == []
+
+
+def test_a_retry_is_still_allowed_after_the_longest_task(spec: dict[str, Any], preset: Preset) -> None:
+    policies = [task.get("retryPolicy") for task in all_tasks(spec)]
+    expected = {
+        "backoffDuration": "60s",
+        "backoffFactor": 2.0,
+        "backoffMaxDuration": f"{LONGEST_TASK_SECONDS}s",
+        "maxRetryCount": preset.num_retries,
+    }
+    assert all(policy == (expected if preset.num_retries else None) for policy in policies)
+
+
+def test_defaults_come_back_as_the_settings_they_were(spec: dict[str, Any], preset: Preset) -> None:
+    """kfp hands every number over as a float; the settings classes take integral ones where an integer belongs."""
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    for name, settings in preset.sections().items():
+        assert any(isinstance(value, float) for value in parameters[name]["defaultValue"].values())
+        assert type(settings).parse(parameters[name]["defaultValue"], name) == settings
+
+
+def test_every_parameter_is_described_and_only_the_root_is_required(spec: dict[str, Any], preset: Preset) -> None:
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    assert [name for name, entry in parameters.items() if not entry.get("isOptional")] == ["root"]
+    assert {name: entry["description"] for name, entry in parameters.items()} == {
+        name: DESCRIPTIONS[name] for name in ("root", *default_parameters(preset))
+    }
+
+
+def test_parameters_fit_into_what_kfp_allows(spec: dict[str, Any]) -> None:
+    sizes = [len(str(entry.get("defaultValue"))) for entry in spec["root"]["inputDefinitions"]["parameters"].values()]
+    assert max(sizes) < MAX_PARAMETER_BYTES / 4

@@ -1,0 +1,81 @@
+"""`--set`: what it changes, and what it says to a typo."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dice_core.config import ConfigError
+from pipelines.overrides import apply_overrides, find_preset
+from pipelines.presets import demo, zephyr
+
+
+def test_settings_of_stages_and_of_the_preset_are_changed_together() -> None:
+    preset = apply_overrides(zephyr(), ["training.learning_rate=1e-6", "iterations=3", "pairing.length_penalty=grid"])
+    assert (preset.training.learning_rate, preset.iterations, preset.pairing.length_penalty) == (1e-6, 3, "grid")
+
+
+def test_what_is_not_named_stays() -> None:
+    changed = apply_overrides(zephyr(), ["training.learning_rate=1e-6"])
+    assert dataclasses.replace(changed, training=zephyr().training) == zephyr()
+
+
+def test_the_later_of_two_wins() -> None:
+    assert apply_overrides(zephyr(), ["seed=1", "training.beta=0.5", "seed=2", "training.beta=0.2"]).seed == 2
+
+
+def test_a_source_may_hold_dots_and_equals_signs() -> None:
+    source = "policy_source=/models/a.b=c.gguf"
+    assert apply_overrides(zephyr(), [source]).policy_source == "/models/a.b=c.gguf"
+
+
+def test_lists_and_words_are_read_as_json_where_they_are_json() -> None:
+    changed = apply_overrides(zephyr(), ["generation.stop_token_ids=[1,2]", "training.gradient_checkpointing=false"])
+    assert changed.generation.stop_token_ids == (1, 2)
+    assert changed.training.gradient_checkpointing is False
+
+
+def test_the_warm_start_has_settings_of_its_own() -> None:
+    changed = apply_overrides(demo(), ["warm_start_training.max_steps=3"])
+    assert changed.warm_start_training is not None and changed.warm_start_training.max_steps == 3
+    assert changed.training == demo().training
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("training.learnin_rate=1", "training.learnin_rate: unknown setting, did you mean 'learning_rate'?"),
+        ("traning.beta=1", "traning.beta: unknown section 'traning', did you mean 'training'?"),
+        ("iteration=3", "iteration: unknown setting, did you mean 'iterations'?"),
+        ("training.beta=-1", "training.beta: should be greater than 0, got -1"),
+        ("training.max_steps=2.5", "training.max_steps: "),
+        ("iterations=0", "iterations: must be a whole number from 1, got '0'"),
+        ("iterations=two", "iterations: must be a whole number from 1, got 'two'"),
+        ("num_shards=", "num_shards: must be a whole number from 1, got ''"),
+        ("seed=-1", "seed: must be a whole number from 0, got '-1'"),
+        ("training=1", "training: is a section, name a field of it"),
+        ("name=other", "name: unknown setting"),
+        ("beta", "'beta': must be NAME=VALUE"),
+        ("training.beta", "'training.beta': must be "),
+        ("warm_start_training.max_steps=3", "unknown section 'warm_start_training'"),
+    ],
+)
+def test_a_wrong_assignment_is_one_line_that_names_it(assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        apply_overrides(zephyr(), [assignment])
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@given(st.text(max_size=30))
+def test_no_text_is_anything_but_a_change_or_one_line(text: str) -> None:
+    try:
+        apply_overrides(zephyr(), [text])
+    except ConfigError as error:
+        assert str(error).count("\n") == text.count("\n") * str(error).count(text)
+
+
+def test_an_unknown_preset_suggests_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown name 'zefyr', did you mean 'zephyr'"):
+        find_preset("zefyr")

@@ -1,0 +1,46 @@
+"""Presets keep to the published numbers (design: arXiv 2406.09760 and sail-sg/dice)."""
+
+import pytest
+
+from pipelines.presets import PRESETS, Preset
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_carries_its_own_name(name: str) -> None:
+    assert PRESETS[name]().name == name
+
+
+@pytest.mark.parametrize("name", ["zephyr", "llama3"])
+def test_published_presets_have_upstreams_numbers(name: str) -> None:
+    preset = PRESETS[name]()
+    training, generation, pairing = preset.training, preset.generation, preset.pairing
+    assert (preset.iterations, preset.num_shards, generation.num_responses) == (2, 8, 16)
+    assert (training.beta, training.learning_rate, training.max_steps, training.max_length) == (0.1, 5e-7, 300, 4096)
+    assert training.global_batch_size == 8 * training.per_device_batch_size * training.accumulation_steps(8) == 32
+    assert (training.deepspeed, training.precision, preset.launch.processes_per_node) == ("zero3", "bf16", 8)
+    assert (pairing.replay_ratio, pairing.min_valid_responses, pairing.num_eval_pairs) == (0.5, 8, 576)
+    assert preset.scoring.min_valid_responses == pairing.min_valid_responses
+    assert generation.max_new_tokens == 2048
+
+
+def test_sampling_differs_between_the_published_presets() -> None:
+    def sampling(preset: Preset) -> tuple[str, float, float, tuple[int, ...]]:
+        generation = preset.generation
+        return preset.chat.prompt_format, generation.temperature, generation.top_p, generation.stop_token_ids
+
+    assert sampling(PRESETS["zephyr"]()) == ("zephyr", 0.7, 0.9, ())
+    assert sampling(PRESETS["llama3"]()) == ("llama3", 0.9, 1.0, (128001, 128009))
+
+
+def test_the_demo_starts_from_an_sft_model_and_saves_in_float32() -> None:
+    """bfloat16 would round the change of so few steps away, and with it the reward of the next iteration."""
+    preset = PRESETS["demo"]()
+    assert preset.has_warm_start and preset.warm_start_training is not None
+    assert {preset.training.saved_dtype, preset.warm_start_training.saved_dtype} == {"float32"}
+    assert not PRESETS["zephyr"]().has_warm_start
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_longer_context_is_trained_on_than_is_generated(name: str) -> None:
+    preset = PRESETS[name]()
+    assert preset.chat.max_prompt_tokens + preset.generation.max_new_tokens <= preset.training.max_length
