@@ -22,6 +22,8 @@ from dice_core.progress import log
 NUM_LAST_LINES = 12
 STOP_SECONDS = 30.0
 _RANK_LINE = re.compile(r"\[\w*?(\d+)\]:(.*)")
+# The last line of a traceback, which torch prefixes with the rank.
+_EXCEPTION_LINE = re.compile(r"(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception)\b.*)")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -97,6 +99,8 @@ class TorchrunBackend:
 
 def _environment(num_processes: int) -> dict[str, str]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    # DeepSpeed's calls into torch would fill the log with deprecations.
+    environment.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     # torchrun sets one thread for each of several processes and says so at length; the cores shared out are better.
     num_cores = len(os.sched_getaffinity(0))
     environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores // num_processes)))
@@ -159,8 +163,9 @@ def _write(stream: IO[str], line: str) -> None:
 
 def _failure(job_uri: str, exit_code: int, last_lines: Mapping[str, deque[str]]) -> str:
     workers = {name: lines for name, lines in last_lines.items() if name != "torchrun"} or last_lines
-    causes = [line for lines in workers.values() for line in lines if line.startswith("error: ")]
-    ends = [lines[-1].strip() for lines in workers.values() if lines]
-    cause = (causes or ends or ["no output"])[0].removeprefix("error: ")
+    lines_of_all = [line for lines in workers.values() for line in lines]
+    causes = [line.removeprefix("error: ") for line in lines_of_all if line.startswith("error: ")]
+    exceptions = [match[1] for line in lines_of_all if (match := _EXCEPTION_LINE.match(line))]
+    cause = (causes or exceptions or lines_of_all[-1:] or ["no output"])[0]
     tail = [f"[{name}] {line}" for name, lines in sorted(workers.items()) for line in lines]
     return "\n".join([f"training failed, exit code {exit_code}: {cause} (job {job_uri})", *tail])

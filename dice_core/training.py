@@ -135,10 +135,12 @@ def run_training(job: TrainingJob) -> None:
 def _train_and_publish(
     job: TrainingJob, pairs: TrainingPairs, arguments: Any, store: Any, scratch: Path, start: float
 ) -> None:
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
     from dice_core import processes
     from dice_core.checkpoints import CheckpointCallback
     from dice_core.dpo_trainer import DPOTrainer
-    from dice_core.models import fetch_model, load_model, load_tokenizer
+    from dice_core.models import context_length, fetch_model, load_model, load_tokenizer
     from dice_core.throughput import Speedometer
     from dice_core.trained_model import gather_weights, save_trained_model
     from dice_core.weight_average import WeightAverage
@@ -151,7 +153,7 @@ def _train_and_publish(
         if checkpoint:
             log(f"train: resuming from {checkpoint.name}")
     policy = load_model(policy_folder, "float32")
-    _switch_dropout_off(policy)
+    _check_context(job, pairs, context_length(policy.config))
     average = WeightAverage(config.ema_decay, checkpoint) if config.ema_decay else None
     speed = Speedometer(config.global_batch_size)
     trainer = DPOTrainer(
@@ -171,6 +173,8 @@ def _train_and_publish(
     totals = speed.totals()
     if not is_first:
         return
+    # Under ZeRO-3 every model is otherwise loaded in shards, by all processes together.
+    unset_hf_deepspeed_config()
     folder = scratch / "model"
     shutil.rmtree(folder, ignore_errors=True)
     change = save_trained_model(weights, policy_folder, load_tokenizer(policy_folder), folder, config.saved_dtype)
@@ -199,17 +203,13 @@ def _quieten_libraries() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def _switch_dropout_off(policy: Any) -> None:
-    import torch
-
-    for module in policy.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    # Attention's dropout is a number and not a module, and its name differs between families.
-    for name in ("attention_dropout", "attn_pdrop", "attn_dropout", "dropout", "hidden_dropout"):
-        for module in policy.modules():
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+def _check_context(job: TrainingJob, pairs: TrainingPairs, context_length: int) -> None:
+    longest = max(pair.length for pair in pairs.all)
+    if longest > context_length:
+        raise ConfigError(
+            f"training.max_length: the model has {context_length} positions and the longest pair {longest} tokens; "
+            f"set it to {context_length} or less, got {job.training.max_length}"
+        )
 
 
 def _training_metrics(trainer: "DPOTrainer", measured: Mapping[str, float]) -> dict[str, Metric]:
