@@ -16,6 +16,7 @@ PURE = {
     "chat",
     "decontamination",
     "dpo",
+    "estimates",
     "gate",
     "length_penalty",
     "overrides",

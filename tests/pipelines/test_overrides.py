@@ -68,12 +68,12 @@ def test_a_wrong_assignment_is_one_line_that_names_it(assignment: str, message: 
     assert "\n" not in str(raised.value)
 
 
-@given(st.text(max_size=30))
-def test_no_text_is_anything_but_a_change_or_one_line(text: str) -> None:
+@given(st.text(st.characters(categories=["L", "N", "P", "S"]), max_size=30))
+def test_any_text_is_a_change_or_one_line(text: str) -> None:
     try:
         apply_overrides(zephyr(), [text])
     except ConfigError as error:
-        assert str(error).count("\n") == text.count("\n") * str(error).count(text)
+        assert "\n" not in str(error)
 
 
 def test_an_unknown_preset_suggests_the_nearest() -> None:
