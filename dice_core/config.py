@@ -109,7 +109,7 @@ class ChatConfig(Settings):
     system_prompt: str = ""
     """Only for `model`; empty means no system message. The zephyr format has its one space built in."""
     max_prompt_tokens: Int = Field(default=2048, ge=1)
-    """A longer prompt is an error in prepare-data, never cut."""
+    """A longer prompt is dropped and counted by prepare-data, and an error anywhere else; never cut."""
     enable_thinking: bool = False
     """Passed to templates that know it (Qwen3 and its like)."""
 
