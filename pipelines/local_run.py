@@ -4,8 +4,10 @@ kfp.local does the work and writes its log to standard output; demo.py makes tha
 """
 
 import os
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,24 @@ def run_locally(preset: Preset, parameters: Mapping[str, Any], work_folder: Path
     warnings.filterwarnings("ignore", module=r"kfp\.local\..*")
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(work_folder))
     try:
-        build_pipeline(preset)(**parameters)
+        with _interpreter_by_name():
+            build_pipeline(preset)(**parameters)
     except RuntimeError as error:
         raise LocalRunError(f"the run stopped: {error}") from None
+
+
+@contextmanager
+def _interpreter_by_name() -> Iterator[None]:
+    """Let kfp.local call this interpreter `python3`, found on PATH.
+
+    It writes sys.executable over every "python3" in a task's command, inside the parameters too: a path such as
+    /usr/lib/python3/model.gguf would be spoilt. The name written over itself changes nothing.
+    """
+    executable, path = sys.executable, os.environ.get("PATH", "")
+    os.environ["PATH"] = os.pathsep.join([str(Path(executable).parent), path])
+    sys.executable = "python3"
+    try:
+        yield
+    finally:
+        sys.executable = executable
+        os.environ["PATH"] = path
