@@ -1,0 +1,90 @@
+"""Measured numbers with their standard errors: shares, means, and changes on the same prompts. Pure numpy."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number and the standard error of it; infinite where too little was measured to know one."""
+
+    value: float
+    standard_error: float
+
+    @property
+    def low(self) -> float:
+        """Two standard errors below the value."""
+        return self.value - 2 * self.standard_error if math.isfinite(self.standard_error) else -math.inf
+
+
+def hits(margins: ArrayLike) -> Floats:
+    """Return 1 for a positive margin, 0.5 for a tie, 0 for a negative one, as dpo.reward_accuracies does."""
+    return (np.sign(np.asarray(margins, dtype=np.float64)) + 1) / 2
+
+
+def accuracy(margins: ArrayLike) -> Estimate:
+    """Estimate the share of pairs whose chosen response has the higher reward; ties count half.
+
+    The standard error is Agresti and Coull's (two hits and two misses added): the plain binomial one is 0 when all
+    pairs agree, which on sixteen pairs claims far too much.
+
+    Args:
+        margins: reward(chosen) - reward(rejected). Shape: (pairs,)
+    """
+    right = hits(margins)
+    if not right.size:
+        return Estimate(math.nan, math.inf)
+    share = (right.sum() + 2) / (right.size + 4)
+    return Estimate(float(right.mean()), math.sqrt(share * (1 - share) / (right.size + 4)))
+
+
+def accuracy_change(margins: ArrayLike, previous_margins: ArrayLike) -> Estimate:
+    """Estimate how much the accuracy changed on the same pairs.
+
+    The standard error is Agresti and Min's (2005) for matched pairs, a half added to each of the four cells: pairs on
+    which both policies agree cancel out, and no change seen on few pairs is not certainty.
+
+    Args:
+        margins: of the new policy. Shape: (pairs,)
+        previous_margins: of the previous one, in the same order. Shape: (pairs,)
+    """
+    change = hits(margins) - hits(previous_margins)
+    if not change.size:
+        return Estimate(math.nan, math.inf)
+    size = change.size + 2
+    variance = (np.square(change).sum() + 1 - change.sum() ** 2 / size) / size**2
+    return Estimate(float(change.mean()), math.sqrt(variance))
+
+
+def mean(values: ArrayLike) -> Estimate:
+    """Estimate the mean of values. Of paired differences it is the paired change."""
+    array = np.asarray(values, dtype=np.float64)
+    if not array.size:
+        return Estimate(math.nan, math.inf)
+    error = array.std(ddof=1) / math.sqrt(array.size) if array.size > 1 else math.inf
+    return Estimate(float(array.mean()), float(error))
+
+
+def growth(values: ArrayLike, previous_values: ArrayLike) -> Estimate:
+    """Estimate mean(values) / mean(previous_values) - 1 on the same prompts, both of them non-negative.
+
+    The standard error is that of a ratio of paired means: the spread of values - ratio * previous_values.
+
+    Args:
+        values: such as the lengths of the new policy's answers. Shape: (prompts,)
+        previous_values: the same of the previous policy, in the same order. Shape: (prompts,)
+
+    Returns:
+        Not a number, with an infinite error, where the previous mean is 0 or nothing was measured.
+    """
+    new, old = np.asarray(values, dtype=np.float64), np.asarray(previous_values, dtype=np.float64)
+    if not old.size or not old.mean():
+        return Estimate(math.nan, math.inf)
+    ratio = new.mean() / old.mean()
+    spread = mean(new - ratio * old).standard_error
+    return Estimate(float(ratio - 1), float(spread / old.mean()))
