@@ -35,7 +35,7 @@ _NUM_CONNECTIONS = 40
 _LIST_PAGE = _DELETE_BATCH = 1000  # the most that S3 takes in one request
 _MIB = 1024 * 1024
 
-_clients: dict[tuple, Any] = {}
+_clients: dict[tuple[Any, ...], Any] = {}
 _clients_lock = threading.Lock()
 
 
@@ -215,7 +215,7 @@ def _failure_of(call: Callable[[], Any]) -> dict[str, str] | None:
     try:
         call()
     except boto_errors.ClientError as error:
-        return error.response.get("Error")
+        return dict(error.response.get("Error", {}))
     return None
 
 

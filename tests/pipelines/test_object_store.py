@@ -81,7 +81,9 @@ time.sleep(600)
 
 def test_it_dies_with_a_killed_parent_and_loses_nothing(tmp_path: Path, use, monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(object_store.__file__).parents[1]
-    parent = subprocess.Popen([sys.executable, "-c", _PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=root)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=root
+    )
     try:
         assert parent.stdout is not None
         pid, endpoint = parent.stdout.readline().split()
@@ -112,9 +114,11 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_use_is_named_with_the_process_that_has_it(tmp_path: Path) -> None:
-    with running_object_store(tmp_path) as store:
-        with pytest.raises(ObjectStoreError, match=rf"process {store.process.pid}\) uses this folder"):
-            start_object_store(tmp_path)
+    with (
+        running_object_store(tmp_path) as store,
+        pytest.raises(ObjectStoreError, match=rf"process {store.process.pid}\) uses this folder"),
+    ):
+        start_object_store(tmp_path)
 
 
 def test_a_missing_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +135,7 @@ def test_a_server_that_does_not_come_up_shows_its_log(tmp_path: Path, monkeypatc
     broken.chmod(0o755)
     monkeypatch.setattr(object_store, "_find_weed", lambda: str(broken))
 
-    with pytest.raises(ObjectStoreError, match="exit code 3(.|\n)*disk on fire"):
+    with pytest.raises(ObjectStoreError, match=r"exit code 3(.|\n)*disk on fire"):
         start_object_store(tmp_path / "data")
 
 
