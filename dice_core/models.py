@@ -172,7 +172,7 @@ def fetch_model(uri: str, cache_dir: Path | None = None) -> Path:
     with FileLock(cache / f"{manifest.content_digest}.lock"):
         if not folder.is_dir():
             names = [name for name in manifest.files if is_model_file(name)]
-            kept = [name for name in names if _is_whole(unfinished / name, manifest, name)]
+            kept = _keep_whole_files(unfinished, manifest)
             log(f"model: downloading {len(names) - len(kept)} of {len(names)} files of {uri}")
             fetch_files(uri, manifest, unfinished, [name for name in names if name not in kept])
             verify_model_folder(unfinished)
@@ -180,8 +180,15 @@ def fetch_model(uri: str, cache_dir: Path | None = None) -> Path:
     return folder
 
 
-def _is_whole(path: Path, manifest: Manifest, name: str) -> bool:
-    return path.is_file() and describe_file(path) == manifest.files[name]
+def _keep_whole_files(unfinished: Path, manifest: Manifest) -> set[str]:
+    """Remove what a killed download left half done; return the names of what it left whole."""
+    kept = set()
+    for path in unfinished.iterdir() if unfinished.is_dir() else ():
+        if path.name in manifest.files and describe_file(path) == manifest.files[path.name]:
+            kept.add(path.name)
+        else:
+            path.unlink()
+    return kept
 
 
 def load_model(

@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import importlib.util
+import json
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,4 +82,26 @@ def tiny_model(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-model")
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model_copy(tiny_model: Path, tmp_path: Path) -> Path:
+    """Return a copy of the tiny model, to break."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+@pytest.fixture
+def sharded_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """Return a copy of the tiny model in two shards with an index, to break."""
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "sharded"))
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names, weight_map = sorted(tensors), {}
+    for shard, chosen in (("model-1.safetensors", names[:3]), ("model-2.safetensors", names[3:])):
+        save_file({name: tensors[name] for name in chosen}, folder / shard, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(chosen, shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     return folder
