@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from dice_core import layout, report
+from dice_core import layout
 from dice_core.config import ConfigError
 from dice_core.manifest import read_manifest
 from dice_core.storage import StorageError, open_storage
@@ -241,10 +241,12 @@ def _explain_failure(screen: Screen, folder: Path) -> int:
 
 
 def _show_results(run_uri: str, num_iterations: int, folder: Path, seconds: float) -> None:
+    from dice_core.report import summary_table
+
     page = folder / "report.html"
     open_storage(layout.report(run_uri)).download("report.html", page)
     print()
-    print(report.summary_table(run_uri, num_iterations))
+    print(summary_table(run_uri, num_iterations))
     print(f"\nDone in {seconds // 60:.0f} min {seconds % 60:.0f} s. Read the report: {page}")
 
 
