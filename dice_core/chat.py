@@ -5,7 +5,9 @@ The frame of `zephyr` and `llama3` is written here; that of `model` is read from
 The framed text is tokenised with `add_special_tokens=False`: a BOS is there because the frame has it, never twice.
 
 Words of a person or of a model are data: a `</s>` inside a prompt is tokenised as those four characters, not as the
-token that ends a turn. Loads no torch. Which stop ids a run adds to these, generation.py decides.
+token that ends a turn. (A SentencePiece tokenizer then reads a space beside it: pieces are tokenised apart there.)
+
+Loads no torch. Which stop ids a run adds to these, generation.py decides.
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ from dice_core.config import ChatConfig, ConfigError
 from dice_core.records import prompt_id
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
 _PROBE = "qX7z"
 """Stands for a text in a template: no template has it, and it survives trimming."""
@@ -54,7 +56,7 @@ _LLAMA3 = _Frame(
 class ChatFormat:
     """How one model is spoken to. Made by `chat_format`."""
 
-    tokenizer: "PreTrainedTokenizerFast"
+    tokenizer: "PreTrainedTokenizerBase"
     end_of_turn_id: int
     stop_token_ids: tuple[int, ...]
     """The end-of-turn id, then the tokenizer's EOS where it is another one."""
@@ -120,7 +122,7 @@ class ChatFormat:
         return ids
 
 
-def chat_format(tokenizer: "PreTrainedTokenizerFast", config: ChatConfig) -> ChatFormat:
+def chat_format(tokenizer: "PreTrainedTokenizerBase", config: ChatConfig) -> ChatFormat:
     """Return the chat format of a model's tokenizer.
 
     Args:
@@ -152,7 +154,7 @@ def _llama3_tokens() -> list[str]:
     return ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
 
-def _template_frame(tokenizer: "PreTrainedTokenizerFast", config: ChatConfig) -> _Frame:
+def _template_frame(tokenizer: "PreTrainedTokenizerBase", config: ChatConfig) -> _Frame:
     """Read the frame from the tokenizer's chat template, whatever it adds of its own (a system prompt, a date)."""
     rendered = _render(tokenizer, config, [("user", _PROBE)])
     before, found, after = rendered.rpartition(_PROBE)
@@ -170,7 +172,7 @@ def _template_frame(tokenizer: "PreTrainedTokenizerFast", config: ChatConfig) ->
     return _Frame(before, after, _end_of_turn(tokenizer, tail), trims, lead if lead.isspace() else "")
 
 
-def _render(tokenizer: "PreTrainedTokenizerFast", config: ChatConfig, turns: list[tuple[str, str]]) -> str:
+def _render(tokenizer: "PreTrainedTokenizerBase", config: ChatConfig, turns: list[tuple[str, str]]) -> str:
     system = [("system", config.system_prompt)] if config.system_prompt else []
     messages = [{"role": role, "content": content} for role, content in [*system, *turns]]
     try:
@@ -189,7 +191,7 @@ def _render(tokenizer: "PreTrainedTokenizerFast", config: ChatConfig, turns: lis
     return str(text)
 
 
-def _end_of_turn(tokenizer: "PreTrainedTokenizerFast", tail: str) -> str:
+def _end_of_turn(tokenizer: "PreTrainedTokenizerBase", tail: str) -> str:
     """Return the special token that a template puts right after an answer, or else the EOS token."""
     ids = tokenizer.encode(tail.lstrip(), add_special_tokens=False)
     added = tokenizer.added_tokens_decoder
@@ -202,5 +204,5 @@ def _end_of_turn(tokenizer: "PreTrainedTokenizerFast", tail: str) -> str:
     return str(tokenizer.eos_token)
 
 
-def _name(tokenizer: "PreTrainedTokenizerFast") -> str:
+def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
     return tokenizer.name_or_path or "the tokenizer"

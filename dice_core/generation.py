@@ -10,7 +10,6 @@ depend in their last bits on what else is in the batch, in bfloat16 often enough
 """
 
 import gc
-import logging
 import os
 import time
 from collections import deque
@@ -171,9 +170,10 @@ def _check_prompts(prompts: pa.Table, wanted: Sequence[int], config: GenerationC
 def _check_context(model_folder: Path, config: GenerationConfig, chat: ChatConfig) -> None:
     from transformers import AutoConfig
 
-    from dice_core.models import context_length
+    from dice_core.models import context_length, trusts_remote_code
 
-    context = context_length(AutoConfig.from_pretrained(model_folder))
+    trusts = trusts_remote_code(model_folder)
+    context = context_length(AutoConfig.from_pretrained(model_folder, local_files_only=True, trust_remote_code=trusts))
     needed = chat.max_prompt_tokens + config.max_new_tokens
     if needed > context:
         raise ConfigError(
@@ -191,6 +191,8 @@ def _engine(model_folder: Path, config: GenerationConfig, max_model_len: int) ->
     from vllm import EngineArgs, LLMEngine
     from vllm.distributed import cleanup_dist_env_and_memory
 
+    from dice_core.models import trusts_remote_code
+
     settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
     if on_cpu:
         # Chunked prefill: vLLM's sampler fails on CPU when it meets a request that has a seed and a partial prompt.
@@ -202,6 +204,7 @@ def _engine(model_folder: Path, config: GenerationConfig, max_model_len: int) ->
         try:
             arguments = EngineArgs(
                 model=str(model_folder),
+                trust_remote_code=trusts_remote_code(model_folder),
                 dtype=config.dtype,
                 max_model_len=max_model_len,
                 max_num_seqs=config.max_concurrent_sequences,
@@ -242,7 +245,7 @@ def _prepare_vllm() -> bool:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         if quiet:
             # Its CPU warnings are about settings made here on purpose and libraries that are not there.
-            logging.getLogger("vllm").setLevel(logging.ERROR)
+            os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
     return on_cpu
 
 
@@ -260,6 +263,8 @@ def _start_failure(model_folder: Path, config: GenerationConfig, on_cpu: bool, e
 
 def _run(engine: "LLMEngine", job: _Job, on_progress: Progress | None) -> Iterator[tuple[int, pa.Table]]:
     """Keep the engine's queue filled across parts, and hand over each part that is complete."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
     # Enough prompts wait that the engine stays busy while a part is decoded here and stored by the caller.
     num_ahead = job.config.prompts_per_part + job.config.max_concurrent_sequences
     waiting, num_running = deque(job.token_ids), 0
@@ -269,7 +274,10 @@ def _run(engine: "LLMEngine", job: _Job, on_progress: Progress | None) -> Iterat
         while waiting and num_running < num_ahead:
             _add_request(engine, job, waiting.popleft())
             num_running += 1
-        finished = [output for output in engine.step() if output.finished]
+        try:
+            finished = [output for output in engine.step() if output.finished]
+        except EngineDeadError as error:
+            raise GenerationError("vLLM's engine process died, its log above says why: start the task again") from error
         for output in cast("list[RequestOutput]", finished):
             row = int(output.request_id)
             done.setdefault(row // job.config.prompts_per_part, {})[row] = output
