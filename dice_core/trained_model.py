@@ -6,12 +6,22 @@ models.py writes and verifies the files; this module brings the weights together
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from dice_core.config import DType
+from dice_core.model_files import shard_names
 from dice_core.models import ModelError, load_model, save_model
 
 
@@ -23,6 +33,35 @@ class WeightChange:
     """Norm of the change over the norm of the weights it began with."""
     rounding_loss: float
     """Norm of what rounding to the saved dtype moves, over the norm of the change: 0 loses nothing, 1 about all."""
+
+
+class ExactMasterWeights(TrainerCallback):
+    """Gives DeepSpeed's float32 master copy the exact weights of the policy.
+
+    With bf16 DeepSpeed loads weights in bfloat16 and makes its master copy from those: a policy saved in float32 would
+    lose what made it differ from the one before.
+    """
+
+    def __init__(self, policy_folder: Path) -> None:
+        """Take the model training begins with."""
+        self._folder = policy_folder
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
+    ) -> None:
+        """Overwrite the master copy, one parameter at a time; a resumed run has it from its checkpoint."""
+        if state.global_step:
+            return
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        parameters = dict(model.policy.named_parameters())
+        for shard in shard_names(self._folder):
+            with safe_open(self._folder / shard, framework="pt") as weights:
+                # Names the model does not have are second names of shared weights.
+                for name in sorted(parameters.keys() & set(weights.keys())):
+                    weight = weights.get_tensor(name)
+                    if weight.dtype == torch.float32:
+                        safe_set_full_fp32_param(parameters[name], weight)
 
 
 def gather_weights(policy: PreTrainedModel, *, uses_deepspeed: bool, keep: bool) -> dict[str, Tensor]:

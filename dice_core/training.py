@@ -142,7 +142,7 @@ def _train_and_publish(
     from dice_core.dpo_trainer import DPOTrainer
     from dice_core.models import context_length, fetch_model, load_model, load_tokenizer
     from dice_core.throughput import Speedometer
-    from dice_core.trained_model import gather_weights, save_trained_model
+    from dice_core.trained_model import ExactMasterWeights, gather_weights, save_trained_model
     from dice_core.weight_average import WeightAverage
 
     config, is_first = job.training, processes.rank() == 0
@@ -155,13 +155,16 @@ def _train_and_publish(
     policy = load_model(policy_folder, "float32")
     _check_context(job, pairs, context_length(policy.config))
     average = WeightAverage(config.ema_decay, checkpoint) if config.ema_decay else None
+    callbacks = [average] if average else []
+    if config.deepspeed != "none" and config.precision == "bf16":
+        callbacks.append(ExactMasterWeights(policy_folder))
     speed = Speedometer(config.global_batch_size)
     trainer = DPOTrainer(
         policy,
         pairs,
         config,
         arguments,
-        callbacks=[*([average] if average else []), CheckpointCallback(store), speed],
+        callbacks=[*callbacks, CheckpointCallback(store), speed],
         on_reference_progress=_progress("train: reference log-probs") if is_first else None,
     )
     speed.attach(trainer)
