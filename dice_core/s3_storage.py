@@ -156,7 +156,7 @@ class S3Storage:
         except (boto_errors.BotoCoreError, boto_errors.HTTPClientError) as error:
             raise _unreachable(self._name(key), error) from None
         except RetriesExceededError as error:
-            raise StorageError(f"{self._name(key)}: {_one_line(error)}") from None
+            raise _unreachable(self._name(key), error.last_exception) from None
         except OSError as error:
             raise local_error(error, self._name(key)) from None
 

@@ -255,6 +255,7 @@ def local_error(error: OSError, where: str) -> StorageError:
         errno.EACCES: "check its owner and permissions",
         errno.EROFS: "choose a place that can be written",
         errno.ENOTDIR: "a file is where a folder is needed: choose another place",
+        errno.EEXIST: "a file is where a folder is needed: choose another place",
     }
     path = f" ({error.filename})" if error.filename and str(error.filename) != where else ""
     remedy = f"; {remedies[error.errno]}" if error.errno in remedies else ""

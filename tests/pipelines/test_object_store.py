@@ -73,9 +73,10 @@ _PARENT = """
 import sys, time
 from pathlib import Path
 from pipelines.object_store import Credentials, start_object_store
-store = start_object_store(Path(sys.argv[1]), credentials=Credentials("key", "secret-of-the-test"))
+keep = len(sys.argv) > 2
+store = start_object_store(Path(sys.argv[1]), credentials=Credentials("key", "secret-of-the-test"), outlive_parent=keep)
 print(store.process.pid, store.endpoint, flush=True)
-time.sleep(600)
+time.sleep(0 if keep else 600)
 """
 
 
@@ -102,6 +103,19 @@ def test_it_dies_with_a_killed_parent_and_loses_nothing(tmp_path: Path, use, mon
         use(store)
         stored = open_storage("s3://dice")
         assert [stored.read_bytes(f"{index}") for index in range(20)] == [b"x" * index for index in range(20)]
+
+
+def test_it_outlives_its_parent_when_asked_to(tmp_path: Path) -> None:
+    root = Path(object_store.__file__).parents[1]
+    printed = subprocess.check_output([sys.executable, "-c", _PARENT, str(tmp_path), "keep"], text=True, cwd=root)
+    pid = int(printed.split()[0])
+    try:
+        with pytest.raises(ObjectStoreError, match=f"process {pid}"):
+            start_object_store(tmp_path)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+    assert _ends_within(pid, 5)
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
