@@ -23,10 +23,10 @@ from dice_core.config import (
     ScoringConfig,
     TrainingConfig,
 )
-from dice_core.manifest import Manifest, Metric, require_manifest
+from dice_core.manifest import Manifest, Metric, publish_files, require_manifest
 from dice_core.progress import Throttle, log
 from dice_core.promotion import promote
-from dice_core.stage_runner import Input, StageContext
+from dice_core.stage_runner import Input, StageContext, StageReport
 from dice_core.storage import StorageError
 
 
@@ -210,6 +210,21 @@ def evaluate(
         policy = context.inputs["policy"]
         promote(promoted_uri, policy.uri, policy.manifest.content_digest, evaluated=context.uri, iteration=iteration)
     return context.publish({"evaluation.json": context.write_json(result.to_dict(), "evaluation.json")}, metrics)
+
+
+def report(run_uri: str, output_uri: str, *, num_iterations: int) -> StageReport:
+    """Write the page and the numbers of a run as it is now."""
+    from dice_core.report import build_report, collect
+    from dice_core.run_summary import summary
+
+    data = collect(run_uri, num_iterations)
+    with tempfile.TemporaryDirectory(prefix="dice-") as folder:
+        page, numbers = Path(folder) / "report.html", Path(folder) / "summary.json"
+        page.write_text(build_report(data))
+        numbers.write_text(json.dumps(summary(data), indent=1))
+        manifest = Manifest(stage="report", fingerprint="", files={}, inputs={"run": run_uri})
+        publish_files(output_uri, {page.name: page, numbers.name: numbers}, manifest)
+    return StageReport(output_uri, "completed", {})
 
 
 def _tables(context: StageContext, group: str, schema: pa.Schema) -> Iterator[pa.Table]:
