@@ -4,6 +4,8 @@ Called by stage_runner.py when there is something to do; stages.py has what peop
 imported where they are needed, so that a launcher pod without them can run the stages it runs.
 """
 
+import json
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator

@@ -243,5 +243,5 @@ def test_a_bucket_that_does_not_exist_is_named(s3):
 
 def test_the_wrong_credentials_are_named_as_such(s3, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(StorageError, match=r"(?i)credential|denied|signature"):
+    with pytest.raises(StorageError, match="AWS_SECRET_ACCESS_KEY does not fit AWS_ACCESS_KEY_ID"):
         stages.score(f"{s3}/m", f"{s3}/r", f"{s3}/x", f"{s3}/out")
