@@ -12,7 +12,7 @@ from html import escape
 from dice_core.report_data import Histogram
 
 _WIDTH, _HEIGHT = 380, 236
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 16, 26, 40
 _MOST_POINTS = 150
 
 Point = tuple[float, float]
@@ -100,8 +100,8 @@ def line_chart(
     across = _scale([p[0] for p in everything] + list(x.covers), _LEFT, _WIDTH - _RIGHT, tight=True)
     upward = _scale([p[1] for p in everything] + list(y.covers) + [r.y for r in rules], _HEIGHT - _BOTTOM, _TOP)
     parts = [_frame(across, upward, x.label, y.label)]
-    parts += [_rule(rule, upward) for rule in rules]
     parts += [_line(line, points, across, upward) for line, points in drawn]
+    parts += [_rule(rule, upward) for rule in rules]
     if mark:
         parts.append(f'<circle class="mark" cx="{across(mark[0]):.1f}" cy="{upward(mark[1]):.1f}" r="4.5"/>')
     return _svg(title, parts)
@@ -123,10 +123,7 @@ def histogram_chart(title: str, x: Axis, histogram: Histogram, *, filled: str, o
     upward = _scale([0.0, *(value for values in shares.values() for value in values)], _HEIGHT - _BOTTOM, _TOP)
     parts = [_frame(across, upward, x.label, "share of its group (%)")]
     for name in groups:
-        corners = [(edges[0], 0.0)]
-        for i, share in enumerate(shares[name]):
-            corners += [(edges[i], share), (edges[i + 1], share)]
-        path = _path([*corners, (edges[-1], 0.0)], across, upward)
+        path = _steps(edges, shares[name], across, upward)
         parts.append(f'<path class="{"area" if name == filled else "line"} {name}" d="{path}"/>')
     return _svg(title, parts)
 
@@ -155,11 +152,8 @@ def _frame(across: _Scale, upward: _Scale, x_label: str, y_label: str) -> str:
         parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{tick_label(tick, step)}</text>')
     middle = (_LEFT + right) / 2
     parts.append(f'<text class="label" x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
-    turned = f"rotate(-90 11 {(_TOP + bottom) / 2})"
-    parts.append(
-        f'<text class="label" x="11" y="{(_TOP + bottom) / 2}" transform="{turned}" text-anchor="middle">'
-        f"{escape(y_label)}</text>"
-    )
+    # Above the axis and not turned beside it: it reads at once and may be long.
+    parts.append(f'<text class="label" x="0" y="11">{escape(y_label)}</text>')
     return "".join(parts)
 
 
@@ -179,6 +173,23 @@ def _line(line: Line, points: Sequence[Point], across: _Scale, upward: _Scale) -
             for px, py in points
         )
     return drawing
+
+
+def _steps(edges: Sequence[float], heights: Sequence[float], across: _Scale, upward: _Scale) -> str:
+    """Return the outline of bars: one closed at the base for each stretch of bins that are not empty."""
+    stretches: list[list[Point]] = []
+    before = 0.0
+    for i, height in enumerate(heights):
+        if height and not before:
+            stretches.append([(edges[i], 0.0)])
+        if height:
+            stretches[-1] += [(edges[i], height), (edges[i + 1], height)]
+        elif before:
+            stretches[-1].append((edges[i], 0.0))
+        before = height
+    if before:
+        stretches[-1].append((edges[-1], 0.0))
+    return "".join(_path(stretch, across, upward) for stretch in stretches)
 
 
 def _path(points: Sequence[Point], across: _Scale, upward: _Scale) -> str:

@@ -59,7 +59,7 @@ def build_report(data: RunData) -> str:
         prepared=_prepared(data),
         panels=[_response_panel(iteration) for iteration in data.iterations if iteration.rewards],
         training=_training_panels(data),
-        checks=[_numerical_checks(iteration) for iteration in data.iterations],
+        checks=_numerical_checks(data),
         samples=[_samples(iteration, budget) for iteration in data.iterations if iteration.evaluation],
         provenance=_provenance(data),
     )
@@ -134,7 +134,7 @@ def _response_panel(iteration: IterationData) -> dict[str, Any]:
         chart = line_chart(
             "mean length gap against length penalty",
             Axis(f"length penalty alpha (nats per {unit.removesuffix('s')})"),
-            Axis(f"mean gap, chosen - rejected ({unit})", (0.0,)),
+            Axis(f"mean gap, chosen minus rejected ({unit})", (0.0,)),
             [Line("policy", iteration.gap_curve)],
             rules=[Rule(0.0, "equal lengths")],
             mark=None if None in mark else mark,
@@ -208,21 +208,27 @@ def _span(lines: Sequence[Mapping[str, Any]], key: str) -> list[float]:
     return [min(values), max(values)] if values else []
 
 
-def _numerical_checks(iteration: IterationData) -> dict[str, Any]:
-    numbers = run_summary.summarise(iteration)
-    expected = expected_first_loss(iteration.stage("train").settings.get("training", {}))
-    step0, noise = numbers["step0_loss"], numbers["reference_noise_rms"]
-    spread = iteration.stage("score").metrics.get("reward_std")
-    return {
-        "name": run_summary.name(iteration),
-        "step0_loss": step0,
-        "expected": expected,
-        "difference": None if step0 is None or expected is None else step0 - expected,
-        "noise": noise,
-        "spread": spread,
-        "relative_update": numbers["relative_update"],
-        "rounding_loss": numbers["update_rounding_loss"],
-    }
+def _numerical_checks(data: RunData) -> list[tuple[str, list[str]]]:
+    """Return what says whether the numbers of training can be trusted, a row a quantity, a column an iteration."""
+    numbers = [run_summary.summarise(iteration) for iteration in data.iterations]
+    settings = [iteration.stage("train").settings.get("training", {}) for iteration in data.iterations]
+    expected = [expected_first_loss(training) for training in settings]
+    step0 = [summary["step0_loss"] for summary in numbers]
+    differences = [None if s is None or e is None else s - e for s, e in zip(step0, expected, strict=True)]
+    spread = [iteration.stage("score").metrics.get("reward_std") for iteration in data.iterations]
+    table = [
+        ("loss at step 0", step0, ".6f"),
+        ("what it is with exact reference log-probs", expected, ".6f"),
+        ("difference", differences, "+.1e"),
+        ("reference noise, nats", [summary["reference_noise_rms"] for summary in numbers], ".4f"),
+        ("spread of the rewards, nats", spread, ".3f"),
+        ("change of the weights", [summary["relative_update"] for summary in numbers], ".2e"),
+        ("of it lost to rounding when saved", [summary["update_rounding_loss"] for summary in numbers], ".1%"),
+    ]
+    return [
+        (label, [run_summary.NOTHING if value is None else f"{value:{spec}}" for value in values])
+        for label, values, spec in table
+    ]
 
 
 def _samples(iteration: IterationData, budget: int) -> dict[str, Any]:

@@ -110,10 +110,10 @@ def rows(data: RunData) -> list[Row]:
         ("responses", "filtered", _filtered),
         ("responses", "pairs (generated + replayed)", _pairs),
         ("length", "length penalty, nats per {unit}", lambda s: _number(s["length_penalty"], ".4g")),
-        ("length", "the same on the paper's scale (x beta)", lambda s: _number(s["length_penalty_paper"], ".3g")),
+        ("length", "length penalty, paper's scale (x beta)", lambda s: _number(s["length_penalty_paper"], ".3g")),
         (
             "length",
-            "length gap without -> with it, {unit}s",
+            "length gap without -> with penalty, {unit}s",
             lambda s: _arrow(s["length_gap_unpenalised"], s["length_gap"], "+.1f"),
         ),
         ("training", "DPO loss, start -> end", lambda s: _arrow(s["first_loss"], s["last_loss"], ".4f")),
