@@ -1,164 +1,206 @@
-"""Turns a model and token ids into log-probs of responses: the one place that scoring, training and evaluation call.
+"""The one place that turns a model and token ids into log-probs of responses: scoring, training and evaluation call it.
 
-A prompt and its n responses are one row: positions restart after the prompt, and under the mask a response sees the
-prompt and itself only, so a prompt is computed once for all its responses. The head is applied to the positions before
-response tokens alone, in chunks that are recomputed in the backward pass: logits of [tokens x vocabulary] never exist.
-
-Exact: equal to a plain forward of prompt + response, one at a time, up to float rounding.
+A prompt runs once for all its responses. Log-probs are taken at response positions only, from hidden states, in chunks
+(output_head.py). How responses share a row is packing.py's business, and what a model sees of it attention.py's.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache, PreTrainedModel
 
-Progress = Callable[[int, int], None]
+from dice_core.attention import attention_masks, equally_long, packed_way
+from dice_core.output_head import target_logps
+from dice_core.packing import Piece, PromptGroup, Row, fill_rows, length_batches, pack_row, split_groups
 
-# Positions whose logits exist at one time: 256 x 128k vocabulary in float32 is 134 MB.
-CHUNK_SIZE = 256
+__all__ = ["PromptGroup", "group_logps", "packed_token_logps"]
 
+# On a CPU larger batches are not faster, and short ones need less padding.
+_CPU_BATCH_TOKENS = 1024
 
-@dataclass(frozen=True)
-class PromptGroup:
-    """A prompt and responses to it, as token ids; a response ends with its end-of-turn token."""
-
-    prompt_token_ids: Sequence[int]
-    responses: Sequence[Sequence[int]]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the packed row."""
-        return len(self.prompt_token_ids) + sum(len(response) for response in self.responses)
+# Which responses a batch holds, as (group, index in the group), and the log-probs of their tokens one after another.
+Batch = tuple[list[tuple[int, int]], Tensor]
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """Groups as rows, padded on the right. B rows of L tokens with N response tokens in all."""
+def packed_token_logps(
+    model: PreTrainedModel, groups: Sequence[PromptGroup], *, chunk_size: int | None = None
+) -> list[list[Tensor]]:
+    """Return the log-prob of every response token, with gradient: for training.
 
-    input_ids: Tensor  # (B, L)
-    position_ids: Tensor  # (B, L)
-    segments: Tensor  # (B, L): 0 the prompt, 1.. its responses, -1 padding
-    predictors: Tensor  # (N): index into the flattened (B * L) positions, of the position before each response token
-    labels: Tensor  # (N)
-    lengths: list[list[int]]  # tokens of each response of each group
+    The model's decoder runs once and its head is called once, whatever the groups are, so processes that share weights
+    (ZeRO-3, FSDP) stay in step. Call it inside the forward of the module that DDP or DeepSpeed wraps, with the plain
+    model, which is how hooks on the wrapped module and on the model's parts see everything:
 
+        class PairScorer(nn.Module):
+            def forward(self, groups): return packed_token_logps(self.policy, groups)
 
-def packed_token_logps(model: Any, groups: Sequence[PromptGroup], chunk_size: int = CHUNK_SIZE) -> list[list[Tensor]]:
-    """Return the log-probs of every response token, with gradient where grad is enabled.
-
-    Calls submodules of `model` (its decoder, then its head), so under DDP or DeepSpeed it belongs inside the forward of
-    the wrapped module.
+    The model stays a child of that module and is saved on its own by `save_pretrained`.
 
     Args:
-        model: a causal language model of transformers.
-        groups: prompts with their responses, one packed row each.
-        chunk_size: positions whose logits exist at one time.
+        model: a causal language model.
+        groups: they make one batch: one packed row with FlexAttention, a row for each group with a dense mask.
+        chunk_size: positions whose logits exist at a time; by default such that they take 128 MiB.
 
     Returns:
-        For each group, for each response: float32 nats, shape (tokens of the response,).
+        For each group and response a float32 tensor of shape (response tokens,), in nats, in the order given.
+
+    Raises:
+        ModelError: the model makes its logits in a way that is not known here.
     """
-    packed = _pack(groups, next(model.parameters()).device)
-    hidden = _hidden_states(model, packed).flatten(0, 1)[packed.predictors]  # (N, H)
-    logps = _token_logps(model, hidden, packed.labels, chunk_size)
-    flat = iter(logps.split([length for group in packed.lengths for length in group]))
-    return [[next(flat) for _ in group] for group in packed.lengths]
+    sizes = [len(response) for group in groups for response in group.responses]
+    if not groups or not sum(sizes):
+        return [[torch.zeros(0, device=model.device) for _ in group.responses] for group in groups]
+    way = packed_way(model)
+    if way == "separate":
+        logps = _separate_logps(model, [(group, index) for group in groups for index in range(len(group.responses))])
+    else:
+        rows = [pack_row(groups)] if way == "flex" else [pack_row([group]) for group in groups]
+        logps = _row_logps(model, equally_long(rows, way), chunk_size)
+    parts = iter(logps.split(sizes))
+    return [[next(parts) for _ in group.responses] for group in groups]
 
 
-@torch.no_grad()
 def group_logps(
-    model: Any, groups: Sequence[PromptGroup], *, tokens_per_batch: int, on_progress: Progress | None = None
+    model: PreTrainedModel,
+    groups: Sequence[PromptGroup],
+    *,
+    tokens_per_batch: int,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[list[float]]:
-    """Return the summed log-probs of every response, in nats, without gradient.
+    """Return the summed log-prob of every response, without gradient: for scoring and evaluation.
 
     Args:
-        model: a causal language model of transformers.
-        groups: prompts with their responses, in any order; the result has theirs.
-        tokens_per_batch: rows x longest row of a batch; a longer row is a batch of its own.
-        on_progress: called with groups done and groups in all.
+        model: a causal language model; it is used as it is (dropout should be off).
+        groups: any number, of any lengths; batches are made here and the order is restored.
+        tokens_per_batch: tokens a forward may hold; a prompt with one response that is longer runs alone.
+        on_progress: called with (responses done, all responses) after each batch.
+
+    Returns:
+        For each group and response the float64 sum of its tokens' float32 log-probs, in nats, in the order given.
+
+    Raises:
+        ModelError: the model makes its logits in a way that is not known here.
     """
-    results: list[list[float]] = [[] for _ in groups]
-    num_done = 0
-    for indices in _batches(groups, tokens_per_batch):
-        for index, logps in zip(indices, packed_token_logps(model, [groups[i] for i in indices]), strict=True):
-            results[index] = [response.double().sum().item() for response in logps]
-        num_done += len(indices)
-        if on_progress:
-            on_progress(num_done, len(groups))
-    return results
+    sums = [[0.0] * len(group.responses) for group in groups]
+    num_done, num_all = 0, sum(len(group.responses) for group in groups)
+    with torch.no_grad():
+        # One behind: while the accelerator runs a batch, the next is laid out.
+        for places, logps in _one_behind(_batches(model, groups, tokens_per_batch)):
+            values = logps.double().cpu().numpy()
+            ends = np.cumsum([len(groups[group].responses[index]) for group, index in places])
+            for (group, index), part in zip(places, np.split(values, ends[:-1]), strict=True):
+                sums[group][index] = float(part.sum())
+            num_done += len(places)
+            if on_progress:
+                on_progress(num_done, num_all)
+    return sums
 
 
-def _batches(groups: Sequence[PromptGroup], tokens_per_batch: int) -> Iterator[list[int]]:
-    """Yield indices of groups of similar length, longest first: what does not fit shows at once."""
-    batch: list[int] = []
-    for index in sorted(range(len(groups)), key=lambda i: -groups[i].num_tokens):
-        longest = groups[batch[0] if batch else index].num_tokens
-        if batch and longest * (len(batch) + 1) > tokens_per_batch:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+def _one_behind(batches: Iterator[Batch]) -> Iterator[Batch]:
+    previous: Batch | None = None
+    for batch in batches:
+        if previous is not None:
+            yield previous
+        previous = batch
+    if previous is not None:
+        yield previous
 
 
-def _pack(groups: Sequence[PromptGroup], device: torch.device) -> _Packed:
-    width = max(group.num_tokens for group in groups)
-    input_ids = torch.zeros(len(groups), width, dtype=torch.long)
-    position_ids = torch.zeros(len(groups), width, dtype=torch.long)
-    segments = torch.full((len(groups), width), -1, dtype=torch.long)
-    predictors: list[Tensor] = []
-    for row, group in enumerate(groups):
-        prompt_length, start = len(group.prompt_token_ids), len(group.prompt_token_ids)
-        input_ids[row, :prompt_length] = torch.tensor(group.prompt_token_ids)
-        position_ids[row, :prompt_length] = torch.arange(prompt_length)
-        segments[row, :prompt_length] = 0
-        for number, response in enumerate(group.responses, start=1):
-            end = start + len(response)
-            input_ids[row, start:end] = torch.tensor(response)
-            position_ids[row, start:end] = torch.arange(prompt_length, prompt_length + len(response))
-            segments[row, start:end] = number
-            # The prompt's last position predicts the first token, each token the one after it.
-            before = torch.cat([torch.tensor([prompt_length - 1]), torch.arange(start, end - 1)])
-            predictors.append(row * width + before)
-            start = end
-    labels = torch.cat([torch.tensor(response) for group in groups for response in group.responses])
-    tensors = (input_ids, position_ids, segments, torch.cat(predictors), labels)
-    lengths = [[len(response) for response in group.responses] for group in groups]
-    return _Packed(*(tensor.to(device) for tensor in tensors), lengths)
+def _batches(model: PreTrainedModel, groups: Sequence[PromptGroup], tokens_per_batch: int) -> Iterator[Batch]:
+    way = packed_way(model)
+    if way == "flex":
+        for pieces in fill_rows(split_groups(groups, tokens_per_batch), tokens_per_batch):
+            row = pack_row([piece.content for piece in pieces])
+            yield _places(pieces), _row_logps(model, equally_long([row], way))
+    elif way == "dense":
+        is_cpu = model.device.type == "cpu"
+        batch_tokens = min(tokens_per_batch, _CPU_BATCH_TOKENS) if is_cpu else tokens_per_batch
+        for number, group in enumerate(groups):
+            yield from _cached_batches(model, number, group, batch_tokens)
+    else:
+        yield from _separate_batches(model, groups, tokens_per_batch)
 
 
-def _hidden_states(model: Any, packed: _Packed) -> Tensor:
-    """Run the decoder without the head. Returns (B, L, H)."""
-    dtype = next(model.parameters()).dtype
-    if torch.is_autocast_enabled(packed.input_ids.device.type):
-        dtype = torch.get_autocast_dtype(packed.input_ids.device.type)
-    mask = _mask(packed, dtype)
-    output = model.get_decoder()(
-        input_ids=packed.input_ids, attention_mask=mask, position_ids=packed.position_ids, use_cache=False
+def _places(pieces: Sequence[Piece]) -> list[tuple[int, int]]:
+    return [(piece.group, index) for piece in pieces for index in piece.indices]
+
+
+def _row_logps(model: PreTrainedModel, rows: Sequence[Row], chunk_size: int | None = None) -> Tensor:
+    """Run packed rows of equal length. Result: (response tokens of all rows,), float32, in their order."""
+    device, length = model.device, len(rows[0].input_ids)
+    hidden = model.get_decoder()(
+        input_ids=_tensor([row.input_ids for row in rows], device),
+        position_ids=_tensor([row.positions for row in rows], device),
+        attention_mask=attention_masks(model, rows, model.dtype),
+        use_cache=False,
+    ).last_hidden_state
+    predictors = np.concatenate([row.predictors + number * length for number, row in enumerate(rows)])
+    targets = np.concatenate([row.targets for row in rows])
+    return target_logps(model, hidden.flatten(0, 1)[_tensor(predictors, device)], _tensor(targets, device), chunk_size)
+
+
+def _tensor(values: object, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(np.asarray(values, dtype=np.int64))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def _cached_batches(model: PreTrainedModel, number: int, group: PromptGroup, batch_tokens: int) -> Iterator[Batch]:
+    """Run the prompt once, keep its keys and values, and run the responses after them in batches of near lengths."""
+    decoder, device = model.get_decoder(), model.device
+    # Without the config: every layer keeps all keys, whatever its window, and so masks can count from the start.
+    cache = DynamicCache()
+    prompt = _tensor([group.prompt_token_ids], device)
+    last = decoder(input_ids=prompt, past_key_values=cache, use_cache=True).last_hidden_state[0, -1:]
+    for indices in length_batches([len(response) for response in group.responses], batch_tokens):
+        responses = [group.responses[index] for index in indices]
+        hidden = [last] * len(responses)
+        inputs = _padded_ids([response[:-1] for response in responses])
+        if inputs.shape[1]:
+            positions = torch.arange(inputs.shape[1], device=device) + prompt.shape[1]
+            output = decoder(
+                input_ids=_tensor(inputs, device),
+                position_ids=positions.expand(len(responses), -1),
+                past_key_values=_repeated(cache, len(responses)),
+                use_cache=True,
+            ).last_hidden_state
+            hidden = [
+                torch.cat([last, states[: len(response) - 1]])
+                for states, response in zip(output, responses, strict=True)
+            ]
+        states = torch.cat([part[: len(response)] for part, response in zip(hidden, responses, strict=True)])
+        targets = _tensor(np.concatenate([np.asarray(response, dtype=np.int64) for response in responses]), device)
+        yield [(number, index) for index in indices], target_logps(model, states, targets)
+
+
+def _repeated(cache: DynamicCache, num_rows: int) -> DynamicCache:
+    return DynamicCache(
+        (layer.keys.expand(num_rows, -1, -1, -1), layer.values.expand(num_rows, -1, -1, -1)) for layer in cache.layers
     )
-    return output.last_hidden_state
 
 
-def _mask(packed: _Packed, dtype: torch.dtype) -> Tensor:
-    """Return the additive mask (B, 1, L, L): a token sees the prompt and its own segment, up to itself."""
-    width = packed.segments.shape[1]
-    query, key = packed.segments[:, :, None], packed.segments[:, None, :]
-    causal = torch.ones(width, width, dtype=torch.bool, device=query.device).tril()
-    # Padding sees padding, so that no row of the mask is empty.
-    visible = causal & ((query == key) | (key == 0))
-    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[:, None]
+def _padded_ids(sequences: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return (sequences, longest) token ids, filled up with 0 on the right, where nothing that counts sees it."""
+    ids = np.zeros((len(sequences), max(len(sequence) for sequence in sequences)), dtype=np.int64)
+    for row, sequence in zip(ids, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return ids
 
 
-def _token_logps(model: Any, hidden: Tensor, labels: Tensor, chunk_size: int) -> Tensor:
-    head = model.get_output_embeddings()
+def _separate_batches(model: PreTrainedModel, groups: Sequence[PromptGroup], tokens_per_batch: int) -> Iterator[Batch]:
+    places = [(number, index) for number, group in enumerate(groups) for index in range(len(group.responses))]
+    lengths = [len(groups[number].prompt_token_ids) + len(groups[number].responses[index]) for number, index in places]
+    for batch in length_batches(lengths, tokens_per_batch):
+        chosen = [places[i] for i in batch]
+        yield chosen, _separate_logps(model, [(groups[number], index) for number, index in chosen])
 
-    def of_chunk(states: Tensor, wanted: Tensor) -> Tensor:
-        return -functional.cross_entropy(head(states).float(), wanted, reduction="none")
 
-    chunks = zip(hidden.split(chunk_size), labels.split(chunk_size), strict=True)
-    if not torch.is_grad_enabled():
-        return torch.cat([of_chunk(states, wanted) for states, wanted in chunks])
-    return torch.cat([checkpoint(of_chunk, states, wanted, use_reentrant=False) for states, wanted in chunks])
+def _separate_logps(model: PreTrainedModel, responses: Sequence[tuple[PromptGroup, int]]) -> Tensor:
+    """Run each response in a row of its own, after its prompt. Result: (response tokens of all,), float32."""
+    rows = [pack_row([PromptGroup(group.prompt_token_ids, [group.responses[index]])]) for group, index in responses]
+    ids = _padded_ids([row.input_ids.tolist() for row in rows])
+    hidden = model.get_decoder()(input_ids=_tensor(ids, model.device), use_cache=False).last_hidden_state
+    predictors = np.concatenate([row.predictors + number * ids.shape[1] for number, row in enumerate(rows)])
+    targets = np.concatenate([row.targets for row in rows])
+    return target_logps(model, hidden.flatten(0, 1)[_tensor(predictors, model.device)], _tensor(targets, model.device))

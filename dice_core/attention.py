@@ -1,0 +1,147 @@
+"""How a model attends over packed rows: which way it can take, and the masks of that way.
+
+Rows come from packing.py; running the model is logprobs.py's business.
+"""
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import PreTrainedModel
+
+from dice_core.packing import Row, padded, windowed
+
+Mask = Tensor | BlockMask
+Way = Literal["flex", "dense", "separate"]
+
+BLOCK = 128
+_MASKED_LAYERS = {"full_attention", "sliding_attention"}
+# These stretch positions by the longest sequence of the batch: a row's neighbours would change its log-probs.
+_ROPE_OF_THE_BATCH = {"dynamic", "longrope"}
+
+
+def packed_way(model: PreTrainedModel) -> Way:
+    """Return how prompt groups run through a model: packed with FlexAttention or a dense mask, or in separate rows.
+
+    `flex` skips the blocks of the mask that are empty and needs a GPU to be fast; `dense` is an ordinary mask;
+    `separate` repeats the prompt for each response, for models that cannot be masked by (prompt, response), and warns.
+    """
+    reason = unmaskable(model)
+    if reason:
+        warnings.warn(
+            f"{model.config.model_type}: {reason}, so each response runs in a row of its own with its prompt: "
+            "the results are the same, only slower",
+            stacklevel=2,
+        )
+        return "separate"
+    if model.device.type == "cuda" and model._supports_flex_attn and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("flex_attention")
+    return "flex" if model.config._attn_implementation == "flex_attention" else "dense"
+
+
+def unmaskable(model: PreTrainedModel) -> str:
+    """Return why a model cannot see rows of prompt groups through a mask; empty if it can."""
+    config = model.config.get_text_config()
+    others = set(getattr(config, "layer_types", None) or ()) - _MASKED_LAYERS
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if model._is_stateful or others:
+        return f"its layers ({', '.join(sorted(others)) or 'stateful'}) are not all attention"
+    if not model._supports_attention_backend or model.config._attn_implementation not in _ATTENTIONS:
+        return f"its attention ({model.config._attn_implementation}) takes no mask of ours"
+    if "position_ids" not in inspect.signature(model.get_decoder().forward).parameters:
+        return "it takes no positions"
+    if rope in _ROPE_OF_THE_BATCH:
+        return f"its positions ({rope}) depend on the longest sequence beside"
+    return ""
+
+
+_ATTENTIONS = {"sdpa", "eager", "flex_attention"}
+
+
+def attention_masks(model: PreTrainedModel, rows: Sequence[Row], dtype: torch.dtype) -> Mask | dict[str, Mask]:
+    """Return what the model takes as attention_mask for a batch of rows of equal length.
+
+    A model whose layers differ gets one mask for each type of layer; a sliding window counts positions, not places.
+
+    Args:
+        model: for which `unmaskable` has no reason.
+        rows: equally long.
+        dtype: of the model's activations.
+    """
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    types = set(getattr(config, "layer_types", None) or ())
+    is_out_of_window = window is not None and max(int(row.positions.max()) for row in rows) >= window
+    if not is_out_of_window or types == {"full_attention"}:
+        return _mask(model, rows, dtype)
+    sliding = _mask(model, [windowed(row, window) for row in rows], dtype)
+    if "full_attention" not in types:
+        return sliding
+    return {"full_attention": _mask(model, rows, dtype), "sliding_attention": sliding}
+
+
+def _mask(model: PreTrainedModel, rows: Sequence[Row], dtype: torch.dtype) -> Mask:
+    starts = np.stack([[row.own_starts, row.prompt_starts, row.prompt_ends] for row in rows], axis=1)
+    own, prompt, end = torch.from_numpy(starts).to(model.device, non_blocking=True)
+    if model.config._attn_implementation == "flex_attention":
+        return block_mask(own, prompt, end)
+    visible = dense_mask(own, prompt, end)
+    if model.config._attn_implementation == "eager":
+        return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
+    return visible
+
+
+def dense_mask(own_starts: Tensor, prompt_starts: Tensor, prompt_ends: Tensor) -> Tensor:
+    """Return which key each query sees. Arguments: (rows, tokens), see Row. Result: (rows, 1, tokens, tokens), bool."""
+    places = torch.arange(own_starts.shape[1], device=own_starts.device)
+    own, prompt, end = (starts[:, :, None] for starts in (own_starts, prompt_starts, prompt_ends))
+    in_own = (places >= own) & (places <= places[:, None])
+    return (in_own | ((places >= prompt) & (places < end)))[:, None]
+
+
+def block_mask(own_starts: Tensor, prompt_starts: Tensor, prompt_ends: Tensor) -> BlockMask:
+    """Return the same mask for FlexAttention. Arguments: (rows, tokens), see Row; tokens a multiple of BLOCK.
+
+    Which blocks are empty, full or mixed is counted from the ranges: no [tokens x tokens] array is made.
+    """
+    num_tokens = own_starts.shape[1]
+    places = torch.arange(num_tokens, device=own_starts.device)
+    blocks = torch.arange(0, num_tokens, BLOCK, device=own_starts.device)
+    own_ends = places.expand_as(own_starts) + 1
+    num_visible = _overlap(own_starts, own_ends, blocks) + _overlap(prompt_starts, prompt_ends, blocks)
+    by_block = num_visible.unflatten(1, (-1, BLOCK))
+    is_full = by_block.amin(2) == BLOCK
+    is_mixed = (by_block.amax(2) > 0) & ~is_full
+
+    def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        in_own = (key >= own_starts[row, query]) & (key <= query)
+        return in_own | ((key >= prompt_starts[row, query]) & (key < prompt_ends[row, query]))
+
+    return BlockMask.from_kv_blocks(
+        *_listed(is_mixed), *_listed(is_full), BLOCK, visible, seq_lengths=(num_tokens, num_tokens)
+    )
+
+
+def _overlap(starts: Tensor, ends: Tensor, blocks: Tensor) -> Tensor:
+    """Return how many places of [start, end) lie in each block. Result: (rows, tokens, blocks)."""
+    low = torch.maximum(starts[:, :, None], blocks)
+    return (torch.minimum(ends[:, :, None], blocks + BLOCK) - low).clamp_min(0)
+
+
+def _listed(is_listed: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn (rows, query blocks, key blocks) flags into FlexAttention's counts and lists of key blocks, heads alike."""
+    flags = is_listed[:, None].to(torch.int32)
+    return flags.sum(-1, dtype=torch.int32), flags.argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+
+
+def equally_long(rows: Sequence[Row], way: Way) -> list[Row]:
+    """Return the rows filled up to the longest, and for FlexAttention to whole blocks."""
+    longest = max(len(row.input_ids) for row in rows)
+    if way == "flex":
+        longest = -(-longest // BLOCK) * BLOCK
+    return [padded(row, longest) for row in rows]
