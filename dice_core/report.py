@@ -49,7 +49,7 @@ def build_report(data: RunData) -> str:
     environment.filters["typeset"] = typeset
     template = environment.from_string(_TEMPLATE.read_text())
     budget = _SAMPLES_BYTES // max(len(data.iterations), 1)
-    return template.render(
+    page = template.render(
         data=data,
         run=data.uri.rstrip("/").rpartition("/")[2],
         names=run_summary.column_names(data),
@@ -63,12 +63,13 @@ def build_report(data: RunData) -> str:
         samples=[_samples(iteration, budget) for iteration in data.iterations if iteration.evaluation],
         provenance=_provenance(data),
     )
+    return clean(page)
 
 
 def typeset(text: str) -> str:
     """Return a table's ASCII with arrows, plus-minus and minus signs."""
     text = text.replace("->", "\u2192").replace("+/-", "\u00b1")
-    return "\u2013" if text == run_summary.NOTHING else re.sub(r"(?<![\w.-])-(?=[\d.])", "\u2212", text)
+    return "\u2013" if text == run_summary.NOTHING else re.sub(r"(?<![\w.-])-(?=[\d.])|(?<=\de)-(?=\d)", "\u2212", text)
 
 
 def clean(text: str) -> str:
@@ -250,7 +251,7 @@ def _samples(iteration: IterationData, budget: int) -> dict[str, Any]:
 
 
 def _shorten(text: str) -> dict[str, Any]:
-    return {"text": clean(text[:_TEXT_CHARACTERS]), "is_shortened": len(text) > _TEXT_CHARACTERS}
+    return {"text": text[:_TEXT_CHARACTERS], "is_shortened": len(text) > _TEXT_CHARACTERS}
 
 
 def _page_bytes(text: str) -> int:

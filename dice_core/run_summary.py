@@ -39,9 +39,9 @@ def status(iteration: IterationData) -> str:
     stages = {stage: iteration.stage(stage) for stage in known}
     if any(stage.state == "skipped" for stage in stages.values()):
         return "skipped"
-    open_stages = [stage for stage, data in stages.items() if data.state in ("missing", "partial")]
-    if len(open_stages) == len(stages):
+    if all(stage.state == "missing" for stage in stages.values()):
         return "not started"
+    open_stages = [stage for stage, data in stages.items() if data.state in ("missing", "partial")]
     if open_stages:
         return f"{open_stages[0]} not finished"
     if iteration.number == 0:
