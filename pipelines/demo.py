@@ -23,6 +23,7 @@ import psutil
 from dice_core import layout
 from dice_core.config import ConfigError
 from dice_core.manifest import read_manifest
+from dice_core.report import summary_table
 from dice_core.storage import StorageError, open_storage
 from pipelines.dice import build_pipeline
 from pipelines.object_store import Credentials, ObjectStore, ObjectStoreError, start_object_store
@@ -241,8 +242,6 @@ def _explain_failure(screen: Screen, folder: Path) -> int:
 
 
 def _show_results(run_uri: str, num_iterations: int, folder: Path, seconds: float) -> None:
-    from dice_core.report import summary_table
-
     page = folder / "report.html"
     open_storage(layout.report(run_uri)).download("report.html", page)
     print()

@@ -18,8 +18,10 @@ _OUTPUT = re.compile(r" {4}Output: '(.+)'$")
 # A task's own output is indented; dice_core.progress begins a line with the time, torchrun with the process.
 _PROGRESS = re.compile(r" {4}(?:\[\w+\]:)?\d\d:\d\d:\d\d (.+)$")
 _FAULT = re.compile(r" {4}(?:[\w.]+(?:Error|Exception)): (.+)$")
+# Components keep a stage's status with its metrics, which kfp prints when a task has ended.
+_STATUS = re.compile(r" +metadata=\{.*'status': '([a-z ]+)'")
 _SEPARATOR = re.compile(r"-{20,}$")
-_NOT_NEWS = re.compile(r"^[\w-]+: (completed in|already complete|skipped)")
+_NOT_NEWS = re.compile(r"[\w-]+: (completed in|already complete|skipped)")
 
 _SHOWN = {
     "prepare-data": ("num_prompts", "num_preferences", "num_held_out"),
@@ -59,6 +61,8 @@ class Screen:
             self._state = self._state or ("" if match[2] == "SUCCESS" else "FAILED")
         elif match := _OUTPUT.match(line):
             self._uri = match[1]
+        elif (match := _STATUS.match(line)) and match[1] != "completed":
+            self._state = match[1]
         elif _SEPARATOR.match(line) and self._label:
             self._end()
         elif match := _PROGRESS.match(line):
@@ -75,9 +79,9 @@ class Screen:
             self._rewrite(f"{self._prefix()} ...")
 
     def _show_progress(self, text: str) -> None:
-        if match := _NOT_NEWS.match(text):
-            self._state = "" if match[1] == "completed in" else match[1]
-        elif self._is_terminal:
+        if _NOT_NEWS.match(text):
+            return
+        if self._is_terminal:
             self._rewrite(f"{self._prefix()} {text}")
         else:
             print(f"        {text}", file=self._out, flush=True)

@@ -18,13 +18,18 @@ def shown(*lines: str, labels: dict[str, list[str]] | None = None) -> tuple[Scre
     return screen, out.getvalue().splitlines()
 
 
+def status(value: str) -> str:
+    """Return how kfp prints the metrics artifact of a task."""
+    return f"{' ' * 22}metadata={{'num_x': 3.0, 'status': '{value}', 'uri': 's3://b/x'}} )"
+
+
 STARTED = "10:00:00.000 - INFO - Executing task \x1b[96m'generate'\x1b[0m"
 ENDED = "10:00:09.000 - INFO - Task \x1b[96m'generate'\x1b[0m finished with status \x1b[92mSUCCESS\x1b[0m"
 FAILED = "10:00:09.000 - ERROR - Task \x1b[96m'generate'\x1b[0m finished with status \x1b[91mFAILURE\x1b[0m"
 
 
 def test_a_finished_task_is_one_line_with_what_it_made() -> None:
-    _, lines = shown(STARTED, '    {"inputs": {}}', ENDED, "    Output: 's3://b/x'", LINE)
+    _, lines = shown(STARTED, '    {"inputs": {}}', ENDED, "    Output: 's3://b/x'", status("completed"), LINE)
     assert lines == ["[ 1/1] iteration 1: generate 1 of 1: 0 s; <s3://b/x>"]
 
 
@@ -37,14 +42,14 @@ def test_progress_is_shown_and_other_output_is_not() -> None:
 
 
 def test_what_was_there_already_is_said() -> None:
-    _, lines = shown(
-        STARTED, "    10:00:05 generate: already complete: s3://b/x", ENDED, "    Output: 's3://b/x'", LINE
-    )
+    known = "    10:00:05 generate: already complete: s3://b/x"
+    _, lines = shown(STARTED, known, ENDED, "    Output: 's3://b/x'", status("already complete"), LINE)
     assert lines == ["[ 1/1] iteration 1: generate 1 of 1: already complete; <s3://b/x>"]
 
 
 def test_a_skipped_stage_is_told_from_a_finished_one() -> None:
-    _, lines = shown(STARTED, "    10:00:05 generate: skipped: refused", ENDED, "    Output: 's3://b/x'", LINE)
+    reason = "    10:00:05 generate: skipped: refused"
+    _, lines = shown(STARTED, reason, ENDED, "    Output: 's3://b/x'", status("skipped"), LINE)
     assert lines == ["[ 1/1] iteration 1: generate 1 of 1: skipped"]
 
 
