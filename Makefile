@@ -14,6 +14,30 @@ SET ?=
 KEEP_S3 ?=
 S3_PORT ?=
 
+# Images: where they go, their tag (the commit: a tag never changes its content), and what builds them.
+REGISTRY ?= dice-suite
+TAG ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo untracked)$(shell git diff --quiet HEAD 2>/dev/null || echo -dirty)
+# docker, podman or buildah
+BUILDER ?= docker
+# gpu: core, generate and train; cpu: one image with all three names
+ACCELERATOR ?= gpu
+# For a base image of your own, with its digest if you pin by it, and another package index.
+BASE_IMAGE ?=
+INDEX_URL ?=
+BUILD_FLAGS ?=
+IMAGE_NAMES := core generate train
+IMAGE_ARGS = --build-arg VERSION=$(TAG) --build-arg REVISION=$$(git rev-parse HEAD) \
+  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(INDEX_URL),--build-arg INDEX_URL=$(INDEX_URL)) $(BUILD_FLAGS)
+
+# The cluster: which overlay of manifests/, and the releases that manifests/README.md tells of.
+OVERLAY ?= kind
+# a context of your kubeconfig; empty: the current one
+CONTEXT ?=
+KUBECTL = kubectl $(if $(CONTEXT),--context $(CONTEXT))
+KIND_CLUSTER ?= dice
+KFP_VERSION ?= 2.17.0
+TRAINING_OPERATOR_VERSION ?= v1.9.3
+
 define FIND_PYTHON
 found=""; for candidate in python3.11 python3.12 python3; do \
   if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then found="$$candidate"; break; fi; \
@@ -77,6 +101,67 @@ lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml; UPGRADE=1 tak
 .PHONY: compile
 compile: $(STAMP) ## Compile PRESET (zephyr, llama3, demo) to OUT for Kubeflow Pipelines. SET="training.learning_rate=1e-6 iterations=3".
 	@$(PY) -m pipelines compile --preset $(PRESET) -o $(OUT) $(if $(SET),--set $(SET))
+
+##@ Images
+
+.PHONY: images
+images: ## Build the images as REGISTRY/dice-NAME:TAG (the commit). BUILDER=docker|podman|buildah, ACCELERATOR=cpu for kind, BASE_IMAGE=, INDEX_URL=.
+ifeq ($(ACCELERATOR),cpu)
+	@$(BUILDER) build $(IMAGE_ARGS) --file images/cpu/Dockerfile $(IMAGE_NAMES:%=--tag $(REGISTRY)/dice-%:$(TAG)) .
+else
+	@for name in $(IMAGE_NAMES); do \
+	  $(BUILDER) build $(IMAGE_ARGS) --file images/$$name/Dockerfile --tag $(REGISTRY)/dice-$$name:$(TAG) .; \
+	done
+endif
+	@echo "built: $(IMAGE_NAMES:%=$(REGISTRY)/dice-%:$(TAG))"
+
+.PHONY: push
+push: ## Push the images to REGISTRY; not those of a working tree with changes, whose tag would not say what is in them.
+	@case "$(TAG)" in \
+	  latest|*-dirty) echo "make: TAG=$(TAG) does not say what is in the images: commit first, or give TAG=" >&2; exit 1;; \
+	esac
+	@for name in $(IMAGE_NAMES); do $(BUILDER) push $(REGISTRY)/dice-$$name:$(TAG); done
+
+.PHONY: lock-images
+lock-images: $(STAMP) ## Write the locks of the GPU and core images, with hashes; UPGRADE=1 takes the newest releases that fit.
+	@compile="$(PY) -m uv pip compile --quiet --config-file requirements/uv.toml --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 --generate-hashes --annotation-style line $(if $(UPGRADE),--upgrade) \
+	  --constraints requirements/constraints.txt --extra pipelines pyproject.toml -"; \
+	export UV_CUSTOM_COMPILE_COMMAND="make lock-images"; \
+	echo setuptools | $$compile --extra core --excludes requirements/image-core-excludes.txt --output-file requirements/core.lock; \
+	echo setuptools | $$compile --extra generate --output-file requirements/generate-gpu.lock; \
+	printf 'setuptools\nflash-attn\n' | $$compile --extra train --output-file requirements/train-gpu.lock
+	@grep -c == requirements/core.lock requirements/generate-gpu.lock requirements/train-gpu.lock
+
+##@ Cluster
+
+.PHONY: manifests
+manifests: ## Print what OVERLAY (kind, a100, kueue) comes to; needs no cluster.
+	@kubectl kustomize manifests/overlays/$(OVERLAY)
+
+.PHONY: deploy
+deploy: $(if $(filter kind,$(OVERLAY)),kind-secret) ## Apply OVERLAY to the cluster of CONTEXT.
+	@$(KUBECTL) apply --kustomize manifests/overlays/$(OVERLAY)
+
+.PHONY: kind-up
+kind-up: ## Make a kind cluster with Kubeflow Pipelines and the training operator, at the releases that manifests/README.md names.
+	@kind get clusters | grep --quiet --line-regexp $(KIND_CLUSTER) || kind create cluster --name $(KIND_CLUSTER) --wait 5m
+	@kubectl --context kind-$(KIND_CLUSTER) apply --kustomize "github.com/kubeflow/pipelines/manifests/kustomize/cluster-scoped-resources?ref=$(KFP_VERSION)"
+	@kubectl --context kind-$(KIND_CLUSTER) wait crd/applications.app.k8s.io --for condition=established --timeout 60s
+	@kubectl --context kind-$(KIND_CLUSTER) apply --kustomize "github.com/kubeflow/pipelines/manifests/kustomize/env/platform-agnostic?ref=$(KFP_VERSION)"
+	@kubectl --context kind-$(KIND_CLUSTER) apply --server-side --kustomize "github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=$(TRAINING_OPERATOR_VERSION)"
+	@kubectl --context kind-$(KIND_CLUSTER) --namespace kubeflow wait deployment --all --for condition=available --timeout 20m
+
+.PHONY: kind-load
+kind-load: ## Load the images into the kind cluster, in place of a registry.
+	@kind load docker-image --name $(KIND_CLUSTER) $(IMAGE_NAMES:%=$(REGISTRY)/dice-%:$(TAG))
+
+.PHONY: kind-secret
+kind-secret: ## Give the S3 server of OVERLAY=kind random keys, once; they are in the cluster and in no file.
+	@random() { head -c $$1 /dev/urandom | od -An -tx1 | tr -d ' \n'; }; \
+	$(KUBECTL) --namespace kubeflow get secret dice-s3 >/dev/null 2>&1 || \
+	printf 'AWS_ACCESS_KEY_ID=%s\nAWS_SECRET_ACCESS_KEY=%s\n' "$$(random 10)" "$$(random 20)" | \
+	$(KUBECTL) --namespace kubeflow create secret generic dice-s3 --from-env-file /dev/stdin
 
 ##@ Cleaning
 
