@@ -24,8 +24,9 @@ from components.prepare_data import prepare_data
 from components.report import report
 from components.score import score
 from components.train import train
+from dice_core.config import Settings
 from pipelines.presets import Preset
-from pipelines.resources import configure_task
+from pipelines.resources import configure_task, launch_on_cluster
 
 DESCRIPTIONS = {
     "root": "Where all runs keep their data: s3://bucket/prefix.",
@@ -72,7 +73,7 @@ def build_pipeline(preset: Preset) -> GraphComponent:
 
     def run_all(given: Given) -> None:
         page = report(root=given["root"], run=given["run"], num_iterations=preset.iterations)
-        with dsl.ExitHandler(configure_task(page, "report", preset.num_retries), name=preset.name):
+        with dsl.ExitHandler(configure_task(page, "report", "report", preset), name=preset.name):
             _run_stages(preset, iterations, given)
 
     defaults = default_parameters(preset)
@@ -88,7 +89,7 @@ def build_iteration(iteration: int, preset: Preset) -> GraphComponent:
         scored = [_generate_and_score(preset, given, shard) for shard in range(preset.num_shards)]
         return _pair_train_evaluate(preset, given, scored)
 
-    kinds = {name: dict for name in preset.sections()} | {"seed": int}
+    kinds = {name: dict for name in run_sections(preset)} | {"seed": int}
     inputs = [_parameter(name, kinds.get(name, str)) for name in (*_COMMON, *_HANDED_ON)]
     name = f"iteration {iteration}"
     return _pipeline(run_iteration, name.replace(" ", "-"), name, inputs, outputs=IterationOutputs)
@@ -106,22 +107,27 @@ def default_parameters(preset: Preset) -> dict[str, Any]:
         "exclude_source": "",
         "promote_as": preset.name,
         "seed": preset.seed,
-        **{name: settings.to_dict() for name, settings in preset.sections().items()},
+        **{name: settings.to_dict() for name, settings in run_sections(preset).items()},
     }
 
 
+def run_sections(preset: Preset) -> dict[str, Settings]:
+    """Return the settings that are parameters of a run, by name; `cluster` is fixed in the compiled pipeline."""
+    sections = {name: settings for name, settings in preset.sections().items() if name != "cluster"}
+    return sections | {"launch": launch_on_cluster(preset)}
+
+
 def _run_stages(preset: Preset, iterations: list[GraphComponent], given: Given) -> None:
-    retries = preset.num_retries
     imported = import_model(root=given["root"], source=given["policy_source"])
-    policy = configure_task(imported, "import policy", retries).outputs[OUTPUT]
+    policy = configure_task(imported, "import-model", "import policy", preset).outputs[OUTPUT]
     names = ("root", "run", "seed", "chat", "data", "preferences_source", "prompts_source", "exclude_source")
     prepared = prepare_data(**_take(given, *names), policy_uri=policy)
-    data = configure_task(prepared, "prepare data", retries).outputs[OUTPUT]
+    data = configure_task(prepared, "prepare-data", "prepare data", preset).outputs[OUTPUT]
     if preset.has_warm_start:
         reference, policy = policy, _warm_start(preset, given, policy, data)
     else:
         imported = import_model(root=given["root"], source=given["reference_source"])
-        reference = configure_task(imported, "import reference", retries).outputs[OUTPUT]
+        reference = configure_task(imported, "import-model", "import reference", preset).outputs[OUTPUT]
     base_reference, gate = reference, ""
     for number, iteration in enumerate(iterations, start=1):
         done = iteration(
@@ -140,36 +146,36 @@ def _warm_start(preset: Preset, given: Given, sft: Any, data: Any) -> Any:
     """Make the first DPO policy from the SFT model and offline pairs; return its address."""
     place = {**_take(given, "root", "run", "seed"), "iteration": 0, "policy_uri": sft}
     pairs = pair(**place, **_take(given, "chat", "pairing"), num_shards=0, data_uri=data)
-    pairs_uri = configure_task(pairs, "warm start: pair", preset.num_retries).outputs[OUTPUT]
+    pairs_uri = configure_task(pairs, "pair", "warm start: pair", preset).outputs[OUTPUT]
     trained = train(**place, pairs_uri=pairs_uri, training=given["warm_start_training"], launch=given["launch"])
-    return configure_task(trained, "warm start: train", preset.num_retries).outputs[OUTPUT]
+    return configure_task(trained, "train", "warm start: train", preset).outputs[OUTPUT]
 
 
 def _generate_and_score(preset: Preset, given: Given, shard: int) -> dsl.PipelineTask:
     place = {**_take(given, "root", "run", "iteration"), "shard": shard, "num_shards": preset.num_shards}
     of_all = f"{shard + 1} of {preset.num_shards}"
     responses = generate(**place, **_take(given, "policy_uri", "data_uri", "gate_uri", "generation", "chat", "seed"))
-    responses_uri = configure_task(responses, f"generate {of_all}", preset.num_retries).outputs[OUTPUT]
+    responses_uri = configure_task(responses, "generate", f"generate {of_all}", preset).outputs[OUTPUT]
     scores = score(**place, **_take(given, "policy_uri", "reference_uri", "scoring"), responses_uri=responses_uri)
-    return configure_task(scores, f"score {of_all}", preset.num_retries)
+    return configure_task(scores, "score", f"score {of_all}", preset)
 
 
 def _pair_train_evaluate(preset: Preset, given: Given, scored: list[dsl.PipelineTask]) -> IterationOutputs:
-    place, retries = _take(given, "root", "run", "iteration", "seed"), preset.num_retries
+    place = _take(given, "root", "run", "iteration", "seed")
     # The stage finds the shards by their number: not every KFP backend resolves a list of task outputs.
     pairs = pair(
         **place, **_take(given, "policy_uri", "data_uri", "pairing", "chat"), num_shards=preset.num_shards
     ).after(*scored)
-    pairs_uri = configure_task(pairs, "pair", retries).outputs[OUTPUT]
+    pairs_uri = configure_task(pairs, "pair", "pair", preset).outputs[OUTPUT]
     trained = train(**place, **_take(given, "policy_uri", "training", "launch"), pairs_uri=pairs_uri)
-    policy = configure_task(trained, "train", retries).outputs[OUTPUT]
+    policy = configure_task(trained, "train", "train", preset).outputs[OUTPUT]
     evaluated = evaluate(
         **place,
         **_take(given, "base_reference_uri", "data_uri", "promote_as", "evaluation", "generation", "chat"),
         policy_uri=policy,
         previous_uri=given["policy_uri"],
     )
-    return IterationOutputs(policy, configure_task(evaluated, "evaluate", retries).outputs[OUTPUT])
+    return IterationOutputs(policy, configure_task(evaluated, "evaluate", "evaluate", preset).outputs[OUTPUT])
 
 
 def _take(given: Given, *names: str) -> dict[str, Any]:

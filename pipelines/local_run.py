@@ -3,6 +3,7 @@
 kfp.local does the work and writes its log to standard output; demo.py makes that readable.
 """
 
+import dataclasses
 import os
 import sys
 import warnings
@@ -41,7 +42,7 @@ def run_locally(preset: Preset, parameters: Mapping[str, Any], work_folder: Path
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(work_folder))
     try:
         with _interpreter_by_name():
-            build_pipeline(preset)(**parameters)
+            build_pipeline(dataclasses.replace(preset, cluster=None))(**parameters)
     except RuntimeError as error:
         raise LocalRunError(f"the run stopped: {error}") from None
 

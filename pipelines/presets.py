@@ -18,6 +18,7 @@ from dice_core.config import (
     Settings,
     TrainingConfig,
 )
+from pipelines.cluster import ClusterConfig, a100, kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,8 @@ class Preset:
     warm_start_training: TrainingConfig | None = None
     evaluation: EvaluationConfig
     launch: LaunchConfig
+    cluster: ClusterConfig | None
+    """None in a run on this machine."""
 
     @property
     def has_warm_start(self) -> bool:
@@ -54,7 +57,7 @@ class Preset:
         return not self.reference_source
 
     def sections(self) -> dict[str, Settings]:
-        """Return the settings of the stages by name, in the order of the stages."""
+        """Return the settings by name: those of the stages in their order, and where they run on a cluster."""
         values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
         return {name: value for name, value in values if isinstance(value, Settings)}
 
@@ -77,6 +80,7 @@ def zephyr() -> Preset:
         training=_training(),
         evaluation=EvaluationConfig(),
         launch=LaunchConfig(num_nodes=1, processes_per_node=8),  # upstream: 8 x A100
+        cluster=a100(),
     )
 
 
@@ -145,6 +149,7 @@ def demo() -> Preset:
             tokens_per_batch=2048,
         ),
         launch=LaunchConfig(num_nodes=1, processes_per_node=1),
+        cluster=kind(),
     )
 
 

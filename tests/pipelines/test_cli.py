@@ -16,7 +16,7 @@ def test_compile_writes_the_pipeline_with_the_changed_settings(tmp_path: Path) -
     output = tmp_path / "dice.yaml"
     command = [sys.executable, "-m", "pipelines", "compile", "--preset", "llama3", "-o", str(output)]
     subprocess.run([*command, "--set", "training.beta=0.05", "iterations=1", "--set", "seed=7"], cwd=ROOT, check=True)
-    spec = yaml.safe_load(output.read_text())
+    spec = next(yaml.safe_load_all(output.read_text()))
     parameters = spec["root"]["inputDefinitions"]["parameters"]
     assert parameters["training"]["defaultValue"]["beta"] == 0.05
     assert parameters["seed"]["defaultValue"] == 7

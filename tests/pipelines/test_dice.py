@@ -7,10 +7,9 @@ import pytest
 import yaml
 from kfp import compiler
 
-from pipelines.dice import DESCRIPTIONS, build_pipeline, default_parameters
+from pipelines.dice import DESCRIPTIONS, build_pipeline, default_parameters, run_sections
 from pipelines.overrides import apply_overrides
 from pipelines.presets import PRESETS, Preset
-from pipelines.resources import LONGEST_TASK_SECONDS
 
 # A workflow is one object of the Kubernetes API, which takes 1.5 MiB; Argo adds to what is compiled.
 MAX_YAML_BYTES = 500_000
@@ -21,7 +20,7 @@ def compiled(preset: Preset, folder: Path) -> dict[str, Any]:
     path = folder / "pipeline.yaml"
     compiler.Compiler().compile(build_pipeline(preset), str(path))
     assert path.stat().st_size < MAX_YAML_BYTES
-    return dict(yaml.safe_load(path.read_text()))
+    return dict(next(yaml.safe_load_all(path.read_text())))
 
 
 @pytest.fixture(scope="module", params=sorted(PRESETS))
@@ -119,21 +118,10 @@ def test_no_task_takes_a_cached_result(spec: dict[str, Any]) -> None:
     assert [task for task in all_tasks(spec) if task["cachingOptions"]] == []
 
 
-def test_a_retry_is_still_allowed_after_the_longest_task(spec: dict[str, Any], preset: Preset) -> None:
-    policies = [task.get("retryPolicy") for task in all_tasks(spec)]
-    expected = {
-        "backoffDuration": "60s",
-        "backoffFactor": 2.0,
-        "backoffMaxDuration": f"{LONGEST_TASK_SECONDS}s",
-        "maxRetryCount": preset.num_retries,
-    }
-    assert all(policy == (expected if preset.num_retries else None) for policy in policies)
-
-
 def test_defaults_come_back_as_the_settings_they_were(spec: dict[str, Any], preset: Preset) -> None:
     """kfp hands every number over as a float; the settings classes take integral ones where an integer belongs."""
     parameters = spec["root"]["inputDefinitions"]["parameters"]
-    for name, settings in preset.sections().items():
+    for name, settings in run_sections(preset).items():
         assert any(isinstance(value, float) for value in parameters[name]["defaultValue"].values())
         assert type(settings).parse(parameters[name]["defaultValue"], name) == settings
 

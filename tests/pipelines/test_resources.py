@@ -1,0 +1,214 @@
+"""What the tasks of a compiled pipeline ask of a cluster. Read back from the YAML, as a cluster reads it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from kfp import compiler
+
+from components import images
+from pipelines.dice import build_pipeline
+from pipelines.overrides import apply_overrides
+from pipelines.presets import PRESETS, Preset
+
+GPU_STAGES = ("generate", "score", "evaluate")
+CPU_STAGES = ("import-model", "prepare-data", "pair", "report", "train")
+TINY = ["iterations=1", "num_shards=2"]
+
+
+class Executor(NamedTuple):
+    """One kind of pod: its container, and what the platform adds to it."""
+
+    container: dict[str, Any]
+    platform: dict[str, Any]
+
+
+class Compiled:
+    """The pipeline of a preset as its YAML has it."""
+
+    def __init__(self, preset: Preset, folder: Path) -> None:
+        path = folder / "pipeline.yaml"
+        compiler.Compiler().compile(build_pipeline(preset), str(path))
+        documents = list(yaml.safe_load_all(path.read_text()))
+        self.spec = documents[0]
+        platform = documents[1]["platforms"]["kubernetes"] if len(documents) > 1 else {"deploymentSpec": {}}
+        self.platform = platform["deploymentSpec"].get("executors", {})
+
+    def executors(self, *stages: str) -> list[Executor]:
+        """Return the executors of stages (all by default), by what their containers run."""
+        found = []
+        for name, executor in self.spec["deploymentSpec"]["executors"].items():
+            stage = executor["container"]["args"][-1].replace("_", "-")
+            if not stages or stage in stages:
+                found.append(Executor(executor["container"], self.platform.get(name, {})))
+        assert found
+        return found
+
+    def tasks(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return (stage, task) of all tasks that are pods."""
+        graphs = [self.spec["root"], *self.spec["components"].values()]
+        tasks = [task for graph in graphs if "dag" in graph for task in graph["dag"]["tasks"].values()]
+        executors = self.spec["deploymentSpec"]["executors"]
+        labels = [self.spec["components"][task["componentRef"]["name"]].get("executorLabel") for task in tasks]
+        return [
+            (executors[label]["container"]["args"][-1].replace("_", "-"), task)
+            for label, task in zip(labels, tasks, strict=True)
+            if label
+        ]
+
+
+@pytest.fixture(scope="module")
+def zephyr(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    return Compiled(apply_overrides(PRESETS["zephyr"](), TINY), tmp_path_factory.mktemp("zephyr"))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    return Compiled(PRESETS["demo"](), tmp_path_factory.mktemp("demo"))
+
+
+def compiled(folder: Path, *assignments: str) -> Compiled:
+    return Compiled(apply_overrides(PRESETS["zephyr"](), [*TINY, *assignments]), folder)
+
+
+def resources(executor: Executor) -> dict[str, str]:
+    found = executor.container["resources"]
+    return {name: found[f"resource{name}"] for name in ("CpuRequest", "MemoryRequest", "MemoryLimit")}
+
+
+def mounts(executor: Executor) -> dict[str, dict[str, Any]]:
+    return {entry["mountPath"]: entry for entry in executor.platform["emptyDirMounts"]}
+
+
+def test_tasks_that_compute_on_a_gpu_hold_one_on_the_pool(zephyr: Compiled) -> None:
+    for executor in zephyr.executors(*GPU_STAGES):
+        accelerator = executor.container["resources"]["accelerator"]
+        assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("nvidia.com/gpu", "1")
+        assert executor.platform["nodeSelector"]["labels"] == {"node.kubernetes.io/instance-type": "p4d.24xlarge"}
+        assert executor.platform["tolerations"] == [
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+        ]
+        assert resources(executor) == {"CpuRequest": "10", "MemoryRequest": "120Gi", "MemoryLimit": "120Gi"}
+
+
+def test_no_other_task_holds_a_gpu_or_sits_on_its_nodes(zephyr: Compiled) -> None:
+    for executor in zephyr.executors(*CPU_STAGES):
+        assert "accelerator" not in executor.container["resources"]
+        assert "nodeSelector" not in executor.platform and "tolerations" not in executor.platform
+
+
+def test_the_launcher_of_training_is_small_and_runs_in_the_image_without_cuda(zephyr: Compiled) -> None:
+    (launcher,) = zephyr.executors("train")
+    assert launcher.container["image"] == images.CORE
+    assert resources(launcher) == {"CpuRequest": "500m", "MemoryRequest": "2Gi", "MemoryLimit": "2Gi"}
+
+
+def test_the_other_images_are_those_of_the_stages(zephyr: Compiled) -> None:
+    assert {executor.container["image"] for executor in zephyr.executors("generate", "evaluate")} == {images.GENERATE}
+    assert {executor.container["image"] for executor in zephyr.executors("score")} == {images.TRAIN}
+    assert {executor.container["image"] for executor in zephyr.executors("import-model", "pair")} == {images.CORE}
+
+
+def test_gpu_tasks_have_shared_memory_and_all_have_room_for_temporary_files(zephyr: Compiled) -> None:
+    for executor in zephyr.executors(*GPU_STAGES):
+        shm = mounts(executor)["/dev/shm"]
+        assert (shm["medium"], shm["sizeLimit"], shm["volumeName"]) == ("Memory", "16Gi", "dshm")
+    assert all("/dev/shm" not in mounts(executor) for executor in zephyr.executors(*CPU_STAGES))
+    assert all("/tmp" in mounts(executor) for executor in zephyr.executors())
+
+
+def test_models_are_kept_on_the_claim_by_the_tasks_that_load_them(zephyr: Compiled, tmp_path: Path) -> None:
+    for executor in zephyr.executors(*GPU_STAGES):
+        assert [(mount["constant"], mount["mountPath"]) for mount in executor.platform["pvcMount"]] == [
+            ("dice-model-cache", "/cache")
+        ]
+    assert all("pvcMount" not in executor.platform for executor in zephyr.executors(*CPU_STAGES))
+    without = compiled(tmp_path, "cluster.model_cache_claim=")
+    assert all("pvcMount" not in executor.platform for executor in without.executors())
+    assert all("/cache" in mounts(executor) for executor in without.executors())
+
+
+def test_every_task_has_a_timeout(zephyr: Compiled) -> None:
+    seconds = {stage: zephyr.executors(stage)[0].platform["activeDeadlineSeconds"] for stage in ("generate", "pair")}
+    assert seconds == {"generate": str(12 * 3600), "pair": str(6 * 3600)}
+    assert all(int(executor.platform["activeDeadlineSeconds"]) > 0 for executor in zephyr.executors())
+
+
+def test_the_launcher_outlives_the_job_and_its_wait_for_nodes(zephyr: Compiled) -> None:
+    (launcher,) = zephyr.executors("train")
+    assert int(launcher.platform["activeDeadlineSeconds"]) == 24 * 3600 + 3 * 24 * 3600
+
+
+def test_retries_go_on_longer_than_all_attempts_can_take(zephyr: Compiled) -> None:
+    """KFP stops at an hour after the start of the first attempt unless it is told otherwise."""
+    for stage, task in zephyr.tasks():
+        timeout = int(zephyr.executors(stage)[0].platform["activeDeadlineSeconds"])
+        policy = task["retryPolicy"]
+        assert policy["maxRetryCount"] == 2
+        assert int(policy["backoffMaxDuration"].removesuffix("s")) > 3 * timeout + 60 + 120
+
+
+def test_a_preset_without_retries_compiles_none(demo: Compiled) -> None:
+    assert [task for _, task in demo.tasks() if "retryPolicy" in task] == []
+
+
+def test_every_pod_is_one_of_the_suite_and_has_no_sidecar(zephyr: Compiled, tmp_path: Path) -> None:
+    for executor in zephyr.executors():
+        metadata = executor.platform["podMetadata"]
+        assert metadata["labels"]["app.kubernetes.io/part-of"] == "dice-suite"
+        assert metadata["labels"]["app.kubernetes.io/component"] in (*GPU_STAGES, *CPU_STAGES)
+        assert metadata["labels"]["sidecar.istio.io/inject"] == "false"
+        assert metadata["annotations"]["sidecar.istio.io/inject"] == "false"
+    marked = compiled(tmp_path, 'cluster.labels={"team":"a"}', 'cluster.annotations={"note":"b"}')
+    metadata = marked.executors("pair")[0].platform["podMetadata"]
+    assert metadata["labels"]["team"] == "a" and metadata["annotations"]["note"] == "b"
+
+
+def test_no_pod_runs_as_root(zephyr: Compiled, tmp_path: Path) -> None:
+    for executor in zephyr.executors():
+        assert executor.platform["securityContext"] == {"runAsUser": "10001", "runAsNonRoot": True}
+    chosen = compiled(tmp_path, "cluster.run_as_user=0")
+    assert chosen.executors("pair")[0].platform["securityContext"] == {"runAsNonRoot": True}
+
+
+def test_the_place_of_s3_comes_from_the_config_map(zephyr: Compiled) -> None:
+    for executor in zephyr.executors():
+        (config,) = executor.platform["configMapAsEnv"]
+        assert config["configMapName"] == "dice-config"
+        assert {entry["envVar"] for entry in config["keyToEnv"]} == {"AWS_ENDPOINT_URL", "AWS_REGION"}
+
+
+def test_credentials_are_the_service_accounts_or_a_secrets(zephyr: Compiled, demo: Compiled) -> None:
+    assert all("secretAsEnv" not in executor.platform for executor in zephyr.executors())
+    for executor in demo.executors():
+        (secret,) = executor.platform["secretAsEnv"]
+        assert secret["secretName"] == "dice-s3"
+        assert {entry["envVar"] for entry in secret["keyToEnv"]} == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+
+
+def test_images_are_pulled_with_the_named_secrets(tmp_path: Path) -> None:
+    for executor in compiled(tmp_path, 'cluster.image_pull_secrets=["registry"]').executors():
+        assert [entry["secretName"] for entry in executor.platform["imagePullSecret"]] == ["registry"]
+
+
+def test_a_cluster_without_gpus_gets_tasks_without_them(demo: Compiled) -> None:
+    for executor in demo.executors():
+        assert "accelerator" not in executor.container["resources"]
+        assert "nodeSelector" not in executor.platform and "tolerations" not in executor.platform
+
+
+def test_training_in_the_tasks_own_pod_takes_the_gpus_of_a_node(tmp_path: Path) -> None:
+    (trainer,) = compiled(tmp_path, "cluster.training_backend=torchrun").executors("train")
+    assert trainer.container["image"] == images.TRAIN
+    assert trainer.container["resources"]["accelerator"]["resourceCount"] == "8"
+    assert resources(trainer)["MemoryLimit"] == "900Gi"
+    assert mounts(trainer)["/dev/shm"]["sizeLimit"] == "64Gi"
+    assert trainer.platform["nodeSelector"]["labels"] == {"node.kubernetes.io/instance-type": "p4d.24xlarge"}
+
+
+def test_a_run_on_this_machine_asks_for_nothing_of_a_cluster(tmp_path: Path) -> None:
+    local = Compiled(dataclasses.replace(PRESETS["demo"](), cluster=None), tmp_path)
+    assert local.platform == {}
+    assert local.spec["root"]["inputDefinitions"]["parameters"]["launch"]["defaultValue"]["backend"] == "torchrun"
