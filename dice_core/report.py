@@ -13,7 +13,7 @@ from typing import Any
 
 from dice_core import run_summary
 from dice_core.charts import Axis, Line, Rule, histogram_chart, line_chart
-from dice_core.report_data import STAGES, IterationData, RunData, collect
+from dice_core.report_data import STAGES, IterationData, RunData, StageData, collect
 
 __all__ = ["build_report", "collect", "summary_table"]
 
@@ -276,8 +276,11 @@ def _provenance(data: RunData) -> list[dict[str, Any]]:
     return found
 
 
-def _sections(stages: Iterable[Any]) -> list[tuple[str, Any]]:
-    merged = {
-        section: values for stage in stages for section, values in stage.settings.items() if isinstance(values, dict)
-    }
+def _sections(stages: Iterable[StageData]) -> list[tuple[str, Any]]:
+    """Return the settings of some stages by section, each once, and the seed they share."""
+    merged: dict[str, Any] = {}
+    for stage in stages:
+        merged |= {name: values for name, values in stage.settings.items() if isinstance(values, dict)}
+        if "seed" in stage.settings:
+            merged["seed"] = stage.settings["seed"]
     return list(merged.items())

@@ -125,6 +125,12 @@ def rows(data: RunData) -> list[Row]:
         ("held out", "reward accuracy before", lambda s: _measured(s, "heldout_reward_accuracy_previous", ".1%")),
         ("held out", "reward accuracy after", lambda s: _measured(s, "heldout_reward_accuracy", ".1%")),
         ("held out", "change, points", lambda s: _measured(s, "heldout_reward_accuracy_change", "+.1f", 100)),
+        (
+            "held out",
+            "reward margin before -> after, nats",
+            lambda s: _arrow(s.get("heldout_reward_margin_previous"), s.get("heldout_reward_margin"), "+.2f"),
+        ),
+        ("held out", "accuracy of the next reward", lambda s: _measured(s, "heldout_step_accuracy", ".1%")),
         ("held out", "answer before, characters", lambda s: _measured(s, "mean_response_characters_previous", ",.0f")),
         ("held out", "answer after, characters", lambda s: _measured(s, "mean_response_characters", ",.0f")),
         ("held out", "growth in length", lambda s: _measured(s, "response_characters_growth", "+.1%")),

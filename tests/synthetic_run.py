@@ -84,6 +84,8 @@ def iteration(number: int, accepted: bool = True, steps: int = 60, num_scores: i
     measured = {"heldout_reward_accuracy": 0.664, "heldout_reward_accuracy_se": 0.0294}
     measured |= {"heldout_reward_accuracy_previous": 0.594, "heldout_reward_accuracy_previous_se": 0.0306}
     measured |= {"heldout_reward_accuracy_change": 0.07, "heldout_reward_accuracy_change_se": 0.021}
+    measured |= {"heldout_reward_margin": 4.21, "heldout_reward_margin_previous": 2.9}
+    measured |= {"heldout_step_accuracy": 0.582, "heldout_step_accuracy_se": 0.0308}
     measured |= {"mean_response_characters": 1284.0, "mean_response_characters_se": 88.0}
     measured |= {"mean_response_characters_previous": 1201.0, "mean_response_characters_previous_se": 91.0}
     measured |= {"response_characters_growth": 0.0691, "response_characters_growth_se": 0.031}
