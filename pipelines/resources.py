@@ -85,7 +85,7 @@ def launch_on_cluster(preset: Preset) -> LaunchConfig:
     A launch setting that differs from the default of its class was chosen: it stays.
     """
     launch, cluster = preset.launch, preset.cluster
-    if cluster is None or not _trains_elsewhere(cluster) or "image" not in LaunchConfig.model_fields:
+    if cluster is None or not _trains_elsewhere(cluster):
         return launch
     values: dict[str, Any] = {
         "backend": "pytorchjob",
@@ -101,12 +101,10 @@ def launch_on_cluster(preset: Preset) -> LaunchConfig:
         "image_pull_secrets": list(cluster.image_pull_secrets),
         "model_cache_claim": cluster.model_cache_claim,
         "active_deadline_seconds": cluster.timeout_seconds("train"),
+        **({"run_as_user": cluster.run_as_user} if cluster.run_as_user else {}),
     }
-    left = {
-        name: value
-        for name, value in values.items()
-        if name in LaunchConfig.model_fields and getattr(launch, name) == LaunchConfig.model_fields[name].get_default()
-    }
+    fields = LaunchConfig.model_fields
+    left = {name: value for name, value in values.items() if getattr(launch, name) == fields[name].get_default()}
     return LaunchConfig.parse(launch.to_dict() | left, "launch")
 
 

@@ -12,6 +12,7 @@ from components import images
 from pipelines.dice import build_pipeline
 from pipelines.overrides import apply_overrides
 from pipelines.presets import PRESETS, Preset
+from pipelines.resources import launch_on_cluster
 
 GPU_STAGES = ("generate", "score", "evaluate")
 CPU_STAGES = ("import-model", "prepare-data", "pair", "report", "train")
@@ -206,6 +207,38 @@ def test_training_in_the_tasks_own_pod_takes_the_gpus_of_a_node(tmp_path: Path) 
     assert resources(trainer)["MemoryLimit"] == "900Gi"
     assert mounts(trainer)["/dev/shm"]["sizeLimit"] == "64Gi"
     assert trainer.platform["nodeSelector"]["labels"] == {"node.kubernetes.io/instance-type": "p4d.24xlarge"}
+
+
+def test_training_pods_get_the_pool_of_the_cluster_section(zephyr: Compiled) -> None:
+    launch = zephyr.spec["root"]["inputDefinitions"]["parameters"]["launch"]["defaultValue"]
+    wanted = {
+        "backend": "pytorchjob",
+        "num_nodes": 1.0,
+        "processes_per_node": 8.0,
+        "image": images.TRAIN,
+        "service_account": "dice-trainer",
+        "gpu_resource": "nvidia.com/gpu",
+        "cpu": "80",
+        "memory": "900Gi",
+        "shm_size": "64Gi",
+        "node_selector": {"node.kubernetes.io/instance-type": "p4d.24xlarge"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "credentials_secret": "",
+        "model_cache_claim": "dice-model-cache",
+        "active_deadline_seconds": 24 * 3600.0,
+    }
+    assert {name: launch[name] for name in wanted} == wanted
+
+
+def test_training_pods_ask_for_no_gpu_where_there_is_none(demo: Compiled) -> None:
+    launch = demo.spec["root"]["inputDefinitions"]["parameters"]["launch"]["defaultValue"]
+    assert (launch["gpu_resource"], launch["credentials_secret"], launch["memory"]) == ("", "dice-s3", "6Gi")
+
+
+def test_a_launch_setting_that_was_chosen_stays() -> None:
+    preset = apply_overrides(PRESETS["zephyr"](), ["launch.memory=500Gi", "launch.queue_name=dice"])
+    launch = launch_on_cluster(preset)
+    assert (launch.memory, launch.queue_name, launch.cpu) == ("500Gi", "dice", "80")
 
 
 def test_a_run_on_this_machine_asks_for_nothing_of_a_cluster(tmp_path: Path) -> None:
