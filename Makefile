@@ -16,7 +16,7 @@ S3_PORT ?=
 
 # Images: where they go, their tag (the commit: a tag never changes its content), and what builds them.
 REGISTRY ?= dice-suite
-TAG ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo untracked)$(shell git diff --quiet HEAD 2>/dev/null || echo -dirty)
+TAG ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo untracked)$(shell test -z "$$(git status --porcelain 2>/dev/null)" || echo -dirty)
 # docker, podman or buildah
 BUILDER ?= docker
 # gpu: core, generate and train; cpu: one image with all three names
