@@ -18,15 +18,10 @@ if TYPE_CHECKING:
 class Speedometer(TrainerCallback):
     """Measures tokens per second over training steps alone: reference pass, evaluation and checkpoints do not count."""
 
-    def __init__(self, global_batch_size: int) -> None:
-        """Take the pairs of a step."""
-        self._global_batch_size, self._throttle = global_batch_size, Throttle(5.0)
-        self._trainer: DPOTrainer | None = None
+    def __init__(self) -> None:
+        """Start with nothing measured."""
+        self._throttle = Throttle(5.0)
         self._seconds, self._step_start, self._num_steps = 0.0, 0.0, 0
-
-    def attach(self, trainer: "DPOTrainer") -> None:
-        """Take the trainer whose tokens are counted."""
-        self._trainer = trainer
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """Start the clock of a step."""
@@ -60,9 +55,9 @@ class Speedometer(TrainerCallback):
                 f"margin {values[f'{prefix}rewards/margins']:.4f}"
             )
 
-    def totals(self) -> dict[str, Metric]:
+    def totals(self, trainer: "DPOTrainer") -> dict[str, Metric]:
         """Return tokens_per_second, peak_memory_bytes (largest process) and, on GPUs, mfu. Every process calls it."""
-        num_tokens = sum(processes.gather(self._trainer.num_trained_tokens if self._trainer else 0))
+        num_tokens = sum(processes.gather(trainer.num_trained_tokens))
         rate = num_tokens / self._seconds if self._seconds else 0.0
         metrics: dict[str, Metric] = {
             "tokens_per_second": round(rate, 1),
@@ -70,9 +65,9 @@ class Speedometer(TrainerCallback):
             "peak_memory_bytes": max(processes.gather(_peak_memory_bytes())),
             "num_processes": processes.num_processes(),
         }
-        if torch.cuda.is_available() and self._trainer:
+        if torch.cuda.is_available():
             # 6 operations a weight and token (forward 2, backward 4); recomputed activations do not count.
-            done = 6 * _num_weights(self._trainer) * rate
+            done = 6 * _num_weights(trainer) * rate
             metrics["mfu"] = round(done / (processes.num_processes() * matmul_peak()), 4)
         return metrics
 

@@ -25,13 +25,17 @@ from dice_core.storage import StorageError, open_storage
 from dice_core.training_data import TrainingPairs, read_pairs
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import TrainingArguments
+
+    from dice_core.checkpoints import CheckpointStore
     from dice_core.dpo_trainer import DPOTrainer
 
 JOB_FILE, METRICS_FILE, PAIRS_FILE = "job.json", "metrics.jsonl", "pairs.parquet"
 
-# Loss and accuracy of the finished model are measured on at most so many of its training pairs: beyond, the pass would
-# cost more than the third digit is worth.
-MAX_MEASURED_PAIRS = 256
+# Loss and accuracy of the finished model are measured on so many of its training pairs at least and at most, and on an
+# eighth of those trained on in between: the pass, forward only, then costs under a twentieth of the training.
+MIN_MEASURED_PAIRS, MAX_MEASURED_PAIRS = 32, 256
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,6 @@ def run_training(job: TrainingJob) -> None:
     Raises:
         ConfigError, RecordError, StorageError, ModelError, NonFiniteError: one line each.
     """
-    start = time.monotonic()
     scratch = job.scratch_folder()
     # Cheap checks first: what is wrong with pairs or settings is said before torch and the model load.
     pairs = load_pairs(job, scratch / f"pairs-{os.environ.get('RANK', '0')}")
@@ -125,7 +128,7 @@ def run_training(job: TrainingJob) -> None:
     try:
         owner = CheckpointOwner(job.fingerprint, processes.num_processes(), processes.num_nodes(), config.deepspeed)
         store = CheckpointStore(job.output_uri, scratch / FOLDER, owner)
-        _train_and_publish(job, pairs, arguments, store, scratch, start)
+        _train_and_publish(job, pairs, arguments, store, scratch)
         if processes.local_rank() == 0:
             shutil.rmtree(scratch, ignore_errors=True)
     finally:
@@ -133,66 +136,49 @@ def run_training(job: TrainingJob) -> None:
 
 
 def _train_and_publish(
-    job: TrainingJob, pairs: TrainingPairs, arguments: Any, store: Any, scratch: Path, start: float
+    job: TrainingJob, pairs: TrainingPairs, arguments: "TrainingArguments", store: "CheckpointStore", scratch: Path
 ) -> None:
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
     from dice_core import processes
     from dice_core.checkpoints import CheckpointCallback
     from dice_core.dpo_trainer import DPOTrainer
-    from dice_core.models import context_length, fetch_model, load_model, load_tokenizer
+    from dice_core.models import context_length, fetch_model, load_model
     from dice_core.throughput import Speedometer
-    from dice_core.trained_model import ExactMasterWeights, gather_weights, save_trained_model
+    from dice_core.trained_model import ExactMasterWeights, gather_weights
     from dice_core.weight_average import WeightAverage
 
-    config, is_first = job.training, processes.rank() == 0
-    policy_folder = fetch_model(job.policy_uri)
-    checkpoint = store.newest()
+    start, config, is_first = time.monotonic(), job.training, processes.rank() == 0
+    policy_folder, checkpoint = fetch_model(job.policy_uri), store.newest()
     if is_first:
         log(f"train: {len(pairs.train)} pairs, {pairs.num_dropped} dropped, {config.max_steps} steps")
-        if checkpoint:
-            log(f"train: resuming from {checkpoint.name}")
+        log(f"train: resuming from {checkpoint.name}" if checkpoint else "train: starting at step 0")
     policy = load_model(policy_folder, "float32")
     _check_context(job, pairs, context_length(policy.config))
     average = WeightAverage(config.ema_decay, checkpoint) if config.ema_decay else None
-    callbacks = [average] if average else []
-    if config.deepspeed != "none" and config.precision == "bf16":
-        callbacks.append(ExactMasterWeights(policy_folder))
-    speed = Speedometer(config.global_batch_size)
+    needs_masters = config.deepspeed != "none" and config.precision == "bf16"
+    speed = Speedometer()
+    # The store comes after what adds files to a checkpoint.
+    callbacks = [
+        average,
+        ExactMasterWeights(policy_folder) if needs_masters else None,
+        CheckpointCallback(store),
+        speed,
+    ]
     trainer = DPOTrainer(
         policy,
         pairs,
         config,
         arguments,
-        callbacks=[*callbacks, CheckpointCallback(store), speed],
+        callbacks=[callback for callback in callbacks if callback],
         on_reference_progress=_progress("train: reference log-probs") if is_first else None,
     )
-    speed.attach(trainer)
     trainer.train(checkpoint)
     if average:
         average.copy_to(trainer.model)
-    measured = trainer.measure(pairs.train[:MAX_MEASURED_PAIRS])
+    metrics = {**_training_metrics(trainer), **speed.totals(trainer)}
     weights = gather_weights(trainer.policy, uses_deepspeed=config.deepspeed != "none", keep=is_first)
-    totals = speed.totals()
-    if not is_first:
-        return
-    # Under ZeRO-3 every model is otherwise loaded in shards, by all processes together.
-    unset_hf_deepspeed_config()
-    folder = scratch / "model"
-    shutil.rmtree(folder, ignore_errors=True)
-    change = save_trained_model(weights, policy_folder, load_tokenizer(policy_folder), folder, config.saved_dtype)
-    metrics: dict[str, Metric] = {
-        **_training_metrics(trainer, measured),
-        **totals,
-        "num_pairs": len(pairs.train),
-        "num_eval_pairs": len(pairs.eval),
-        "num_dropped_pairs": pairs.num_dropped,
-        "relative_update": change.relative_update,
-        "update_rounding_loss": change.rounding_loss,
-        "seconds": round(time.monotonic() - start, 1),
-    }
-    _publish(job, trainer, folder, metrics)
-    store.delete_all()
+    if is_first:
+        _publish(job, trainer, weights, policy_folder, scratch / "model", metrics, start)
+        store.delete_all()
 
 
 def _quieten_libraries() -> None:
@@ -215,39 +201,74 @@ def _check_context(job: TrainingJob, pairs: TrainingPairs, context_length: int) 
         )
 
 
-def _training_metrics(trainer: "DPOTrainer", measured: Mapping[str, float]) -> dict[str, Metric]:
-    """Return the numbers that describe the run.
+def _training_metrics(trainer: "DPOTrainer") -> dict[str, Metric]:
+    """Return the numbers that describe the run. Every process calls it.
 
     `first_loss` is measured on the first step's pairs before the first update. `first_reward_accuracy` is a half by
     definition: policy and reference are one model then, every margin is zero, and a tie counts as a half.
     `last_loss` and `last_reward_accuracy` are measured on training pairs with the weights that are saved.
     """
-    lines = [line for line in trainer.state.log_history if "step0_loss" in line]
-    first = lines[0] if lines else {}
+    num_trained = trainer.state.global_step * trainer.dpo_config.global_batch_size
+    num_measured = min(MAX_MEASURED_PAIRS, max(MIN_MEASURED_PAIRS, num_trained // 8))
+    measured = trainer.measure(trainer.pairs.train[:num_measured])
+    first = next(line for line in trainer.state.log_history if "step0_loss" in line)
     return {
         "num_steps": trainer.state.global_step,
-        "first_loss": first.get("step0_loss", measured["loss"]),
+        "num_pairs": len(trainer.pairs.train),
+        "num_eval_pairs": len(trainer.pairs.eval),
+        "num_dropped_pairs": trainer.pairs.num_dropped,
+        "first_loss": first["step0_loss"],
         "last_loss": measured["loss"],
         "first_reward_accuracy": 0.5,
         "last_reward_accuracy": measured["rewards/accuracies"],
         "last_reward_margin": measured["rewards/margins"],
-        "step0_loss": first.get("step0_loss", measured["loss"]),
-        "reference_noise_rms": first.get("reference_noise_rms", 0.0),
+        "step0_loss": first["step0_loss"],
+        "reference_noise_rms": first["reference_noise_rms"],
     }
 
 
-def _publish(job: TrainingJob, trainer: "DPOTrainer", folder: Path, metrics: dict[str, Metric]) -> None:
-    history = [line for line in trainer.state.log_history if "train_loss" not in line]
-    pairs_per_pass = max(len(trainer.pairs.train), 1)
-    with (folder / METRICS_FILE).open("w") as stream:
-        for line in history:
-            # The Trainer counts the whole run as one epoch (dpo_trainer's fixed order): passes over the pairs instead.
-            line = {**line, "epoch": round(line["step"] * job.training.global_batch_size / pairs_per_pass, 4)}
-            stream.write(json.dumps({name: finite_or_none(value) for name, value in line.items()}) + "\n")
+def _publish(
+    job: TrainingJob,
+    trainer: "DPOTrainer",
+    weights: "Mapping[str, Tensor]",
+    policy_folder: Path,
+    folder: Path,
+    metrics: dict[str, Metric],
+    start: float,
+) -> None:
+    """Save the model and the metrics into a folder, check them, and publish them with a manifest."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    from dice_core.models import load_tokenizer
+    from dice_core.trained_model import save_trained_model
+
+    # Under ZeRO-3 every model is otherwise loaded in shards, by all processes together.
+    unset_hf_deepspeed_config()
+    shutil.rmtree(folder, ignore_errors=True)
+    tokenizer = load_tokenizer(policy_folder)
+    change = save_trained_model(weights, policy_folder, tokenizer, folder, job.training.saved_dtype)
+    _write_lines(trainer, folder / METRICS_FILE)
+    metrics |= {
+        "relative_update": change.relative_update,
+        "update_rounding_loss": change.rounding_loss,
+        "seconds": round(time.monotonic() - start, 1),
+    }
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     manifest = Manifest(**{"stage": "train", "fingerprint": "", **job.manifest_fields}, files={}, metrics=metrics)
     publish_files(job.output_uri, files, manifest)
     log(f"train: published {job.output_uri}")
+
+
+def _write_lines(trainer: "DPOTrainer", path: Path) -> None:
+    """Write one JSON object for each logged step, evaluations of eval pairs among them."""
+    pairs_per_step = trainer.dpo_config.global_batch_size / len(trainer.pairs.train)
+    with path.open("w") as stream:
+        for line in trainer.state.log_history:
+            if "train_loss" in line:
+                continue
+            # The Trainer counts the whole run as one epoch (dpo_trainer's fixed order): passes over the pairs instead.
+            values = {**line, "epoch": round(line["step"] * pairs_per_step, 4)}
+            stream.write(json.dumps({name: finite_or_none(value) for name, value in values.items()}) + "\n")
 
 
 def _progress(what: str) -> Any:
