@@ -114,8 +114,7 @@ def evaluate_policy(
     for folder in dict.fromkeys([base_reference_folder, previous_folder, policy_folder]):
         role = "policy" if folder == policy_folder else "previous" if folder == previous_folder else "base reference"
         model = load_model(folder, evaluation.dtype, device=_device())
-        log(f"evaluate: log-probs of {len(data.groups)} held-out pairs, {role}")
-        logps[folder] = _pair_logps(model, data.groups, evaluation.tokens_per_batch)
+        # Answers first: log-probs may leave the model with an attention made for packed rows, slow at sampling.
         if folder in (previous_folder, policy_folder):
             log(f"evaluate: answers to {len(data.prompts)} held-out prompts, {role}")
             answers[folder] = sample_answers(
@@ -126,6 +125,8 @@ def evaluate_policy(
                 max_new_tokens=evaluation.max_new_tokens,
                 seed=seed,
             )
+        log(f"evaluate: log-probs of {len(data.groups)} held-out pairs, {role}")
+        logps[folder] = _pair_logps(model, data.groups, evaluation.tokens_per_batch)
         del model
         _free_memory()
     texts = zip(data.prompts, answers[previous_folder], answers[policy_folder], strict=True)
