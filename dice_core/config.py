@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.config import JsonDict
 
 
 class ConfigError(ValueError):
@@ -43,7 +44,7 @@ Ints = Annotated[tuple[Int, ...], BeforeValidator(_tuple)]
 DType = Literal["float32", "bfloat16"]
 Tolerations = Annotated[list[dict[str, Any]], BeforeValidator(_integral_seconds)]
 
-OPERATIONAL = {"operational": True}
+OPERATIONAL: JsonDict = {"operational": True}
 
 
 class Settings(BaseModel):
@@ -135,6 +136,8 @@ class DataConfig(Settings):
     """Preference pairs kept aside for evaluation; they are never replayed."""
     max_prompts: Int = Field(default=0, ge=0)
     """Random subset of the prompts (seeded); 0 takes all."""
+    max_preferences: Int = Field(default=0, ge=0)
+    """Random subset of the pairs beside the held-out ones (seeded), and so of their prompts; 0 takes all."""
     max_response_characters: Int = Field(default=20_000, ge=1)
     """Preference pairs with a longer chosen or rejected text are dropped and counted."""
     decontamination_words: Int = Field(default=13, ge=2)
@@ -195,7 +198,7 @@ class PairingConfig(Settings):
     replay_ratio: float = Field(default=0.5, ge=0, le=1)
     """gamma: share of offline pairs in the training set."""
     num_eval_pairs: Int = Field(default=576, ge=0)
-    """Pairs kept aside to watch the loss; upstream's val_size."""
+    """Pairs kept aside to watch the loss, a tenth of all at most; upstream's val_size."""
 
 
 class TrainingConfig(Settings):

@@ -82,7 +82,7 @@ def prepare(
     Args:
         prompts: to generate on; None takes those of the preferences.
         preferences: the user's pairs.
-        config: num_held_out, max_prompts, max_response_characters, decontamination_words.
+        config: num_held_out, max_prompts, max_preferences, max_response_characters, decontamination_words.
         seed: of the splits and the subset.
         num_prompt_tokens: lengths in tokens of prompts as generation will render them.
         max_prompt_tokens: the longest that is kept.
@@ -97,6 +97,9 @@ def prepare(
     kept, dropped = _clean(preferences, rules)
     num_held_out = _num_held_out_rows(kept, config, preferences, dropped)
     held_out, replayed = kept[:num_held_out], kept[num_held_out:]
+    if config.max_preferences:
+        dropped["not_sampled"] = max(0, len(replayed) - config.max_preferences)
+        replayed = replayed[: config.max_preferences]
     if prompts is None:
         prompt_rows, prompts_dropped = _without_duplicates(_by_prompt(replayed)), Counter[str]()
         prompts_dropped["duplicate"] = len(replayed) - len(prompt_rows)

@@ -158,7 +158,7 @@ PRESETS: dict[str, Callable[[], Preset]] = {"zephyr": zephyr, "llama3": llama3, 
 
 def _ultrafeedback() -> DataConfig:
     # paper: around 10k random preference pairs of UltraFeedback; prompts of the same rows
-    return DataConfig(max_prompts=10_000, num_held_out=256)
+    return DataConfig(max_preferences=10_000, num_held_out=256)
 
 
 def _generation(*, temperature: float, top_p: float, stop_token_ids: tuple[int, ...] = ()) -> GenerationConfig:

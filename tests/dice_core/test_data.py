@@ -120,6 +120,14 @@ def test_different_pairs_of_a_prompt_stay_and_are_never_split():
     assert not texts(prepared.held_out) & texts(prepared.preferences)
 
 
+def test_max_preferences_takes_a_subset_and_its_prompts_and_counts_the_rest():
+    source = pairs(*numbered(50))
+    some = run(None, source, max_preferences=10)
+    assert (some.counts["num_preferences"], some.counts["num_prompts"]) == (10, 10)
+    assert texts(some.prompts) == texts(some.preferences)
+    assert some.counts["num_dropped_preferences_not_sampled"] == 50 - 10 - some.counts["num_held_out"]
+
+
 def test_max_prompts_takes_a_subset_that_a_larger_one_contains():
     source = pairs(*numbered(50))
     some = run(None, source, max_prompts=10)
