@@ -26,10 +26,10 @@ _NOT_NEWS = re.compile(r"[\w-]+: (completed in|already complete|skipped)")
 _SHOWN = {
     "prepare-data": ("num_prompts", "num_preferences", "num_held_out"),
     "generate": ("num_prompts", "num_responses", "num_response_tokens"),
-    "score": ("num_scored", "num_dropped"),
+    "score": ("num_scored", "reward_mean", "reward_std"),
     "pair": ("num_generated_pairs", "num_replayed_pairs", "length_penalty", "length_gap"),
     "train": ("num_steps", "first_loss", "last_loss"),
-    "evaluate": ("accepted", "heldout_reward_accuracy_previous", "heldout_reward_accuracy"),
+    "evaluate": ("heldout_reward_accuracy_previous", "heldout_reward_accuracy", "reason"),
 }
 
 

@@ -198,4 +198,4 @@ def test_the_result_is_shown_and_kept(output: str, folder: Path) -> None:
 
 
 def test_no_temporary_file_is_left(output: str, folder: Path) -> None:
-    assert list((folder.parent / "scratch").iterdir()) == []
+    assert list((folder.parent / "scratch").glob("dice-demo-*")) == []
