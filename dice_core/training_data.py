@@ -67,7 +67,8 @@ def read_pairs(table: pa.Table, max_length: int, where: str) -> TrainingPairs:
     columns = [_arrays(table[name]) for name in ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids")]
     split, prompt_ids = table["split"].to_pylist(), table["prompt_id"].to_pylist()
     kept: dict[str, list[TrainingPair]] = {"train": [], "eval": []}
-    rows, shortest = [], 0
+    rows: list[int] = []
+    shortest = 0
     for row, tokens in enumerate(zip(*columns, strict=True)):
         if not all(len(ids) for ids in tokens):
             raise RecordError(f"{where}: the pair of prompt {prompt_ids[row]} has a prompt or a response of no tokens")
