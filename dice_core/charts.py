@@ -37,10 +37,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis shows, in which unit, and the range it must cover at least."""
+    """What an axis shows, in which unit, the range it must cover at least, and whether it counts whole things."""
 
     label: str
     covers: Sequence[float] = field(default_factory=tuple)
+    is_whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class _Scale:
         return self.start + share * (self.end - self.start)
 
 
-def ticks(low: float, high: float, most: int = 6) -> tuple[float, ...]:
+def ticks(low: float, high: float, most: int = 6, least_step: float = 0.0) -> tuple[float, ...]:
     """Return round numbers (1, 2 or 5 times a power of ten apart), the outermost at or beyond the range."""
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"an axis needs finite ends, got {low} and {high}")
@@ -68,6 +69,7 @@ def ticks(low: float, high: float, most: int = 6) -> tuple[float, ...]:
         low, high = low - pad, high + pad
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(power * factor for factor in (1, 2, 5, 10, 20) if (high - low) / (power * factor) <= most - 1)
+    step = max(step, least_step)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return tuple(i * step for i in range(first, last + 1))
 
@@ -97,7 +99,7 @@ def line_chart(
     everything = [point for _, points in drawn for point in points] + ([mark] if mark else [])
     if not everything:
         return ""
-    across = _scale([p[0] for p in everything] + list(x.covers), _LEFT, _WIDTH - _RIGHT, tight=True)
+    across = _scale([p[0] for p in everything] + list(x.covers), _LEFT, _WIDTH - _RIGHT, tight=True, whole=x.is_whole)
     upward = _scale([p[1] for p in everything] + list(y.covers) + [r.y for r in rules], _HEIGHT - _BOTTOM, _TOP)
     parts = [_frame(across, upward, x.label, y.label)]
     parts += [_line(line, points, across, upward) for line, points in drawn]
@@ -128,9 +130,10 @@ def histogram_chart(title: str, x: Axis, histogram: Histogram, *, filled: str, o
     return _svg(title, parts)
 
 
-def _scale(values: Sequence[float], start: float, end: float, tight: bool = False) -> _Scale:
+def _scale(values: Sequence[float], start: float, end: float, *, tight: bool = False, whole: bool = False) -> _Scale:
+    """Return a scale from tick to tick, or from the least to the greatest value where it is tight."""
     low, high = min(values), max(values)
-    round_numbers = ticks(low, high)
+    round_numbers = ticks(low, high, least_step=1.0 if whole else 0.0)
     if not tight or high - low <= 1e-9 * max(abs(low), abs(high)):
         return _Scale(round_numbers[0], round_numbers[-1], start, end, round_numbers)
     return _Scale(low, high, start, end, tuple(tick for tick in round_numbers if low <= tick <= high))

@@ -116,8 +116,9 @@ def _filters(data: RunData) -> list[tuple[str, list[Any]]]:
 
 
 def _prepared(data: RunData) -> list[tuple[str, Any]]:
-    metrics = data.data.metrics.items()
-    return [(key.removeprefix("num_").replace("_", " "), value) for key, value in metrics if key.startswith("num_")]
+    """Return the counts of prepare-data: what there is, then what was dropped."""
+    counts = [(key.removeprefix("num_"), value) for key, value in data.data.metrics.items() if key.startswith("num_")]
+    return [(key.replace("_", " "), value) for key, value in sorted(counts, key=lambda c: c[0].startswith("dropped"))]
 
 
 def _response_panel(iteration: IterationData) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def _training_panels(data: RunData) -> list[dict[str, Any]]:
         )
         accuracy = _curves(lines, {"rewards/accuracies": "policy"}, scale=100)
         rule = [] if expected is None else [Rule(expected, f"start: {expected:.4f}")]
-        step = Axis("step")
+        step = Axis("step", is_whole=True)
         charts = [
             ("DPO loss", line_chart("loss", step, Axis("loss (nats)", covers["loss"]), loss, rules=rule)),
             ("Rewards", line_chart("rewards", step, Axis("reward, with beta (nats)", covers["rewards"]), rewards)),

@@ -25,6 +25,7 @@ def test_ticks_are_few_ascending_and_cover_the_range(one: float, other: float) -
 def test_ticks_are_round() -> None:
     assert ticks(0, 10) == (0, 2, 4, 6, 8, 10)
     assert ticks(0.61, 0.694) == pytest.approx((0.6, 0.62, 0.64, 0.66, 0.68, 0.7))
+    assert ticks(1, 2, least_step=1) == (1, 2)
     with pytest.raises(ValueError, match="finite ends, got nan"):
         ticks(math.nan, 1)
 
