@@ -102,6 +102,10 @@ lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml; UPGRADE=1 tak
 compile: $(STAMP) ## Compile PRESET (zephyr, llama3, demo) to OUT for Kubeflow Pipelines. SET="training.learning_rate=1e-6 iterations=3".
 	@$(PY) -m pipelines compile --preset $(PRESET) -o $(OUT) $(if $(SET),--set $(SET))
 
+# A pipeline names the images that `make images` builds.
+compile submit schedule preflight: export DICE_REGISTRY = $(REGISTRY)
+compile submit schedule preflight: export DICE_TAG = $(TAG)
+
 ##@ Images
 
 .PHONY: images

@@ -139,7 +139,7 @@ def test_what_is_copied_exists_and_is_sent(name: str) -> None:
                 assert (PROJECT / source).exists() and _is_sent(source), source
 
 
-SECRETS_AND_BULK = [
+UNWANTED = [
     ".git/config",
     ".venv/bin/python",
     ".demo/key",
