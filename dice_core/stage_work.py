@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dice_core import records
+from dice_core import layout, records
 from dice_core.config import (
     ChatConfig,
     EvaluationConfig,
@@ -174,10 +174,12 @@ def train(context: StageContext, *, training: TrainingConfig, launch: LaunchConf
     from dice_core.launch import launch_training
     from dice_core.training import TrainingJob
 
+    pairs = context.inputs["pairs"]
     job = TrainingJob(
         output_uri=context.uri,
         policy_uri=context.inputs["policy"].uri,
-        pairs_uri=context.inputs["pairs"].uri,
+        # A file of the user's is named whole; a pair stage by its place, whose manifest the trainer checks.
+        pairs_uri=layout.join(pairs.uri, pairs.tables()[0]) if pairs.manifest.stage == "file" else pairs.uri,
         training=training,
         seed=seed,
         manifest_fields=context.manifest_fields,
