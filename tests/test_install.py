@@ -63,10 +63,16 @@ def test_the_lock_holds_what_pyproject_asks_for_and_nothing_that_is_left_out(ins
 
 
 def test_versions_are_pinned_in_one_place(install: ModuleType) -> None:
-    """The lock agrees with the constraints it was made with."""
-    constraints = install.read_lock(ROOT / "requirements" / "constraints.txt")
-    locked = {line.removesuffix("+cpu") for line in install.read_lock(LOCK)}
-    assert set(constraints) <= locked
+    """Every lock agrees with the constraints it was made with, and no constraint is left over."""
+    constraints = dict(line.split("==") for line in install.read_lock(LOCK.with_name("constraints.txt")))
+    unused = set(constraints)
+    for lock in LOCK.parent.glob("*.lock"):
+        pins = [line.split()[0] for line in install.read_lock(lock) if "==" in line.split()[0]]
+        versions = dict(pin.split("==") for pin in pins)
+        locked = {name: version.partition("+")[0] for name, version in versions.items() if name in constraints}
+        assert locked == {name: constraints[name] for name in locked}, lock.name
+        unused -= set(locked)
+    assert unused == set()
 
 
 def test_make_alone_lists_every_command() -> None:
