@@ -41,7 +41,7 @@ def packed_token_logps(
     Args:
         model: a causal language model.
         groups: they make one batch: one packed row with FlexAttention, a row for each group with a dense mask.
-        chunk_size: positions whose logits exist at a time; by default such that they take 128 MiB.
+        chunk_size: positions whose logits exist at a time; by default as output_head.py finds best.
 
     Returns:
         For each group and response a float32 tensor of shape (response tokens,), in nats, in the order given.

@@ -137,11 +137,12 @@ def split_groups(groups: Sequence[PromptGroup], max_tokens: int) -> list[Piece]:
         taken: list[int] = []
         num_tokens = len(group.prompt_token_ids)
         for index, response in enumerate(group.responses):
-            if taken and num_tokens + len(response) - 1 > max_tokens:
+            num_inputs = max(len(response) - 1, 0)
+            if taken and num_tokens + num_inputs > max_tokens:
                 pieces.append(_piece(number, group, taken))
                 taken, num_tokens = [], len(group.prompt_token_ids)
             taken.append(index)
-            num_tokens += max(len(response) - 1, 0)
+            num_tokens += num_inputs
         if taken:
             pieces.append(_piece(number, group, taken))
     return pieces
