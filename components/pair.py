@@ -42,7 +42,7 @@ def pair(
         data_uri,
         policy_uri,
         layout.stage(run_uri, iteration, "pair") if iteration else layout.warm_start(run_uri, "pair"),
-        score_uris=[layout.shard(run_uri, iteration, "score", i, num_shards) for i in range(num_shards)],
+        scores_uris=[layout.shard(run_uri, iteration, "score", i, num_shards) for i in range(num_shards)],
         responses_uris=[layout.shard(run_uri, iteration, "generate", i, num_shards) for i in range(num_shards)],
         iteration=iteration,
         pairing=pairing,

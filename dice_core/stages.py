@@ -162,7 +162,7 @@ def pair(
     policy_uri: str,
     output_uri: str,
     *,
-    score_uris: Sequence[str] = (),
+    scores_uris: Sequence[str] = (),
     responses_uris: Sequence[str] = (),
     iteration: int = 1,
     pairing: Values = None,
@@ -175,7 +175,7 @@ def pair(
         data_uri: prepare-data's output, or a Parquet file of preference pairs.
         policy_uri: whose tokenizer turns offline pairs into token ids; its weights are not read.
         output_uri: gets pairs.parquet (records.PAIRS) and length_penalty.json.
-        score_uris: shards of score, or Parquet files (records.SCORES); none makes a set of offline pairs alone.
+        scores_uris: shards of score, or Parquet files (records.SCORES); none makes a set of offline pairs alone.
         responses_uris: the responses of these shards, in the same order.
         iteration: from 1; 0 is the warm start.
         pairing: PairingConfig.
@@ -183,7 +183,7 @@ def pair(
         seed: of the run.
     """
     configs = {"pairing": PairingConfig.parse(pairing, "pairing"), "chat": ChatConfig.parse(chat, "chat")}
-    shards = {f"scores/{i}": uri for i, uri in enumerate(score_uris)}
+    shards = {f"scores/{i}": uri for i, uri in enumerate(scores_uris)}
     shards |= {f"responses/{i}": uri for i, uri in enumerate(responses_uris)}
     return run_stage(
         "pair",

@@ -190,7 +190,8 @@ def _spawn(
     lock: int,
     outlive_parent: bool,
 ) -> subprocess.Popen[bytes]:
-    arguments = [command, "mini", f"-dir={folder}", f"-ip={_HOST}", f"-ip.bind={_HOST}", f"-bucket={bucket}"]
+    arguments = [command, f"-logdir={folder}", "mini", f"-dir={folder}", f"-bucket={bucket}"]
+    arguments += [f"-ip={_HOST}", f"-ip.bind={_HOST}"]
     arguments += [f"-{part}.port={port}" for part, port in ports.items()]
     # Nothing but S3: no consoles, no catalogs, no report to its makers, and no bucket by mistyping one.
     arguments += ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]

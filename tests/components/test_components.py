@@ -136,7 +136,7 @@ def test_each_body_calls_its_stage_with_the_addresses_of_the_run(
         given = {key: values.get(key, {} if entry.type == "STRUCT" else key) for key, entry in spec.inputs.items()}
         assert component(name).python_func(**given, metrics=metrics) == uri
         assert metrics.metadata == {"count": 3, "status": "completed", "uri": uri}
-    assert called["pair"]["score_uris"] == [f"s3://b/runs/r/iteration-1/score/shard-{i}-of-2" for i in (0, 1)]
+    assert called["pair"]["scores_uris"] == [f"s3://b/runs/r/iteration-1/score/shard-{i}-of-2" for i in (0, 1)]
     assert called["pair"]["responses_uris"] == [f"s3://b/runs/r/iteration-1/generate/shard-{i}-of-2" for i in (0, 1)]
     assert called["evaluate"]["promoted_uri"] == "s3://b/promoted/p.json"
 

@@ -108,7 +108,7 @@ def scored(run, warm_start):
 @pytest.fixture(scope="module")
 def paired(run, warm_start, scored):
     responses, scores = scored
-    arguments = {"score_uris": [scores.uri], "responses_uris": [responses], "pairing": PAIRING, "chat": CHAT}
+    arguments = {"scores_uris": [scores.uri], "responses_uris": [responses], "pairing": PAIRING, "chat": CHAT}
     return stages.pair(run.data, warm_start.uri, run.stage("pair"), **arguments)
 
 
@@ -173,7 +173,7 @@ def test_an_accepted_policy_is_promoted_and_the_next_iteration_starts_with_it(ru
 
 def test_every_stage_run_again_returns_at_once(run, warm_start, scored, paired):
     responses, scores = scored
-    arguments = {"score_uris": [scores.uri], "responses_uris": [responses], "pairing": PAIRING, "chat": CHAT}
+    arguments = {"scores_uris": [scores.uri], "responses_uris": [responses], "pairing": PAIRING, "chat": CHAT}
     again = [
         stages.import_model(run.source, run.policy),
         stages.score(warm_start.uri, run.policy, responses, run.stage("score"), scoring=SCORING),
@@ -190,7 +190,7 @@ def test_outside_score_tables_are_paired_as_they_are(run, warm_start, scored, tm
         run.data,
         warm_start.uri,
         str(tmp_path / "out"),
-        score_uris=[str(tmp_path / "mine.parquet")],
+        scores_uris=[str(tmp_path / "mine.parquet")],
         responses_uris=[responses],
         pairing=PAIRING | {"length_penalty": "grid", "replay_ratio": 0},
         chat=CHAT,
@@ -228,7 +228,7 @@ def test_too_few_prompts_with_enough_responses_are_refused_with_counts(run, scor
             run.data,
             run.policy,
             str(tmp_path / "out"),
-            score_uris=[scores.uri],
+            scores_uris=[scores.uri],
             responses_uris=[responses],
             pairing=PAIRING | {"min_valid_responses": 16},
             chat=CHAT,
