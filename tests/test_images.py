@@ -300,9 +300,10 @@ if BUILDS_IMAGES:
         assert {f for f in folders if not f.startswith(("/tmp", "/cache"))} <= {"/var/tmp", "/run/lock", "/var/lock"}
 
     def test_the_core_stages_work_in_it(container: str) -> None:
-        """prepare-data with the demo's data; the report's template; Kubernetes' client: all without torch."""
+        """prepare-data with the demo's data, the launcher, the report with its template: all without torch."""
         code = (
-            "from importlib.resources import files; import kubernetes, dice_core.report, dice_core.pairs;"
+            "from importlib.resources import files;"
+            "import dice_core.pairs, dice_core.launch, dice_core.pytorchjob, dice_core.report, dice_core.training;"
             "from dice_core.sources import read_preferences;"
             "assert files('dice_core').joinpath('report.html.jinja').is_file();"
             "print(read_preferences('pipelines/data/demo_preferences.jsonl').table.num_rows)"
