@@ -103,7 +103,9 @@ def _check_head(model: PreTrainedModel, head: nn.Module | None) -> None:
         expected = model(input_ids=ids, use_cache=False).logits.float()
         hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
         found = logit_scale(model).apply(head(hidden).float().clone())
-    if not torch.allclose(found, expected, rtol=0.02, atol=0.02 * float(expected.abs().max())):
+    # Broken weights give no numbers to compare; their log-probs are seen not to be finite later.
+    difference, size = (values.nan_to_num(0, 0, 0).abs().max() for values in (found - expected, expected))
+    if difference > 0.02 * size:
         raise ModelError(
             f"{model.config.model_type}: its logits are not its head's output under a known scale "
             "(logit_scale, logits_scaling, final_logit_softcapping): log-probs of it would be wrong"
