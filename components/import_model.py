@@ -19,8 +19,6 @@ def import_model(root: str, source: str, metrics: dsl.Output[dsl.Metrics]) -> st
     """
     from dice_core import layout, stages
 
-    # "org/name" of a hub; the last folder and the name of a path or an address
-    name = "/".join(source.rstrip("/").split("/")[-2:])
-    report = stages.import_model(source, layout.model(root, name))
+    report = stages.import_model(source, layout.imported_model(root, source))
     metrics.metadata.update(report.metrics, status=report.status, uri=report.uri)
     return report.uri

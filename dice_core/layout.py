@@ -51,6 +51,16 @@ def model(root: str, name: str) -> str:
     return join(root, "models", check_name(name.lower().replace("/", "--"), "model name"))
 
 
+def imported_model(root: str, source: str) -> str:
+    """Return where a model source is kept; what a run below the root has made stays where it is.
+
+    "org/name" of a hub gives the name; of a path or an address, the last folder and the name.
+    """
+    if source.startswith(join(root, "runs", "")):
+        return source.rstrip("/")
+    return model(root, "/".join(source.rstrip("/").split("/")[-2:]))
+
+
 def promoted(root: str, name: str) -> str:
     """Return the pointer to the last promoted policy of a preset or schedule."""
     return join(root, "promoted", f"{check_name(name, 'name')}.json")

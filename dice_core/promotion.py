@@ -22,6 +22,8 @@ class Promotion:
     iteration: int
     replaces: str = ""
     """URI of the policy that was promoted before."""
+    reference_uri: str = ""
+    """What the policy was trained from: the reference of its implicit reward, for a run that starts from it."""
     package_version: str = __version__
 
 
@@ -36,7 +38,9 @@ def read_promotion(uri: str) -> Promotion | None:
     return None if found is None else _parse(found[0], uri)
 
 
-def promote(uri: str, policy_uri: str, content_digest: str, *, evaluated: str, iteration: int) -> Promotion:
+def promote(
+    uri: str, policy_uri: str, content_digest: str, *, evaluated: str, iteration: int, reference_uri: str = ""
+) -> Promotion:
     """Point to a policy.
 
     Raises:
@@ -48,7 +52,7 @@ def promote(uri: str, policy_uri: str, content_digest: str, *, evaluated: str, i
     if before and before.content_digest == content_digest:
         return before
     replaces = before.policy_uri if before else ""
-    promotion = Promotion(policy_uri, content_digest, evaluated, iteration, replaces)
+    promotion = Promotion(policy_uri, content_digest, evaluated, iteration, replaces, reference_uri)
     storage.write_if_version(name, json.dumps(asdict(promotion), indent=1).encode(), found[1] if found else None)
     log(f"promoted: {uri} now points to {policy_uri}")
     return promotion

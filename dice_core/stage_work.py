@@ -212,7 +212,14 @@ def evaluate(
     metrics = {**result.metrics(), "seconds": _seconds(start)}
     if promoted_uri and result.accepted:
         policy = context.inputs["policy"]
-        promote(promoted_uri, policy.uri, policy.manifest.content_digest, evaluated=context.uri, iteration=iteration)
+        promote(
+            promoted_uri,
+            policy.uri,
+            policy.manifest.content_digest,
+            evaluated=context.uri,
+            iteration=iteration,
+            reference_uri=context.inputs["previous"].uri,
+        )
     return context.publish({"evaluation.json": context.write_json(result.to_dict(), "evaluation.json")}, metrics)
 
 

@@ -1,4 +1,4 @@
-"""`python -m pipelines compile|run`: the commands of people and of the Makefile. Errors are one line and exit code 1.
+"""`python -m pipelines COMMAND`: the commands of people and of the Makefile. Errors are one line and exit code 1.
 
 A command is a function here that takes the parsed options; its parser is built beside it.
 """
@@ -10,6 +10,8 @@ from pathlib import Path
 
 from dice_core import layout
 from dice_core.config import ConfigError
+from pipelines import cluster_cli
+from pipelines.kfp_api import KfpError
 from pipelines.local_run import LocalRunError, run_locally
 from pipelines.overrides import apply_overrides, find_preset
 from pipelines.presets import PRESETS, Preset
@@ -20,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         return int(options.command(options))
-    except (ValueError, LocalRunError, OSError) as error:
+    except (ValueError, KfpError, LocalRunError, OSError) as error:
         print(f"pipelines: error: {error}", file=sys.stderr)
         return 1
 
@@ -31,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_compile(commands)
     _add_run(commands)
+    cluster_cli.add_commands(commands, add_preset_options, chosen_preset)
     return parser
 
 
@@ -56,6 +59,7 @@ def _add_compile(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = commands.add_parser("compile", help="write the pipeline as YAML for Kubeflow Pipelines")
     add_preset_options(parser)
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="where to write (.yaml)")
+    parser.add_argument("--recurring", action="store_true", help="the pipeline that make schedule sends")
     parser.set_defaults(command=_compile)
 
 
@@ -70,7 +74,7 @@ def _compile(options: argparse.Namespace) -> int:
 
     from pipelines.dice import build_pipeline
 
-    compiler.Compiler().compile(build_pipeline(preset), str(options.output))
+    compiler.Compiler().compile(build_pipeline(preset, recurring=options.recurring), str(options.output))
     print(f"{options.output}: {preset.description} ({options.output.stat().st_size >> 10} KiB)")
     return 0
 

@@ -3,6 +3,7 @@
     import-model -> prepare-data -> [warm start: pair -> train] -> iteration 1 -> iteration 2 ...
     iteration: generate and score (a task a shard) -> pair -> train -> evaluate
     report: at the end, whatever happened
+    a recurring run chooses its name, policy, reference and prompts first
 
 A person may edit every setting of a stage in the UI: they are parameters, a JSON object per stage. How many iterations
 and shards there are decides the graph, so that is fixed at compile time. Addresses travel as strings; what a gate
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
+from components.choose_inputs import choose_inputs
 from components.evaluate import evaluate
 from components.generate import generate
 from components.import_model import import_model
@@ -67,18 +69,27 @@ class IterationOutputs(NamedTuple):
     evaluation_uri: str
 
 
-def build_pipeline(preset: Preset) -> GraphComponent:
-    """Return the pipeline of a preset; kfp compiles it, or runs it here when it is called with kfp.local."""
+def build_pipeline(preset: Preset, *, recurring: bool = False) -> GraphComponent:
+    """Return the pipeline of a preset; kfp compiles it, or runs it here when it is called with kfp.local.
+
+    Args:
+        preset: decides the graph, the defaults of the parameters, and what tasks get on a cluster.
+        recurring: the pipeline chooses its inputs when it runs: a name of its own, the last promoted policy, the
+            newest prompts. `run` is then what the names begin with.
+    """
     iterations = [build_iteration(iteration, preset) for iteration in range(1, preset.iterations + 1)]
 
     def run_all(given: Given) -> None:
-        page = report(root=given["root"], run=given["run"], num_iterations=preset.iterations)
+        job_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER if recurring else ""
+        page = report(root=given["root"], run=given["run"], job_id=job_id, num_iterations=preset.iterations)
         with dsl.ExitHandler(configure_task(page, "report", "report", preset), name=preset.name):
-            _run_stages(preset, iterations, given)
+            _run_stages(preset, iterations, _choose_inputs(preset, given) if recurring else given, recurring)
 
-    defaults = default_parameters(preset)
+    defaults = default_parameters(preset, recurring=recurring)
     inputs = [_parameter("root", str), *(_parameter(name, type(value), value) for name, value in defaults.items())]
-    return _pipeline(run_all, f"dice-{preset.name}", f"DICE {preset.name}", inputs, description=preset.description)
+    name = f"dice-{preset.name}" + ("-recurring" if recurring else "")
+    display_name = f"DICE {preset.name}" + (", recurring" if recurring else "")
+    return _pipeline(run_all, name, display_name, inputs, description=preset.description)
 
 
 def build_iteration(iteration: int, preset: Preset) -> GraphComponent:
@@ -95,9 +106,10 @@ def build_iteration(iteration: int, preset: Preset) -> GraphComponent:
     return _pipeline(run_iteration, name.replace(" ", "-"), name, inputs, outputs=IterationOutputs)
 
 
-def default_parameters(preset: Preset) -> dict[str, Any]:
+def default_parameters(preset: Preset, *, recurring: bool = False) -> dict[str, Any]:
     """Return what a person may change when a run is started, with the preset's values; `root` alone has none."""
-    reference = {} if preset.has_warm_start else {"reference_source": preset.reference_source}
+    has_reference = recurring or not preset.has_warm_start
+    reference = {"reference_source": preset.reference_source} if has_reference else {}
     return {
         "run": preset.name,
         "policy_source": preset.policy_source,
@@ -117,13 +129,20 @@ def run_sections(preset: Preset) -> dict[str, Settings]:
     return sections | {"launch": launch_on_cluster(preset)}
 
 
-def _run_stages(preset: Preset, iterations: list[GraphComponent], given: Given) -> None:
+def _choose_inputs(preset: Preset, given: Given) -> Given:
+    names = ("root", "promote_as", "policy_source", "reference_source", "prompts_source")
+    chosen = choose_inputs(**_take(given, *names), name=given["run"], job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
+    outputs = configure_task(chosen, "choose-inputs", "choose inputs", preset).outputs
+    return {**given, **{name: outputs[name] for name in ("run", *names[2:])}}
+
+
+def _run_stages(preset: Preset, iterations: list[GraphComponent], given: Given, recurring: bool) -> None:
     imported = import_model(root=given["root"], source=given["policy_source"])
     policy = configure_task(imported, "import-model", "import policy", preset).outputs[OUTPUT]
     names = ("root", "run", "seed", "chat", "data", "preferences_source", "prompts_source", "exclude_source")
     prepared = prepare_data(**_take(given, *names), policy_uri=policy)
     data = configure_task(prepared, "prepare-data", "prepare data", preset).outputs[OUTPUT]
-    if preset.has_warm_start:
+    if preset.has_warm_start and not recurring:
         reference, policy = policy, _warm_start(preset, given, policy, data)
     else:
         imported = import_model(root=given["root"], source=given["reference_source"])

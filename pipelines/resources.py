@@ -176,3 +176,5 @@ def _mark(task: dsl.PipelineTask, stage: Stage, cluster: ClusterConfig) -> None:
     # The launcher of training asks for its own pod, whose owner becomes the owner of the job.
     kubernetes.use_field_path_as_env(task, "POD_NAME", "metadata.name")
     kubernetes.use_field_path_as_env(task, "POD_NAMESPACE", "metadata.namespace")
+    # Of a recurring run, which is named by it (dice_core.recurring).
+    kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", "metadata.labels['pipeline/runid']")

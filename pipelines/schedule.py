@@ -1,0 +1,134 @@
+"""`make schedule` and `make unschedule`: recurring runs. Each starts from the last promoted policy, on newest prompts.
+
+KFP has no call that changes a recurring run: one of the same name is deleted once the new one is there. It never runs
+twice at a time and never catches up on what it missed.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dice_core import layout
+from dice_core.config import ConfigError
+from pipelines.cluster import PIPELINE_ACCOUNT
+from pipelines.durations import show_duration, to_seconds
+from pipelines.kfp_api import Connection, KfpApi, KfpError
+from pipelines.presets import Preset
+from pipelines.submit import chosen_root, prepare, show, upload
+
+_CRON_FIELDS = ("second", "minute", "hour", "day of the month", "month", "day of the week")
+_SHORTEST_SECONDS = 3600
+
+
+def schedule(options: argparse.Namespace, preset: Preset) -> int:
+    """Create a recurring run, or replace the one of the same name."""
+    name = layout.check_name(options.name or preset.name, "name")
+    trigger = chosen_trigger(options.cron, options.every)
+    preset = with_prompts(preset, options.prompts)
+    root = chosen_root(options.root)
+    with tempfile.TemporaryDirectory(prefix="dice-") as folder:
+        submission = prepare(preset, name, root, Path(folder), recurring=True)
+        if options.dry_run:
+            print(f"schedule:        {name}, {show_trigger(trigger)}, one at a time, no catching up")
+            print(show(submission))
+            return 0
+        api = KfpApi(Connection.from_environment(options.host, options.namespace))
+        version = upload(api, submission)
+    settings = {
+        **trigger,
+        "version": version,
+        "description": preset.description,
+        "max_concurrency": 1,
+        "no_catchup": True,
+        "params": submission.parameters,
+        "service_account": PIPELINE_ACCOUNT,
+    }
+    created, num_replaced = replace_schedule(api, api.experiment(submission.pipeline), name, settings)
+    address = api.address("recurringrun", created.recurring_run_id)
+    print(f"schedule {name}: {show_trigger(trigger)}{', replaced' if num_replaced else ''}: {address}")
+    if not preset.prompts_source.endswith("/"):
+        print("each run takes the same prompts: PROMPTS=s3://bucket/prefix/ gives each the newest file below it")
+    return 0
+
+
+def unschedule(options: argparse.Namespace) -> int:
+    """Delete the recurring runs of a name; the runs that they started go on."""
+    api = KfpApi(Connection.from_environment(options.host, options.namespace))
+    found = api.schedules(options.name)
+    if not found:
+        known = ", ".join(sorted(entry.display_name for entry in api.schedules(""))) or "none"
+        raise KfpError(f"schedule: there is none called {options.name!r}; there are: {known}")
+    for entry in found:
+        api.delete_schedule(entry.recurring_run_id)
+    print(f"schedule {options.name}: deleted; a run that it started goes on until make cancel")
+    return 0
+
+
+def replace_schedule(api: KfpApi, experiment_id: str, name: str, settings: dict[str, Any]) -> tuple[Any, int]:
+    """Create a recurring run, delete those that had its name before; return it and how many these were.
+
+    In this order: where the new one is refused, the old one stays.
+    """
+    before = api.schedules(name)
+    created = api.create_schedule(experiment_id, name, **settings)
+    for entry in before:
+        api.delete_schedule(entry.recurring_run_id)
+    return created, len(before)
+
+
+def chosen_trigger(cron: str, every: str) -> dict[str, Any]:
+    """Return when to start runs, as kfp.Client.create_recurring_run has it.
+
+    Raises:
+        ConfigError: both or neither is given, or it is not of that form.
+    """
+    if bool(cron) == bool(every):
+        raise ConfigError("schedule: give either CRON='0 0 3 * * 1' (seconds first) or EVERY=7d")
+    if cron:
+        return {"cron_expression": check_cron(cron)}
+    try:
+        seconds = to_seconds(every)
+    except ValueError as error:
+        raise ConfigError(f"every: {error}") from None
+    if seconds < _SHORTEST_SECONDS:
+        raise ConfigError(f"every: must be an hour at least, a run takes longer than that, got {every!r}")
+    return {"interval_second": seconds}
+
+
+def check_cron(text: str) -> str:
+    """Return a cron expression of six fields.
+
+    KFP takes one of five fields too, and reads its minutes as seconds.
+
+    Raises:
+        ConfigError: not six fields; of a five-field one the message has the corrected form.
+    """
+    fields = text.split()
+    if len(fields) == len(_CRON_FIELDS) - 1:
+        raise ConfigError(
+            f"cron: KFP's has six fields, seconds first, and would misread these five: write '0 {' '.join(fields)}', "
+            f"got {text!r}"
+        )
+    if len(fields) != len(_CRON_FIELDS):
+        raise ConfigError(f"cron: must have the six fields {', '.join(_CRON_FIELDS)}, got {text!r}")
+    if fields[0] == "*":
+        raise ConfigError(f"cron: would start a run every second: write '0 {' '.join(fields[1:])}', got {text!r}")
+    return " ".join(fields)
+
+
+def show_trigger(trigger: dict[str, Any]) -> str:
+    """Return when runs start, for people."""
+    if "cron_expression" in trigger:
+        return f"at '{trigger['cron_expression']}' (seconds first; the cluster's time zone, UTC by default)"
+    return f"every {show_duration(trigger['interval_second'])}"
+
+
+def with_prompts(preset: Preset, prompts: str) -> Preset:
+    """Return the preset with the place of its prompts changed, if one is given."""
+    if not prompts:
+        return preset
+    if not prompts.startswith("s3://"):
+        raise ConfigError(f"prompts: must be s3://bucket/prefix/ or a file on S3, got {prompts!r}")
+    return dataclasses.replace(preset, prompts_source=prompts)

@@ -1,0 +1,184 @@
+"""`make submit`: start a run of a preset on the cluster, and follow it.
+
+Everything that can be wrong is looked at before anything is sent. Settings travel as parameters of the run, so that
+runs which differ in them alone share a pipeline version; its name is a digest of what was compiled.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dice_core import layout
+from dice_core.config import ConfigError, TrainingConfig
+from pipelines.cluster import PIPELINE_ACCOUNT
+from pipelines.kfp_api import Connection, KfpApi, KfpError
+from pipelines.presets import PRESETS, Preset
+
+MAX_PARAMETER_BYTES = 10_000
+"""What KFP's API server takes for all parameters of a run together."""
+ACTIVE = ("PENDING", "RUNNING", "CANCELING", "PAUSED")
+_IN_THE_IMAGE = "pipelines/data/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Submission:
+    """A run as it will be sent: the compiled pipeline and everything beside it."""
+
+    name: str
+    """Of the run, and of its place below the root: the same name again continues it."""
+    pipeline: str
+    """Of the pipeline and of the experiment."""
+    version: str
+    description: str
+    package: Path
+    parameters: dict[str, Any]
+
+
+def submit(options: argparse.Namespace, preset: Preset) -> int:
+    """Start a run; with --wait, follow it and return 1 unless it succeeds."""
+    name = layout.check_name(options.run or default_run_name(preset), "run")
+    root = chosen_root(options.root)
+    with tempfile.TemporaryDirectory(prefix="dice-") as folder:
+        submission = prepare(preset, name, root, Path(folder))
+        if options.dry_run:
+            print(show(submission))
+            return 0
+        api = KfpApi(Connection.from_environment(options.host, options.namespace))
+        check_not_active(api, name)
+        run = send(api, submission)
+    print(f"run {name}: {api.address('runs', run.run_id)}")
+    if not options.wait:
+        print(f"follow it: make status RUN={name}   stop it: make cancel RUN={name}")
+        return 0
+    from pipelines.runs import follow
+
+    return follow(api, run.run_id, name)
+
+
+def default_run_name(preset: Preset) -> str:
+    """Return a new name: the preset and the time."""
+    return f"{preset.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def chosen_root(root: str) -> str:
+    """Return where runs keep their data: the option, or DICE_ROOT.
+
+    Raises:
+        ConfigError: neither, or a place that pods cannot reach.
+    """
+    root = root or os.environ.get("DICE_ROOT", "")
+    if not root:
+        raise ConfigError(
+            "root: not set: where runs keep their data, such as DICE_ROOT=s3://bucket/prefix (what the cluster was "
+            "deployed with: kubectl get configmap dice-config -o jsonpath={.data.DICE_ROOT})"
+        )
+    if not root.startswith("s3://"):
+        raise ConfigError(f"root: pods reach s3://bucket/prefix alone, got {root!r}")
+    return root.rstrip("/")
+
+
+def prepare(preset: Preset, name: str, root: str, folder: Path, *, recurring: bool = False) -> Submission:
+    """Check everything and compile; nothing is sent.
+
+    Args:
+        preset: with its changes.
+        name: of the run, or what the names of recurring runs begin with.
+        root: of all runs.
+        folder: gets the compiled pipeline.
+        recurring: compile the pipeline that chooses its own inputs.
+
+    Raises:
+        ConfigError: what would fail on the cluster.
+    """
+    check_training(preset)
+    # Imported when it is needed: a typo is told without the seconds that kfp takes to load.
+    from kfp import compiler
+
+    from pipelines.dice import build_pipeline, default_parameters
+
+    parameters = {**default_parameters(preset, recurring=recurring), "root": root, "run": name}
+    check_sources(parameters)
+    if (size := len(json.dumps(parameters))) > MAX_PARAMETER_BYTES:
+        raise ConfigError(f"parameters: {size} bytes in all, KFP takes {MAX_PARAMETER_BYTES}: shorten the settings")
+    pipeline = build_pipeline(shape_of(preset), recurring=recurring)
+    package = folder / f"{pipeline.name}.yaml"
+    compiler.Compiler().compile(pipeline, str(package))
+    digest = hashlib.sha256(package.read_bytes()).hexdigest()[:12]
+    return Submission(name, pipeline.name, f"{pipeline.name}-{digest}", preset.description, package, parameters)
+
+
+def shape_of(preset: Preset) -> Preset:
+    """Return the preset's original with those changes that decide the compiled graph; the rest are parameters."""
+    original = PRESETS[preset.name]()
+    names = ("iterations", "num_shards", "num_retries", "cluster", "launch")
+    changes = {name: getattr(preset, name) for name in names}
+    if original.has_warm_start != preset.has_warm_start:
+        changes["reference_source"] = preset.reference_source
+    return dataclasses.replace(original, **changes)
+
+
+def check_training(preset: Preset) -> None:
+    """Raise ConfigError where the global batch cannot be split over the processes: hours before training would."""
+    num_processes = preset.launch.num_nodes * preset.launch.processes_per_node
+    for training in (preset.training, preset.warm_start_training):
+        if isinstance(training, TrainingConfig):
+            training.accumulation_steps(num_processes)
+
+
+def check_sources(parameters: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a source on this machine, which pods do not see."""
+    for name, value in parameters.items():
+        if not name.endswith("_source") or value.startswith(("s3://", _IN_THE_IMAGE)):
+            continue
+        if value.startswith((".", "/", "~", "file:")) or value.endswith(".gguf"):
+            raise ConfigError(
+                f"{name}: pods do not see the files of this machine, got {value!r}: copy it to s3://, or name it on "
+                "the Hub (org/name)"
+            )
+
+
+def check_not_active(api: KfpApi, name: str) -> None:
+    """Raise KfpError when a run of that name is under way: two would write to the same place."""
+    for run in api.runs(name):
+        if run.state in ACTIVE:
+            raise KfpError(
+                f"run {name!r} is {run.state} already ({api.address('runs', run.run_id)}): follow it by make status "
+                f"RUN={name}, or stop it by make cancel RUN={name}"
+            )
+
+
+def send(api: KfpApi, submission: Submission) -> Any:
+    """Upload the pipeline version unless it is there, and start the run."""
+    version = upload(api, submission)
+    experiment = api.experiment(submission.pipeline)
+    return api.start_run(experiment, submission.name, submission.parameters, version, PIPELINE_ACCOUNT)
+
+
+def upload(api: KfpApi, submission: Submission) -> Any:
+    """Return the pipeline version of the submission's content."""
+    version, is_new = api.upload_once(
+        submission.pipeline, submission.version, submission.package, submission.description
+    )
+    print(f"pipeline version {submission.version}: {'uploaded' if is_new else 'is there already'}")
+    return version
+
+
+def show(submission: Submission) -> str:
+    """Return what would be sent, for people."""
+    kib = submission.package.stat().st_size >> 10
+    lines = [
+        f"pipeline:        {submission.pipeline} ({submission.description})",
+        f"version:         {submission.version} ({kib} KiB; uploaded unless it is there; make compile writes it)",
+        f"experiment:      {submission.pipeline}",
+        f"run:             {submission.name}",
+        f"service account: {PIPELINE_ACCOUNT}",
+        "parameters:",
+    ]
+    return "\n".join([*lines, *(f"  {name}: {json.dumps(value)}" for name, value in submission.parameters.items())])
