@@ -4,6 +4,7 @@ Log-softmax is float32 always. With gradient, a chunk's logits are computed agai
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -128,38 +129,38 @@ class _ChunkedLogps(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, settings: _Settings
     ) -> Tensor:
         product_weight = weight.to(settings.dtype)
-        normalisers = hidden.new_empty(len(targets), dtype=torch.float32)
-        logps = torch.empty_like(normalisers)
-        for start in range(0, len(targets), settings.chunk_size):
-            rows = slice(start, start + settings.chunk_size)
-            logits = _logits(hidden[rows], product_weight, bias, settings)
-            torch.logsumexp(logits, 1, out=normalisers[rows])
-            logps[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - normalisers[rows]
-        ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
+        logps = hidden.new_empty(len(targets), dtype=torch.float32)
+        # Buffers for all chunks: fresh memory for each costs a CPU as much as the log-softmax itself.
+        logits, softened = _buffer(hidden, weight, settings), _buffer(hidden, weight, settings)
+        for rows in _chunks(len(targets), settings.chunk_size):
+            scaled = _write_logits(logits, hidden[rows], product_weight, bias, settings)
+            torch.log_softmax(scaled, 1, out=softened[: len(scaled)])
+            logps[rows] = softened[: len(scaled)].gather(1, targets[rows, None]).squeeze(1)
+        ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.settings = settings
         return logps
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, normalisers = ctx.saved_tensors
+        hidden, weight, bias, targets = ctx.saved_tensors
         settings: _Settings = ctx.settings
         product_weight = weight.to(settings.dtype)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
-        for start in range(0, len(targets), settings.chunk_size):
-            rows = slice(start, start + settings.chunk_size)
-            logits = _logits(hidden[rows], product_weight, bias, settings)
+        logits, softened = _buffer(hidden, weight, settings), _buffer(hidden, weight, settings)
+        for rows in _chunks(len(targets), settings.chunk_size):
+            scaled = _write_logits(logits, hidden[rows], product_weight, bias, settings)
             # d logp / d logits = [is target] - softmax(logits)
-            delta = (logits - normalisers[rows, None]).exp_().neg_()
+            delta = torch.softmax(scaled, 1, out=softened[: len(scaled)]).neg_()
             delta.scatter_add_(1, targets[rows, None], torch.ones_like(delta[:, :1]))
-            delta = settings.scale.apply_backward(delta.mul_(grad[rows, None]), logits)
+            delta = settings.scale.apply_backward(delta.mul_(grad[rows, None]), scaled)
             if grad_bias is not None:
                 grad_bias += delta.sum(0)
             delta = delta.to(settings.dtype)
             grad_hidden[rows] = delta @ product_weight
             if grad_weight is not None:
-                grad_weight += delta.T @ hidden[rows].to(settings.dtype)
+                _add_product(grad_weight, delta.T, hidden[rows].to(settings.dtype))
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -169,14 +170,34 @@ class _ChunkedLogps(torch.autograd.Function):
         )
 
 
-def _logits(hidden: Tensor, product_weight: Tensor, bias: Tensor | None, settings: _Settings) -> Tensor:
-    """Return a chunk's scaled logits, float32. Shape: (chunk, vocabulary)."""
-    hidden = hidden.to(settings.dtype)
-    if hidden.is_cuda and settings.dtype != torch.float32:
-        # The product is kept as it is summed, in float32: rounding each logit to bfloat16 is most of the noise.
-        logits = torch.mm(hidden, product_weight.T, out_dtype=torch.float32)
+def _buffer(hidden: Tensor, weight: Tensor, settings: _Settings) -> Tensor:
+    return hidden.new_empty(min(settings.chunk_size, len(hidden)), len(weight), dtype=torch.float32)
+
+
+def _chunks(num_tokens: int, chunk_size: int) -> Iterator[slice]:
+    return (slice(start, start + chunk_size) for start in range(0, num_tokens, chunk_size))
+
+
+def _write_logits(
+    buffer: Tensor, hidden: Tensor, product_weight: Tensor, bias: Tensor | None, settings: _Settings
+) -> Tensor:
+    """Return a chunk's scaled logits in the buffer's memory, float32. Shape: (chunk, vocabulary)."""
+    hidden, logits = hidden.to(settings.dtype), buffer[: len(hidden)]
+    if settings.dtype == torch.float32:
+        torch.mm(hidden, product_weight.T, out=logits)
+    elif hidden.is_cuda:
+        # The product is kept as it is summed, in float32: rounding logits to bfloat16 is noise for nothing.
+        torch.mm(hidden, product_weight.T, out_dtype=torch.float32, out=logits)
     else:
-        logits = (hidden @ product_weight.T).float()
+        logits.copy_(hidden @ product_weight.T)
     if bias is not None:
         logits += bias
     return settings.scale.apply(logits)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to a float32 matrix."""
+    if right.dtype == torch.float32:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
