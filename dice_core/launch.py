@@ -52,8 +52,16 @@ def launch_training(job_uri: str, launch: LaunchConfig) -> None:
     Raises:
         LaunchError: a process failed or was stopped.
     """
-    backends: Mapping[str, Backend] = {"torchrun": TorchrunBackend()}
-    backends[launch.backend].run(job_uri, launch)
+    _backend(launch.backend).run(job_uri, launch)
+
+
+def _backend(name: str) -> Backend:
+    if name == "pytorchjob":
+        # Loads the Kubernetes client, which training on one machine does without.
+        from dice_core.pytorchjob import PyTorchJobBackend
+
+        return PyTorchJobBackend()
+    return TorchrunBackend()
 
 
 class TorchrunBackend:

@@ -1,0 +1,178 @@
+"""Follow a PyTorchJob to its end: show its pods' states and logs, and say why it does not start or why it failed."""
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from kubernetes.client import ApiException
+
+from dice_core.config import LaunchConfig
+from dice_core.failure_report import (
+    failure_report,
+    is_suspended,
+    job_outcome,
+    restarts,
+    stuck_reasons,
+    waiting_reasons,
+)
+from dice_core.kubernetes_calls import Cluster, KubernetesError, reason
+from dice_core.kubernetes_watch import Objects, Watch
+from dice_core.launch import LaunchError
+from dice_core.pod_logs import PodLogs
+from dice_core.progress import Throttle, log
+
+
+class JobFollower:
+    """One job, from where it is now to its end."""
+
+    def __init__(self, cluster: Cluster, job: Mapping[str, Any], launch: LaunchConfig) -> None:
+        """Take a job that exists and has not succeeded."""
+        self._cluster, self._job, self._launch = cluster, job, launch
+        self._name, self._uid = job["metadata"]["name"], job["metadata"]["uid"]
+        self._patience = cluster.patience
+        self._jobs: Objects | None = None
+        self._pods: Objects = {}
+        self._pods_ever: Objects = {}
+        self._states: dict[str, str] = {}
+        self._said = ""
+        self._waiting_since = time.monotonic()
+        self._reminder = Throttle(self._patience.reminder)
+        self._logs = PodLogs(cluster, launch.processes_per_node)
+
+    def follow(self) -> None:
+        """Return when the job has succeeded.
+
+        Raises:
+            LaunchError: it failed, was deleted, or its pods did not start in time.
+            KubernetesError: the API cannot be followed.
+        """
+        changes: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+
+        def watch(what: str, list_objects: Any) -> Watch:
+            hand_on = partial(self._hand_on, changes, what)
+            return Watch(what, self._cluster, list_objects, hand_on, partial(self._hand_on, changes, "error"))
+
+        watches = [
+            watch("pytorchjobs", partial(self._cluster.watch_job, self._name)),
+            watch("pods", partial(self._cluster.watch_pods, self._name)),
+        ]
+        for thread in watches:
+            thread.start()
+        try:
+            while not self._has_succeeded():
+                self._check_start()
+                self._take(changes)
+            self._logs.close(self._patience.drain)
+            log(f"train: PyTorchJob {self._name} succeeded")
+        finally:
+            for thread in watches:
+                thread.stop()
+            self._logs.close(0)
+
+    @staticmethod
+    def _hand_on(changes: "SimpleQueue[tuple[str, Any]]", what: str, value: Any) -> None:
+        changes.put((what, value))
+
+    def _take(self, changes: "SimpleQueue[tuple[str, Any]]") -> None:
+        """Wait for a change until it is time to look at the clock, and take it."""
+        try:
+            what, value = changes.get(timeout=min(self._patience.reminder, self._seconds_left()))
+        except Empty:
+            return
+        if what == "error":
+            raise value
+        if what == "pytorchjobs":
+            self._jobs = value
+        else:
+            self._pods = {name: pod for name, pod in value.items() if self._is_ours(pod)}
+            self._pods_ever |= self._pods
+            self._logs.update(self._pods)
+            self._show_states()
+
+    def _is_ours(self, pod: Mapping[str, Any]) -> bool:
+        # Pods of a deleted job with this name may still be around.
+        return any(owner["uid"] == self._uid for owner in pod["metadata"].get("ownerReferences") or [])
+
+    def _has_succeeded(self) -> bool:
+        if self._jobs is None:
+            return False
+        job = self._jobs.get(self._name)
+        if job is None or job["metadata"]["uid"] != self._uid or job["metadata"].get("deletionTimestamp"):
+            self._logs.close(self._patience.drain)
+            raise LaunchError(
+                f"training failed: PyTorchJob {self._cluster.namespace}/{self._name} was deleted while it ran; "
+                "started again, the stage goes on from the newest checkpoint"
+            )
+        self._job = job
+        outcome = job_outcome(job)
+        if outcome == "Failed":
+            raise LaunchError(self._report())
+        return outcome == "Succeeded"
+
+    def _show_states(self) -> None:
+        for name, pod in sorted(self._pods.items()):
+            node = pod["spec"].get("nodeName")
+            state = pod["status"].get("phase", "Pending") + (f" on {node}" if node else "")
+            state += f", {restarts(pod)} restarts" if restarts(pod) else ""
+            if self._states.get(pod["metadata"]["uid"]) != state:
+                self._states[pod["metadata"]["uid"]] = state
+                log(f"train: pod {name}: {state}")
+        for name in sorted(self._pods_ever.keys() - self._pods.keys()):
+            uid = self._pods_ever[name]["metadata"]["uid"]
+            if self._states.get(uid) != "gone":
+                self._states[uid] = "gone"
+                log(f"train: pod {name} is gone")
+
+    def _seconds_left(self) -> float:
+        passed = time.monotonic() - self._waiting_since
+        return max(0.01, self._launch.pending_deadline_seconds - passed) if self._waiting_since else float("inf")
+
+    def _check_start(self) -> None:
+        """Say why pods do not start, and give up when the deadline has passed."""
+        if is_suspended(self._job):
+            # Whoever waits in a queue is not late; the time counts from the admission.
+            self._waiting_since = time.monotonic()
+            self._say(f"waits in queue {self._launch.queue_name!r} until Kueue admits it")
+            return
+        num_expected = self._launch.num_nodes
+        reasons = waiting_reasons(self._pods, {}, num_expected)
+        if not reasons:
+            self._waiting_since = 0.0
+            return
+        self._waiting_since = self._waiting_since or time.monotonic()
+        passed, deadline = time.monotonic() - self._waiting_since, self._launch.pending_deadline_seconds
+        is_over, is_reminder = passed >= deadline, self._reminder.is_due()
+        if is_over or is_reminder:
+            reasons = waiting_reasons(self._pods, self._events(), num_expected)
+        if is_over:
+            self._cluster.delete_job(self._name, self._uid)
+            first = f"training did not start within launch.pending_deadline_seconds = {deadline}: {reasons[0]}"
+            first += f" (job {self._cluster.namespace}/{self._name} is deleted)"
+            raise LaunchError("\n".join([first, *reasons[1:]]))
+        shown = reasons if is_reminder else stuck_reasons(self._pods)
+        if shown:
+            self._say(f"waits for its pods: {'; '.join(shown)}", again=is_reminder)
+
+    def _say(self, text: str, *, again: bool = False) -> None:
+        if again or text != self._said:
+            self._said = text
+            log(f"train: PyTorchJob {self._name} {text}")
+
+    def _report(self) -> str:
+        self._logs.close(self._patience.drain)
+        try:
+            listed = self._cluster.call("list pods", partial(self._cluster.watch_pods, self._name))
+            self._pods_ever |= {pod["metadata"]["name"]: pod for pod in listed["items"] if self._is_ours(pod)}
+        except (ApiException, KubernetesError) as error:
+            log(f"train: the pods' last states cannot be read: {reason(error)}")
+        return failure_report(self._job, self._pods_ever, self._events(), self._logs.last_lines())
+
+    def _events(self) -> dict[str, list[dict[str, Any]]]:
+        about = {self._name: self._uid} | {name: pod["metadata"]["uid"] for name, pod in self._pods_ever.items()}
+        try:
+            return {name: self._cluster.events(uid) for name, uid in about.items()}
+        except (ApiException, KubernetesError) as error:
+            log(f"train: events cannot be read: {reason(error)}")
+            return {}

@@ -1,0 +1,169 @@
+"""Training in the pods of a PyTorchJob: start or adopt the job, follow it, and end as it ends.
+
+The launcher holds nothing that it could lose. The job's name follows from what it trains, so that a launcher started
+again finds the job of the one before: a running job is adopted; one that has succeeded is the result; one that has
+failed is deleted and made anew, because whoever starts a launcher again wants another try, and training resumes from
+its newest checkpoint. Only Succeeded is success.
+
+The job belongs to the run: an ownerReference to the launcher pod's controller (the Argo Workflow) deletes it with the
+run, and a launcher told to stop deletes it at once, unless it is only being evicted. Loads no torch.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from kubernetes.client import ApiException
+
+from dice_core.config import LaunchConfig
+from dice_core.failure_report import job_outcome
+from dice_core.job_follower import JobFollower
+from dice_core.kubernetes_calls import Cluster, KubernetesError, Patience, own_pod, reason
+from dice_core.launch import LaunchError
+from dice_core.progress import log
+from dice_core.pytorchjob_spec import job_name, training_job
+from dice_core.training import TrainingJob
+
+
+class _Stopped(BaseException):
+    """A signal told this process to stop. No Exception: nothing on the way up may take it for a failed call."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class PyTorchJobBackend:
+    """Pods of a cluster that has the training operator. See launch.Backend."""
+
+    def __init__(self, command: Sequence[str] = (), patience: Patience | None = None) -> None:
+        """Take what each pod runs instead of torchrun (the job's URI is added), and how long to wait for what."""
+        self._command, self._patience = command, patience or Patience()
+
+    def run(self, job_uri: str, launch: LaunchConfig) -> None:
+        """Run the job in pods and return when it has succeeded.
+
+        Raises:
+            LaunchError: it failed, was deleted, or did not start in time; or the cluster refused or went away.
+            ConfigError: no image, or no cluster to talk to.
+            StorageError: there is no job at that place.
+        """
+        name = job_name(job_uri, TrainingJob.read(job_uri).fingerprint)
+        cluster = Cluster(launch.namespace, self._patience)
+        received = 0
+        with _signals_raised():
+            try:
+                self._run(cluster, name, job_uri, launch)
+            except KubernetesError as error:
+                raise LaunchError(f"training failed: {error} (job {cluster.namespace}/{name})") from None
+            except _Stopped as stopped:
+                received = stopped.number
+                _give_up(cluster, name, launch)
+        if received:
+            # What stopped us goes on to stop the caller, by its own handler.
+            signal.raise_signal(received)
+
+    def _run(self, cluster: Cluster, name: str, job_uri: str, launch: LaunchConfig) -> None:
+        body = training_job(name, job_uri, launch, environment=os.environ, owner=_owner(cluster), command=self._command)
+        job = _start_or_adopt(cluster, name, body)
+        if job_outcome(job) != "Succeeded":
+            JobFollower(cluster, job, launch).follow()
+
+
+def _start_or_adopt(cluster: Cluster, name: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Return the job of this name: the one that is there and has not failed, or a new one."""
+    start, pauses = time.monotonic(), cluster.patience.pauses()
+    while True:
+        job = cluster.get_job(name)
+        if job is None:
+            created = cluster.create_job(body)
+            if created is not None:
+                log(f"train: created PyTorchJob {cluster.namespace}/{name}")
+                return created
+        elif job["metadata"].get("deletionTimestamp"):
+            log(f"train: waiting until the PyTorchJob {name} of an earlier attempt is deleted")
+        elif job_outcome(job) == "Failed":
+            log(f"train: the PyTorchJob {name} of an earlier attempt failed; starting again from its checkpoint")
+            cluster.delete_job(name, job["metadata"]["uid"])
+        else:
+            log(f"train: adopting PyTorchJob {cluster.namespace}/{name} ({job_outcome(job) or 'not finished'})")
+            return job
+        if time.monotonic() - start > cluster.patience.give_up:
+            raise KubernetesError(f"the job of an earlier attempt is still there: kubectl delete pytorchjob {name}")
+        time.sleep(next(pauses))
+
+
+def _owner(cluster: Cluster) -> dict[str, Any] | None:
+    """Return a reference to what the job belongs to: this pod's controller, else this pod; None outside a cluster."""
+    pod = own_pod()
+    if pod is None:
+        return None
+    name, namespace = pod
+    if namespace != cluster.namespace:
+        # An owner counts in its own namespace only: elsewhere the cluster would take it for gone, and the job with it.
+        log(f"train: the job in {cluster.namespace} is not deleted with this run, which is in {namespace}")
+        return None
+    try:
+        metadata = cluster.get_pod(name, namespace)["metadata"]
+    except ApiException as error:
+        log(f"train: the job is not deleted with this run: its pod {name} cannot be read: {reason(error)}")
+        return None
+    itself = {"apiVersion": "v1", "kind": "Pod", **metadata}
+    controllers = [owner for owner in metadata.get("ownerReferences") or [] if owner.get("controller")]
+    # Without blockOwnerDeletion, which needs rights on the owner; nor are we its controller.
+    return {key: [*controllers, itself][0][key] for key in ("apiVersion", "kind", "name", "uid")}
+
+
+def _give_up(cluster: Cluster, name: str, launch: LaunchConfig) -> None:
+    """Delete the job, or leave it, before this process ends by a signal."""
+    # The kubelet kills what has not ended after its grace period.
+    cluster.patience = replace(cluster.patience, give_up=cluster.patience.stop)
+    try:
+        if launch.on_cancel == "leave" or _is_evicted(cluster):
+            log(f"train: told to stop; PyTorchJob {name} goes on, and a launcher started again adopts it")
+            return
+        job = cluster.get_job(name)
+        if job is not None:
+            cluster.delete_job(name, job["metadata"]["uid"])
+        log(f"train: told to stop; PyTorchJob {name} is deleted")
+    except (KubernetesError, ApiException) as error:
+        log(f"train: told to stop; PyTorchJob {name} may still run: {error}")
+
+
+def _is_evicted(cluster: Cluster) -> bool:
+    """Return whether this pod has to leave its node (drain, preemption): the run goes on elsewhere."""
+    pod = own_pod()
+    if pod is None:
+        return False
+    try:
+        conditions = cluster.get_pod(*pod)["status"].get("conditions") or []
+    except ApiException as error:
+        log(f"train: told to stop, and by whom cannot be read: {reason(error)}")
+        return False
+    return any(condition["type"] == "DisruptionTarget" and condition["status"] == "True" for condition in conditions)
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Raise _Stopped in the main thread at the first SIGTERM or SIGINT; later ones wait for the end."""
+    is_stopping = False
+
+    def stop(number: int, _: object) -> None:
+        nonlocal is_stopping
+        if not is_stopping:
+            is_stopping = True
+            raise _Stopped(number)
+
+    # Python delivers signals to the main thread alone; a launcher in another thread is stopped by its own caller.
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    previous = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

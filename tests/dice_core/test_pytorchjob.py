@@ -1,0 +1,304 @@
+"""The launcher against an API server whose controllers are the test: what it asks for, and what it makes of states.
+
+With DICE_TEST_KUBECONFIG set (and DICE_TEST_CRD naming the PyTorchJob definition) these run against that server.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dice_core.config import ConfigError, LaunchConfig, TrainingConfig
+from dice_core.kubernetes_calls import Patience
+from dice_core.launch import LaunchError
+from dice_core.pytorchjob import PyTorchJobBackend
+from dice_core.training import TrainingJob
+from tests.kubernetes_api.by_hand import HandOperated, real_cluster, wait_until
+from tests.kubernetes_api.server import ApiServer
+
+_REPOSITORY = Path(__file__).parents[2]
+PATIENCE = Patience(first_pause=0.05, longest_pause=0.2, give_up=20, watch=2, silence=2, reminder=0.3, drain=1, stop=5)
+RUNNING = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HandOperated]:
+    """Return a fresh namespace of the real API server if there is one, else of the stand-in."""
+    for name in ("KUBERNETES_SERVICE_HOST", "POD_NAME", "POD_NAMESPACE"):
+        monkeypatch.delenv(name, raising=False)
+    real = real_cluster()
+    if real is not None:
+        copy = tmp_path / "kubeconfig"
+        copy.write_bytes(real[0].read_bytes())
+        operated = HandOperated(copy, real[1])
+        monkeypatch.setenv("KUBECONFIG", str(operated.kubeconfig))
+        yield operated
+        return
+    with ApiServer(tmp_path) as server:
+        operated = HandOperated(server.kubeconfig)
+        monkeypatch.setenv("KUBECONFIG", str(operated.kubeconfig))
+        yield operated
+
+
+@pytest.fixture
+def job_uri(tmp_path: Path) -> str:
+    training = TrainingConfig.parse({"max_steps": 2}, "training")
+    fields = {"stage": "train", "fingerprint": "f1"}
+    job = TrainingJob(str(tmp_path / "train"), "policy", "pairs", training, seed=1, manifest_fields=fields)
+    return job.write()
+
+
+class Launcher(threading.Thread):
+    """A launcher in a thread, and how it ended."""
+
+    def __init__(self, job_uri: str, **settings: Any) -> None:
+        super().__init__(daemon=True)
+        self._job_uri = job_uri
+        self._launch = LaunchConfig.parse({"backend": "pytorchjob", "image": "training:1", **settings}, "launch")
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            PyTorchJobBackend(patience=PATIENCE).run(self._job_uri, self._launch)
+        except Exception as error:
+            self.error = error
+
+    def result(self) -> None:
+        self.join(30)
+        assert not self.is_alive(), "the launcher has not ended"
+        if self.error is not None:
+            raise self.error
+
+
+def uid(job: dict[str, Any]) -> str:
+    return str(job["metadata"]["uid"])
+
+
+def test_only_succeeded_is_success(cluster: HandOperated, job_uri: str) -> None:
+    launcher = Launcher(job_uri)
+    job = cluster.the_job()
+    assert job["metadata"]["annotations"]["dice-suite/job-uri"] == job_uri
+    cluster.set_condition("Created")
+    pod = cluster.create_pod()
+    cluster.set_pod(pod, "Running", state=RUNNING)
+    cluster.set_condition("Running")
+    launcher.join(1)
+    assert launcher.is_alive()
+    cluster.set_condition("Succeeded")
+    launcher.result()
+    assert [uid(job)] == [uid(left) for left in cluster.jobs()]
+
+
+def test_a_failed_job_is_an_error_with_conditions_pods_events_and_exit_code(
+    cluster: HandOperated, job_uri: str
+) -> None:
+    launcher = Launcher(job_uri, num_nodes=2)
+    pods = [cluster.create_pod("master"), cluster.create_pod("worker")]
+    for pod in pods:
+        cluster.set_pod(pod, "Running", state=RUNNING)
+    ended = {"exitCode": 137, "reason": "OOMKilled", "startedAt": None, "finishedAt": "2026-01-01T00:00:09Z"}
+    cluster.set_pod(pods[1], "Failed", state={"terminated": ended})
+    cluster.add_event(pods[1], "NodeNotReady", "Node is not ready")
+    cluster.set_condition("Failed", "PyTorchJob x is failed because 1 Worker replica(s) failed.")
+    with pytest.raises(LaunchError) as caught:
+        launcher.result()
+    first, *others = str(caught.value).splitlines()
+    assert first.startswith(f"training failed, exit code 137 (killed) in {pods[1]}: OOMKilled (job {cluster.namespace}")
+    reason = "PyTorchJobFailed: PyTorchJob x is failed because 1 Worker replica(s) failed."
+    assert f"condition Failed: {reason}" in others
+    assert f"pod {pods[0]}: Running" in others
+    assert f"pod {pods[1]}: Failed, exit code 137 (OOMKilled)" in others
+    assert f"event of {pods[1]}: NodeNotReady: Node is not ready" in others
+
+
+def test_a_job_deleted_by_hand_is_an_error_that_says_so(cluster: HandOperated, job_uri: str) -> None:
+    launcher = Launcher(job_uri)
+    pod = cluster.create_pod()
+    cluster.set_pod(pod, "Running", state=RUNNING)
+    cluster.delete_job()
+    with pytest.raises(LaunchError, match=rf"PyTorchJob {cluster.namespace}/\S+ was deleted while it ran"):
+        launcher.result()
+    assert cluster.jobs() == []
+
+
+def test_an_image_that_cannot_be_pulled_ends_at_the_deadline_with_the_reason(
+    cluster: HandOperated, job_uri: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    launcher = Launcher(job_uri, pending_deadline_seconds=2)
+    pod = cluster.create_pod()
+    message = 'Back-off pulling image "training:1"'
+    cluster.set_pod(pod, "Pending", state={"waiting": {"reason": "ImagePullBackOff", "message": message}})
+    with pytest.raises(LaunchError) as caught:
+        launcher.result()
+    reason = f"{pod}: ImagePullBackOff: {message}"
+    assert f"within launch.pending_deadline_seconds = 2: {reason} (job" in str(caught.value)
+    assert f"waits for its pods: {reason}" in capfd.readouterr().err
+    # Without a launcher it would take GPUs later, and nobody would look.
+    assert cluster.jobs() == []
+
+
+def test_a_pod_without_a_node_and_one_that_is_missing_are_named_at_the_deadline(
+    cluster: HandOperated, job_uri: str
+) -> None:
+    launcher = Launcher(job_uri, num_nodes=3, pending_deadline_seconds=1)
+    pods = [cluster.create_pod("master"), cluster.create_pod("worker")]
+    message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    cluster.set_pod(pods[0], "Pending", conditions=[unschedulable])
+    cluster.add_event(pods[1], "FailedMount", 'configmap "x" not found')
+    with pytest.raises(LaunchError) as caught:
+        launcher.result()
+    assert f"{pods[0]}: Unschedulable: {message}" in str(caught.value)
+    assert f'{pods[1]}: FailedMount: configmap "x" not found' in str(caught.value)
+    assert "1 of 3 pods not created" in str(caught.value)
+
+
+def test_a_queued_job_may_wait_longer_than_its_pods_may(cluster: HandOperated, job_uri: str) -> None:
+    launcher = Launcher(job_uri, queue_name="dice", pending_deadline_seconds=1)
+    job = cluster.the_job()
+    assert job["spec"]["runPolicy"]["suspend"] is True
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "dice"
+    launcher.join(1.5)
+    assert launcher.is_alive()
+    cluster.admit()
+    with pytest.raises(LaunchError, match=r"pending_deadline_seconds = 1: 1 of 1 pods not created"):
+        launcher.result()
+
+
+def test_a_second_launcher_adopts_the_running_job(cluster: HandOperated, job_uri: str) -> None:
+    first = Launcher(job_uri)
+    job = cluster.the_job()
+    second = Launcher(job_uri)
+    wait_until(lambda: bool(cluster.jobs()))
+    cluster.set_condition("Succeeded")
+    first.result()
+    second.result()
+    assert [uid(job)] == [uid(left) for left in cluster.jobs()]
+
+
+def test_a_job_that_has_succeeded_is_the_result_and_one_that_has_failed_is_started_again(
+    cluster: HandOperated, job_uri: str
+) -> None:
+    first = Launcher(job_uri)
+    failed = cluster.the_job()
+    cluster.set_condition("Failed", "a node burnt down")
+    with pytest.raises(LaunchError, match="a node burnt down"):
+        first.result()
+
+    second = Launcher(job_uri)
+    wait_until(lambda: [uid(job) for job in cluster.jobs()] not in ([], [uid(failed)]))
+    again = cluster.the_job()
+    assert again["metadata"]["name"] == failed["metadata"]["name"]
+    cluster.set_condition("Succeeded")
+    second.result()
+
+    Launcher(job_uri).result()
+    assert [uid(job) for job in cluster.jobs()] == [uid(again)]
+
+
+def test_the_job_belongs_to_the_workflow_of_the_launcher_or_else_to_its_pod(
+    cluster: HandOperated, job_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow = {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "name": "run-1",
+        "uid": "6f1c3c1e-0000-4000-8000-000000000001",
+    }
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("POD_NAME", "launcher")
+    monkeypatch.setenv("POD_NAMESPACE", cluster.namespace)
+    cluster.create_launcher_pod({**workflow, "controller": True})
+    Launcher(job_uri)
+    assert cluster.the_job()["metadata"]["ownerReferences"] == [workflow]
+    cluster.delete_job()
+    cluster.core.delete_namespaced_pod("launcher", cluster.namespace, grace_period_seconds=0)
+
+    pod_uid = cluster.create_launcher_pod()
+    Launcher(job_uri)
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": "launcher", "uid": pod_uid}
+    assert cluster.the_job()["metadata"]["ownerReferences"] == [owner]
+    cluster.delete_job()
+
+
+def test_a_launcher_in_another_namespace_does_not_own_the_job(
+    cluster: HandOperated, job_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The garbage collector would look for the owner in the job's namespace, and delete the job.
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("POD_NAME", "launcher")
+    monkeypatch.setenv("POD_NAMESPACE", "default")
+    launcher = Launcher(job_uri, namespace=cluster.namespace)
+    assert "ownerReferences" not in cluster.the_job()["metadata"]
+    cluster.set_condition("Succeeded")
+    launcher.result()
+
+
+def start_process(job_uri: str, **settings: Any) -> subprocess.Popen[bytes]:
+    """Start a launcher that can be killed."""
+    values = {"backend": "pytorchjob", "image": "training:1", **settings}
+    code = (
+        "from dice_core.config import LaunchConfig; from dice_core.pytorchjob import *;"
+        f"patience = {PATIENCE!r};"
+        f"PyTorchJobBackend(patience=patience).run({job_uri!r}, LaunchConfig.parse({values!r}, 'launch'))"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], cwd=_REPOSITORY, env=dict(os.environ))
+
+
+def test_a_killed_launcher_leaves_the_job_and_the_next_one_adopts_it(cluster: HandOperated, job_uri: str) -> None:
+    killed = start_process(job_uri)
+    job = cluster.the_job()
+    killed.kill()
+    killed.wait()
+    pod = cluster.create_pod()
+    cluster.set_pod(pod, "Running", state=RUNNING)
+    next_one = start_process(job_uri)
+    wait_until(lambda: next_one.poll() is not None or bool(cluster.jobs()))
+    cluster.set_condition("Succeeded")
+    assert next_one.wait(30) == 0
+    assert [uid(left) for left in cluster.jobs()] == [uid(job)]
+
+
+@pytest.mark.parametrize(("on_cancel", "num_left"), [("delete", 0), ("leave", 1)])
+def test_a_launcher_told_to_stop_deletes_or_leaves_the_job(
+    cluster: HandOperated, job_uri: str, on_cancel: str, num_left: int
+) -> None:
+    launcher = start_process(job_uri, on_cancel=on_cancel)
+    cluster.the_job()
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(20) == -signal.SIGTERM
+    assert len(cluster.jobs()) == num_left
+
+
+def test_a_launcher_whose_pod_is_evicted_leaves_the_job_for_the_next(
+    cluster: HandOperated, job_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("POD_NAME", "launcher")
+    monkeypatch.setenv("POD_NAMESPACE", cluster.namespace)
+    cluster.create_launcher_pod()
+    launcher = start_process(job_uri)
+    cluster.the_job()
+    disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
+    cluster.set_pod("launcher", "Running", conditions=[disrupted])
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(20) == -signal.SIGTERM
+    assert len(cluster.jobs()) == 1
+
+
+def test_without_an_image_or_a_cluster_nothing_is_asked_of_the_api(
+    cluster: HandOperated, job_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"launch.image: backend 'pytorchjob' needs the image"):
+        Launcher(job_uri, image="").result()
+    assert cluster.jobs() == []
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="needs a Kubernetes cluster: no service account here"):
+        Launcher(job_uri).result()

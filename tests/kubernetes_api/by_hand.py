@@ -1,0 +1,200 @@
+"""A cluster whose controllers are the test itself: it creates pods and writes statuses through the API.
+
+Works on the stand-in and on a real API server alike, where neither operator nor kubelet runs.
+"""
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kubernetes import client, config
+
+_JOBS = ("kubeflow.org", "v1")
+_PLURAL = "pytorchjobs"
+
+
+class HandOperated:
+    """One namespace of a cluster, and the hands that move its objects."""
+
+    def __init__(self, kubeconfig: Path, definition: str = "") -> None:
+        """Make a namespace to work in.
+
+        Args:
+            kubeconfig: leads to the API server.
+            definition: file of the PyTorchJob definition to apply first; empty: it is there.
+        """
+        self.namespace = f"dice-{uuid.uuid4().hex[:8]}"
+        settings = client.Configuration()
+        config.load_kube_config(str(kubeconfig), client_configuration=settings)
+        api_client = client.ApiClient(settings)
+        self.core, self.custom = client.CoreV1Api(api_client), client.CustomObjectsApi(api_client)
+        if definition:
+            _apply_definition(client.ApiextensionsV1Api(api_client), definition)
+        self.core.create_namespace({"metadata": {"name": self.namespace}})
+        # Pods need it, and no controller makes it.
+        account = {"metadata": {"name": "default"}}
+        _unless(409, lambda: self.core.create_namespaced_service_account(self.namespace, account))
+        self.kubeconfig = kubeconfig.with_name(f"kubeconfig-{self.namespace}")
+        text = yaml.safe_load(Path(kubeconfig).read_text())
+        for context in text["contexts"]:
+            context["context"]["namespace"] = self.namespace
+        self.kubeconfig.write_text(yaml.safe_dump(text))
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return all training jobs of the namespace."""
+        listed = self.custom.list_namespaced_custom_object(*_JOBS, self.namespace, _PLURAL)
+        return [dict(item) for item in listed["items"]]
+
+    def the_job(self, seconds: float = 20) -> dict[str, Any]:
+        """Wait for a job that is not being deleted, and return it."""
+        wait_until(lambda: bool(self.jobs()), seconds)
+        return self.jobs()[0]
+
+    def set_condition(self, kind: str, message: str = "", reason: str = "") -> None:
+        """Make a condition of the job true, as the operator does."""
+        condition = {"type": kind, "status": "True", "reason": reason or f"PyTorchJob{kind}", "message": message}
+        self._change_job_status(lambda status: status.setdefault("conditions", []).append(condition))
+
+    def admit(self) -> None:
+        """End the job's suspension, as Kueue does."""
+        job = self.the_job()
+        job["spec"]["runPolicy"]["suspend"] = False
+        name = job["metadata"]["name"]
+        self.custom.replace_namespaced_custom_object(*_JOBS, self.namespace, _PLURAL, name, job)
+
+    def delete_job(self) -> None:
+        """Delete the job, as a person does."""
+        name = self.the_job()["metadata"]["name"]
+        self.custom.delete_namespaced_custom_object(*_JOBS, self.namespace, _PLURAL, name)
+
+    def create_pod(self, role: str = "master", index: int = 0) -> str:
+        """Create a replica of the job, as the operator does, and return its name."""
+        job = self.the_job()
+        name = f"{job['metadata']['name']}-{role}-{index}"
+        labels = {
+            "training.kubeflow.org/job-name": job["metadata"]["name"],
+            "training.kubeflow.org/replica-type": role,
+            "training.kubeflow.org/replica-index": str(index),
+        }
+        owner = {
+            "apiVersion": job["apiVersion"],
+            "kind": job["kind"],
+            "name": job["metadata"]["name"],
+            "uid": job["metadata"]["uid"],
+            "controller": True,
+        }
+        template = job["spec"]["pytorchReplicaSpecs"][role.capitalize()]["template"]
+        spec = {"containers": [{"name": "pytorch", "image": template["spec"]["containers"][0]["image"]}]}
+        metadata = {"name": name, "labels": labels, "ownerReferences": [owner]}
+        self.core.create_namespaced_pod(self.namespace, {"metadata": metadata, "spec": spec})
+        return name
+
+    def set_pod(self, name: str, phase: str, *, state: Mapping[str, Any] | None = None, **status: Any) -> None:
+        """Write a pod's status, as the kubelet does."""
+        containers = [
+            {
+                "name": "pytorch",
+                "image": "training:1",
+                "imageID": "",
+                "ready": phase == "Running",
+                "restartCount": 0,
+                "state": dict(state or {}),
+            }
+        ]
+        value = {"phase": phase, **status, **({"containerStatuses": containers} if state else {})}
+
+        def write() -> None:
+            pod = self.core.read_namespaced_pod(name, self.namespace)
+            version = pod.metadata.resource_version
+            body = {"metadata": {"name": name, "resourceVersion": version}, "status": value}
+            self.core.patch_namespaced_pod_status(name, self.namespace, body)
+
+        _retry_conflicts(write)
+
+    def add_event(self, about: str, reason: str, message: str) -> None:
+        """Report a warning about a pod."""
+        pod = self.core.read_namespaced_pod(about, self.namespace)
+        reference = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "name": about,
+            "namespace": self.namespace,
+            "uid": pod.metadata.uid,
+        }
+        time_now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        event = {
+            "metadata": {"generateName": f"{about}.", "namespace": self.namespace},
+            "involvedObject": reference,
+            "reason": reason,
+            "message": message,
+            "type": "Warning",
+            "count": 1,
+            "firstTimestamp": time_now,
+            "lastTimestamp": time_now,
+        }
+        self.core.create_namespaced_event(self.namespace, event)
+
+    def create_launcher_pod(self, owner: Mapping[str, Any] | None = None) -> str:
+        """Create the pod that a launcher believes to run in, and return its uid."""
+        metadata: dict[str, Any] = {"name": "launcher"}
+        if owner:
+            metadata["ownerReferences"] = [dict(owner)]
+        spec = {"containers": [{"name": "main", "image": "core:1"}]}
+        created = self.core.create_namespaced_pod(self.namespace, {"metadata": metadata, "spec": spec})
+        return str(created.metadata.uid)
+
+    def _change_job_status(self, change: Callable[[dict[str, Any]], Any]) -> None:
+        def write() -> None:
+            job = self.the_job()
+            change(job.setdefault("status", {}))
+            name = job["metadata"]["name"]
+            self.custom.replace_namespaced_custom_object_status(*_JOBS, self.namespace, _PLURAL, name, job)
+
+        _retry_conflicts(write)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait for something to become true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.02)
+
+
+def real_cluster() -> tuple[Path, str] | None:
+    """Return kubeconfig and definition file of the real API server to test on, if one is named."""
+    kubeconfig = os.environ.get("DICE_TEST_KUBECONFIG", "")
+    return (Path(kubeconfig), os.environ.get("DICE_TEST_CRD", "")) if kubeconfig else None
+
+
+def _apply_definition(api: client.ApiextensionsV1Api, path: str) -> None:
+    definition = yaml.safe_load(Path(path).read_text())
+    _unless(409, lambda: api.create_custom_resource_definition(definition))
+
+    def is_established() -> bool:
+        found = api.read_custom_resource_definition(definition["metadata"]["name"])
+        return any(c.type == "Established" and c.status == "True" for c in found.status.conditions or [])
+
+    wait_until(is_established)
+
+
+def _unless(code: int, call: Callable[[], Any]) -> None:
+    try:
+        call()
+    except client.ApiException as error:
+        if error.status != code:
+            raise
+
+
+def _retry_conflicts(write: Callable[[], None]) -> None:
+    for _ in range(10):
+        try:
+            return write()
+        except client.ApiException as error:
+            if error.status != 409:
+                raise
+    raise AssertionError("ten conflicts in a row")

@@ -1,0 +1,230 @@
+"""What the training operator (v1.9) and the garbage collector do, played on the store of the stand-in API server.
+
+Followed from the operator's source: names, labels and environment of the replicas, conditions, backoffLimit,
+cleanPodPolicy, suspend. Left out: services, elastic jobs, ttlSecondsAfterFinished.
+"""
+
+import socket
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from tests.kubernetes_api.kubelet import Kubelet
+from tests.kubernetes_api.server import ApiServer, make_event
+from tests.kubernetes_api.store import EVENT, JOB, KINDS, POD, Object, StatusError, now
+
+_GROUP_LABEL = "training.kubeflow.org"
+
+
+class TrainingOperator:
+    """Controllers and one node behind an API server; a context manager."""
+
+    def __init__(self, api: ApiServer, variables: Mapping[str, str] | None = None, *, period: float = 0.03) -> None:
+        """Take the API server, and variables for every process of a pod (see Kubelet)."""
+        self._store, self._period = api.store, period
+        self.kubelet = Kubelet(api, variables)
+        self._ports: dict[str, int] = {}
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="training-operator", daemon=True)
+        self.error: Exception | None = None
+
+    def __enter__(self) -> "TrainingOperator":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self.kubelet.stop()
+        if self.error is not None:
+            raise self.error
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped.wait(self._period):
+                self._collect_garbage()
+                for job in self._store.find(JOB, ""):
+                    self._reconcile(job)
+                self.kubelet.sync()
+        except Exception as error:
+            self.error = error
+
+    def _collect_garbage(self) -> None:
+        everything = [(kind, item) for kind in KINDS for item in self._store.find(kind, "")]
+        alive = {item["metadata"]["uid"] for _, item in everything}
+        for kind, item in everything:
+            owners = item["metadata"].get("ownerReferences")
+            if owners and not any(owner["uid"] in alive for owner in owners):
+                self._delete(kind, item)
+
+    def _reconcile(self, job: Object) -> None:
+        conditions = {item["type"]: item["status"] for item in job.get("status", {}).get("conditions", [])}
+        pods = self._pods(job)
+        policy = job["spec"]["runPolicy"]
+        if "True" in (conditions.get("Succeeded"), conditions.get("Failed")):
+            self._clean(pods, policy.get("cleanPodPolicy", "None"))
+        elif policy.get("suspend"):
+            self._set_condition(job, "Suspended", f"PyTorchJob {job['metadata']['name']} is suspended.")
+            self._clean(pods, "All")
+        elif self._is_past_backoff(pods, policy):
+            message = f"Job {job['metadata']['name']} has failed because it has reached the specified backoff limit"
+            self._clean(pods, "All")
+            self._set_condition(job, "Failed", message)
+        else:
+            self._sync_replicas(job, pods, conditions)
+
+    def _sync_replicas(self, job: Object, pods: dict[str, Object], conditions: Mapping[str, str]) -> None:
+        if "Created" not in conditions:
+            job = self._set_condition(job, "Created", f"PyTorchJob {job['metadata']['name']} is created.")
+        for role, replica in job["spec"]["pytorchReplicaSpecs"].items():
+            for index in range(replica.get("replicas", 1)):
+                pod = pods.get(f"{job['metadata']['name']}-{role.lower()}-{index}")
+                if pod is None:
+                    self._create_pod(job, role.lower(), index, replica)
+                elif pod["status"]["phase"] == "Failed":
+                    self._replica_failed(job, role, pod, replica["restartPolicy"])
+        master = pods.get(f"{job['metadata']['name']}-master-0")
+        phase = master["status"]["phase"] if master else ""
+        if phase == "Succeeded":
+            message = f"PyTorchJob {job['metadata']['name']} is successfully completed."
+            self._set_condition(job, "Succeeded", message)
+        elif phase == "Running" and conditions.get("Running") != "True":
+            self._set_condition(job, "Running", f"PyTorchJob {job['metadata']['name']} is running.")
+
+    def _replica_failed(self, job: Object, role: str, pod: Object, policy: str) -> None:
+        ended = [status["state"].get("terminated") for status in pod["status"].get("containerStatuses") or []]
+        # Without a code, as after an eviction, the operator takes 0xbeef.
+        exit_code = next((state["exitCode"] for state in ended if state), 0xBEEF)
+        if policy in ("OnFailure", "Always") or (policy == "ExitCode" and exit_code >= 128):
+            self._delete(POD, pod)
+            message = f"job {job['metadata']['name']} is restarting because {role} replica(s) failed."
+            self._set_condition(job, "Restarting", message)
+        else:
+            message = f"PyTorchJob {job['metadata']['name']} is failed because 1 {role} replica(s) failed."
+            self._set_condition(job, "Failed", message)
+
+    def _is_past_backoff(self, pods: Mapping[str, Object], policy: Object) -> bool:
+        restarts = sum(
+            status["restartCount"]
+            for pod in pods.values()
+            if pod["status"]["phase"] in ("Running", "Pending") and pod["spec"].get("restartPolicy") == "OnFailure"
+            for status in pod["status"].get("containerStatuses") or []
+        )
+        limit = policy.get("backoffLimit")
+        return limit is not None and (restarts > 0 if limit == 0 else restarts >= limit)
+
+    def _create_pod(self, job: Object, role: str, index: int, replica: Object) -> None:
+        name = f"{job['metadata']['name']}-{role}-{index}"
+        labels = {
+            f"{_GROUP_LABEL}/job-name": job["metadata"]["name"],
+            f"{_GROUP_LABEL}/operator-name": "pytorchjob-controller",
+            f"{_GROUP_LABEL}/replica-type": role,
+            f"{_GROUP_LABEL}/replica-index": str(index),
+        }
+        template = replica["template"]
+        container, *others = template["spec"]["containers"]
+        variables = [*container.get("env", []), *self._variables(job, role, index)]
+        policy = replica["restartPolicy"]
+        spec = {
+            **template["spec"],
+            "containers": [{**container, "env": variables}, *others],
+            "restartPolicy": "Never" if policy == "ExitCode" else policy,
+        }
+        owner = {
+            "apiVersion": "kubeflow.org/v1",
+            "kind": "PyTorchJob",
+            "name": job["metadata"]["name"],
+            "uid": job["metadata"]["uid"],
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
+        metadata = {
+            "name": name,
+            "labels": {**template["metadata"].get("labels", {}), **labels},
+            "annotations": template["metadata"].get("annotations", {}),
+            "ownerReferences": [owner],
+        }
+        try:
+            self._store.create(POD, job["metadata"]["namespace"], {"metadata": metadata, "spec": spec})
+        except StatusError as error:
+            # The pod of an earlier job of this name is still ending, or the job's namespace is.
+            if error.code not in (404, 409):
+                raise
+            return
+        event = make_event(job, "SuccessfulCreatePod", f"Created pod: {name}", "Normal")
+        self._store.create(EVENT, job["metadata"]["namespace"], event)
+
+    def _variables(self, job: Object, role: str, index: int) -> list[Object]:
+        replicas = job["spec"]["pytorchReplicaSpecs"].values()
+        num_nodes = sum(replica.get("replicas", 1) for replica in replicas)
+        per_node = job["spec"].get("nprocPerNode", "auto")
+        rank = str(index + 1 if role == "worker" else index)
+        # One machine stands for all nodes, and its jobs may run at the same time.
+        port = str(self._ports.setdefault(job["metadata"]["uid"], _free_port()))
+        values = {
+            "PYTHONUNBUFFERED": "1",
+            "MASTER_PORT": port,
+            "PET_MASTER_PORT": port,
+            "MASTER_ADDR": "127.0.0.1",
+            "PET_MASTER_ADDR": "127.0.0.1",
+            "WORLD_SIZE": str(num_nodes * (int(per_node) if per_node.isdigit() else 1)),
+            "RANK": rank,
+            "PET_NPROC_PER_NODE": per_node,
+            "PET_NODE_RANK": rank,
+            "PET_NNODES": str(num_nodes),
+        }
+        return [{"name": name, "value": value} for name, value in values.items()]
+
+    def _pods(self, job: Object) -> dict[str, Object]:
+        uid = job["metadata"]["uid"]
+        pods = self._store.find(POD, job["metadata"]["namespace"])
+        ours = [pod for pod in pods if uid in [owner["uid"] for owner in pod["metadata"].get("ownerReferences", [])]]
+        return {pod["metadata"]["name"]: pod for pod in ours}
+
+    def _clean(self, pods: Mapping[str, Object], policy: str) -> None:
+        for pod in pods.values():
+            if policy == "All" or (policy == "Running" and pod["status"]["phase"] in ("Running", "Pending")):
+                self._delete(POD, pod)
+
+    def _delete(self, kind: Any, item: Object) -> None:
+        metadata = item["metadata"]
+        try:
+            self._store.delete(
+                kind, metadata.get("namespace", ""), metadata["name"], metadata["uid"], gracefully=kind is POD
+            )
+        except StatusError as error:
+            if error.code not in (404, 409):
+                raise
+
+    def _set_condition(self, job: Object, kind: str, message: str) -> Object:
+        conditions = [item for item in job.get("status", {}).get("conditions", []) if item["type"] != kind]
+        if kind in ("Succeeded", "Failed", "Restarting", "Suspended"):
+            for condition in conditions:
+                if condition["type"] == "Running":
+                    condition["status"] = "False"
+        if any(i["type"] == kind and i["status"] == "True" for i in job.get("status", {}).get("conditions", [])):
+            return job
+        conditions.append(
+            {
+                "type": kind,
+                "status": "True",
+                "reason": f"PyTorchJob{kind}",
+                "message": message,
+                "lastUpdateTime": now(),
+                "lastTransitionTime": now(),
+            }
+        )
+        metadata = job["metadata"]
+        try:
+            patch = {"status": {"conditions": conditions}}
+            return self._store.patch(JOB, metadata["namespace"], metadata["name"], patch, only_status=True)
+        except StatusError as error:
+            if error.code != 404:
+                raise
+            return job
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
