@@ -38,6 +38,20 @@ KIND_CLUSTER ?= dice
 KFP_VERSION ?= 2.17.0
 TRAINING_OPERATOR_VERSION ?= v1.9.3
 
+# Runs on the cluster: KFP_HOST, DICE_ROOT and DICE_NAMESPACE are read from the environment.
+RUN ?=
+NAME ?=
+TASK ?=
+TAIL ?=
+CRON ?=
+EVERY ?=
+PROMPTS ?=
+WAIT ?=
+DRY_RUN ?=
+CLUSTER_OPTIONS = $(if $(CONTEXT),--context "$(CONTEXT)")
+# The shell takes SET from the environment, so that the quotes of JSON in it stay.
+PIPELINE_OPTIONS = $(CLUSTER_OPTIONS) --preset "$(PRESET)" $(if $(SET),--set $$SET)
+
 define FIND_PYTHON
 found=""; for candidate in python3.11 python3.12 python3; do \
   if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then found="$$candidate"; break; fi; \
@@ -100,7 +114,7 @@ lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml; UPGRADE=1 tak
 
 .PHONY: compile
 compile: $(STAMP) ## Compile PRESET (zephyr, llama3, demo) to OUT for Kubeflow Pipelines. SET="training.learning_rate=1e-6 iterations=3".
-	@$(PY) -m pipelines compile --preset $(PRESET) -o $(OUT) $(if $(SET),--set $(SET))
+	@set -f; $(PY) -m pipelines compile --preset $(PRESET) -o $(OUT) $(if $(SET),--set $$SET)
 
 # A pipeline names the images that `make images` builds.
 compile submit schedule preflight: export DICE_REGISTRY = $(REGISTRY)
@@ -166,6 +180,37 @@ kind-secret: ## Give the S3 server of OVERLAY=kind random keys, once; they are i
 	$(KUBECTL) --namespace kubeflow get secret dice-s3 >/dev/null 2>&1 || \
 	printf 'AWS_ACCESS_KEY_ID=%s\nAWS_SECRET_ACCESS_KEY=%s\n' "$$(random 10)" "$$(random 20)" | \
 	$(KUBECTL) --namespace kubeflow create secret generic dice-s3 --from-env-file /dev/stdin
+
+##@ Cluster runs
+
+.PHONY: preflight
+preflight: $(STAMP) ## Look whether the cluster has what PRESET needs: a line each, ok or what to do.
+	@set -f; exec $(PY) -m pipelines preflight $(PIPELINE_OPTIONS)
+
+.PHONY: submit
+submit: $(STAMP) ## Start a run of PRESET. RUN= names it, an old name continues; WAIT=1 follows it, DRY_RUN=1 only shows it; SET= as for compile.
+	@set -f; exec $(PY) -m pipelines submit $(PIPELINE_OPTIONS) $(if $(RUN),--run "$(RUN)") $(if $(WAIT),--wait) $(if $(DRY_RUN),--dry-run)
+
+.PHONY: status
+status: $(STAMP) ## Show RUN and its tasks, or the latest runs.
+	@exec $(PY) -m pipelines status $(CLUSTER_OPTIONS) $(if $(RUN),--run "$(RUN)")
+
+.PHONY: logs
+logs: $(STAMP) ## Show the logs of RUN's pods; TASK=train only of that stage, TAIL=0 all lines.
+	@exec $(PY) -m pipelines logs $(CLUSTER_OPTIONS) --run "$(RUN)" $(if $(TASK),--task "$(TASK)") $(if $(TAIL),--tail "$(TAIL)")
+
+.PHONY: cancel
+cancel: $(STAMP) ## Stop RUN; make submit RUN= continues it.
+	@exec $(PY) -m pipelines cancel $(CLUSTER_OPTIONS) --run "$(RUN)"
+
+.PHONY: schedule
+schedule: $(STAMP) ## Run PRESET again and again: CRON="0 0 3 * * 1" (seconds first) or EVERY=7d; PROMPTS=s3://bucket/prefix/ takes the newest below it.
+	@set -f; exec $(PY) -m pipelines schedule $(PIPELINE_OPTIONS) $(if $(NAME),--name "$(NAME)") $(if $(CRON),--cron "$(CRON)") \
+	  $(if $(EVERY),--every "$(EVERY)") $(if $(PROMPTS),--prompts "$(PROMPTS)") $(if $(DRY_RUN),--dry-run)
+
+.PHONY: unschedule
+unschedule: $(STAMP) ## Delete the schedule NAME (the preset's by default); its runs go on.
+	@exec $(PY) -m pipelines unschedule $(CLUSTER_OPTIONS) --name "$(or $(NAME),$(PRESET))"
 
 ##@ Cleaning
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from dice_core import layout
 from dice_core.config import ConfigError
 from pipelines import cluster_cli
+from pipelines.cluster_api import ClusterError
 from pipelines.kfp_api import KfpError
 from pipelines.local_run import LocalRunError, run_locally
 from pipelines.overrides import apply_overrides, find_preset
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         return int(options.command(options))
-    except (ValueError, KfpError, LocalRunError, OSError) as error:
+    except (ValueError, ClusterError, KfpError, LocalRunError, OSError) as error:
         print(f"pipelines: error: {error}", file=sys.stderr)
         return 1
 

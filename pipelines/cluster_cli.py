@@ -29,11 +29,19 @@ def add_commands(
 
     def add(name: str, module: str, summary: str, *, preset: bool = False) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
-        parser.add_argument("--host", default="", metavar="URL", help="of Kubeflow Pipelines; KFP_HOST by default")
+        parser.add_argument(
+            "--host",
+            default="",
+            metavar="URL",
+            help="of Kubeflow Pipelines; KFP_HOST or http://localhost:8080 by default",
+        )
         parser.add_argument("--namespace", default="", help="of the suite; DICE_NAMESPACE or kubeflow by default")
+        parser.add_argument("--context", default="", metavar="NAME", help="of the kubeconfig; the current by default")
         if preset:
             add_preset_options(parser)
-            parser.add_argument("--root", default="", metavar="URI", help="where runs keep data; DICE_ROOT by default")
+            parser.add_argument(
+                "--root", default="", metavar="URI", help="of all runs; DICE_ROOT or the cluster's own by default"
+            )
 
         def command(options: argparse.Namespace) -> int:
             function = getattr(importlib.import_module(f"pipelines.{module}"), name)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 PROBE_SECONDS = 5
-HINT = "kubectl port-forward -n {namespace} svc/ml-pipeline-ui 8080:80 & then KFP_HOST=http://localhost:8080"
+_LOCAL_HOST = "http://localhost:8080"
+_HINT = "set KFP_HOST, or: kubectl --namespace {} port-forward service/ml-pipeline-ui 8080:80, for " + _LOCAL_HOST
 _PAGE = 50
 
 
@@ -37,13 +38,13 @@ class Connection:
     def from_environment(cls, host: str = "", namespace: str = "") -> "Connection":
         """Take what is not given from KFP_HOST, DICE_NAMESPACE, KFP_TOKEN and KFP_COOKIES.
 
+        Without any host it is the local end of a port-forward.
+
         Raises:
-            KfpError: no host.
+            KfpError: not the address of a host.
         """
         namespace = namespace or os.environ.get("DICE_NAMESPACE") or "kubeflow"
-        host = (host or os.environ.get("KFP_HOST", "")).rstrip("/")
-        if not host:
-            raise KfpError(f"KFP_HOST is not set: {HINT.format(namespace=namespace)}")
+        host = (host or os.environ.get("KFP_HOST") or _LOCAL_HOST).rstrip("/")
         if not host.startswith(("http://", "https://")):
             raise KfpError(f"KFP_HOST: must start with http:// or https://, got {host!r}")
         return cls(host, namespace, os.environ.get("KFP_TOKEN", ""), os.environ.get("KFP_COOKIES", ""))
@@ -210,8 +211,8 @@ def probe(connection: Connection) -> dict[str, Any]:
     except urllib.error.HTTPError as error:
         raise KfpError(_explain_status(connection, "ask for its health", error.code, error.read())) from None
     except (OSError, ValueError) as error:
-        hint = HINT.format(namespace=connection.namespace)
-        raise KfpError(f"{connection.host}: cannot be reached ({_innermost(error)}); {hint}") from None
+        hint = _HINT.format(connection.namespace)
+        raise KfpError(f"{connection.host}: cannot be reached ({_innermost(error)}): {hint}") from None
     try:
         found = json.loads(body)
     except ValueError:

@@ -7,6 +7,7 @@ twice at a time and never catches up on what it missed.
 import argparse
 import dataclasses
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipelines.cluster import PIPELINE_ACCOUNT
 from pipelines.durations import show_duration, to_seconds
 from pipelines.kfp_api import Connection, KfpApi, KfpError
 from pipelines.presets import Preset
-from pipelines.submit import chosen_root, prepare, show, upload
+from pipelines.submit import chosen_root, prepare, root_of_cluster, show, upload
 
 _CRON_FIELDS = ("second", "minute", "hour", "day of the month", "month", "day of the week")
 _SHORTEST_SECONDS = 3600
@@ -27,7 +28,7 @@ def schedule(options: argparse.Namespace, preset: Preset) -> int:
     name = layout.check_name(options.name or preset.name, "name")
     trigger = chosen_trigger(options.cron, options.every)
     preset = with_prompts(preset, options.prompts)
-    root = chosen_root(options.root)
+    root = chosen_root(options.root, partial(root_of_cluster, options))
     with tempfile.TemporaryDirectory(prefix="dice-") as folder:
         submission = prepare(preset, name, root, Path(folder), recurring=True)
         if options.dry_run:

@@ -9,15 +9,18 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dice_core import layout
 from dice_core.config import ConfigError, TrainingConfig
-from pipelines.cluster import PIPELINE_ACCOUNT
+from pipelines.cluster import CONFIG_MAP, PIPELINE_ACCOUNT
+from pipelines.cluster_api import ClusterApi, ClusterError
 from pipelines.kfp_api import Connection, KfpApi, KfpError
 from pipelines.presets import PRESETS, Preset
 
@@ -44,7 +47,7 @@ class Submission:
 def submit(options: argparse.Namespace, preset: Preset) -> int:
     """Start a run; with --wait, follow it and return 1 unless it succeeds."""
     name = layout.check_name(options.run or default_run_name(preset), "run")
-    root = chosen_root(options.root)
+    root = chosen_root(options.root, partial(root_of_cluster, options))
     with tempfile.TemporaryDirectory(prefix="dice-") as folder:
         submission = prepare(preset, name, root, Path(folder))
         if options.dry_run:
@@ -67,21 +70,36 @@ def default_run_name(preset: Preset) -> str:
     return f"{preset.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
-def chosen_root(root: str) -> str:
-    """Return where runs keep their data: the option, or DICE_ROOT.
+def chosen_root(root: str, deployed: Callable[[], str] | None = None) -> str:
+    """Return where runs keep their data: the option, DICE_ROOT, or what the cluster was deployed with.
+
+    Args:
+        root: the option.
+        deployed: asks the cluster; only called where nothing else says it.
 
     Raises:
-        ConfigError: neither, or a place that pods cannot reach.
+        ConfigError: nothing says it, or it is a place that pods cannot reach.
     """
-    root = root or os.environ.get("DICE_ROOT", "")
+    root = root or os.environ.get("DICE_ROOT", "") or (deployed() if deployed else "")
     if not root:
         raise ConfigError(
-            "root: not set: where runs keep their data, such as DICE_ROOT=s3://bucket/prefix (what the cluster was "
+            "root: not set: where runs keep their data, such as DICE_ROOT=s3://bucket/prefix (what a cluster was "
             "deployed with: kubectl get configmap dice-config -o jsonpath={.data.DICE_ROOT})"
         )
     if not root.startswith("s3://"):
         raise ConfigError(f"root: pods reach s3://bucket/prefix alone, got {root!r}")
     return root.rstrip("/")
+
+
+def root_of_cluster(options: argparse.Namespace) -> str:
+    """Return the root in the cluster's ConfigMap; empty where no cluster can be asked."""
+    try:
+        cluster = ClusterApi(options.context, options.namespace or os.environ.get("DICE_NAMESPACE") or "kubeflow")
+        found = cluster.named("configmaps", CONFIG_MAP) or {}
+    except ClusterError as error:
+        print(f"pipelines: {error}", file=sys.stderr)
+        return ""
+    return str((found.get("data") or {}).get("DICE_ROOT", ""))
 
 
 def prepare(preset: Preset, name: str, root: str, folder: Path, *, recurring: bool = False) -> Submission:

@@ -1,0 +1,130 @@
+"""`make schedule` and `make unschedule` against a stand-in of KFP's API."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from dice_core.config import ConfigError
+from pipelines.cli import main
+from pipelines.schedule import check_cron, chosen_trigger
+from tests.kfp_api import KfpServer, running_kfp_server
+
+SMALL = ["--set", "iterations=1", "num_shards=1"]
+PROMPTS = "s3://bucket/prompts/"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
+    with running_kfp_server() as server:
+        monkeypatch.setenv("KFP_HOST", server.host)
+        monkeypatch.setenv("DICE_ROOT", "s3://bucket/dice")
+        yield server
+
+
+def schedule(*arguments: str, preset: str = "zephyr") -> int:
+    return main(["schedule", "--preset", preset, *arguments, *SMALL])
+
+
+def test_a_schedule_never_overlaps_itself_and_never_catches_up(
+    server: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert schedule("--cron", "0 0 3 * * 1", "--prompts", PROMPTS) == 0
+    (body,) = server.posted("/recurringruns")
+    assert int(body["max_concurrency"]) == 1
+    assert body["no_catchup"] is True
+    assert body["mode"] == "ENABLE"
+    assert body["service_account"] == "dice-pipeline"
+    assert body["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * 1"}}
+    assert body["runtime_config"]["parameters"]["prompts_source"] == PROMPTS
+    assert "/#/recurringrun/details/" in capsys.readouterr().out
+
+
+def test_every_is_seconds(server: KfpServer) -> None:
+    assert schedule("--every", "7d") == 0
+    assert server.recurring_runs[0]["trigger"] == {"periodic_schedule": {"interval_second": 7 * 24 * 3600}}
+
+
+def test_the_same_name_replaces_the_schedule(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert schedule("--every", "7d", "--name", "weekly") == schedule("--every", "2d", "--name", "weekly") == 0
+    (row,) = server.recurring_runs
+    assert row["trigger"]["periodic_schedule"]["interval_second"] == 2 * 24 * 3600
+    assert "replaced" in capsys.readouterr().out
+    assert schedule("--every", "7d", "--name", "other") == 0
+    assert {row["display_name"] for row in server.recurring_runs} == {"weekly", "other"}
+
+
+def test_a_schedule_that_is_refused_leaves_the_old_one(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert schedule("--every", "7d") == 0
+    num_calls = len(server.requests)
+    assert schedule("--every", "7d") == 0
+    before = [row["recurring_run_id"] for row in server.recurring_runs]
+    # The last call but one: the recurring run itself; the pipeline is there already.
+    server.faults = [None] * (len(server.requests) - num_calls - 2) + [500]
+    assert schedule("--every", "1d") == 1
+    assert [row["recurring_run_id"] for row in server.recurring_runs] == before
+    assert "HTTP 500" in capsys.readouterr().err
+
+
+def test_each_run_chooses_its_name_its_policy_and_its_prompts(server: KfpServer) -> None:
+    assert schedule("--every", "7d", "--prompts", PROMPTS) == 0
+    spec = server.versions[0]["pipeline_spec"]["pipeline_spec"]
+    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    chosen = {
+        name: value["taskOutputParameter"]["outputParameterKey"]
+        for task in ("import-model", "import-model-2", "prepare-data", "iteration-1")
+        for name, value in tasks[task]["inputs"]["parameters"].items()
+        if value.get("taskOutputParameter", {}).get("producerTask") == "choose-inputs"
+    }
+    assert chosen == {"source": "reference_source", "run": "run", "prompts_source": "prompts_source"}
+    job = {"runtimeValue": {"constant": "{{$.pipeline_job_uuid}}"}}
+    assert tasks["choose-inputs"]["inputs"]["parameters"]["job_id"] == job
+    assert spec["root"]["dag"]["tasks"]["report"]["inputs"]["parameters"]["job_id"] == job
+
+
+def test_a_recurring_run_has_no_warm_start(server: KfpServer) -> None:
+    assert schedule("--every", "7d", preset="demo") == 0
+    spec = server.versions[0]["pipeline_spec"]["pipeline_spec"]
+    names = {task["taskInfo"]["name"] for task in spec["components"]["comp-exit-handler-1"]["dag"]["tasks"].values()}
+    assert {"choose inputs", "import policy", "import reference"} <= names
+    assert not {name for name in names if name.startswith("warm start")}
+
+
+def test_unschedule_deletes_and_names_what_there_is(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert schedule("--every", "7d", "--name", "weekly") == 0
+    assert main(["unschedule", "--name", "wekly"]) == 1
+    assert "none called 'wekly'; there are: weekly" in capsys.readouterr().err
+    assert main(["unschedule", "--name", "weekly"]) == 0
+    assert server.recurring_runs == []
+
+
+def test_a_dry_run_sends_nothing(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert schedule("--cron", "0 0 3 * * 1", "--dry-run") == 0
+    assert "at '0 0 3 * * 1'" in capsys.readouterr().out and server.requests == []
+
+
+def test_a_cron_of_five_fields_is_refused_with_its_corrected_form() -> None:
+    with pytest.raises(ConfigError, match=r"write '0 0 3 \* \* 1'"):
+        check_cron("0 3 * * 1")
+
+
+@pytest.mark.parametrize(
+    ("cron", "every", "message"),
+    [
+        ("", "", "give either CRON="),
+        ("0 0 3 * * 1", "7d", "give either CRON="),
+        ("0 0 3 * *  * 1", "", "must have the six fields second, minute, hour"),
+        ("@daily", "", "must have the six fields"),
+        ("* 0 3 * * 1", "", "would start a run every second: write '0 0 3 * * 1'"),
+        ("", "week", "every: must be a whole number and one of s, m, h, d, such as 30m, 12h or 7d"),
+        ("", "10m", "every: must be an hour at least"),
+    ],
+)
+def test_other_times_are_refused(cron: str, every: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        chosen_trigger(cron, every)
+    assert message in str(caught.value)
+
+
+def test_prompts_must_be_on_s3(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert schedule("--every", "7d", "--prompts", "/data/prompts/") == 1
+    assert "prompts: must be s3://bucket/prefix/" in capsys.readouterr().err
