@@ -216,7 +216,7 @@ def _engine(model_folder: Path, config: GenerationConfig, max_model_len: int) ->
             engine = LLMEngine.from_engine_args(arguments)
         except (ValueError, RuntimeError) as error:
             raise GenerationError(_start_failure(model_folder, config, on_cpu, error)) from error
-        log(f"generate: vLLM holds {model_folder.name} ({config.dtype}) after {time.monotonic() - start:.0f} s")
+        log(f"generate: vLLM is ready ({config.dtype}) after {time.monotonic() - start:.0f} s")
         yield engine
     finally:
         if engine is not None:

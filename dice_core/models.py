@@ -211,7 +211,9 @@ def load_model(
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # a batch job's log has no cursor
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trusts_remote_code(folder)}
     try:
         config = AutoConfig.from_pretrained(folder, **options)
