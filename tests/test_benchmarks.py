@@ -1,0 +1,69 @@
+"""The benchmarks: the smallest size of scoring and pairing runs, both ways agree, and ratios are what they say."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import gpu, pair, results, score
+from tests.benchmarks.measure import Comparison, Outcome, Timed, compare, run_way
+from tests.benchmarks.work import SIZES, Work, prepare
+
+
+@pytest.fixture(scope="module")
+def work(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Work:
+    return prepare(SIZES["smoke"], finish=lambda work: None, root=tmp_path_factory.mktemp("benchmarks"))
+
+
+def outcome(timed: Timed) -> Outcome:
+    return Outcome(timed.seconds, timed.seconds, peak_bytes=1, values=timed.values)
+
+
+def test_both_ways_of_scoring_agree(work: Work) -> None:
+    ours = score.ours_forward(work.folder)
+    assert len(ours.values["scores"]) == 8
+    assert len(set(ours.values["scores"])) == 8
+    for other in (score.upstream_forward(work.folder), score.ours_stage(work.folder)):
+        assert score.same_scores([ours.values], [other.values]) == ""
+
+
+def test_a_score_that_differs_is_found(work: Work) -> None:
+    theirs = {"scores": [1.0, 2.0]}
+    assert score.same_scores([{"scores": [1.0, 2.002]}], [theirs]) == "scores differ by up to 0.002 nats"
+    assert score.same_scores([{"scores": [1.0]}], [theirs]) == "1 scores against 2"
+
+
+def test_both_ways_of_pairing_agree(work: Work) -> None:
+    upstream = outcome(pair.upstream(work.folder))
+    outcomes = {"pair:upstream": [upstream]}
+    outcomes |= {f"pair:{way.__name__}": [outcome(way(work.folder))] for way in (pair.ours, pair.ours_with_texts)}
+    for comparison in pair.COMPARISONS:
+        assert compare(comparison, outcomes).difference == ""
+    assert len(upstream.values["pairs"]) == 30
+
+
+def test_a_way_runs_in_a_process_of_its_own(work: Work) -> None:
+    found = run_way("pair:ours", work.folder, 30)
+    assert 0 < found.seconds < found.process_seconds
+    assert found.peak_bytes > 10_000_000
+    assert pair.same_pairs([found.values], [pair.ours(work.folder, "30").values]) == ""
+
+
+def test_both_ways_of_the_accelerator_agree_on_a_small_model() -> None:
+    shape = {name: 64 for name in ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings")}
+    shape |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = gpu.random_model(shape, "cpu", "float32")
+    gpu.check(model, [gpu.PromptGroup([1, 2, 3], [[4, 5], [6, 7, 8]]), gpu.PromptGroup([9], [[1, 2, 3], [4]])])
+
+
+def test_a_row_is_the_median_ratio_and_the_ratio_of_peaks() -> None:
+    """Ours takes 1, 1, 2 s and the peer 4, 6, 4: ratios 4, 6, 2. Two ways add up and their larger peak counts."""
+    outcomes = {
+        "a:ours": [Outcome(seconds, seconds + 1, 10, {}) for seconds in (0.5, 0.5, 1)],
+        "b:ours": [Outcome(seconds, seconds + 1, 20, {}) for seconds in (0.5, 0.5, 1)],
+        "a:peer": [Outcome(seconds, seconds + 1, 80, {}) for seconds in (4, 6, 4)],
+    }
+    comparison = Comparison("score", "x", ("a:ours", "b:ours"), ("a:peer",), "part", lambda *_: "", 3.5, 0.3)
+    row = compare(comparison, outcomes)
+    assert (row.ratios, row.ratio, row.memory, row.is_reached) == ([4, 6, 2], 4, 0.25, True)
+    line = "| score | x | 4.00 (2.00..6.00) | 0.25 | >= 3.5x, <= 0.3x memory | yes |"
+    assert results.table([row]).splitlines()[2] == line
