@@ -4,8 +4,11 @@ Objects are plain dicts as the API's JSON has them. Running training is dice_cor
 """
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
+
+from pipelines.connection_errors import innermost
 
 _SECONDS = 10
 _NOT_FOUND, _FORBIDDEN = 404, 403
@@ -32,7 +35,8 @@ class ClusterApi:
 
         self.namespace = namespace
         try:
-            self._client = config.new_client_from_config(context=context or None)
+            # The library reads KUBECONFIG once, when it is imported.
+            self._client = config.new_client_from_config(os.environ.get("KUBECONFIG"), context or None)
         except config.ConfigException as error:
             try:
                 config.load_incluster_config()
@@ -109,7 +113,7 @@ class ClusterApi:
             raise kind_of_error(f"{method} {path}: HTTP {error.status}, {_reason(error)}") from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise ClusterError(
-                f"{self.host}: the Kubernetes API cannot be reached ({_line(error)}): is it up, is the context right?"
+                f"{self.host}: the Kubernetes API cannot be reached ({innermost(error)}): is it up, the context right?"
             ) from None
 
 
@@ -121,5 +125,4 @@ def _reason(error: Any) -> str:
 
 
 def _line(error: object) -> str:
-    text = " ".join(str(error).split())
-    return text.rpartition(": ")[2] if " object at 0x" in text else text
+    return " ".join(str(error).split())

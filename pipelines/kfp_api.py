@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.connection_errors import innermost
+
 PROBE_SECONDS = 5
 _LOCAL_HOST = "http://localhost:8080"
 _HINT = "set KFP_HOST, or: kubectl --namespace {} port-forward service/ml-pipeline-ui 8080:80, for " + _LOCAL_HOST
@@ -192,7 +194,7 @@ class KfpApi:
                 _explain_status(self._connection, action, error.status, error.body or error.reason)
             ) from None
         except (urllib3.exceptions.HTTPError, TimeoutError) as error:
-            raise KfpError(f"{self.host}: cannot {action}: {_innermost(error)}; is it still reachable?") from None
+            raise KfpError(f"{self.host}: cannot {action}: {innermost(error)}; is it still reachable?") from None
 
 
 def probe(connection: Connection) -> dict[str, Any]:
@@ -212,7 +214,7 @@ def probe(connection: Connection) -> dict[str, Any]:
         raise KfpError(_explain_status(connection, "ask for its health", error.code, error.read())) from None
     except (OSError, ValueError) as error:
         hint = _HINT.format(connection.namespace)
-        raise KfpError(f"{connection.host}: cannot be reached ({_innermost(error)}): {hint}") from None
+        raise KfpError(f"{connection.host}: cannot be reached ({innermost(error)}): {hint}") from None
     try:
         found = json.loads(body)
     except ValueError:
@@ -249,12 +251,3 @@ def _message(body: object) -> str:
     except (ValueError, AttributeError):
         text = "a page that is not KFP's" if "<" in text else text
     return " ".join(text.split())[:300] or "no reason given"
-
-
-def _innermost(error: BaseException) -> str:
-    """Return the reason at the bottom, such as `Connection refused`, and not the object addresses above it."""
-    reason = getattr(error, "reason", None)
-    while isinstance(reason, BaseException):
-        error, reason = reason, getattr(reason, "reason", None)
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error).rpartition(": ")[2]
-    return " ".join(text.split()) or type(error).__name__

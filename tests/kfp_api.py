@@ -155,7 +155,7 @@ class KfpServer:
 
     def _upload_version(self, *, query: dict[str, str], body: Message) -> Row:
         (part,) = [part for part in body.get_payload() if isinstance(part, Message)]
-        documents = list(yaml.safe_load_all(part.get_payload(decode=True)))
+        documents = list(yaml.load_all(part.get_payload(decode=True), yaml.CSafeLoader))
         if any(row["display_name"] == query["name"] for row in self.versions):
             raise Refused(409, f"Already exist error: pipeline version {query['name']} already exists")
         row = {

@@ -26,10 +26,10 @@ PURE = {
     "selection",
 }
 
-# What a pipeline is built from; running the demo also looks at what a run left behind.
+# What a pipeline is built from; running the demo also looks at what a run left behind, preflight at the storage.
 BUILDING = {"dice_core", "dice_core.config", "dice_core.layout", "dice_core.overrides"}
 RUNNING = BUILDING | {"dice_core.manifest", "dice_core.report", "dice_core.storage"}
-RUNNERS = {"demo", "screen"}
+RUNNERS = {"demo", "preflight", "screen"}
 
 
 def modules(package: str) -> list[Path]:

@@ -32,7 +32,7 @@ class Compiled:
     def __init__(self, preset: Preset, folder: Path) -> None:
         path = folder / "pipeline.yaml"
         compiler.Compiler().compile(build_pipeline(preset), str(path))
-        documents = list(yaml.safe_load_all(path.read_text()))
+        documents = list(yaml.load_all(path.read_text(), yaml.CSafeLoader))
         self.spec = documents[0]
         platform = documents[1]["platforms"]["kubernetes"] if len(documents) > 1 else {"deploymentSpec": {}}
         self.platform = platform["deploymentSpec"].get("executors", {})

@@ -3,11 +3,13 @@
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from pipelines import runs
 from pipelines.cli import main
+from tests.cluster_objects import NAMESPACE, running_cluster
 from tests.kfp_api import KfpServer, running_kfp_server
 
 SMALL = ["iterations=1", "num_shards=1"]
@@ -121,15 +123,29 @@ def test_a_mistake_is_one_line_before_anything_is_sent(
     assert server.requests == []
 
 
-def test_a_missing_root_or_host_says_where_to_find_it(
+def test_a_missing_root_is_asked_of_the_cluster_or_named(
+    server: KfpServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DICE_ROOT")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    assert submit() == 1
+    assert "root: not set: where runs keep their data, such as DICE_ROOT=s3://bucket" in capsys.readouterr().err
+    deployed = {f"{NAMESPACE}/configmaps/dice-config": {"data": {"DICE_ROOT": "s3://deployed/dice"}}}
+    with running_cluster(deployed) as cluster:
+        monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path)))
+        assert submit() == 0
+    assert server.runs[0]["runtime_config"]["parameters"]["root"] == "s3://deployed/dice"
+
+
+def test_without_a_host_the_end_of_a_port_forward_is_tried(
     server: KfpServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("KFP_HOST")
+    monkeypatch.setattr("pipelines.kfp_api._LOCAL_HOST", server.host)
+    assert submit() == 0
+    monkeypatch.setattr("pipelines.kfp_api._LOCAL_HOST", "http://127.0.0.1:9")
     assert submit() == 1
-    assert "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80" in capsys.readouterr().err
-    monkeypatch.delenv("DICE_ROOT")
-    assert submit() == 1
-    assert "kubectl get configmap dice-config" in capsys.readouterr().err
+    assert "kubectl --namespace kubeflow port-forward service/ml-pipeline-ui 8080:80" in capsys.readouterr().err
 
 
 def test_a_host_that_does_not_answer_is_one_line(

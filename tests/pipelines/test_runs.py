@@ -1,0 +1,131 @@
+"""`make status` and `make cancel`: a run's tasks under the names that people know, and how it is stopped."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import kfp_server_api
+import pytest
+
+from pipelines import runs
+from pipelines.cli import main
+from pipelines.runs import task_labels, task_states
+from tests.kfp_api import KfpServer, running_kfp_server
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
+    with running_kfp_server() as server:
+        monkeypatch.setenv("KFP_HOST", server.host)
+        monkeypatch.setenv("DICE_ROOT", "s3://bucket/dice")
+        yield server
+
+
+def submit(name: str) -> None:
+    assert main(["submit", "--preset", "demo", "--run", name]) == 0
+
+
+def add_run(server: KfpServer, name: str, state: str, second: int = 0) -> dict[str, Any]:
+    """Put a run of a pipeline that is no longer there."""
+    time = f"2026-01-01T00:00:{second:02d}Z"
+    row = {"run_id": f"{name}-{second}", "display_name": name, "state": state, "created_at": time}
+    server.runs.append(row)
+    return row
+
+
+def details(*rows: tuple[str, str, int]) -> dict[str, Any]:
+    return {
+        "task_details": [
+            {"display_name": name, "state": state, "create_time": f"2026-01-01T00:{minute:02d}:00Z"}
+            for name, state, minute in rows
+        ]
+    }
+
+
+def test_status_names_tasks_as_the_ui_does_and_tells_iterations_apart_by_time(
+    server: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit("x")
+    server.runs[0]["state"] = "RUNNING"
+    server.runs[0]["run_details"] = details(
+        ("root", "RUNNING", 0),
+        ("train", "RUNNING", 9),
+        ("train", "SUCCEEDED", 1),
+        ("train-driver", "SUCCEEDED", 1),
+        ("train", "SUCCEEDED", 5),
+        ("import-model", "SUCCEEDED", 0),
+        ("executor", "SUCCEEDED", 0),
+    )
+    capsys.readouterr()
+    assert main(["status", "--run", "x"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()[1:]]
+    shown = {line[:28].strip(): line[28:].split()[0] for line in lines}
+    assert shown["import policy"] == "ok"
+    assert [shown[name] for name in ("warm start: train", "iteration 1: train", "iteration 2: train")] == [
+        "ok",
+        "ok",
+        "running",
+    ]
+    assert shown["iteration 2: evaluate"] == shown["report"] == "waiting"
+    assert list(shown).index("iteration 1: pair") < list(shown).index("iteration 1: train")
+
+
+def test_without_the_compiled_pipeline_tasks_have_kfps_names() -> None:
+    rows = details(("root", "RUNNING", 0), ("pair", "RUNNING", 1), ("pair-driver", "SUCCEEDED", 1))["task_details"]
+    given = [kfp_server_api.V2beta1PipelineTaskDetail(display_name=row["display_name"]) for row in rows]
+    run = kfp_server_api.V2beta1Run(run_details=kfp_server_api.V2beta1RunDetails(task_details=given))
+    assert [task.label for task in task_states(run, task_labels({}))] == ["pair"]
+
+
+def test_status_without_a_name_lists_the_latest_runs(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    add_run(server, "a", "SUCCEEDED")
+    add_run(server, "b", "RUNNING", 5)
+    assert main(["status"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["b", "a"]
+
+
+def test_the_status_of_a_failed_run_exits_with_1(server: KfpServer) -> None:
+    add_run(server, "x", "FAILED")
+    assert main(["status", "--run", "x"]) == 1
+
+
+def test_a_run_that_is_not_there_is_one_line_with_those_that_are(
+    server: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_run(server, "first", "SUCCEEDED")
+    assert main(["status", "--run", "frist"]) == 1
+    assert "there is none called 'frist'; the latest are: first" in capsys.readouterr().err
+
+
+def test_cancel_stops_the_newest_run_of_the_name(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    add_run(server, "x", "FAILED")
+    add_run(server, "x", "RUNNING", 5)
+    assert main(["cancel", "--run", "x"]) == 0
+    assert [row["state"] for row in server.runs] == ["FAILED", "CANCELING"]
+    server.runs[1]["state"] = "CANCELED"
+    assert main(["cancel", "--run", "x"]) == 0
+    assert "is CANCELED already" in capsys.readouterr().out
+
+
+def test_following_survives_a_connection_that_breaks_for_a_while(
+    server: KfpServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "POLL_SECONDS", 0.01)
+    api = runs.KfpApi(runs.Connection(server.host))
+    add_run(server, "x", "RUNNING")
+    server.script = [{}, {}, {"state": "SUCCEEDED"}]
+    server.faults = [None, 503, 0, 0, 0, 0, None]
+    assert runs.follow(api, "x-0", "x") == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("trying again") == 1 and "run x: SUCCEEDED" in printed.out
+
+
+def test_following_gives_up_in_the_end(
+    server: KfpServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(runs, "_PATIENCE_SECONDS", 0.05)
+    api = runs.KfpApi(runs.Connection(server.host))
+    server.faults = [503] * 10_000
+    with pytest.raises(runs.KfpError, match="HTTP 503"):
+        runs.follow(api, "r", "x")
+    assert "trying again" in capsys.readouterr().err
