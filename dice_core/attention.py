@@ -21,8 +21,8 @@ Way = Literal["flex", "dense", "separate"]
 
 BLOCK = 128
 _MASKED_LAYERS = {"full_attention", "sliding_attention"}
-# These stretch positions by the longest sequence of the batch: a row's neighbours would change its log-probs.
-_ROPE_OF_THE_BATCH = {"dynamic", "longrope"}
+_MASKED_ATTENTIONS = {"sdpa", "eager", "flex_attention"}
+_BATCH_ROPES = {"dynamic", "longrope"}
 
 
 def packed_way(model: PreTrainedModel) -> Way:
@@ -30,6 +30,7 @@ def packed_way(model: PreTrainedModel) -> Way:
 
     `flex` skips the blocks of the mask that are empty and needs a GPU to be fast; `dense` is an ordinary mask;
     `separate` repeats the prompt for each response, for models that cannot be masked by (prompt, response), and warns.
+    On a GPU a model is switched from SDPA to FlexAttention if it can be.
     """
     reason = unmaskable(model)
     if reason:
@@ -48,19 +49,23 @@ def unmaskable(model: PreTrainedModel) -> str:
     """Return why a model cannot see rows of prompt groups through a mask; empty if it can."""
     config = model.config.get_text_config()
     others = set(getattr(config, "layer_types", None) or ()) - _MASKED_LAYERS
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if model._is_stateful or others:
         return f"its layers ({', '.join(sorted(others)) or 'stateful'}) are not all attention"
-    if not model._supports_attention_backend or model.config._attn_implementation not in _ATTENTIONS:
+    if not model._supports_attention_backend or model.config._attn_implementation not in _MASKED_ATTENTIONS:
         return f"its attention ({model.config._attn_implementation}) takes no mask of ours"
     if "position_ids" not in inspect.signature(model.get_decoder().forward).parameters:
         return "it takes no positions"
-    if rope in _ROPE_OF_THE_BATCH:
-        return f"its positions ({rope}) depend on the longest sequence beside"
+    if stretches_positions(model):
+        return "its positions depend on the longest sequence of the batch"
     return ""
 
 
-_ATTENTIONS = {"sdpa", "eager", "flex_attention"}
+def stretches_positions(model: PreTrainedModel) -> bool:
+    """Return whether rotary positions depend on the longest sequence of a batch: then neighbours change log-probs."""
+    parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    # One for all layers, or one for each type of layer.
+    each = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    return any(rope.get("rope_type") in _BATCH_ROPES for rope in each)
 
 
 def attention_masks(model: PreTrainedModel, rows: Sequence[Row], dtype: torch.dtype) -> Mask | dict[str, Mask]:

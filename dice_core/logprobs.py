@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from dice_core.attention import attention_masks, equally_long, packed_way
-from dice_core.output_head import target_logps
+from dice_core.attention import attention_masks, equally_long, packed_way, stretches_positions
+from dice_core.output_head import check_head, target_logps
 from dice_core.packing import Piece, PromptGroup, Row, fill_rows, length_batches, pack_row, split_groups
 
 __all__ = ["PromptGroup", "group_logps", "packed_token_logps"]
@@ -52,6 +52,8 @@ def packed_token_logps(
     sizes = [len(response) for group in groups for response in group.responses]
     if not groups or not sum(sizes):
         return [[torch.zeros(0, device=model.device) for _ in group.responses] for group in groups]
+    # Before the way is chosen: the check is a plain forward, and FlexAttention would be compiled for it.
+    check_head(model)
     way = packed_way(model)
     if way == "separate":
         logps = _separate_logps(model, [(group, index) for group in groups for index in range(len(group.responses))])
@@ -109,12 +111,14 @@ def _one_behind(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def _batches(model: PreTrainedModel, groups: Sequence[PromptGroup], tokens_per_batch: int) -> Iterator[Batch]:
+    check_head(model)
     way = packed_way(model)
     if way == "flex":
         for pieces in fill_rows(split_groups(groups, tokens_per_batch), tokens_per_batch):
             row = pack_row([piece.content for piece in pieces])
             yield _places(pieces), _row_logps(model, equally_long([row], way))
     elif way == "dense":
+        # Without gradient, keeping the prompt's keys beats a mask that is empty for the most part.
         is_cpu = model.device.type == "cpu"
         batch_tokens = min(tokens_per_batch, _CPU_BATCH_TOKENS) if is_cpu else tokens_per_batch
         for number, group in enumerate(groups):
@@ -198,6 +202,8 @@ def _separate_batches(model: PreTrainedModel, groups: Sequence[PromptGroup], tok
 
 def _separate_logps(model: PreTrainedModel, responses: Sequence[tuple[PromptGroup, int]]) -> Tensor:
     """Run each response in a row of its own, after its prompt. Result: (response tokens of all,), float32."""
+    if stretches_positions(model) and len(responses) > 1:
+        return torch.cat([_separate_logps(model, [response]) for response in responses])
     rows = [pack_row([PromptGroup(group.prompt_token_ids, [group.responses[index]])]) for group, index in responses]
     ids = _padded_ids([row.input_ids.tolist() for row in rows])
     hidden = model.get_decoder()(input_ids=_tensor(ids, model.device), use_cache=False).last_hidden_state

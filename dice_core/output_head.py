@@ -58,16 +58,12 @@ def target_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, chunk_
     weights there, before the forward and before the backward) see one call, however many chunks a process has.
 
     Args:
-        model: whose output head is meant.
+        model: whose output head is meant; `check_head` has seen it.
         hidden: (tokens, hidden size), what the head would get.
         targets: (tokens,), token ids.
         chunk_size: positions at a time; by default a chunk's logits take 32 MiB on a CPU, 512 MiB on an accelerator.
-
-    Raises:
-        ModelError: the model makes its logits in a way that is not known here.
     """
     head = model.get_output_embeddings()
-    _check_head(model, head)
     kind = "cpu" if hidden.device.type == "cpu" else "cuda"
     chunk_size = chunk_size or max(1, _CHUNK_LOGITS[kind] // model.config.get_text_config().vocab_size)
     settings = _Settings(chunk_size, logit_scale(model), _product_dtype(hidden.device.type, head.weight.dtype))
@@ -90,11 +86,15 @@ def _product_dtype(device_type: str, weight_dtype: torch.dtype) -> torch.dtype:
     return torch.get_autocast_dtype(device_type) if is_autocast else weight_dtype
 
 
-def _check_head(model: PreTrainedModel, head: nn.Module | None) -> None:
+def check_head(model: PreTrainedModel) -> None:
     """Compare with the model's own logits, once for each model: an unknown scale must not pass silently.
 
     Weights sharded by ZeRO-3 are not checked: another forward would upset the order in which they are collected.
+
+    Raises:
+        ModelError: the model makes its logits in a way that is not known here.
     """
+    head = model.get_output_embeddings()
     if model in _checked or hasattr(getattr(head, "weight", None), "ds_id"):
         return
     if not isinstance(head, nn.Linear):

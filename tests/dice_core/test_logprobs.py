@@ -34,6 +34,7 @@ SHAPE: dict[str, Any] = {
     "pad_token_id": 2,
 }
 FALCON = {key: SHAPE[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+ROPE = {"rope_theta": 10000.0, "original_max_position_embeddings": 14}
 TWO_KINDS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
 
 PACKED = {
@@ -53,8 +54,11 @@ PACKED = {
 SEPARATE = {
     "falcon, ALiBi": transformers.FalconConfig(**FALCON, alibi=True),
     "lfm2, convolutions": transformers.Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"]),
-    "llama, positions stretched by the batch": transformers.LlamaConfig(
-        **SHAPE, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    # Stretched from 15 positions on: some of the rows are longer, and some are not.
+    "phi3, positions stretched by the longest row": transformers.Phi3Config(
+        **SHAPE,
+        original_max_position_embeddings=14,
+        rope_parameters={"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4, **ROPE},
     ),
 }
 
