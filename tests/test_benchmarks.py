@@ -27,9 +27,10 @@ def test_both_ways_of_scoring_agree(work: Work) -> None:
 
 
 def test_a_score_that_differs_is_found(work: Work) -> None:
-    theirs = {"scores": [1.0, 2.0]}
-    assert score.same_scores([{"scores": [1.0, 2.002]}], [theirs]) == "scores differ by up to 0.002 nats"
-    assert score.same_scores([{"scores": [1.0]}], [theirs]) == "1 scores against 2"
+    theirs = {"scores": [1.0, 2.0], "logps": [-3.0]}
+    assert score.same_scores([{**theirs, "scores": [1.0, 2.002]}], [theirs]) == "scores differ by up to 0.002 nats"
+    assert score.same_scores([{**theirs, "scores": [1.0]}], [theirs]) == "1 scores against 2"
+    assert score.same_scores([{**theirs, "logps": [float("nan")]}], [theirs]) == "logps differ by up to nan nats"
 
 
 def test_both_ways_of_pairing_agree(work: Work) -> None:

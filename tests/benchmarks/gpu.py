@@ -6,6 +6,7 @@ recomputed activations and padding count as nothing. So the peer's repeated prom
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ def score_ours(model: "PreTrainedModel", groups: Sequence[PromptGroup]) -> list[
     """Score prompt groups packed. One model: policy and reference cost the same."""
     from dice_core.logprobs import group_logps
 
-    return sum(group_logps(model, groups, tokens_per_batch=_TOKENS_PER_BATCH), [])
+    return list(chain.from_iterable(group_logps(model, groups, tokens_per_batch=_TOKENS_PER_BATCH)))
 
 
 def score_upstream(model: "PreTrainedModel", groups: Sequence[PromptGroup]) -> list[float]:

@@ -7,6 +7,7 @@ whole vocabulary. Left out in its favour: it also loads a TinyLlama that it does
 
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ def ours_forward(folder: Path, num_responses: str = "") -> Timed:
     models = [load_model(path, "float32") for path in (work.policy, work.reference)]
     tokens = ScoringConfig().tokens_per_batch
     with stopwatch() as watch:
-        logps = [sum(group_logps(model, groups, tokens_per_batch=tokens), []) for model in models]
+        logps = [list(chain.from_iterable(group_logps(model, groups, tokens_per_batch=tokens))) for model in models]
     return Timed(watch.seconds, _scores(*logps))
 
 
@@ -134,16 +135,20 @@ def upstream_file(folder: Path, model: str, file: str) -> Timed:
 
 
 def _scores(policy_logps: Sequence[float], reference_logps: Sequence[float]) -> Values:
-    return {"scores": [policy - reference for policy, reference in zip(policy_logps, reference_logps, strict=True)]}
+    scores = [policy - reference for policy, reference in zip(policy_logps, reference_logps, strict=True)]
+    return {"scores": scores, "logps": [*policy_logps, *reference_logps]}
 
 
 def same_scores(ours: Sequence[Values], peer: Sequence[Values]) -> str:
-    """Say whether a score differs by more than the tolerance, in nats."""
-    mine, theirs = (np.asarray(values[0]["scores"]) for values in (ours, peer))
-    if mine.shape != theirs.shape:
-        return f"{len(mine)} scores against {len(theirs)}"
-    farthest = float(np.abs(mine - theirs).max())
-    return f"scores differ by up to {farthest:.2g} nats" if farthest > TOLERANCE_NATS else ""
+    """Say whether a score, or a log-prob it is made of, differs by more than the tolerance, in nats."""
+    for what in ("scores", "logps"):
+        mine, theirs = (np.asarray(values[0][what]) for values in (ours, peer))
+        if mine.shape != theirs.shape:
+            return f"{len(mine)} {what} against {len(theirs)}"
+        farthest = float(np.abs(mine - theirs).max())
+        if not farthest <= TOLERANCE_NATS:
+            return f"{what} differ by up to {farthest:.2g} nats"
+    return ""
 
 
 COMPARISONS = [

@@ -1,7 +1,7 @@
 """Training: ours and TRL's DPOTrainer on the same pairs in the same order and batches, all in float32.
 
-Half of the pairs come with reference log-probs, as from scoring, and half without, as replayed ones: ours fills these in
-within the time measured. TRL 1.16 runs a reference model beside the policy, or all pairs through it beforehand.
+Half of the pairs come with reference log-probs, as from scoring, and half without, as replayed ones: ours fills these
+in within the time measured. TRL 1.16 runs a reference model beside the policy, or all pairs through it beforehand.
 """
 
 import contextlib
@@ -204,7 +204,7 @@ def same_losses(ours: Sequence[Values], peer: Sequence[Values]) -> str:
     if mine.shape != theirs.shape:
         return f"{len(mine)} steps against {len(theirs)}"
     farthest = float(np.abs(mine - theirs).max())
-    return f"losses differ by up to {farthest:.2g}" if farthest > TOLERANCE else ""
+    return "" if farthest <= TOLERANCE else f"losses differ by up to {farthest:.2g}"
 
 
 def _comparison(against: str, peer: str) -> Comparison:

@@ -170,13 +170,14 @@ def _write_models(folder: Path, size: Size) -> Any:
         policy: Any = load_model(source, "float32")
     else:
         ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-        config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, tie_word_embeddings=True, **shape, **ids)
+        # Heads of 64: vLLM on a CPU knows no smaller ones than 32.
+        shape = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=1, tie_word_embeddings=True, **shape, **ids)
         policy = LlamaForCausalLM(config).eval()
     save_model(policy, tokenizer, folder / "policy", "float32")
     with torch.no_grad():
         for weight in policy.parameters():
-            weight.add_(torch.randn_like(weight) * weight.std() * 0.002 if weight.numel() > 1 else 0)
+            weight.add_(torch.randn_like(weight) * weight.std() * 0.02 if weight.numel() > 1 else 0)
     save_model(policy, tokenizer, folder / "reference", "float32")
     return tokenizer
 
