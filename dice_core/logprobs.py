@@ -152,36 +152,39 @@ def _tensor(values: object, device: torch.device) -> Tensor:
 
 def _cached_batches(model: PreTrainedModel, number: int, group: PromptGroup, batch_tokens: int) -> Iterator[Batch]:
     """Run the prompt once, keep its keys and values, and run the responses after them in batches of near lengths."""
-    decoder, device = model.get_decoder(), model.device
-    # Without the config: every layer keeps all keys, whatever its window, and so masks can count from the start.
+    # Without the config: every layer keeps all keys, whatever its window, and masks count from the prompt's start.
     cache = DynamicCache()
-    prompt = _tensor([group.prompt_token_ids], device)
-    last = decoder(input_ids=prompt, past_key_values=cache, use_cache=True).last_hidden_state[0, -1:]
+    prompt = _tensor([group.prompt_token_ids], model.device)
+    last = model.get_decoder()(input_ids=prompt, past_key_values=cache, use_cache=True).last_hidden_state[0, -1:]
     for indices in length_batches([len(response) for response in group.responses], batch_tokens):
         responses = [group.responses[index] for index in indices]
-        hidden = [last] * len(responses)
-        inputs = _padded_ids([response[:-1] for response in responses])
-        if inputs.shape[1]:
-            positions = torch.arange(inputs.shape[1], device=device) + prompt.shape[1]
-            output = decoder(
-                input_ids=_tensor(inputs, device),
-                position_ids=positions.expand(len(responses), -1),
-                past_key_values=_repeated(cache, len(responses)),
-                use_cache=True,
-            ).last_hidden_state
-            hidden = [
-                torch.cat([last, states[: len(response) - 1]])
-                for states, response in zip(output, responses, strict=True)
-            ]
-        states = torch.cat([part[: len(response)] for part, response in zip(hidden, responses, strict=True)])
-        targets = _tensor(np.concatenate([np.asarray(response, dtype=np.int64) for response in responses]), device)
-        yield [(number, index) for index in indices], target_logps(model, states, targets)
+        outputs = _run_after(model, cache, [response[:-1] for response in responses])
+        # The prompt's last token predicts the first of a response; an empty response has none.
+        hidden = [
+            torch.cat([last, output])[: len(response)] for output, response in zip(outputs, responses, strict=True)
+        ]
+        targets = np.concatenate([np.asarray(response, dtype=np.int64) for response in responses])
+        logps = target_logps(model, torch.cat(hidden), _tensor(targets, model.device))
+        yield [(number, index) for index in indices], logps
 
 
-def _repeated(cache: DynamicCache, num_rows: int) -> DynamicCache:
-    return DynamicCache(
+def _run_after(model: PreTrainedModel, cache: DynamicCache, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Run sequences that follow a cached prompt. Result: (tokens of the sequence, hidden size) for each."""
+    num_rows, ids = len(sequences), _padded_ids(sequences)
+    if not ids.shape[1]:
+        width = model.get_output_embeddings().in_features
+        return [torch.zeros(0, width, device=model.device, dtype=model.dtype)] * num_rows
+    repeated = DynamicCache(
         (layer.keys.expand(num_rows, -1, -1, -1), layer.values.expand(num_rows, -1, -1, -1)) for layer in cache.layers
     )
+    positions = torch.arange(ids.shape[1], device=model.device) + cache.get_seq_length()
+    output = model.get_decoder()(
+        input_ids=_tensor(ids, model.device),
+        position_ids=positions.expand(num_rows, -1),
+        past_key_values=repeated,
+        use_cache=True,
+    ).last_hidden_state
+    return [row[: len(sequence)] for row, sequence in zip(output, sequences, strict=True)]
 
 
 def _padded_ids(sequences: Sequence[Sequence[int]]) -> np.ndarray:

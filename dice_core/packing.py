@@ -86,7 +86,8 @@ def pack_row(groups: Sequence[PromptGroup]) -> Row:
             predictors.append(np.concatenate([[prompt_end - 1], np.arange(end, end + len(inputs))])[: len(tokens)])
             targets.append(tokens)
             end += len(inputs)
-    return Row(*map(_joined, zip(*segments, strict=True)), _joined(predictors), _joined(targets))
+    ids, positions, own_starts, prompt_starts, prompt_ends = (_joined(parts) for parts in zip(*segments, strict=True))
+    return Row(ids, positions, own_starts, prompt_starts, prompt_ends, _joined(predictors), _joined(targets))
 
 
 def _segment(tokens: Ints, position: int, own_start: int, prompt_start: int, prompt_end: int) -> tuple[Ints, ...]:
