@@ -3,27 +3,18 @@
 With DICE_TEST_KUBECONFIG set (and DICE_TEST_CRD naming the PyTorchJob definition) these run against that server.
 """
 
-import os
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dice_core.config import ConfigError, LaunchConfig, TrainingConfig
-from dice_core.kubernetes_calls import Patience
+from dice_core.config import ConfigError
 from dice_core.launch import LaunchError
-from dice_core.pytorchjob import PyTorchJobBackend
-from dice_core.training import TrainingJob
-from tests.kubernetes_api.by_hand import HandOperated, real_cluster, wait_until
-from tests.kubernetes_api.server import ApiServer
+from tests.kubernetes_api.by_hand import HandOperated, hand_operated, wait_until
+from tests.launchers import Launcher, start_process, write_job
 
-_REPOSITORY = Path(__file__).parents[2]
-PATIENCE = Patience(first_pause=0.05, longest_pause=0.2, give_up=20, watch=2, silence=2, reminder=0.3, drain=1, stop=5)
 RUNNING = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
 
 
@@ -32,49 +23,14 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HandOpe
     """Return a fresh namespace of the real API server if there is one, else of the stand-in."""
     for name in ("KUBERNETES_SERVICE_HOST", "POD_NAME", "POD_NAMESPACE"):
         monkeypatch.delenv(name, raising=False)
-    real = real_cluster()
-    if real is not None:
-        copy = tmp_path / "kubeconfig"
-        copy.write_bytes(real[0].read_bytes())
-        operated = HandOperated(copy, real[1])
-        monkeypatch.setenv("KUBECONFIG", str(operated.kubeconfig))
-        yield operated
-        return
-    with ApiServer(tmp_path) as server:
-        operated = HandOperated(server.kubeconfig)
+    with hand_operated(tmp_path) as operated:
         monkeypatch.setenv("KUBECONFIG", str(operated.kubeconfig))
         yield operated
 
 
 @pytest.fixture
 def job_uri(tmp_path: Path) -> str:
-    training = TrainingConfig.parse({"max_steps": 2}, "training")
-    fields = {"stage": "train", "fingerprint": "f1"}
-    job = TrainingJob(str(tmp_path / "train"), "policy", "pairs", training, seed=1, manifest_fields=fields)
-    return job.write()
-
-
-class Launcher(threading.Thread):
-    """A launcher in a thread, and how it ended."""
-
-    def __init__(self, job_uri: str, **settings: Any) -> None:
-        super().__init__(daemon=True)
-        self._job_uri = job_uri
-        self._launch = LaunchConfig.parse({"backend": "pytorchjob", "image": "training:1", **settings}, "launch")
-        self.error: Exception | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            PyTorchJobBackend(patience=PATIENCE).run(self._job_uri, self._launch)
-        except Exception as error:
-            self.error = error
-
-    def result(self) -> None:
-        self.join(30)
-        assert not self.is_alive(), "the launcher has not ended"
-        if self.error is not None:
-            raise self.error
+    return write_job(tmp_path / "train")
 
 
 def uid(job: dict[str, Any]) -> str:
@@ -239,17 +195,6 @@ def test_a_launcher_in_another_namespace_does_not_own_the_job(
     assert "ownerReferences" not in cluster.the_job()["metadata"]
     cluster.set_condition("Succeeded")
     launcher.result()
-
-
-def start_process(job_uri: str, **settings: Any) -> subprocess.Popen[bytes]:
-    """Start a launcher that can be killed."""
-    values = {"backend": "pytorchjob", "image": "training:1", **settings}
-    code = (
-        "from dice_core.config import LaunchConfig; from dice_core.pytorchjob import *;"
-        f"patience = {PATIENCE!r};"
-        f"PyTorchJobBackend(patience=patience).run({job_uri!r}, LaunchConfig.parse({values!r}, 'launch'))"
-    )
-    return subprocess.Popen([sys.executable, "-c", code], cwd=_REPOSITORY, env=dict(os.environ))
 
 
 def test_a_killed_launcher_leaves_the_job_and_the_next_one_adopts_it(cluster: HandOperated, job_uri: str) -> None:

@@ -3,15 +3,19 @@
 Works on the stand-in and on a real API server alike, where neither operator nor kubelet runs.
 """
 
+import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from kubernetes import client, config
+
+from tests.kubernetes_api.server import ApiServer
 
 _JOBS = ("kubeflow.org", "v1")
 _PLURAL = "pytorchjobs"
@@ -20,11 +24,12 @@ _PLURAL = "pytorchjobs"
 class HandOperated:
     """One namespace of a cluster, and the hands that move its objects."""
 
-    def __init__(self, kubeconfig: Path, definition: str = "") -> None:
+    def __init__(self, kubeconfig: Path, folder: Path, definition: str = "") -> None:
         """Make a namespace to work in.
 
         Args:
             kubeconfig: leads to the API server.
+            folder: for a kubeconfig that leads to the namespace.
             definition: file of the PyTorchJob definition to apply first; empty: it is there.
         """
         self.namespace = f"dice-{uuid.uuid4().hex[:8]}"
@@ -38,11 +43,8 @@ class HandOperated:
         # Pods need it, and no controller makes it.
         account = {"metadata": {"name": "default"}}
         _unless(409, lambda: self.core.create_namespaced_service_account(self.namespace, account))
-        self.kubeconfig = kubeconfig.with_name(f"kubeconfig-{self.namespace}")
-        text = yaml.safe_load(Path(kubeconfig).read_text())
-        for context in text["contexts"]:
-            context["context"]["namespace"] = self.namespace
-        self.kubeconfig.write_text(yaml.safe_dump(text))
+        self.kubeconfig = folder / f"kubeconfig-{self.namespace}"
+        self.kubeconfig.write_text(yaml.safe_dump(_moved(kubeconfig, self.namespace)))
 
     def jobs(self) -> list[dict[str, Any]]:
         """Return all training jobs of the namespace."""
@@ -165,19 +167,39 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-def real_cluster() -> tuple[Path, str] | None:
-    """Return kubeconfig and definition file of the real API server to test on, if one is named."""
+@contextmanager
+def hand_operated(folder: Path) -> Iterator[HandOperated]:
+    """Yield a namespace of the real API server that DICE_TEST_KUBECONFIG leads to, or else of the stand-in."""
     kubeconfig = os.environ.get("DICE_TEST_KUBECONFIG", "")
-    return (Path(kubeconfig), os.environ.get("DICE_TEST_CRD", "")) if kubeconfig else None
+    if kubeconfig:
+        yield HandOperated(Path(kubeconfig), folder, os.environ.get("DICE_TEST_CRD", ""))
+        return
+    with ApiServer(folder) as server:
+        yield HandOperated(server.kubeconfig, folder)
+
+
+def _moved(kubeconfig: Path, namespace: str) -> dict[str, Any]:
+    """Return a kubeconfig for a namespace, whose files are found from any folder."""
+    values: dict[str, Any] = yaml.safe_load(kubeconfig.read_text())
+    for context in values["contexts"]:
+        context["context"]["namespace"] = namespace
+    entries = [entry["cluster"] for entry in values["clusters"]] + [entry["user"] for entry in values["users"]]
+    for entry in entries:
+        for key in ("certificate-authority", "client-certificate", "client-key", "tokenFile"):
+            if key in entry:
+                entry[key] = str((kubeconfig.parent / entry[key]).resolve())
+    return values
 
 
 def _apply_definition(api: client.ApiextensionsV1Api, path: str) -> None:
     definition = yaml.safe_load(Path(path).read_text())
-    _unless(409, lambda: api.create_custom_resource_definition(definition))
+    # As plain JSON: the client's classes take seconds for a schema of this size.
+    _unless(409, lambda: api.create_custom_resource_definition(definition, _preload_content=False))
 
     def is_established() -> bool:
-        found = api.read_custom_resource_definition(definition["metadata"]["name"])
-        return any(c.type == "Established" and c.status == "True" for c in found.status.conditions or [])
+        answer = api.read_custom_resource_definition(definition["metadata"]["name"], _preload_content=False)
+        conditions = json.loads(answer.data).get("status", {}).get("conditions") or []
+        return any(found["type"] == "Established" and found["status"] == "True" for found in conditions)
 
     wait_until(is_established)
 

@@ -86,7 +86,8 @@ class Store:
         self._objects: dict[tuple[str, str, str], Object] = {}
         self._history: list[Change] = []
         self._version = 1000
-        self._compacted = 0
+        # The history begins here, as that of a server whose cache was filled at its start.
+        self._compacted = self._version
         self.create(NAMESPACE, "", {"metadata": {"name": "default"}})
 
     @property

@@ -1,0 +1,62 @@
+"""Launchers of training on a cluster, in a thread or in a process that can be killed, with little patience."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dice_core.config import LaunchConfig, TrainingConfig
+from dice_core.kubernetes_calls import Patience
+from dice_core.pytorchjob import PyTorchJobBackend
+from dice_core.training import TrainingJob
+
+REPOSITORY = Path(__file__).parents[1]
+PATIENCE = Patience(first_pause=0.05, longest_pause=0.2, give_up=20, watch=2, silence=1, reminder=0.3, drain=1, stop=5)
+SETTINGS = {"backend": "pytorchjob", "image": "training:1"}
+
+
+def write_job(folder: Path) -> str:
+    """Store a job that is never trained, and return its URI."""
+    training = TrainingConfig.parse({"max_steps": 2}, "training")
+    fields = {"stage": "train", "fingerprint": "f1"}
+    return TrainingJob(str(folder), "policy", "pairs", training, seed=1, manifest_fields=fields).write()
+
+
+class Launcher(threading.Thread):
+    """A launcher in a thread, and how it ended."""
+
+    def __init__(
+        self, job_uri: str, command: Sequence[str] = (), *, patience: Patience = PATIENCE, **settings: Any
+    ) -> None:
+        super().__init__(daemon=True)
+        self._job_uri = job_uri
+        self._backend = PyTorchJobBackend(command, patience)
+        self._launch = LaunchConfig.parse({**SETTINGS, **settings}, "launch")
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._backend.run(self._job_uri, self._launch)
+        except Exception as error:
+            self.error = error
+
+    def result(self, seconds: float = 30) -> None:
+        self.join(seconds)
+        assert not self.is_alive(), "the launcher has not ended"
+        if self.error is not None:
+            raise self.error
+
+
+def start_process(job_uri: str, command: Sequence[str] = (), **settings: Any) -> subprocess.Popen[bytes]:
+    """Start a launcher that can be killed."""
+    values = {**SETTINGS, **settings}
+    code = (
+        "from dice_core.config import LaunchConfig; from dice_core.pytorchjob import *;"
+        f"backend = PyTorchJobBackend({tuple(command)!r}, {PATIENCE!r});"
+        f"backend.run({job_uri!r}, LaunchConfig.parse({values!r}, 'launch'))"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env=dict(os.environ))
