@@ -18,6 +18,15 @@ def test_the_places_of_a_run():
     assert layout.promoted("s3://bucket", "zephyr") == "s3://bucket/promoted/zephyr.json"
 
 
+def test_an_imported_model_is_named_by_its_source_and_one_of_a_run_stays_in_place():
+    root = "s3://bucket/dice"
+    assert layout.imported_model(root, "org/Model") == f"{root}/models/org--model"
+    assert layout.imported_model(root, "/data/models/a.gguf") == f"{root}/models/models--a.gguf"
+    assert layout.imported_model(root, "s3://other/models/zephyr/") == f"{root}/models/models--zephyr"
+    trained = layout.stage(layout.run(root, "july"), 2, "train")
+    assert layout.imported_model(root, trained) == layout.imported_model(root, f"{trained}/") == trained
+
+
 @pytest.mark.parametrize("name", ["", "July", "a/b", "-a", "a-", "x" * 64, "a b"])
 def test_a_run_name_that_is_no_key_or_label_is_refused(name):
     with pytest.raises(ValueError, match="run must be 1 to 63 lower-case letters"):

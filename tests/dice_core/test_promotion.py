@@ -22,6 +22,11 @@ def test_the_pointer_names_the_policy_and_the_one_it_replaced(uri):
     assert (found.policy_uri, found.replaces, found.iteration) == ("runs/b/train", "runs/a/train", 2)
 
 
+def test_the_pointer_names_what_the_policy_was_trained_from(uri):
+    promote(uri, "runs/a/train", "1", evaluated="runs/a/evaluate", iteration=1, reference_uri="runs/a/before")
+    assert read_promotion(uri).reference_uri == "runs/a/before"
+
+
 def test_promoting_the_same_policy_again_changes_nothing(uri):
     promote(uri, "runs/a/train", "1", evaluated="runs/a/evaluate", iteration=1)
     promote(uri, "runs/b/train", "2", evaluated="runs/b/evaluate", iteration=2)

@@ -164,7 +164,9 @@ def test_an_accepted_policy_is_promoted_and_the_next_iteration_starts_with_it(ru
         chat=CHAT,
     )
     assert {"heldout_reward_accuracy", "heldout_reward_accuracy_previous", "accepted"} <= set(evaluated.metrics)
-    assert (read_promotion(promoted) is not None) == bool(evaluated.metrics["accepted"])
+    found = read_promotion(promoted)
+    assert (found is not None) == bool(evaluated.metrics["accepted"])
+    assert found is None or (found.policy_uri, found.reference_uri) == (trained.uri, warm_start.uri)
     report = stages.report(run.uri, layout.report(run.uri), num_iterations=1)
     page = open_storage(report.uri).read_bytes("report.html")
     assert len(page) < 1_000_000

@@ -1,9 +1,11 @@
 """`make schedule` and `make unschedule` against a stand-in of KFP's API."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from components.choose_inputs import choose_inputs
 from dice_core.config import ConfigError
 from pipelines.cli import main
 from pipelines.schedule import check_cron, chosen_trigger
@@ -128,3 +130,11 @@ def test_other_times_are_refused(cron: str, every: str, message: str) -> None:
 def test_prompts_must_be_on_s3(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert schedule("--every", "7d", "--prompts", "/data/prompts/") == 1
     assert "prompts: must be s3://bucket/prefix/" in capsys.readouterr().err
+
+
+def test_the_choice_is_what_the_component_returns(tmp_path: Path) -> None:
+    sources = {"policy_source": "org/dpo", "reference_source": "org/sft", "prompts_source": "s3://b/p.jsonl"}
+    chosen = choose_inputs.python_func(
+        root=str(tmp_path), name="nightly", job_id="3f2a9c1b-77aa", promote_as="zephyr", **sources
+    )
+    assert chosen == ("nightly-3f2a9c1b", "org/dpo", "org/sft", "s3://b/p.jsonl")
