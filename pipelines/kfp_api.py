@@ -70,7 +70,8 @@ class KfpApi:
 
             self._client = kfp.Client(
                 host=connection.host,
-                namespace=connection.namespace,
+                # Where there is one user, KFP refuses to be told a namespace; its client's default stands for none.
+                namespace=self._namespace or "kubeflow",
                 existing_token=connection.token or None,
                 cookies=connection.cookies or None,
             )

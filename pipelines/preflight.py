@@ -90,7 +90,7 @@ def _checked(what: str, check: Callable[[], str]) -> Line:
         return Line("ok", what, check())
     except ForbiddenError as error:
         return Line("?", what, f"you may not look: {error}")
-    except (ConfigError, KfpError, ClusterError, StorageError) as error:
+    except (ValueError, KfpError, ClusterError, StorageError) as error:
         return Line("FAIL", what, str(error))
 
 
@@ -189,8 +189,10 @@ def check_shared_memory(config: ClusterConfig, launch: LaunchConfig) -> str:
     for name, (size, memory) in pods.items():
         if size and quantity(size) > quantity(memory) / 2:
             raise ConfigError(f"/dev/shm of {name} is {size} of its {memory}: leave half for the processes")
-        if not size and launch.processes_per_node > 1:
-            raise ConfigError(f"/dev/shm of {name} is the 64 MiB of Kubernetes, NCCL needs more: set shm_size to 16Gi")
+    if launch.processes_per_node > 1 and not pods["a training pod"][0]:
+        raise ConfigError(
+            "/dev/shm of a training pod is the 64 MiB of Kubernetes, NCCL needs more: SET=cluster.trainer_shm_size=64Gi"
+        )
     return ", ".join(f"{size or '64Mi'} of {memory} for {name}" for name, (size, memory) in pods.items())
 
 

@@ -167,7 +167,7 @@ def _mount(task: dsl.PipelineTask, stage: Stage, cluster: ClusterConfig) -> None
 
 def _mark(task: dsl.PipelineTask, stage: Stage, cluster: ClusterConfig) -> None:
     """Label the pod for network policies and people, and tell it its own name."""
-    labels = {**PART_OF, "app.kubernetes.io/component": stage, _NO_SIDECAR: "false", **cluster.labels}
+    labels = {**cluster.labels, **PART_OF, "app.kubernetes.io/component": stage, _NO_SIDECAR: "false"}
     for name, value in labels.items():
         kubernetes.add_pod_label(task, name, value)
     # Older Istio reads the annotation, newer the label.

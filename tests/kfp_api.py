@@ -179,6 +179,8 @@ class KfpServer:
     def _add_experiment(self, *, body: Any, **_: Any) -> Row:
         if self.multi_user and not body.get("namespace"):
             raise Refused(400, "namespace is empty in multi-user mode")
+        if body.get("namespace") and not self.multi_user:
+            raise Refused(400, "In single-user mode, CreateExperimentRequest shouldn't contain namespace")
         return self._add(self.experiments, "experiment_id", "V2beta1Experiment", body)
 
     def _add_run(self, *, body: Any, **_: Any) -> Row:

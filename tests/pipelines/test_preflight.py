@@ -112,7 +112,7 @@ def node(change: Any) -> Any:
         (node(lambda n: n["status"]["allocatable"].update(memory="500Gi")), [], "offers 500Gi memory, 900Gi are"),
         (lambda _: None, ["launch.num_nodes=2"], "training needs 2, 1 of 1 can take it"),
         (lambda _: None, ["cluster.trainer_shm_size=700Gi"], "/dev/shm of a training pod is 700Gi of its 900Gi"),
-        (lambda _: None, ["cluster.trainer_shm_size="], "NCCL needs more: set shm_size"),
+        (lambda _: None, ["cluster.trainer_shm_size="], "NCCL needs more: SET=cluster"),
         (lambda c: c.objects[f"{NAMESPACE}/resourcequotas"][0]["spec"]["hard"].update({"requests.nvidia.com/gpu": "0"}),
          [], "quota: dice-gpus allows 0 nvidia.com/gpu, training holds 8"),
     ],

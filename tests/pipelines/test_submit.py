@@ -190,6 +190,11 @@ def test_with_several_users_all_goes_to_the_namespace(server: KfpServer) -> None
     assert [row["namespace"] for row in (*server.experiments, *server.pipelines)] == ["team-a", "team-a"]
 
 
+def test_with_one_user_the_namespace_is_that_of_the_cluster_alone(server: KfpServer) -> None:
+    assert submit("--namespace", "team-a") == 0
+    assert not server.experiments[0].get("namespace")
+
+
 def test_waiting_shows_each_change_and_exits_by_the_result(
     server: KfpServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
