@@ -4,14 +4,27 @@ Jobs, pods and events are the plain dicts of the Kubernetes API.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 # The last line of a traceback, which torch prefixes with the rank.
 _EXCEPTION = re.compile(r"(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception)\b.*)")
+# torchrun's report of a process that could not speak for itself any more.
+_SIGNAL = re.compile(r"\s*traceback : (Signal \d+ .*)")
 _NUM_EVENTS = 5
 _SIGNALS = {137: "killed", 139: "segmentation fault", 143: "told to stop"}
 
+
+class Line(NamedTuple):
+    """A line of a log."""
+
+    time: tuple[str, str]
+    """On its node's clock: date and time, nanoseconds. Comparable."""
+    text: str
+
+
+LastLines = Mapping[str, Sequence[Line]]
+"""Of each process by its name: "rank 3", or "node 1" for what torchrun itself says there."""
 Pods = Mapping[str, Mapping[str, Any]]
 Events = Mapping[str, Sequence[Mapping[str, Any]]]
 """Of a pod or the job, by its name."""
@@ -58,7 +71,7 @@ def restarts(pod: Mapping[str, Any]) -> int:
     return sum(status.get("restartCount", 0) for status in _statuses(pod))
 
 
-def failure_report(job: Mapping[str, Any], pods: Pods, events: Events, last_lines: Mapping[str, Sequence[str]]) -> str:
+def failure_report(job: Mapping[str, Any], pods: Pods, events: Events, last_lines: LastLines) -> str:
     """Return why a job failed. First line: the cause and the exit code; then conditions, pods, events, last lines.
 
     Args:
@@ -73,27 +86,32 @@ def failure_report(job: Mapping[str, Any], pods: Pods, events: Events, last_line
     cause = _cause(job, pods, last_lines)
     lines = [f"training failed{where}: {cause} (job {metadata.get('namespace', '')}/{metadata['name']})"]
     for condition in _true_conditions(job):
+        if condition["type"] == "Created":
+            continue
         said = f"{condition.get('reason', '')}: {condition.get('message', '')}"
         lines.append(f"condition {condition['type']}: {said}")
     lines += [f"pod {name}: {_pod_state(pod)}" for name, pod in sorted(pods.items())]
     for about, of_object in sorted(events.items()):
         lines += [f"event of {about}: {_event(event)}" for event in _telling(of_object)]
-    lines += [f"[{process}] {line}" for process, said in _in_order(last_lines) for line in said]
+    lines += [f"[{process}] {line.text}" for process, said in _in_order(last_lines) for line in said]
     return "\n".join(lines)
 
 
-def find_cause(lines: Sequence[str]) -> str:
-    """Return the line that tells the cause best: an error written for a person, else an exception, else ""."""
+def find_cause(lines: Iterable[str]) -> str:
+    """Return what tells the cause best: an error written for a person, else the first exception, else ""."""
+    lines = list(lines)
     for line in lines:
         if line.startswith("error: "):
             return line.removeprefix("error: ")
     # torchrun's own exception only says that a process failed.
     exceptions = [match[1] for line in lines if (match := _EXCEPTION.match(line)) and "ChildFailedError" not in line]
-    return exceptions[0] if exceptions else ""
+    signals = [match[1] for line in lines if (match := _SIGNAL.match(line))]
+    return next(iter([*exceptions, *signals]), "")
 
 
-def _cause(job: Mapping[str, Any], pods: Pods, last_lines: Mapping[str, Sequence[str]]) -> str:
-    cause = find_cause([line for _, lines in _in_order(last_lines) for line in lines])
+def _cause(job: Mapping[str, Any], pods: Pods, last_lines: LastLines) -> str:
+    # By time: what fails first makes the others fail.
+    cause = find_cause(line.text for line in sorted(line for lines in last_lines.values() for line in lines))
     if cause:
         return cause
     for name, pod in sorted(pods.items()):
@@ -186,14 +204,20 @@ def _reason_and_message(state: Mapping[str, Any]) -> str:
     return text.strip(": ")
 
 
-def _in_order(last_lines: Mapping[str, Sequence[str]]) -> list[tuple[str, Sequence[str]]]:
-    """Return processes before nodes: what torchrun says of a process's end tells less than the process does."""
+def _in_order(last_lines: LastLines) -> list[tuple[str, Sequence[Line]]]:
+    """Return processes by rank, and after them nodes: torchrun tells less of a failure than the process that failed.
+
+    Where a process has said why, torchrun is left out.
+    """
 
     def place(name: str) -> tuple[bool, int]:
         kind, _, number = name.partition(" ")
         return kind != "rank", int(number)
 
-    return sorted(last_lines.items(), key=lambda item: place(item[0]))
+    in_order = sorted(last_lines.items(), key=lambda item: place(item[0]))
+    of_processes = [(name, lines) for name, lines in in_order if name.startswith("rank")]
+    is_told = bool(find_cause(line.text for _, lines in of_processes for line in lines))
+    return of_processes if is_told else in_order
 
 
 def _true_conditions(job: Mapping[str, Any]) -> list[Mapping[str, Any]]:

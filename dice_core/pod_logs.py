@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from dice_core.failure_report import LastLines, Line
 from dice_core.kubernetes_calls import Cluster, is_passing, reason
 from dice_core.kubernetes_watch import lines
 from dice_core.progress import log
@@ -63,9 +64,9 @@ class PodLogs:
             pod_log.join(max(0.0, deadline - time.monotonic()))
             pod_log.abandon()
 
-    def last_lines(self) -> dict[str, list[str]]:
-        """Return the last lines of each process by its name: "rank 3", or "node 1" for what is no process's."""
-        merged: dict[str, list[str]] = {}
+    def last_lines(self) -> LastLines:
+        """Return the last lines of each process."""
+        merged: dict[str, list[Line]] = {}
         for pod_log in self._logs.values():
             for name, kept in pod_log.last_lines().items():
                 # Pods that took each other's place share a name: the later comes later.
@@ -85,7 +86,7 @@ class _PodLog(threading.Thread):
         self._newest: tuple[str, str] = ("", "")
         self._num_at_newest = 0
         self._newest_seen_at = 0.0
-        self._lines: dict[str, deque[str]] = {}
+        self._lines: dict[str, deque[Line]] = {}
         self._lock = threading.Lock()
 
     def finish(self) -> None:
@@ -96,7 +97,7 @@ class _PodLog(threading.Thread):
         """Show nothing any more."""
         self._abandoned.set()
 
-    def last_lines(self) -> dict[str, list[str]]:
+    def last_lines(self) -> dict[str, list[Line]]:
         with self._lock:
             return {name: list(kept) for name, kept in self._lines.items()}
 
@@ -143,7 +144,7 @@ class _PodLog(threading.Thread):
                 if stamp < resumed_at or (stamp == resumed_at and num_same <= num_before):
                     continue
                 self._remember(stamp)
-                self._show(text)
+                self._show(stamp, text)
                 has_new = True
         finally:
             response.close()
@@ -154,12 +155,12 @@ class _PodLog(threading.Thread):
             self._num_at_newest = self._num_at_newest + 1 if stamp == self._newest else 1
             self._newest, self._newest_seen_at = stamp, time.monotonic()
 
-    def _show(self, line: str) -> None:
-        match = _LOCAL_RANK.match(line)
-        rank = self._node_rank * self._processes_per_node + int(match[1]) if match else None
-        name, text = (f"node {self._node_rank}", line) if match is None else (f"rank {rank}", match[2])
+    def _show(self, stamp: tuple[str, str], line: str) -> None:
+        name, text, match = f"node {self._node_rank}", line, _LOCAL_RANK.match(line)
+        if match:
+            name, text = f"rank {self._node_rank * self._processes_per_node + int(match[1])}", match[2]
         with self._lock:
-            self._lines.setdefault(name, deque(maxlen=NUM_LAST_LINES)).append(text)
+            self._lines.setdefault(name, deque(maxlen=NUM_LAST_LINES)).append(Line(stamp, text))
         sys.stderr.write(f"[{name}] {text}\n")
         sys.stderr.flush()
 
