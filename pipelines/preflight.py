@@ -7,10 +7,10 @@ small object in S3, which it deletes again.
 import argparse
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from dice_core import layout
@@ -27,6 +27,7 @@ from pipelines.cluster import (
 )
 from pipelines.cluster_api import ClusterApi, ClusterError, ForbiddenError
 from pipelines.kfp_api import Connection, KfpApi, KfpError
+from pipelines.node_checks import check_images, check_nodes
 from pipelines.presets import Preset
 from pipelines.resources import launch_on_cluster
 from pipelines.submit import check_training, chosen_root
@@ -126,6 +127,7 @@ def cluster_lines(cluster: ClusterApi, preset: Preset) -> Iterator[Line]:
     if is_elsewhere:
         yield _checked("training operator", partial(check_operator, cluster))
         yield _checked(f"rights of {PIPELINE_ACCOUNT}", partial(check_rights, cluster))
+    yield _checked("images", partial(check_images, cluster))
     yield _checked("shared memory", partial(check_shared_memory, config, launch))
     yield _checked("nodes", partial(check_nodes, cluster, config, launch))
     if config.gpu_resource:
@@ -194,54 +196,6 @@ def check_shared_memory(config: ClusterConfig, launch: LaunchConfig) -> str:
             "/dev/shm of a training pod is the 64 MiB of Kubernetes, NCCL needs more: SET=cluster.trainer_shm_size=64Gi"
         )
     return ", ".join(f"{size or '64Mi'} of {memory} for {name}" for name, (size, memory) in pods.items())
-
-
-def check_nodes(cluster: ClusterApi, config: ClusterConfig, launch: LaunchConfig) -> str:
-    """Find nodes that can take the training pods, and with them the smaller ones of the other stages."""
-    selector = ",".join(f"{name}={value}" for name, value in config.gpu_node_selector.items())
-    nodes = cluster.list("/api/v1/nodes", **({"labelSelector": selector} if selector else {}))
-    if not nodes:
-        raise ClusterError(f"none has the labels {selector}: start the pool, or SET='cluster.gpu_node_selector=...'")
-    needs = {
-        "cpu": launch.cpu or config.trainer_cpu,
-        "memory": launch.memory or config.trainer_memory,
-        **({config.gpu_resource: str(launch.processes_per_node)} if config.gpu_resource else {}),
-    }
-    faults = {node["metadata"]["name"]: _fault(node, needs, config) for node in nodes}
-    usable = [name for name, fault in faults.items() if not fault]
-    if len(usable) < launch.num_nodes:
-        reasons = "; ".join(f"{name} {fault}" for name, fault in list(faults.items())[:3] if fault)
-        raise ClusterError(f"training needs {launch.num_nodes}, {len(usable)} of {len(nodes)} can take it: {reasons}")
-    wanted = ", ".join(f"{value} {name}" for name, value in needs.items())
-    return f"{len(usable)} of {len(nodes)} can take a training pod ({wanted})"
-
-
-def _fault(node: Mapping[str, Any], needs: Mapping[str, str], config: ClusterConfig) -> str:
-    """Return why a node cannot take a training pod; empty if it can."""
-    ready = {entry["type"]: entry["status"] for entry in node["status"].get("conditions", ())}.get("Ready")
-    if ready != "True":
-        return "is not ready"
-    if node["spec"].get("unschedulable"):
-        return "is cordoned"
-    for taint in node["spec"].get("taints", ()):
-        if taint["effect"] != "PreferNoSchedule" and not any(
-            _tolerates(rule, taint) for rule in config.gpu_tolerations
-        ):
-            return f"has the taint {taint['key']}:{taint['effect']}, which cluster.gpu_tolerations does not tolerate"
-    offered = node["status"].get("allocatable", {})
-    for name, value in needs.items():
-        if quantity(offered.get(name, "0")) < quantity(value):
-            return f"offers {offered.get(name, 'no')} {name}, {value} are needed"
-    return ""
-
-
-def _tolerates(rule: Mapping[str, str], taint: Mapping[str, str]) -> bool:
-    """Return whether a toleration covers a taint, by the rules of Kubernetes."""
-    if rule.get("effect") and rule["effect"] != taint["effect"]:
-        return False
-    if rule.get("operator", "Equal") == "Exists":
-        return rule.get("key", "") in ("", taint["key"])
-    return rule.get("key") == taint["key"] and rule.get("value", "") == taint.get("value", "")
 
 
 def check_quota(cluster: ClusterApi, config: ClusterConfig, launch: LaunchConfig, num_shards: int) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from components import images
 from dice_core.storage import open_storage
 from pipelines.cli import main
 from tests.cluster_objects import NAMESPACE, ClusterObjects, running_cluster
@@ -17,6 +18,7 @@ NODE = {
     "spec": {"taints": [{"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}]},
     "status": {
         "conditions": [{"type": "Ready", "status": "True"}],
+        "images": [{"names": [f"docker.io/{name}"]} for name in (images.CORE, images.GENERATE, images.TRAIN)],
         "allocatable": {"cpu": "95690m", "memory": "1150Gi", "nvidia.com/gpu": "8"},
     },
 }
@@ -76,6 +78,7 @@ def test_a_cluster_that_has_everything_is_ok_line_by_line(
         "model cache",
         "training operator",
         "rights of dice-pipeline",
+        "images",
         "shared memory",
         "nodes",
         "quota",
@@ -110,6 +113,7 @@ def node(change: Any) -> Any:
         (node(lambda n: n["spec"]["taints"][0].update(key="team")), [], "gpu-1 has the taint team:NoSchedule"),
         (node(lambda n: n["status"]["allocatable"].pop("nvidia.com/gpu")), [], "offers no nvidia.com/gpu, 8 are"),
         (node(lambda n: n["status"]["allocatable"].update(memory="500Gi")), [], "offers 500Gi memory, 900Gi are"),
+        (node(lambda n: n["status"]["images"].pop(1)), [], f"images: {images.GENERATE}: on no node"),
         (lambda _: None, ["launch.num_nodes=2"], "training needs 2, 1 of 1 can take it"),
         (lambda _: None, ["cluster.trainer_shm_size=700Gi"], "/dev/shm of a training pod is 700Gi of its 900Gi"),
         (lambda _: None, ["cluster.trainer_shm_size="], "NCCL needs more: SET=cluster"),
@@ -141,6 +145,16 @@ def test_without_any_cluster_every_line_is_clear(
     assert "DICE_ROOT=s3://bucket/prefix" in lines[4]
 
 
+def test_images_of_a_registry_are_not_looked_for_on_the_nodes(
+    cluster: ClusterObjects, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CORE", "GENERATE", "TRAIN"):
+        monkeypatch.setattr(images, name, f"registry.example.com/dice/dice-{name.lower()}:1")
+    cluster.objects["/api/v1/nodes"][0]["status"]["images"] = []
+    code, lines = preflight(capsys)
+    assert code == 0 and [line for line in lines if line.endswith("dice-train:1, to be pulled")]
+
+
 def test_a_cluster_that_is_down_is_one_line(
     kfp: KfpServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +171,7 @@ def test_what_one_may_not_look_at_is_told_and_does_not_fail(
     cluster.forbidden |= {"/api/v1/nodes", "/apis/authorization.k8s.io/v1/subjectaccessreviews"}
     code, lines = preflight(capsys)
     asked = [line for line in lines if line.startswith("?")]
-    assert code == 0 and len(asked) == 2
+    assert code == 0 and len(asked) == 3
     assert (
         "kubectl auth can-i create pytorchjobs.kubeflow.org --namespace kubeflow --as system:serviceaccount" in asked[0]
     )
