@@ -15,7 +15,16 @@ from dice_core.config import Int, Settings
 from pipelines.durations import to_seconds
 
 Stage = Literal[
-    "choose-inputs", "import-model", "prepare-data", "generate", "score", "pair", "train", "evaluate", "report"
+    "check-settings",
+    "choose-inputs",
+    "import-model",
+    "prepare-data",
+    "generate",
+    "score",
+    "pair",
+    "train",
+    "evaluate",
+    "report",
 ]
 GPU_STAGES = ("generate", "score", "evaluate")
 """Hold GPUs in their own pods. The pod of train starts others and waits: it holds none."""

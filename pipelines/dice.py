@@ -1,6 +1,6 @@
 """The DICE pipeline of a preset: iterations and shards unrolled when it is compiled.
 
-    import-model -> prepare-data -> [warm start: pair -> train] -> iteration 1 -> iteration 2 ...
+    check settings -> import-model -> prepare-data -> [warm start: pair -> train] -> iteration 1 -> iteration 2 ...
     iteration: generate and score (a task a shard) -> pair -> train -> evaluate
     report: at the end, whatever happened
     a recurring run chooses its name, policy, reference and prompts first
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
+from components.check_settings import check_settings
 from components.choose_inputs import choose_inputs
 from components.evaluate import evaluate
 from components.generate import generate
@@ -136,8 +137,14 @@ def _choose_inputs(preset: Preset, given: Given) -> Given:
     return {**given, **{name: outputs[name] for name in ("run", *names[2:])}}
 
 
+def _check_settings(preset: Preset, given: Given) -> dsl.PipelineTask:
+    sections = {"warm_start_training": {}, **_take(given, *run_sections(preset))}
+    return configure_task(check_settings(**sections), "check-settings", "check settings", preset)
+
+
 def _run_stages(preset: Preset, iterations: list[GraphComponent], given: Given, recurring: bool) -> None:
-    imported = import_model(root=given["root"], source=given["policy_source"])
+    checked = _check_settings(preset, given)
+    imported = import_model(root=given["root"], source=given["policy_source"]).after(checked)
     policy = configure_task(imported, "import-model", "import policy", preset).outputs[OUTPUT]
     names = ("root", "run", "seed", "chat", "data", "preferences_source", "prompts_source", "exclude_source")
     prepared = prepare_data(**_take(given, *names), policy_uri=policy)
@@ -145,7 +152,7 @@ def _run_stages(preset: Preset, iterations: list[GraphComponent], given: Given, 
     if preset.has_warm_start and not recurring:
         reference, policy = policy, _warm_start(preset, given, policy, data)
     else:
-        imported = import_model(root=given["root"], source=given["reference_source"])
+        imported = import_model(root=given["root"], source=given["reference_source"]).after(checked)
         reference = configure_task(imported, "import-model", "import reference", preset).outputs[OUTPUT]
     base_reference, gate = reference, ""
     for number, iteration in enumerate(iterations, start=1):

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+from dice_core.checks import SECTIONS, check_settings
 from dice_core.config import ConfigError
 from dice_core.overrides import parse_overrides
 from pipelines.presets import PRESETS, Preset
@@ -47,7 +48,9 @@ def apply_overrides(preset: Preset, assignments: Iterable[str]) -> Preset:
     for text in own:
         name, value = _own_field(preset, text)
         changes[name] = value
-    return dataclasses.replace(preset, **changes)
+    changed = dataclasses.replace(preset, **changes)
+    check_settings({name: value.to_dict() for name, value in changed.sections().items() if name in SECTIONS})
+    return changed
 
 
 def _own_field(preset: Preset, text: str) -> tuple[str, str | int]:

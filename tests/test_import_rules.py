@@ -27,7 +27,7 @@ PURE = {
 }
 
 # What a pipeline is built from; running the demo also looks at what a run left behind, preflight at the storage.
-BUILDING = {"dice_core", "dice_core.config", "dice_core.layout", "dice_core.overrides"}
+BUILDING = {"dice_core", "dice_core.config", "dice_core.layout", "dice_core.checks", "dice_core.overrides"}
 RUNNING = BUILDING | {"dice_core.manifest", "dice_core.report", "dice_core.storage"}
 RUNNERS = {"demo", "preflight", "screen"}
 

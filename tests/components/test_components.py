@@ -39,8 +39,8 @@ class FakeArtifact:
 def test_there_is_a_component_for_every_stage() -> None:
     from dice_core.cli import STAGES
 
-    # choose_inputs is of recurring runs: by hand one names them.
-    assert [name.replace("_", "-") for name in NAMES] == sorted([*STAGES, "choose-inputs"])
+    # The other two are of a run as a whole: by hand one names the inputs, and each stage checks its own settings.
+    assert [name.replace("_", "-") for name in NAMES] == sorted([*STAGES, "check-settings", "choose-inputs"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,7 +72,7 @@ def test_every_input_and_output_is_described(name: str) -> None:
     assert described == list(spec.inputs)
     # kfp drops the description of an output that stands under Args.
     assert re.findall(r"^\s+(\w+): \S", returns, flags=re.MULTILINE) == sorted(
-        spec.outputs, key=str.islower, reverse=True
+        spec.outputs or {}, key=str.islower, reverse=True
     )
 
 

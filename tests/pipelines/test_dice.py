@@ -61,7 +61,7 @@ def test_the_graph_reads_as_iterations_with_shards_inside(tmp_path: Path) -> Non
     iteration = dict.fromkeys(
         ["generate 1 of 2", "score 1 of 2", "generate 2 of 2", "score 2 of 2", "pair", "train", "evaluate"]
     )
-    start = dict.fromkeys(["import policy", "prepare data", "import reference"])
+    start = dict.fromkeys(["check settings", "import policy", "prepare data", "import reference"])
     assert outline(compiled(preset, tmp_path)) == {
         "zephyr": start | {"iteration 1": iteration, "iteration 2": iteration},
         "report": None,
@@ -137,3 +137,9 @@ def test_every_parameter_is_described_and_only_the_root_is_required(spec: dict[s
 def test_parameters_fit_into_what_kfp_allows(spec: dict[str, Any]) -> None:
     sizes = [len(str(entry.get("defaultValue"))) for entry in spec["root"]["inputDefinitions"]["parameters"].values()]
     assert max(sizes) < MAX_PARAMETER_BYTES / 4
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_any_preset_begins_with_a_warm_start_when_it_has_no_reference(name: str, tmp_path: Path) -> None:
+    spec = compiled(apply_overrides(PRESETS[name](), ["reference_source="]), tmp_path)
+    assert "warm_start_training" in spec["root"]["inputDefinitions"]["parameters"]
