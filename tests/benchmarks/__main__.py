@@ -20,7 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table, write the files."""
     options = _parser().parse_args(arguments)
     try:
-        found = run(SIZES[options.size], options.stage or list(STAGES), options.repeats, curves=not options.no_curves)
+        found = run(
+            SIZES[options.size], options.stage or list(STAGES), options.repeats, with_curves=not options.no_curves
+        )
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -29,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.json.write_text(results.to_json(found))
     if options.out:
         results.write(found, options.out)
-    return 1 if any(row.difference for row in found.rows) else 0
+    return 1 if found.failed or any(row.difference for row in found.rows) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,37 +45,51 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(size: Size, stages: Sequence[str], repeats: int, *, curves: bool) -> Results:
-    """Measure stages.
+def run(size: Size, stages: Sequence[str], repeats: int, *, with_curves: bool) -> Results:
+    """Measure stages. One that fails does not take the others with it: `failed` says which, and why.
 
     Raises:
-        BenchmarkError: a way failed.
+        BenchmarkError: the work cannot be prepared.
     """
     described = results.machine()
     work = prepare(size, finish_work)
     comparisons, left_out = _available([c for stage in stages for c in STAGES.get(stage, [])])
     outcomes: dict[str, list[Outcome]] = {}
+    gpu: list[dict[str, str]] = []
+    failed = []
     for stage in dict.fromkeys(comparison.stage for comparison in comparisons):
         # All ways of a stage take turns together; the iteration adds up what is measured already.
         ways = [way for c in comparisons if c.stage == stage for way in (*c.ours, *c.peer) if way not in outcomes]
-        outcomes |= measure(ways, work.folder, repeats, log)
-    rows = [compare(comparison, outcomes) for comparison in comparisons]
-    gpu = [dict(line) for line in run_way("gpu:measure", work.folder).values["lines"]] if _has_gpu(stages) else []
+        try:
+            outcomes |= measure(ways, work.folder, repeats, log)
+        except BenchmarkError as error:
+            failed.append(f"{stage}: {error}")
+    curves = []
+    try:
+        if _wants_gpu(stages):
+            gpu = run_way("gpu:measure", work.folder).values["lines"]
+        curves = [curve for stage in stages if with_curves for curve in _curves(work, stage)]
+    except BenchmarkError as error:
+        failed.append(f"curves or accelerator: {error}")
+    measured = [c for c in comparisons if all(way in outcomes for way in (*c.ours, *c.peer))]
     return Results(
         command=shlex.join(["python", "-m", "tests.benchmarks", *sys.argv[1:]]),
         machine=described,
         work=asdict(size),
         repeats=repeats,
-        rows=rows,
-        curves=[curve for stage in stages if curves for curve in _curves(work, stage)],
+        rows=[compare(comparison, outcomes) for comparison in measured],
+        curves=curves,
         gpu=gpu,
         left_out=left_out,
+        failed=failed,
     )
 
 
-def _has_gpu(stages: Sequence[str]) -> bool:
+def _wants_gpu(stages: Sequence[str]) -> bool:
     import torch
 
+    if "gpu" in stages and not torch.cuda.is_available():
+        raise BenchmarkError("--stage gpu needs a CUDA device, and PyTorch finds none here")
     return torch.cuda.is_available() and bool({"gpu", "score", "train"} & set(stages))
 
 

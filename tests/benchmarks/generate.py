@@ -47,13 +47,14 @@ def _ours(work: Work, num_prompts: int) -> Timed:
     config, chat = _settings(work)
     prompts = work.prompts(num_prompts)
     parts = range(num_parts(prompts.num_rows, config))
-    tables, seconds = [], 0.0
+    tables, seconds = {}, 0.0
     with _since_engine_start() as elapsed:
-        for _, table in generate_parts(work.policy, prompts, config=config, chat=chat, seed=SEED, parts=parts):
-            tables.append(table)
+        for part, table in generate_parts(work.policy, prompts, config=config, chat=chat, seed=SEED, parts=parts):
+            tables[part] = table
             # Up to the last part: taking the engine down is in the whole process's time, here and in raw vLLM.
             seconds = elapsed()
-    return Timed(seconds, {"responses": pa.concat_tables(tables)["response_token_ids"].to_pylist()})
+    responses = pa.concat_tables(tables[part] for part in parts)["response_token_ids"].to_pylist()
+    return Timed(seconds, {"responses": responses})
 
 
 def launches(folder: Path) -> Timed:

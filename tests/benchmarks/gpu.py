@@ -1,8 +1,9 @@
 """On CUDA: scoring and training at the shape of an 8B model with random weights (no download), against upstream's way.
 
 Speed is compared with what this card's matrix multiplication was measured to reach. Operations counted are those of the
-weights, 2 a weight and token forward and 4 backward, on the tokens a way must run if it shares prompts; attention,
-recomputed activations and padding count as nothing. So the peer's repeated prompts and dummy rows show as lost speed.
+weights, 2 a weight and token forward and 4 backward, on the tokens a way must run if it shares prompts (the output head
+on response tokens alone); attention, recomputed activations and padding count as nothing. So the peer's repeated
+prompts and dummy rows show as lost speed.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +47,6 @@ def measure(folder: Path) -> Timed:
     from dice_core.throughput import matmul_peak
 
     model = random_model(_SHAPE)
-    weights = sum(weight.numel() for weight in model.parameters()) - model.get_input_embeddings().weight.numel()
     peak = matmul_peak()
     rng = np.random.default_rng(0)
     many = [_group(rng, _NUM_RESPONSES) for _ in range(_NUM_PROMPTS)]
@@ -60,12 +60,12 @@ def measure(folder: Path) -> Timed:
         ("train, padded pairs, all logits, reference model", train_upstream, pairs, 6),
     ):
         seconds, memory = _timed(lambda run=run, groups=groups: run(model, groups))
-        num_tokens = sum(_num_tokens(group) for group in groups)
+        num_tokens, work = sum(map(_num_tokens, groups)), operations * _num_products(model, groups)
         lines.append(
             {
                 "what": what,
                 "tokens/s, median (min..max)": _spread([num_tokens / each for each in seconds]),
-                "share of matmul peak": f"{operations * weights * num_tokens / float(np.median(seconds)) / peak:.1%}",
+                "share of matmul peak": f"{work / float(np.median(seconds)) / peak:.1%}",
                 "peak memory, GB": f"{memory / 1e9:.1f}",
             }
         )
@@ -99,6 +99,14 @@ def _num_tokens(group: PromptGroup) -> int:
     return len(group.prompt_token_ids) + sum(len(response) for response in group.responses)
 
 
+def _num_products(model: "PreTrainedModel", groups: Sequence[PromptGroup]) -> int:
+    """Return weights times tokens: every token meets the layers, a response's the output head as well."""
+    head = model.get_output_embeddings().weight.numel()
+    layers = sum(weight.numel() for weight in model.get_decoder().layers.parameters())
+    num_responses = sum(len(response) for group in groups for response in group.responses)
+    return layers * sum(map(_num_tokens, groups)) + head * num_responses
+
+
 def score_ours(model: "PreTrainedModel", groups: Sequence[PromptGroup]) -> list[float]:
     """Score prompt groups packed. One model: policy and reference cost the same."""
     from dice_core.logprobs import group_logps
@@ -110,6 +118,7 @@ def score_upstream(model: "PreTrainedModel", groups: Sequence[PromptGroup]) -> l
     """Score one response at a time beside a dummy row."""
     import torch
 
+    _take_sdpa(model)
     with torch.no_grad():
         return [
             float(full_logits_logps(model, [(prompt, list(ids)), (prompt, [1, 2])], pad_id=0)[0])
@@ -134,12 +143,19 @@ def train_upstream(model: "PreTrainedModel", pairs: Sequence[PromptGroup]) -> li
     """Run each pair as two padded rows with all logits, after the same forward of a reference model."""
     import torch
 
+    _take_sdpa(model)
+
     def logps(pair: PromptGroup) -> "torch.Tensor":
         with torch.no_grad():
             full_logits_logps(model, _rows([pair]), pad_id=0)
         return full_logits_logps(model, _rows([pair]), pad_id=0)
 
     return _train(model, pairs, logps)
+
+
+def _take_sdpa(model: "PreTrainedModel") -> None:
+    """Give the peer its own attention back: scoring packed rows switches a model on CUDA to FlexAttention."""
+    model.set_attn_implementation("sdpa")
 
 
 def _train(

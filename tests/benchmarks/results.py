@@ -54,6 +54,7 @@ class Results:
     curves: Sequence[Curve]
     gpu: Sequence[Mapping[str, Any]]
     left_out: Sequence[str]
+    failed: Sequence[str]
 
 
 def machine() -> dict[str, str]:
@@ -116,7 +117,8 @@ def markdown(results: Results) -> str:
         "of its own, and peak memory is ours over the peer's."
     )
     parts = [head, table(results.rows)]
-    parts += ["\n".join(f"- Left out: {line}" for line in results.left_out)] if results.left_out else []
+    notes = [f"- Left out: {line}" for line in results.left_out] + [f"- FAILED: {line}" for line in results.failed]
+    parts += ["\n".join(notes)] if notes else []
     parts += [f"## {curve.name}\n\n{_curve_text(curve)}" for curve in results.curves]
     if results.gpu:
         parts.append("## On the accelerator\n\n" + _gpu_table(results.gpu))
