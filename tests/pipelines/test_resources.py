@@ -15,7 +15,7 @@ from pipelines.presets import PRESETS, Preset
 from pipelines.resources import launch_on_cluster
 
 GPU_STAGES = ("generate", "score", "evaluate")
-CPU_STAGES = ("check-settings", "import-model", "prepare-data", "pair", "report", "train")
+CPU_STAGES = ("check-settings", "choose-inputs", "import-model", "prepare-data", "pair", "report", "train")
 TINY = ["iterations=1", "num_shards=2"]
 
 

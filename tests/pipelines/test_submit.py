@@ -214,7 +214,7 @@ def test_waiting_shows_each_change_and_exits_by_the_result(
         "import policy",
         "iteration 1: train",
     ]
-    assert "[ 1/9]" in lines[-1]
+    assert "[ 1/" in lines[-1]
 
 
 def test_waiting_for_a_run_that_fails_exits_with_1_and_the_cause(
