@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dice_core import layout
-from dice_core.config import ConfigError, TrainingConfig
+from dice_core.config import ConfigError
 from pipelines.cluster import CONFIG_MAP, PIPELINE_ACCOUNT
 from pipelines.cluster_api import ClusterApi, ClusterError
 from pipelines.kfp_api import Connection, KfpApi, KfpError
@@ -115,7 +115,6 @@ def prepare(preset: Preset, name: str, root: str, folder: Path, *, recurring: bo
     Raises:
         ConfigError: what would fail on the cluster.
     """
-    check_training(preset)
     # Imported when it is needed: a typo is told without the seconds that kfp takes to load.
     from kfp import compiler
 
@@ -140,14 +139,6 @@ def shape_of(preset: Preset) -> Preset:
     if original.has_warm_start != preset.has_warm_start:
         changes["reference_source"] = preset.reference_source
     return dataclasses.replace(original, **changes)
-
-
-def check_training(preset: Preset) -> None:
-    """Raise ConfigError where the global batch cannot be split over the processes: hours before training would."""
-    num_processes = preset.launch.num_nodes * preset.launch.processes_per_node
-    for training in (preset.training, preset.warm_start_training):
-        if isinstance(training, TrainingConfig):
-            training.accumulation_steps(num_processes)
 
 
 def check_sources(parameters: Mapping[str, Any]) -> None:

@@ -66,7 +66,7 @@ def test_the_first_error_of_a_task_is_kept() -> None:
 
 def test_every_task_of_the_demo_has_a_label() -> None:
     labels = [label for values in task_labels(build_pipeline(demo()).pipeline_spec).values() for label in values]
-    assert len(labels) == len(set(labels)) == 15
+    assert len(labels) == len(set(labels)) == 16
     assert {"import policy", "warm start: train", "iteration 2: score 1 of 1", "report"} <= set(labels)
 
 
