@@ -53,7 +53,9 @@ class PairSet(NamedTuple):
         pairs: a PAIRS table sorted by prompt_id, which is a digest: generated and replayed pairs are well mixed.
         counts: num_generated_pairs, num_replayed_pairs, num_train_pairs, num_eval_pairs; dropped because both texts are
             the same, among those looked at: num_identical_pairs, num_identical_offline_pairs;
-            num_missing_replayed_pairs, by which replay fell short of its share; and the counts of the selection.
+            num_unused_generated_pairs, selected but more than the replay ratio has room for (their texts were not all
+            looked at); num_missing_replayed_pairs, by which replay fell short of its share; and the counts of the
+            selection.
     """
 
     pairs: pa.Table
@@ -110,6 +112,7 @@ def build_pairs(
     counts = {
         "num_identical_pairs": len(candidates) - len(differ),
         "num_identical_offline_pairs": num_identical_offline,
+        "num_unused_generated_pairs": len(selection.prompt_id) - (len(candidates) - len(differ)) - len(kept),
         "num_missing_replayed_pairs": num_replayed - len(drawn),
         **selection.counts,
     }
@@ -145,6 +148,7 @@ def offline_pairs(
     counts = {
         "num_identical_pairs": 0,
         "num_identical_offline_pairs": num_identical,
+        "num_unused_generated_pairs": 0,
         "num_missing_replayed_pairs": 0,
     }
     return _split(_UNSPLIT.empty_table(), replayed, counts, f"{offline.num_rows} offline pairs", config, seed)

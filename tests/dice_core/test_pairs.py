@@ -101,6 +101,7 @@ def test_pairs_have_the_schema_and_the_counts():
         "num_eval_pairs": 3,
         "num_identical_pairs": 0,
         "num_identical_offline_pairs": 0,
+        "num_unused_generated_pairs": 20,
         "num_missing_replayed_pairs": 0,
         "num_scores": 120,
         "num_non_finite_scores": 0,
@@ -177,7 +178,9 @@ def test_identical_texts_are_dropped_counted_and_replaced():
     assert built.counts["num_generated_pairs"] == built.counts["num_replayed_pairs"] == 20
     assert all(row["chosen"] != row["rejected"] for row in built.pairs.to_pylist())
     assert 0 < built.counts["num_identical_pairs"] <= 20
-    assert build(text=text, replay_ratio=0.0).counts["num_identical_pairs"] == 20
+    assert built.counts["num_unused_generated_pairs"] == 40 - 20 - built.counts["num_identical_pairs"]
+    without_replay = build(text=text, replay_ratio=0.0).counts
+    assert (without_replay["num_identical_pairs"], without_replay["num_unused_generated_pairs"]) == (20, 0)
 
 
 def test_identical_offline_texts_are_dropped_and_counted():
