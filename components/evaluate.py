@@ -21,7 +21,11 @@ def evaluate(
     seed: int,
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
-    """Measure the new policy against the one before it; promote it only if it is better.
+    """Measure the new policy against the one before it; promote it only if it is accepted and better.
+
+    Accepted: neither its held-out accuracy nor the length of its answers breaks a bound of the settings by more than
+    noise. Better: its held-out accuracy is higher, or the same with a higher margin. One that is accepted and no better
+    goes on and is not promoted; after one that is refused the rest of the run is skipped.
 
     Args:
         root: Where all runs keep their data: s3://bucket/prefix or a folder.
@@ -31,14 +35,15 @@ def evaluate(
         previous_uri: The policy before it.
         base_reference_uri: First reference of the run; the rewards of both policies are taken against it.
         data_uri: Prepared tables with the held-out pairs.
-        promote_as: Name of the promoted pointer that an accepted policy moves. Empty: none is moved.
+        promote_as: Name of the promoted pointer that an accepted and better policy moves. Empty: none is moved.
         evaluation: Settings of the stage (EvaluationConfig).
         generation: How answers are sampled (GenerationConfig).
         chat: How a prompt becomes token ids (ChatConfig).
         seed: Seed of the run.
 
     Returns:
-        metrics: Held-out accuracy and margin, answer lengths before and after, whether it was accepted and why.
+        metrics: Held-out accuracy and margin, answer lengths before and after, whether it was accepted, whether it
+            improved, and why.
         Output: Address of the evaluation.
     """
     from dice_core import layout, stages

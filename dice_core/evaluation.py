@@ -23,7 +23,7 @@ from dice_core.estimates import Estimate, accuracy, accuracy_change, growth, mea
 from dice_core.gate import Findings, Gate, decide
 from dice_core.logprobs import PromptGroup, group_logps
 from dice_core.manifest import Metric
-from dice_core.models import context_length, load_model, load_tokenizer
+from dice_core.models import context_length, load_model, load_tokenizer, trusts_remote_code
 from dice_core.progress import log
 from dice_core.records import PREFERENCES, RecordError, conform
 from dice_core.reward import implicit_reward
@@ -51,15 +51,21 @@ class Evaluation:
 
     @property
     def accepted(self) -> bool:
-        """Whether the new policy may go on."""
+        """Whether the run may go on with the new policy."""
         return self.gate.accepted
+
+    @property
+    def promotable(self) -> bool:
+        """Whether the new policy is accepted and better than the previous one."""
+        return self.gate.promotable
 
     def metrics(self) -> dict[str, Metric]:
         """Return all numbers, flat; a standard error has the suffix `_se`; what could not be measured is left out."""
         numbers = {name: estimate.value for name, estimate in self.estimates.items()}
         numbers |= {f"{name}_se": estimate.standard_error for name, estimate in self.estimates.items()}
         known = {name: value for name, value in numbers.items() if math.isfinite(value)}
-        return {**known, **self.counts, "accepted": int(self.accepted), "reason": self.gate.reason}
+        verdict = {"accepted": int(self.accepted), "improved": int(self.gate.improved)}
+        return {**known, **self.counts, **verdict, "reason": self.gate.reason}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: `metrics`, `gate`, `samples`."""
@@ -172,7 +178,11 @@ def summarise(
         "num_sample_prompts": len(samples),
     }
     findings = Findings(
+        accuracy=estimates["heldout_reward_accuracy"].value,
+        accuracy_previous=estimates["heldout_reward_accuracy_previous"].value,
         accuracy_change=estimates["heldout_reward_accuracy_change"],
+        margin=estimates["heldout_reward_margin"].value,
+        margin_previous=estimates["heldout_reward_margin_previous"].value,
         length_growth=estimates["response_characters_growth"],
         num_answers=len(samples),
         num_distinct_answers=len({sample.policy.text for sample in samples}),
@@ -224,7 +234,8 @@ def _tokenise(pairs: pa.Table, folder: Path, evaluation: EvaluationConfig, chat:
     """Tokenise the pairs that fit the model's context: beyond it log-probs mean nothing."""
     from transformers import AutoConfig
 
-    context = context_length(AutoConfig.from_pretrained(folder))
+    trusts = trusts_remote_code(folder)
+    context = context_length(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusts))
     template = chat_format(load_tokenizer(folder), chat)
     groups = []
     for row in pairs.to_pylist():

@@ -1,4 +1,8 @@
-"""Whether a new policy is accepted: a pure function of what evaluation measured. Measuring is evaluation.py's business.
+"""Whether a new policy is accepted, and whether it improved: pure functions of what evaluation.py measured.
+
+Accepted means that the run may go on with it: it broke no bound. Improved means that it is better than the policy
+before it. A policy that is accepted and did not improve goes on and is not promoted; where one after another does not,
+further iterations gain nothing.
 
 A bound of the settings is a limit on the true change. Measured changes are noisy, the more so on few pairs and prompts,
 so a policy is refused when its change lies beyond the bound by more than two standard errors. A change beyond the bound
@@ -11,6 +15,9 @@ from dataclasses import dataclass
 from dice_core.config import EvaluationConfig
 from dice_core.estimates import Estimate
 
+NO_GAIN = "no gain"
+"""What an accepted policy that did not improve is called, wherever people read of it."""
+
 # An answer to every prompt that is one and the same text is only telling from so many prompts on.
 _FEWEST_PROMPTS_TO_COMPARE = 4
 
@@ -19,8 +26,15 @@ _FEWEST_PROMPTS_TO_COMPARE = 4
 class Findings:
     """What the gate looks at, of the new policy unless it says otherwise. Shares are of the sampled answers."""
 
+    accuracy: float
+    """Held-out reward accuracy against the run's base reference."""
+    accuracy_previous: float
+    """That of the previous policy, against the same reference on the same pairs."""
     accuracy_change: Estimate
-    """Held-out reward accuracy minus that of the previous policy, on the same pairs."""
+    """The first minus the second."""
+    margin: float
+    """Mean held-out reward margin in nats, against the same reference."""
+    margin_previous: float
     length_growth: Estimate
     """Mean characters of an answer relative to the previous policy's on the same prompts, minus 1."""
     num_answers: int
@@ -38,17 +52,28 @@ class Gate:
     """The decision. Reasons say why a policy is refused; warnings what a person should know of an accepted one too."""
 
     accepted: bool
+    improved: bool
+    comparison: str
+    """By what it improved or not, in words."""
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
+    def promotable(self) -> bool:
+        """Whether the policy is to take the place of the last promoted one."""
+        return self.accepted and self.improved
+
+    @property
     def reason(self) -> str:
         """One line for manifests and logs."""
-        return "; ".join(self.reasons) or "within the bounds"
+        return "; ".join(self.reasons) or (self.comparison if self.improved else f"{NO_GAIN}: {self.comparison}")
 
 
 def decide(findings: Findings, config: EvaluationConfig) -> Gate:
-    """Accept or refuse a policy.
+    """Accept or refuse a policy, and say whether it is better than the one before it.
+
+    It improved when its held-out accuracy is higher, or the same with a higher margin. No significance is asked for: a
+    gain of few pairs is a gain until more held-out pairs say otherwise, and its standard error stands beside it.
 
     Args:
         findings: what was measured.
@@ -70,7 +95,27 @@ def decide(findings: Findings, config: EvaluationConfig) -> Gate:
             reasons.append(sentence)
         elif change.value > bound:
             warnings.append(f"{sentence}: not refused, for it is beyond by less than two standard errors")
-    return Gate(not reasons, tuple(reasons), tuple(warnings))
+    return Gate(not reasons, _improved(findings), _comparison(findings), tuple(reasons), tuple(warnings))
+
+
+def _improved(findings: Findings) -> bool:
+    change = findings.accuracy_change.value
+    return change > 0 or (change == 0 and findings.margin > findings.margin_previous)
+
+
+def _comparison(findings: Findings) -> str:
+    change = findings.accuracy_change
+    if math.isnan(change.value):
+        return "no held-out pair could be compared"
+    if change.value == 0:
+        return (
+            f"accuracy {findings.accuracy:.1%} as before, "
+            f"margin {findings.margin_previous:+.3g} -> {findings.margin:+.3g} nats"
+        )
+    return (
+        f"accuracy {findings.accuracy_previous:.1%} -> {findings.accuracy:.1%} "
+        f"({100 * change.value:+.1f} +/- {100 * change.standard_error:.1f} points)"
+    )
 
 
 def _degenerate(findings: Findings) -> list[str]:

@@ -79,11 +79,12 @@ def clean(text: str) -> str:
 
 def _verdict(iteration: IterationData) -> dict[str, Any]:
     gate = (iteration.evaluation or {}).get("gate", {})
-    reason = run_summary.summarise(iteration)["reason"]
+    status = run_summary.status(iteration)
     return {
         "name": run_summary.name(iteration),
-        "status": run_summary.status(iteration),
-        "reason": reason,
+        "status": status,
+        # The status stands before the reason.
+        "reason": run_summary.summarise(iteration)["reason"].removeprefix(f"{status}: "),
         "warnings": gate.get("warnings", ()),
     }
 
@@ -105,7 +106,11 @@ def _filters(data: RunData) -> list[tuple[str, list[Any]]]:
         ),
         row("responses scored", "score", "num_scored"),
         row("repeated texts among the generated", "generate", "num_duplicate_responses"),
+        row("scores left out: not a finite number", "pair", "num_non_finite_scores"),
+        row("prompts left out: too few scored responses", "pair", "num_few_responses_prompts"),
+        row("prompts left out: best and worst are one response", "pair", "num_tied_prompts"),
         row("pairs left out: both texts the same", "pair", "num_identical_pairs"),
+        row("generated pairs that the replay ratio has no room for", "pair", "num_unused_generated_pairs"),
         row("offline pairs left out: both texts the same", "pair", "num_identical_offline_pairs"),
         row("offline pairs that were too few for the replay ratio", "pair", "num_missing_replayed_pairs"),
         row("pairs to train on", "pair", "num_train_pairs"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from dice_core.gate import NO_GAIN
 from dice_core.report_data import STAGES, IterationData, RunData, StageData
 from dice_core.reward import paper_length_penalty
 
@@ -34,7 +35,10 @@ def name(iteration: IterationData) -> str:
 
 
 def status(iteration: IterationData) -> str:
-    """Return where an iteration stands: completed, accepted, refused, skipped, or the stage that has not finished."""
+    """Return where an iteration stands: completed, accepted, no gain, refused, skipped, or what has not finished.
+
+    Accepted is a policy that is better than the one before; no gain is one that goes on and is not.
+    """
     known = STAGES if iteration.number else ("pair", "train")
     stages = {stage: iteration.stage(stage) for stage in known}
     if any(stage.state == "skipped" for stage in stages.values()):
@@ -46,7 +50,10 @@ def status(iteration: IterationData) -> str:
         return f"{open_stages[0]} not finished"
     if iteration.number == 0:
         return "completed"
-    return "accepted" if iteration.stage("evaluate").metrics.get("accepted") else "refused"
+    verdict = iteration.stage("evaluate").metrics
+    if not verdict.get("accepted"):
+        return "refused"
+    return "accepted" if verdict.get("improved") else NO_GAIN
 
 
 def summary(data: RunData) -> dict[str, Any]:
@@ -155,8 +162,9 @@ def summary_table(data: RunData) -> str:
     ]
     for iteration in data.iterations:
         reason = summarise(iteration)["reason"]
-        if status(iteration) in ("refused", "skipped"):
-            lines.append(f"{name(iteration)} {status(iteration)}: {reason}")
+        state = status(iteration)
+        if state in (NO_GAIN, "refused", "skipped"):
+            lines.append(f"{name(iteration)} {state}: {reason.removeprefix(f'{state}: ')}")
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -204,6 +212,8 @@ def _seconds(value: Any) -> str:
         return NOTHING
     minutes, seconds = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{value:.1f} s"
-    )
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    if minutes:
+        return f"{minutes} min {seconds:02d} s"
+    return f"{value:.1f} s"

@@ -41,9 +41,13 @@ def training_lines(steps: int, start_margin: float, rng: np.random.Generator) ->
     return tuple(lines)
 
 
+GAIN = "accuracy 59.4% -> 66.4% (+7.0 +/- 2.1 points)"
+NO_GAIN = "no gain: accuracy 87.5% -> 81.2% (-6.2 +/- 5.1 points)"
+
+
 def evaluation(accepted: bool, samples: list[tuple[str, str, str]]) -> dict[str, Any]:
-    reason = "within the bounds" if accepted else "answers grew by 82.0% (standard error 9.0)"
-    gate = {"accepted": accepted, "reasons": [] if accepted else [reason]}
+    reasons = [] if accepted else ["answers grew by 82.0% (standard error 9.0)"]
+    gate = {"accepted": accepted, "improved": True, "comparison": GAIN, "reasons": reasons}
     warnings = ["evaluation.max_new_tokens cuts 56% of the answers"] if accepted else []
     return {
         "gate": {**gate, "warnings": warnings},
@@ -70,7 +74,9 @@ SAMPLES = [
 ]
 
 
-def iteration(number: int, accepted: bool = True, steps: int = 60, num_scores: int = 4000) -> IterationData:
+def iteration(
+    number: int, accepted: bool = True, steps: int = 60, num_scores: int = 4000, improved: bool = True
+) -> IterationData:
     rng = np.random.default_rng(number)
     lengths = rng.lognormal(6.6, 0.5, num_scores)
     rewards = 0.004 * lengths + rng.normal(0, 4, num_scores) - 3
@@ -89,7 +95,8 @@ def iteration(number: int, accepted: bool = True, steps: int = 60, num_scores: i
     measured |= {"mean_response_characters": 1284.0, "mean_response_characters_se": 88.0}
     measured |= {"mean_response_characters_previous": 1201.0, "mean_response_characters_previous_se": 91.0}
     measured |= {"response_characters_growth": 0.0691, "response_characters_growth_se": 0.031}
-    measured |= {"accepted": int(accepted), "reason": "within the bounds" if accepted else "answers grew by 82.0%"}
+    measured |= {"accepted": int(accepted), "reason": GAIN if accepted else "answers grew by 82.0%"}
+    measured |= {"improved": int(improved)} if improved else {"improved": 0, "reason": NO_GAIN}
     return IterationData(
         number,
         {
@@ -108,6 +115,10 @@ def iteration(number: int, accepted: bool = True, steps: int = 60, num_scores: i
                     "num_replayed_pairs": 1009,
                     "num_train_pairs": 1906,
                     "num_eval_pairs": 112,
+                    "num_unused_generated_pairs": 4812,
+                    "num_tied_prompts": 3,
+                    "num_few_responses_prompts": 11,
+                    "num_non_finite_scores": 2,
                 }
                 | {"length_penalty": 0.0231, "length_gap": -0.8, "length_gap_unpenalised": 1031.4, "seconds": 4.2},
                 pairing={"length_unit": "characters", "replay_ratio": 0.5},

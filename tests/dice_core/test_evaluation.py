@@ -16,6 +16,7 @@ from dice_core.answers import Answer, sample_answers
 from dice_core.chat import chat_format
 from dice_core.config import ChatConfig, EvaluationConfig, GenerationConfig
 from dice_core.evaluation import Evaluation, Sample, evaluate_policy, summarise
+from dice_core.model_files import TRUST_KEY
 from dice_core.models import load_model, load_tokenizer, save_model
 from dice_core.records import PREFERENCES, RecordError
 
@@ -65,7 +66,7 @@ def test_a_policy_that_is_its_base_has_reward_0_everywhere_and_says_that_all_pai
     assert metrics["heldout_reward_accuracy"] == 0.5
     assert metrics["num_heldout_ties"] == metrics["num_held_out_pairs"] == 4
     assert metrics["response_characters_growth"] == 0
-    assert metrics["accepted"] == 1
+    assert (metrics["accepted"], metrics["improved"]) == (1, 0)
 
 
 def test_the_same_weights_in_two_folders_give_the_same_answers(tiny_model: Path, tmp_path: Path) -> None:
@@ -87,6 +88,20 @@ def test_a_result_is_plain_json_with_the_samples_of_both(tiny_model: Path, chang
     assert [sample["prompt"] for sample in result["samples"]] == HELD_OUT["prompt"].to_pylist()[:3]
     assert set(result["samples"][0]["policy"]) == {"text", "is_cut"}
     assert result["gate"]["accepted"] is True
+
+
+def test_a_policy_whose_config_is_code_of_its_own_is_read_when_that_was_allowed(
+    model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    code = "from transformers import LlamaConfig\n\n\nclass OwnConfig(LlamaConfig):\n    model_type = 'own-llama'\n"
+    (model_copy / "own.py").write_text(code)
+    config = json.loads((model_copy / "config.json").read_text())
+    config |= {"model_type": "own-llama", "auto_map": {"AutoConfig": "own.OwnConfig"}, TRUST_KEY: True}
+    config["max_position_embeddings"] = 8  # ends the evaluation after the config is read, before weights are
+    (model_copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RecordError, match="none fits the model's context of 8 tokens"):
+        evaluate(model_copy, model_copy, model_copy)
 
 
 def test_pairs_beyond_the_models_context_are_left_out_and_counted(tiny_model: Path) -> None:
@@ -154,6 +169,17 @@ def test_accuracies_margins_and_their_change_by_hand() -> None:
     assert metrics["heldout_step_margin"] == pytest.approx((0 + 0 + 6 + 0.5) / 4)
     assert metrics["num_heldout_ties_previous"] == 1
     assert metrics["mean_response_characters"] == metrics["mean_response_characters_previous"] == 15
+    assert (metrics["accepted"], metrics["improved"]) == (1, 1)
+
+
+def test_a_policy_that_is_worse_within_the_bound_is_accepted_and_not_promotable() -> None:
+    better = np.tile([-1.0, -2.0], (4, 1))
+    worse = np.array([[-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0], [-2.0, -1.0]])
+    result = summarise(worse, better, BASE, SAMPLES, EVALUATION)
+    assert result.accepted and not result.promotable and result.metrics()["improved"] == 0
+    # errors of 4 pairs, two added: sqrt(1 + 1 - 1 / 6) / 6
+    assert result.gate.reason == "no gain: accuracy 100.0% -> 75.0% (-25.0 +/- 22.6 points)"
+    assert summarise(better, worse, BASE, SAMPLES, EVALUATION).promotable
 
 
 def test_a_policy_with_log_probs_that_are_no_numbers_is_refused() -> None:

@@ -14,7 +14,11 @@ from dice_core.gate import Findings, decide
 
 CONFIG = EvaluationConfig(max_accuracy_drop=0.05, max_length_growth=0.5)
 FINE = Findings(
+    accuracy=0.62,
+    accuracy_previous=0.6,
     accuracy_change=Estimate(0.02, 0.02),
+    margin=1.5,
+    margin_previous=1.0,
     length_growth=Estimate(0.1, 0.1),
     num_answers=16,
     num_distinct_answers=16,
@@ -27,7 +31,29 @@ FINE = Findings(
 def test_a_policy_within_the_bounds_is_accepted_without_a_word() -> None:
     gate = decide(FINE, CONFIG)
     assert (gate.accepted, gate.reasons, gate.warnings) == (True, (), ())
-    assert gate.reason == "within the bounds"
+    assert gate.improved and gate.promotable
+    assert gate.reason == "accuracy 60.0% -> 62.0% (+2.0 +/- 2.0 points)"
+
+
+def test_a_fall_within_the_bounds_goes_on_and_is_not_promoted() -> None:
+    fall = replace(FINE, accuracy=0.8125, accuracy_previous=0.875, accuracy_change=Estimate(-0.0625, 0.051))
+    gate = decide(fall, CONFIG)
+    assert (gate.accepted, gate.improved, gate.promotable) == (True, False, False)
+    assert gate.reason == "no gain: accuracy 87.5% -> 81.2% (-6.2 +/- 5.1 points)"
+
+
+@pytest.mark.parametrize(("margin", "improved"), [(1.5, True), (1.0, False), (0.5, False)])
+def test_where_accuracy_ties_the_margin_decides(margin: float, improved: bool) -> None:
+    tie = replace(FINE, accuracy=0.6, accuracy_change=Estimate(0.0, 0.05), margin=margin)
+    gate = decide(tie, CONFIG)
+    assert gate.accepted and gate.improved == improved
+    assert f"accuracy 60.0% as before, margin +1 -> {margin:+.3g} nats" in gate.reason
+
+
+def test_a_policy_that_is_better_and_refused_is_not_promoted() -> None:
+    gate = decide(replace(FINE, length_growth=Estimate(0.8, 0.1)), CONFIG)
+    assert gate.improved and not gate.promotable
+    assert gate.reason.startswith("answers grew by 80.0%")
 
 
 def test_a_drop_beyond_the_bound_by_more_than_two_errors_is_refused() -> None:
@@ -78,6 +104,7 @@ def test_what_could_not_be_measured_is_said() -> None:
     unknown = Estimate(math.nan, math.inf)
     gate = decide(replace(FINE, accuracy_change=unknown, length_growth=unknown), CONFIG)
     assert gate.accepted and len(gate.warnings) == 2
+    assert not gate.promotable and gate.reason == "no gain: no held-out pair could be compared"
 
 
 def test_accuracy_counts_ties_half_and_its_error_is_agresti_coulls() -> None:

@@ -93,6 +93,22 @@ def test_a_refused_policy_is_the_first_thing_said(page: str) -> None:
     assert text.index("Iteration 2 refused: answers grew by 82.0%") < text.index("Overview")
 
 
+def test_a_policy_without_a_gain_is_said_so_before_the_numbers() -> None:
+    text = " ".join(Balance(build_report(run_data(iteration(1, improved=False)))).text.split())
+    verdict = "Iteration 1 no gain: accuracy 87.5% \u2192 81.2% (\u22126.2 \u00b1 5.1 points)"
+    assert text.index(verdict) < text.index("Overview")
+
+
+def test_what_pairing_left_out_is_on_the_page(page: str) -> None:
+    for label, count in (
+        ("scores left out: not a finite number", "2"),
+        ("prompts left out: too few scored responses", "11"),
+        ("prompts left out: best and worst are one response", "3"),
+        ("generated pairs that the replay ratio has no room for", "4,812"),
+    ):
+        assert f"{label}</th><td>&ndash;</td><td>{count}</td><td>{count}</td>" in page
+
+
 def test_text_of_people_and_models_is_shown_and_never_obeyed() -> None:
     attack = '</div><script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(1)>&amp; \x00\u202e'
     one = iteration(1)

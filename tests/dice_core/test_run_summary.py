@@ -6,7 +6,7 @@ import pytest
 
 from dice_core.report import build_report
 from dice_core.report_data import IterationData, StageData
-from dice_core.run_summary import status, summarise, summary, summary_table
+from dice_core.run_summary import rows, status, summarise, summary, summary_table
 from tests.synthetic_run import iteration, run_data, warm_start
 
 
@@ -17,6 +17,20 @@ def test_stages_after_a_refused_gate_are_shown_as_skipped_with_the_reason() -> N
     assert [status(one) for one in data.iterations] == ["refused", "skipped"]
     assert "iteration 2 skipped: the policy was refused by iteration-1/evaluate: answers grew" in summary_table(data)
     assert "the policy was refused by" in build_report(data)
+
+
+def test_a_policy_that_did_not_improve_is_said_to_have_no_gain_and_by_how_much() -> None:
+    data = run_data(iteration(1), iteration(2, improved=False))
+    assert [status(one) for one in data.iterations] == ["accepted", "no gain"]
+    assert "iteration 2 no gain: accuracy 87.5% -> 81.2% (-6.2 +/- 5.1 points)" in summary_table(data)
+    assert summary(data)["iterations"][1]["improved"] == 0
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(4.24, "4.2 s"), (59.7, "1 min 00 s"), (5111, "1 h 25 min")])
+def test_times_are_told_in_their_two_largest_units(seconds: float, words: str) -> None:
+    stages = {"train": StageData("completed", {"seconds": seconds})}
+    cells = {row.label: row.cells for row in rows(run_data(IterationData(1, stages)))}
+    assert cells["train"] == (words,)
 
 
 def test_a_run_in_progress_names_the_stage_that_has_not_finished() -> None:
