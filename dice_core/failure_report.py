@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 _EXCEPTION = re.compile(r"(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception)\b.*)")
 # torchrun's report of a process that could not speak for itself any more.
 _SIGNAL = re.compile(r"\s*traceback : (Signal \d+ .*)")
+# What torchrun --tee puts in front of a process's line.
+_PROCESS = re.compile(r"^\[[a-z]+\d+\]:")
 _NUM_EVENTS = 5
+_NUM_MESSAGE_LINES = 12
 _SIGNALS = {137: "killed", 139: "segmentation fault", 143: "told to stop"}
 
 
@@ -78,9 +81,10 @@ def failure_report(job: Mapping[str, Any], pods: Pods, events: Events, last_line
         job: as it was last seen.
         pods: every pod of it, as last seen; it may be gone by now.
         events: of these pods and the job, oldest first.
-        last_lines: of each process, by its name.
+        last_lines: of each process, by its name; without any, what the containers' states have kept of their logs.
     """
     metadata = job["metadata"]
+    last_lines = last_lines or _termination_messages(pods)
     name, exit_code = _first_failure(pods)
     where = f", exit code {exit_code}{_meaning(exit_code)} in {name}" if name else ""
     cause = _cause(job, pods, last_lines)
@@ -140,6 +144,16 @@ def _endings(pods: Pods) -> list[tuple[str, Mapping[str, Any]]]:
         for key in ("lastState", "state")
         if (status.get(key) or {}).get("terminated")
     ]
+
+
+def _termination_messages(pods: Pods) -> LastLines:
+    """Return the ends of logs that the kubelet keeps of failed containers (FallbackToLogsOnError)."""
+    said = [(name, (ended.get("message") or "").splitlines()) for name, ended in _endings(pods)]
+    return {
+        name: [Line(("", f"{i:09}"), _PROCESS.sub("", text)) for i, text in enumerate(texts[-_NUM_MESSAGE_LINES:])]
+        for name, texts in said
+        if texts
+    }
 
 
 def _meaning(exit_code: int) -> str:
@@ -210,9 +224,9 @@ def _in_order(last_lines: LastLines) -> list[tuple[str, Sequence[Line]]]:
     Where a process has said why, torchrun is left out.
     """
 
-    def place(name: str) -> tuple[bool, int]:
+    def place(name: str) -> tuple[bool, int, str]:
         kind, _, number = name.partition(" ")
-        return kind != "rank", int(number)
+        return kind != "rank", int(number or 0), name
 
     in_order = sorted(last_lines.items(), key=lambda item: place(item[0]))
     of_processes = [(name, lines) for name, lines in in_order if name.startswith("rank")]

@@ -39,7 +39,10 @@ class JobFollower:
         self._said = ""
         self._waiting_since = time.monotonic()
         self._reminder = Throttle(self._patience.reminder)
-        self._logs = PodLogs(cluster, launch.processes_per_node)
+        # What the job was made with counts: an adopted one may be older than the settings.
+        replicas = job["spec"]["pytorchReplicaSpecs"].values()
+        self._num_expected = sum(replica.get("replicas", 1) for replica in replicas)
+        self._logs = PodLogs(cluster, int(job["spec"].get("nprocPerNode", launch.processes_per_node)))
 
     def follow(self) -> None:
         """Return when the job has succeeded.
@@ -136,8 +139,7 @@ class JobFollower:
             self._waiting_since = time.monotonic()
             self._say(f"waits in queue {self._launch.queue_name!r} until Kueue admits it")
             return
-        num_expected = self._launch.num_nodes
-        reasons = waiting_reasons(self._pods, {}, num_expected)
+        reasons = waiting_reasons(self._pods, {}, self._num_expected)
         if not reasons:
             self._waiting_since = 0.0
             return
@@ -145,7 +147,7 @@ class JobFollower:
         passed, deadline = time.monotonic() - self._waiting_since, self._launch.pending_deadline_seconds
         is_over, is_reminder = passed >= deadline, self._reminder.is_due()
         if is_over or is_reminder:
-            reasons = waiting_reasons(self._pods, self._events(), num_expected)
+            reasons = waiting_reasons(self._pods, self._events(), self._num_expected)
         if is_over:
             self._cluster.delete_job(self._name, self._uid)
             first = f"training did not start within launch.pending_deadline_seconds = {deadline}: {reasons[0]}"

@@ -21,7 +21,7 @@ from typing import Any
 from kubernetes.client import ApiException
 
 from dice_core.config import LaunchConfig
-from dice_core.failure_report import job_outcome
+from dice_core.failure_report import failure_report, job_outcome
 from dice_core.job_follower import JobFollower
 from dice_core.kubernetes_calls import Cluster, KubernetesError, Patience, own_pod, reason
 from dice_core.launch import LaunchError
@@ -88,7 +88,8 @@ def _start_or_adopt(cluster: Cluster, name: str, body: dict[str, Any]) -> dict[s
         elif job["metadata"].get("deletionTimestamp"):
             log(f"train: waiting until the PyTorchJob {name} of an earlier attempt is deleted")
         elif job_outcome(job) == "Failed":
-            log(f"train: the PyTorchJob {name} of an earlier attempt failed; starting again from its checkpoint")
+            why = failure_report(job, {}, {}, {}).partition(" (job ")[0]
+            log(f"train: an earlier attempt is started again from its newest checkpoint; it ended with: {why}")
             cluster.delete_job(name, job["metadata"]["uid"])
         else:
             log(f"train: adopting PyTorchJob {cluster.namespace}/{name} ({job_outcome(job) or 'not finished'})")

@@ -14,7 +14,7 @@ from dice_core.pytorchjob import PyTorchJobBackend
 from dice_core.training import TrainingJob
 
 REPOSITORY = Path(__file__).parents[1]
-PATIENCE = Patience(first_pause=0.05, longest_pause=0.2, give_up=20, watch=2, silence=1, reminder=0.3, drain=1, stop=5)
+PATIENCE = Patience(first_pause=0.05, longest_pause=0.2, give_up=20, watch=2, silence=1, reminder=0.3, drain=5, stop=5)
 SETTINGS = {"backend": "pytorchjob", "image": "training:1"}
 
 

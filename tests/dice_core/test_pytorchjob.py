@@ -128,11 +128,17 @@ def test_a_queued_job_may_wait_longer_than_its_pods_may(cluster: HandOperated, j
         launcher.result()
 
 
-def test_a_second_launcher_adopts_the_running_job(cluster: HandOperated, job_uri: str) -> None:
+def test_a_second_launcher_adopts_the_running_job_as_it_is(
+    cluster: HandOperated, job_uri: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     first = Launcher(job_uri)
     job = cluster.the_job()
-    second = Launcher(job_uri)
-    wait_until(lambda: bool(cluster.jobs()))
+    cluster.set_pod(cluster.create_pod(), "Running", state=RUNNING)
+    # Settings that ask for more pods are for the next job: this one misses none.
+    second = Launcher(job_uri, num_nodes=4, pending_deadline_seconds=1)
+    wait_until(lambda: "adopting PyTorchJob" in capfd.readouterr().err)
+    second.join(1.5)
+    assert second.is_alive()
     cluster.set_condition("Succeeded")
     first.result()
     second.result()

@@ -111,6 +111,14 @@ def test_without_logs_the_cause_is_what_the_cluster_says() -> None:
     assert failure_report(job(), {}, {}, {}) == "training failed: no reason was given (job ns/dice-x)"
 
 
+def test_without_logs_the_ends_that_the_kubelet_kept_are_shown() -> None:
+    state = ended(1)
+    state["terminated"]["message"] = "[default0]:loading\n[default0]:error: no such bucket"
+    first, *others = failure_report(job(("Failed", "True")), {"m": pod("Failed", state)}, {}, {}).splitlines()
+    assert first == "training failed, exit code 1 in m: no such bucket (job ns/dice-x)"
+    assert others[-2:] == ["[m] loading", "[m] error: no such bucket"]
+
+
 def test_an_error_for_a_person_is_a_better_cause_than_an_exception() -> None:
     assert find_cause(["[rank1]: torch.OutOfMemoryError: CUDA out of memory"]) == (
         "torch.OutOfMemoryError: CUDA out of memory"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -224,6 +225,13 @@ def test_the_job_has_the_fields_and_types_of_the_definition() -> None:
         assert replica["restartPolicy"] in _POLICIES
         # The operator finds its container by name.
         assert [container["name"] for container in replica["template"]["spec"]["containers"]] == ["pytorch"]
+
+
+def test_the_pod_fits_the_schema_of_kubernetes() -> None:
+    job = training_job("dice-x", _URI, LaunchConfig.parse(_FULL, "launch"), environment={"AWS_REGION": "r"})
+    template = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    pod = {"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "x", **template["metadata"]}}
+    kubernetes_validate.validate(pod, "1.30", strict=True)
 
 
 def test_the_job_fits_the_schema_of_the_definition_on_hand() -> None:

@@ -39,6 +39,7 @@ class HandOperated:
         self.core, self.custom = client.CoreV1Api(api_client), client.CustomObjectsApi(api_client)
         if definition:
             _apply_definition(client.ApiextensionsV1Api(api_client), definition)
+            wait_until(lambda: _answers(self.jobs))
         self.core.create_namespace({"metadata": {"name": self.namespace}})
         # Pods need it, and no controller makes it.
         account = {"metadata": {"name": "default"}}
@@ -202,6 +203,17 @@ def _apply_definition(api: client.ApiextensionsV1Api, path: str) -> None:
         return any(found["type"] == "Established" and found["status"] == "True" for found in conditions)
 
     wait_until(is_established)
+
+
+def _answers(call: Callable[[], Any]) -> bool:
+    """Return whether a resource is served; a new one is not at once."""
+    try:
+        call()
+    except client.ApiException as error:
+        if error.status != 404:
+            raise
+        return False
+    return True
 
 
 def _unless(code: int, call: Callable[[], Any]) -> None:

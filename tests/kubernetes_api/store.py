@@ -121,6 +121,8 @@ class Store:
                 item.pop("status", None)
             if kind is POD:
                 item["status"] = {"phase": "Pending", "qosClass": "BestEffort"}
+            if kind is DEFINITION:
+                item["status"] = {"conditions": [{"type": "Established", "status": "True"}]}
             item |= {"apiVersion": kind.api_version, "kind": kind.kind}
             return self._put(kind, key, item, "ADDED")
 
