@@ -17,7 +17,7 @@ from typing import Any
 from dice_core import __version__, stages
 from dice_core.config import ConfigError
 from dice_core.overrides import merge_overrides, parse_overrides
-from dice_core.stage_runner import StageReport, clear_output
+from dice_core.stage_runner import StageReport
 
 STAGES: dict[str, Callable[..., StageReport]] = {
     "import-model": stages.import_model,
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(run_command(function, options), indent=1))
     except KeyboardInterrupt:
         return 130
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         if os.environ.get("DICE_DEBUG"):
             raise
         print(f"dice: error: {_one_line(error)}", file=sys.stderr)
@@ -49,12 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_command(function: Callable[..., StageReport], options: dict[str, Any]) -> dict[str, Any]:
     """Call a stage's function with the parsed options."""
-    overwrite, overrides, config = options.pop("overwrite"), options.pop("set"), options.pop("config")
+    overrides, config = options.pop("set"), options.pop("config")
     sections = _sections(function)
     settings = merge_overrides(_read_config(config), parse_overrides(overrides, sections))
     values = {name: value for name, value in settings.items() if name in sections}
-    if overwrite:
-        clear_output(options["output_uri"])
     report = function(**options, **values)
     return {"uri": report.uri, "status": report.status, "message": report.message, "metrics": report.metrics}
 
@@ -85,7 +83,7 @@ def _add_options(
         if isinstance(parameter.default, bool):
             kind.update(action="store_true")
         elif name.endswith("_uris"):
-            kind.update(nargs="+", default=[], metavar="URI")
+            kind.update(action="extend", nargs="+", default=[], metavar="URI")
         else:
             value_type = int if isinstance(parameter.default, int) or parameter.annotation is int else str
             metavar = "N" if value_type is int else "URI" if name.endswith(("_uri", "_source")) else "TEXT"
@@ -93,9 +91,10 @@ def _add_options(
         parser.add_argument(option, **kind)
     sections = _sections(function)
     allowed = f"sections here: {', '.join(sections)}" if sections else "this stage has none"
-    parser.add_argument("--set", nargs="+", default=[], metavar="SECTION.FIELD=VALUE", help=f"settings; {allowed}")
+    parser.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="SECTION.FIELD=VALUE", help=f"settings; {allowed}"
+    )
     parser.add_argument("--config", metavar="FILE", help="JSON file with one object per section; --set wins")
-    parser.add_argument("--overwrite", action="store_true", help="delete what lies at --output first")
 
 
 def _sections(function: Callable[..., StageReport]) -> list[str]:
@@ -120,11 +119,18 @@ def _read_config(path: str | None) -> dict[str, Any]:
         raise ConfigError(f"{path}: not a readable JSON file: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(value, dict) for value in values.values()):
         raise ConfigError(f'{path}: must hold one JSON object per section, such as {{"training": {{"beta": 0.1}}}}')
+    known = sorted({section for function in STAGES.values() for section in _sections(function)})
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{path}: unknown section {name!r}, allowed: {', '.join(known)}")
     return values
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return the first line of a message: what follows it, such as the last lines of each process, was shown before."""
+    if isinstance(error, ImportError):
+        return f"{error}: this stage runs where that package is installed, such as in its image"
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 if __name__ == "__main__":

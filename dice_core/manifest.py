@@ -11,13 +11,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dice_core import __version__, layout
-from dice_core.storage import MissingObjectError, StorageError, open_storage
+from dice_core.records import RecordError
+from dice_core.storage import ConflictError, MissingObjectError, StorageError, open_storage
 
-# Beside a finished part of a stage that is still running: the part's fingerprint and file entry.
-_PART_SUFFIX = ".part.json"
+# The note on a finished part of a stage that is still running: its fingerprint, its key and its file entry.
+_NOTE_SUFFIX = ".part.json"
 
 Metric = float | int | str
 
@@ -29,6 +31,14 @@ class FileEntry:
     size: int
     sha256: str
     num_rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished part: the key of its file, which holds a digest, and what the file is."""
+
+    key: str
+    entry: FileEntry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +105,20 @@ def require_manifest(uri: str) -> Manifest:
     return manifest
 
 
-def describe_file(path: Path) -> FileEntry:
-    """Return size and digest of a file, and its number of rows where it is Parquet."""
-    num_rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
+def describe_file(path: Path, where: str = "") -> FileEntry:
+    """Return size and digest of a file, and its number of rows where it is Parquet.
+
+    Args:
+        path: the file.
+        where: what a message calls it; the path by default.
+
+    Raises:
+        RecordError: called Parquet, and is not.
+    """
+    try:
+        num_rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
+    except pa.ArrowInvalid as error:
+        raise RecordError(f"{where or path}: not a readable Parquet file: {error}") from None
     return FileEntry(*_size_and_digest(path), num_rows)
 
 
@@ -153,16 +174,33 @@ def publish_files(uri: str, files: Mapping[str, Path], manifest: Manifest) -> Ma
     return complete
 
 
-def publish_part(uri: str, name: str, path: Path, fingerprint: str) -> FileEntry:
-    """Upload one finished part of a stage that goes on, then the note that makes it count."""
+def publish_part(uri: str, name: str, path: Path, fingerprint: str) -> Part:
+    """Upload one finished part of a stage that goes on, then the note that makes it count.
+
+    The key holds the content's digest and the note is written once, so that of two attempts that run at the same time
+    (an evicted pod that lives on, and its retry) one part counts, whole, whatever the other does.
+
+    Returns:
+        The part that counts: this one, or the other attempt's.
+    """
     storage, entry = open_storage(uri), describe_file(path)
-    storage.upload(path, name)
-    note = {"fingerprint": fingerprint, "entry": asdict(entry)}
-    storage.write_bytes(name + _PART_SUFFIX, json.dumps(note).encode())
-    return entry
+    part = Part(f"{path.stem}-{entry.sha256[:12]}{path.suffix}", entry)
+    storage.upload(path, part.key)
+    note = {"fingerprint": fingerprint, "key": part.key, "entry": asdict(entry)}
+    try:
+        storage.write_if_version(name + _NOTE_SUFFIX, json.dumps(note).encode(), None)
+    except ConflictError:
+        return finished_parts(uri, fingerprint).get(name) or _replace_note(uri, name, note, part)
+    return part
 
 
-def finished_parts(uri: str, fingerprint: str) -> dict[str, FileEntry]:
+def _replace_note(uri: str, name: str, note: Mapping[str, Any], part: Part) -> Part:
+    """Write over the note of a part whose file is gone."""
+    open_storage(uri).write_bytes(name + _NOTE_SUFFIX, json.dumps(note).encode())
+    return part
+
+
+def finished_parts(uri: str, fingerprint: str) -> dict[str, Part]:
     """Return the parts an interrupted attempt left whole, by name.
 
     Raises:
@@ -170,16 +208,28 @@ def finished_parts(uri: str, fingerprint: str) -> dict[str, FileEntry]:
     """
     storage = open_storage(uri)
     sizes = {found.key: found.size for found in storage.list()}
-    parts: dict[str, FileEntry] = {}
-    for key in sorted(sizes):
-        if not key.endswith(_PART_SUFFIX):
-            continue
-        note, name = json.loads(storage.read_bytes(key)), key.removesuffix(_PART_SUFFIX)
+    parts: dict[str, Part] = {}
+    for key in sorted(key for key in sizes if key.endswith(_NOTE_SUFFIX)):
+        note = json.loads(storage.read_bytes(key))
         if note["fingerprint"] != fingerprint:
             raise StorageError(
                 f"{uri}: holds parts made with other settings or inputs: take a new run name, or pass --overwrite"
             )
-        entry = FileEntry(**note["entry"])
-        if sizes.get(name) == entry.size:
-            parts[name] = entry
+        part = Part(note["key"], FileEntry(**note["entry"]))
+        if sizes.get(part.key) == part.entry.size:
+            parts[key.removesuffix(_NOTE_SUFFIX)] = part
     return parts
+
+
+def clear_stage(uri: str, stage: str) -> int:
+    """Delete what a stage left at its place, and nothing that is not a stage's; return the number of files.
+
+    Raises:
+        StorageError: another stage's result is there.
+    """
+    storage, manifest = open_storage(uri), read_manifest(uri)
+    if manifest is not None and manifest.stage != stage:
+        raise StorageError(f"{uri}: holds the result of {manifest.stage}, --overwrite of {stage} leaves it alone")
+    if manifest is None and not any(found.key.endswith(_NOTE_SUFFIX) for found in storage.list()):
+        return 0
+    return storage.delete("")

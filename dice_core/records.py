@@ -104,13 +104,14 @@ def write_table(table: pa.Table, schema: pa.Schema, path: Path) -> None:
     pq.write_table(conform(table, schema, str(path)), path, compression="zstd")
 
 
-def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None, where: str = "") -> pa.Table:
     """Read a Parquet file and check it against the schema.
 
     Args:
         path: the file.
         schema: what it must hold.
         columns: only these, all by default.
+        where: what a message calls it; the path by default.
 
     Raises:
         RecordError: not Parquet, or not of this schema.
@@ -120,5 +121,5 @@ def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) 
         present = set(pq.read_schema(path).names)
         table = pq.read_table(path, columns=[name for name in wanted.names if name in present])
     except pa.ArrowInvalid as error:
-        raise RecordError(f"{path}: not a readable Parquet file: {error}") from None
-    return conform(table, wanted, str(path))
+        raise RecordError(f"{where or path}: not a readable Parquet file: {error}") from None
+    return conform(table, wanted, where or str(path))

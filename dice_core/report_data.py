@@ -246,7 +246,7 @@ def _read_training(stages: Mapping[str, StageData], folder: Path) -> dict[str, A
 
 
 def _read_evaluation(stages: Mapping[str, StageData], folder: Path) -> dict[str, Any]:
-    files = _files(stages.get("evaluate"), folder, "evaluation.json")
+    files = _files(stages.get("evaluate"), folder, "evaluation")
     return {"evaluation": next((json.loads(path.read_text()) for path in files), None)}
 
 

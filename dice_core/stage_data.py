@@ -5,7 +5,6 @@ data.py decides what is kept; sources.py reads the rows; stage_work.py has the w
 
 import hashlib
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 from dice_core import records
 from dice_core.config import ChatConfig, DataConfig
 from dice_core.manifest import Manifest
-from dice_core.stage_runner import StageContext
+from dice_core.stage_runner import StageContext, scratch_folder
 from dice_core.storage import StorageError, open_storage
 
 
@@ -31,8 +30,8 @@ class LocalSource:
 @contextmanager
 def local_sources(sources: Mapping[str, str]) -> Iterator[dict[str, LocalSource]]:
     """Bring the user's files to this machine, and identify each by its content; a Hub data set by its name."""
-    with tempfile.TemporaryDirectory(prefix="dice-") as folder:
-        yield {name: _local_source(source, Path(folder) / name) for name, source in sources.items() if source}
+    with scratch_folder() as folder:
+        yield {name: _local_source(source, folder / name) for name, source in sources.items() if source}
 
 
 def _local_source(source: str, folder: Path) -> LocalSource:
@@ -50,8 +49,13 @@ def _local_source(source: str, folder: Path) -> LocalSource:
     if not path.exists():
         return LocalSource(source, source, source)
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    return LocalSource(str(path), source, hashlib.sha256("".join(digests).encode()).hexdigest())
+    digests = "".join(_digest(file) for file in files)
+    return LocalSource(str(path), source, hashlib.sha256(digests.encode()).hexdigest())
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def prepare_data(

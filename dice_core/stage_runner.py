@@ -19,9 +19,10 @@ import pyarrow as pa
 from dice_core import records
 from dice_core.config import Settings
 from dice_core.manifest import (
-    FileEntry,
     Manifest,
     Metric,
+    Part,
+    clear_stage,
     describe_file,
     fetch_files,
     finished_parts,
@@ -32,6 +33,8 @@ from dice_core.manifest import (
 )
 from dice_core.progress import log
 from dice_core.storage import StorageError, open_storage
+
+_USERS_FILE = "file"
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,31 @@ class Input:
         """Download files (all by default) into a folder and check them."""
         return fetch_files(self.uri, self.manifest, folder, names)
 
+    @property
+    def is_users_file(self) -> bool:
+        """Whether it is a Parquet file of nobody's run."""
+        return self.manifest.stage == _USERS_FILE
+
     def tables(self, prefix: str = "") -> list[str]:
-        """Return the names of its Parquet files that begin with a prefix, in order."""
-        found = sorted(name for name in self.manifest.files if name.startswith(prefix) and name.endswith(".parquet"))
-        if not found:
+        """Return the names of its Parquet files that begin with a prefix, in order; a shard may have none."""
+        return sorted(name for name in self.manifest.files if name.startswith(prefix) and name.endswith(".parquet"))
+
+    def require_same(self, name: str, other: "Input") -> None:
+        """Check that this input was made from that other one.
+
+        Args:
+            name: what the stage that made this calls the other.
+            other: what the caller was given for it.
+
+        Raises:
+            StorageError: it was made from something else, so the two do not belong together.
+        """
+        recorded = self.manifest.inputs.get(name, "")
+        if recorded and recorded.rpartition("@")[2] != other.manifest.content_digest:
             raise StorageError(
-                f"{self.uri}: has no {prefix}*.parquet, its manifest names {', '.join(self.manifest.files)}"
+                f"{self.uri}: was made with {name} {recorded.rpartition('@')[0]}, which is not what lies at "
+                f"{other.uri}: give the {name} that it was made with"
             )
-        return found
 
 
 @dataclass
@@ -74,8 +94,8 @@ class StageContext:
     inputs: dict[str, Input]
     folder: Path
     manifest_fields: dict[str, Any]
-    parts: dict[str, FileEntry] = field(default_factory=dict)
-    """Finished parts by file name; an interrupted attempt's at first."""
+    parts: dict[str, Part] = field(default_factory=dict)
+    """Finished parts by name; an interrupted attempt's at first."""
 
     def group(self, prefix: str) -> list[Input]:
         """Return the inputs named `prefix/0`, `prefix/1`, ... in order."""
@@ -106,7 +126,8 @@ class StageContext:
 
     def publish(self, files: Mapping[str, Path], metrics: Mapping[str, Metric]) -> Manifest:
         """Store files beside the finished parts, and the manifest."""
-        manifest = Manifest(files=dict(self.parts), metrics=dict(metrics), **self.manifest_fields)
+        parts = {part.key: part.entry for part in self.parts.values()}
+        manifest = Manifest(files=parts, metrics=dict(metrics), **self.manifest_fields)
         return publish_files(self.uri, files, manifest)
 
     def skip(self, reason: str) -> Manifest:
@@ -123,11 +144,10 @@ def open_input(uri: str) -> Input:
     if not uri.endswith(".parquet"):
         return Input(uri, require_manifest(uri))
     parent, _, name = uri.rpartition("/")
-    with tempfile.TemporaryDirectory(prefix="dice-") as folder:
-        path = Path(folder) / name
-        open_storage(parent or ".").download(name, path)
-        entry = describe_file(path)
-    return Input(parent or ".", Manifest(stage="file", fingerprint=entry.sha256, files={name: entry}))
+    with scratch_folder() as folder:
+        open_storage(parent or ".").download(name, folder / name)
+        entry = describe_file(folder / name, uri)
+    return Input(parent or ".", Manifest(stage=_USERS_FILE, fingerprint=entry.sha256, files={name: entry}))
 
 
 def run_stage(
@@ -139,6 +159,7 @@ def run_stage(
     settings: Mapping[str, Settings],
     arguments: Mapping[str, str | int],
     inputs: Mapping[str, str],
+    overwrite: bool = False,
 ) -> StageReport:
     """Run a stage unless it is done already.
 
@@ -150,12 +171,15 @@ def run_stage(
         settings: the validated settings, by name.
         arguments: what else decides the result (seed, shard).
         inputs: name to URI of what it reads.
+        overwrite: delete what this stage left at its place before, once settings and inputs are known to be good.
 
     Raises:
         StorageError: an input is not finished, or the place holds the result of other settings or inputs.
     """
     resolved = {name: open_input(uri) for name, uri in inputs.items()}
     fingerprint = _fingerprint(stage, format_version, settings, arguments, resolved)
+    if overwrite:
+        log(f"{stage}: {clear_stage(output_uri, stage)} files of an earlier run deleted below {output_uri}")
     present = read_manifest(output_uri)
     if present is not None:
         return _reuse(present, fingerprint, output_uri, settings)
@@ -170,7 +194,7 @@ def run_stage(
     if parts:
         log(f"{stage}: {len(parts)} parts of an earlier attempt are kept")
     start = time.monotonic()
-    with _scratch_folder() as folder:
+    with scratch_folder() as folder:
         context = StageContext(output_uri, fingerprint, resolved, folder, fields, parts)
         manifest = context.skip(skipped) if skipped else work(context)
     if manifest.skipped:
@@ -178,12 +202,6 @@ def run_stage(
         return StageReport(output_uri, "skipped", {}, manifest.skipped)
     log(f"{stage}: completed in {time.monotonic() - start:.0f} s: {output_uri}")
     return StageReport(output_uri, "completed", manifest.metrics)
-
-
-def clear_output(output_uri: str) -> None:
-    """Delete what a stage left at its place (`--overwrite`)."""
-    num_deleted = open_storage(output_uri).delete("")
-    log(f"overwrite: {num_deleted} files deleted below {output_uri}")
 
 
 def _reuse(present: Manifest, fingerprint: str, output_uri: str, settings: Mapping[str, Settings]) -> StageReport:
@@ -222,6 +240,7 @@ def _fingerprint(
 
 
 @contextmanager
-def _scratch_folder() -> Iterator[Path]:
+def scratch_folder() -> Iterator[Path]:
+    """Make a folder for files on their way, below DICE_SCRATCH where that is set; gone at the end."""
     with tempfile.TemporaryDirectory(prefix="dice-", dir=os.environ.get("DICE_SCRATCH")) as folder:
         yield Path(folder)

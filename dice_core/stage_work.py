@@ -31,6 +31,8 @@ from dice_core.promotion import promote
 from dice_core.stage_runner import Input, StageContext, StageReport
 from dice_core.storage import StorageError
 
+_EVALUATION = "evaluation.json"
+
 
 class Progress:
     """Log lines such as `generate shard 1/8: 512 of 1250 prompts`, at most one in ten seconds."""
@@ -106,7 +108,7 @@ def score(context: StageContext, *, config: ScoringConfig) -> Manifest:
             _publish_part(context, index, table, records.SCORES)
     for _ in valid:
         pass
-    scores = pa.concat_tables(_stored_parts(context, records.SCORES))
+    scores = pa.concat_tables([records.SCORES.empty_table(), *_stored_parts(context, records.SCORES)])
     num_valid = dropped.pop("valid", 0)
     rewards = np.asarray(scores["policy_logps"]) - np.asarray(scores["reference_logps"])
     metrics: dict[str, Metric] = {
@@ -146,6 +148,9 @@ def pair(context: StageContext, *, pairing: PairingConfig, chat: ChatConfig, see
         "tokenise_prompt": template.prompt_token_ids,
         "tokenise_response": template.response_token_ids,
     }
+    for scores, responses in zip(context.group("scores"), context.group("responses"), strict=True):
+        scores.require_same("responses", responses)
+        scores.require_same("policy", context.inputs["policy"])
     files: dict[str, Path] = {}
     metrics: dict[str, Metric] = {}
     if context.group("scores"):
@@ -179,11 +184,12 @@ def train(context: StageContext, *, training: TrainingConfig, launch: LaunchConf
         output_uri=context.uri,
         policy_uri=context.inputs["policy"].uri,
         # A file of the user's is named whole; a pair stage by its place, whose manifest the trainer checks.
-        pairs_uri=layout.join(pairs.uri, pairs.tables()[0]) if pairs.manifest.stage == "file" else pairs.uri,
+        pairs_uri=layout.join(pairs.uri, pairs.tables()[0]) if pairs.is_users_file else pairs.uri,
         training=training,
         seed=seed,
         manifest_fields=context.manifest_fields,
     )
+    pairs.require_same("policy", context.inputs["policy"])
     launch_training(job.write(), launch)
     manifest = require_manifest(context.uri)
     if manifest.fingerprint != context.fingerprint:
@@ -205,13 +211,17 @@ def evaluate(
     from dice_core.evaluation import evaluate_policy
     from dice_core.models import fetch_model
 
-    start = time.monotonic()
-    held_out = _read(context, context.inputs["data"], records.PREFERENCES, "held_out")
-    folders = [fetch_model(context.inputs[name].uri) for name in ("policy", "previous", "base_reference")]
-    result = evaluate_policy(*folders, held_out, evaluation=evaluation, chat=chat, generation=generation, seed=seed)
-    metrics = {**result.metrics(), "seconds": _seconds(start)}
-    if promoted_uri and result.accepted:
-        policy = context.inputs["policy"]
+    if _EVALUATION not in context.parts:
+        start = time.monotonic()
+        held_out = _read(context, context.inputs["data"], records.PREFERENCES, "held_out")
+        folders = [fetch_model(context.inputs[name].uri) for name in ("policy", "previous", "base_reference")]
+        result = evaluate_policy(*folders, held_out, evaluation=evaluation, chat=chat, generation=generation, seed=seed)
+        values = {**result.to_dict(), "promotable": result.promotable, "seconds": _seconds(start)}
+        # Stored before the pointer moves: another attempt finds this decision, and does not measure again.
+        context.publish_part(_EVALUATION, context.write_json(values, _EVALUATION))
+    values = json.loads(_fetch_part(context, _EVALUATION).read_text())
+    policy = context.inputs["policy"]
+    if promoted_uri and values["promotable"]:
         promote(
             promoted_uri,
             policy.uri,
@@ -220,7 +230,7 @@ def evaluate(
             iteration=iteration,
             reference_uri=context.inputs["previous"].uri,
         )
-    return context.publish({"evaluation.json": context.write_json(result.to_dict(), "evaluation.json")}, metrics)
+    return context.publish({}, {**values["metrics"], "seconds": values["seconds"]})
 
 
 def report(run_uri: str, output_uri: str, *, num_iterations: int) -> StageReport:
@@ -246,17 +256,27 @@ def _tables(context: StageContext, group: str, schema: pa.Schema) -> Iterator[pa
 
 def _read(context: StageContext, source: Input, schema: pa.Schema, prefix: str) -> pa.Table:
     """Read the one table of an input whose name begins so (a file of the user's may have any name)."""
-    name = source.tables("" if source.manifest.stage == "file" else prefix)[0]
-    path = source.fetch(context.folder / "input", [name])[name]
-    table = records.read_table(path, schema)
+    names = source.tables("" if source.is_users_file else prefix)
+    if not names:
+        found = ", ".join(source.manifest.files) or "no file"
+        raise StorageError(f"{source.uri}: has no {prefix}*.parquet, its manifest names {found}")
+    path = source.fetch(context.folder / "input", names[:1])[names[0]]
+    table = records.read_table(path, schema, where=layout.join(source.uri, names[0]))
     path.unlink()
     return table
 
 
 def _stored_parts(context: StageContext, schema: pa.Schema) -> Iterator[pa.Table]:
     """Read the parts this stage has published, by this attempt or an earlier one."""
-    done = Input(context.uri, Manifest(stage="", fingerprint="", files=context.parts))
-    return (_read(context, done, schema, name) for name in sorted(context.parts))
+    files = {part.key: part.entry for part in context.parts.values()}
+    done = Input(context.uri, Manifest(stage="", fingerprint="", files=files))
+    return (_read(context, done, schema, name) for name in done.tables())
+
+
+def _fetch_part(context: StageContext, name: str) -> Path:
+    part = context.parts[name]
+    done = Input(context.uri, Manifest(stage="", fingerprint="", files={part.key: part.entry}))
+    return done.fetch(context.folder / "part")[part.key]
 
 
 def _publish_part(context: StageContext, index: int, table: pa.Table, schema: pa.Schema) -> None:

@@ -20,13 +20,15 @@ from dice_core.config import (
     TrainingConfig,
     derive_seed,
 )
-from dice_core.manifest import read_manifest
+from dice_core.manifest import clear_stage, read_manifest
 from dice_core.stage_runner import StageReport, run_stage
 
 Values = Mapping[str, Any] | None
 
 
-def import_model(source: str, output_uri: str, *, revision: str = "", trust_remote_code: bool = False) -> StageReport:
+def import_model(
+    source: str, output_uri: str, *, revision: str = "", trust_remote_code: bool = False, overwrite: bool = False
+) -> StageReport:
     """Bring a model into storage once: a Hub id, a folder, an s3:// address or a GGUF file.
 
     Args:
@@ -34,12 +36,15 @@ def import_model(source: str, output_uri: str, *, revision: str = "", trust_remo
         output_uri: gets the model's files; layout.model names the usual place.
         revision: of a Hub model: a branch, a tag or a commit.
         trust_remote_code: whether code inside the model may run; no by default.
+        overwrite: delete the model that is there before.
 
     Raises:
         ModelError: it cannot be read, is cut, or is not safetensors.
     """
     from dice_core import models
 
+    if overwrite:
+        clear_stage(output_uri, "import-model")
     was_complete = read_manifest(output_uri) is not None
     manifest = models.import_model(source, output_uri, revision=revision, trust_remote_code=trust_remote_code)
     return StageReport(output_uri, "already complete" if was_complete else "completed", manifest.metrics)
@@ -55,6 +60,7 @@ def prepare_data(
     data: Values = None,
     chat: Values = None,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> StageReport:
     """Check, clean and split the user's preference pairs and prompts.
 
@@ -67,6 +73,7 @@ def prepare_data(
         data: DataConfig.
         chat: ChatConfig.
         seed: of the run.
+        overwrite: delete what this stage left at its output before.
     """
     configs = {"data": DataConfig.parse(data, "data"), "chat": ChatConfig.parse(chat, "chat")}
     with stage_data.local_sources(
@@ -80,6 +87,7 @@ def prepare_data(
             format_version=1,
             settings=configs,
             arguments={"seed": seed, **{name: source.digest for name, source in sources.items()}},
+            overwrite=overwrite,
             inputs={"policy": policy_uri},
         )
 
@@ -96,6 +104,7 @@ def generate(
     generation: Values = None,
     chat: Values = None,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> StageReport:
     """Sample K responses to each prompt of a shard with the policy.
 
@@ -110,6 +119,7 @@ def generate(
         generation: GenerationConfig.
         chat: ChatConfig.
         seed: of the run.
+        overwrite: delete what this stage left at its output before.
     """
     configs = {
         "generation": GenerationConfig.parse(generation, "generation"),
@@ -129,12 +139,19 @@ def generate(
         format_version=1,
         settings=configs,
         arguments={"seed": seed, "iteration": iteration, "shard": shard, "num_shards": num_shards},
+        overwrite=overwrite,
         inputs=inputs,
     )
 
 
 def score(
-    policy_uri: str, reference_uri: str, responses_uri: str, output_uri: str, *, scoring: Values = None
+    policy_uri: str,
+    reference_uri: str,
+    responses_uri: str,
+    output_uri: str,
+    *,
+    scoring: Values = None,
+    overwrite: bool = False,
 ) -> StageReport:
     """Compute the log-probs of valid responses under policy and reference: their difference is the implicit reward.
 
@@ -144,6 +161,7 @@ def score(
         responses_uri: a shard of generate, or a Parquet file (records.RESPONSES).
         output_uri: gets part-00000.parquet and so on (records.SCORES).
         scoring: ScoringConfig.
+        overwrite: delete what this stage left at its output before.
     """
     config = ScoringConfig.parse(scoring, "scoring")
     return run_stage(
@@ -153,6 +171,7 @@ def score(
         format_version=1,
         settings={"scoring": config},
         arguments={},
+        overwrite=overwrite,
         inputs={"policy": policy_uri, "reference": reference_uri, "responses": responses_uri},
     )
 
@@ -168,6 +187,7 @@ def pair(
     pairing: Values = None,
     chat: Values = None,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> StageReport:
     """Choose the length penalty, select the best and the worst response of each prompt, mix in offline pairs.
 
@@ -181,6 +201,7 @@ def pair(
         pairing: PairingConfig.
         chat: ChatConfig.
         seed: of the run.
+        overwrite: delete what this stage left at its output before.
     """
     configs = {"pairing": PairingConfig.parse(pairing, "pairing"), "chat": ChatConfig.parse(chat, "chat")}
     shards = {f"scores/{i}": uri for i, uri in enumerate(scores_uris)}
@@ -192,6 +213,7 @@ def pair(
         format_version=1,
         settings=configs,
         arguments={"seed": seed, "iteration": iteration},
+        overwrite=overwrite,
         inputs={"data": data_uri, "policy": policy_uri, **shards},
     )
 
@@ -205,6 +227,7 @@ def train(
     training: Values = None,
     launch: Values = None,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> StageReport:
     """Train the policy on pairs by DPO, with itself as it starts for the reference.
 
@@ -216,6 +239,7 @@ def train(
         training: TrainingConfig.
         launch: LaunchConfig: where the processes run.
         seed: of the run.
+        overwrite: delete what this stage left at its output before.
 
     Raises:
         LaunchError: a process failed; its last lines are in the message.
@@ -229,6 +253,7 @@ def train(
         format_version=1,
         settings={"training": config},
         arguments={"seed": seed, "iteration": iteration},
+        overwrite=overwrite,
         inputs={"policy": policy_uri, "pairs": pairs_uri},
     )
 
@@ -246,8 +271,9 @@ def evaluate(
     generation: Values = None,
     chat: Values = None,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> StageReport:
-    """Measure the new policy against the one before it; move the promoted pointer only if it is accepted.
+    """Measure the new policy against the one before it; move the promoted pointer only if it is accepted and better.
 
     Args:
         policy_uri: pi_t.
@@ -256,11 +282,12 @@ def evaluate(
         data_uri: prepare-data's output (held_out.parquet).
         output_uri: gets evaluation.json.
         iteration: from 1.
-        promoted_uri: a JSON pointer to change when the policy is accepted; none by default.
+        promoted_uri: a JSON pointer to change when the policy is accepted and better; none by default.
         evaluation: EvaluationConfig.
         generation: GenerationConfig: answers are sampled as in generate.
         chat: ChatConfig.
         seed: of the run.
+        overwrite: delete what this stage left at its output before.
     """
     configs = {
         "evaluation": EvaluationConfig.parse(evaluation, "evaluation"),
@@ -281,6 +308,7 @@ def evaluate(
         format_version=1,
         settings=configs,
         arguments={"seed": seed, "iteration": iteration, "promoted_uri": promoted_uri},
+        overwrite=overwrite,
         inputs={
             "policy": policy_uri,
             "previous": previous_uri,

@@ -39,7 +39,7 @@ DESCRIPTIONS = {
     "preferences_source": "Offline preference pairs: JSONL, Parquet or a Hub data set.",
     "prompts_source": "Prompts to generate on; empty: those of the preference pairs.",
     "exclude_source": "Prompts of benchmarks to leave out; may be empty.",
-    "promote_as": "Name of the promoted pointer that an accepted policy moves; empty: none.",
+    "promote_as": "Name of the promoted pointer that an accepted, better policy moves; empty: none.",
     "seed": "Every random choice follows from it.",
     "chat": "How a prompt becomes token ids (ChatConfig).",
     "data": "Preparing data (DataConfig).",

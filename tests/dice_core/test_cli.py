@@ -51,6 +51,13 @@ def test_a_model_that_is_not_there_is_one_line_and_leaves_nothing(capsys, tmp_pa
     assert not (tmp_path / "o").exists()
 
 
+def test_a_misspelt_setting_deletes_nothing_with_overwrite(capsys, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    arguments = ["--policy", "p", "--data", "d", "--output", str(tmp_path), "--overwrite"]
+    assert run(capsys, "generate", *arguments, "--set", "generation.temprature=1")[0] == 1
+    assert (tmp_path / "thesis.txt").exists()
+
+
 def test_a_config_file_is_read_and_set_wins(tmp_path, monkeypatch, capsys):
     seen = {}
 
@@ -76,7 +83,31 @@ def test_a_config_file_is_read_and_set_wins(tmp_path, monkeypatch, capsys):
     assert seen == {"pairing": {"replay_ratio": 0.5, "num_eval_pairs": 4}, "seed": 3}
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"pairing": 1}', "{"])
+def test_repeated_options_add_up():
+    options = cli.build_parser().parse_args(
+        [
+            "pair",
+            "--data",
+            "d",
+            "--policy",
+            "p",
+            "--output",
+            "o",
+            "--scores",
+            "a",
+            "--scores",
+            "b",
+            "--set",
+            "pairing.replay_ratio=0",
+            "--set",
+            "pairing.num_eval_pairs=4",
+        ]
+    )
+    assert options.scores_uris == ["a", "b"]
+    assert options.set == ["pairing.replay_ratio=0", "pairing.num_eval_pairs=4"]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"pairng": {}}', '{"pairing": 1}', "{"])
 def test_a_config_file_of_another_form_is_one_line(text, tmp_path, capsys):
     path = tmp_path / "c.json"
     path.write_text(text)

@@ -8,6 +8,7 @@ import pytest
 
 from dice_core.manifest import (
     Manifest,
+    clear_stage,
     fetch_files,
     finished_parts,
     publish_files,
@@ -18,6 +19,12 @@ from dice_core.manifest import (
 from dice_core.storage import StorageError, open_storage
 
 EMPTY = Manifest(stage="pair", fingerprint="f" * 64, files={})
+
+
+def write_table(path, values):
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"x": values}), path)
+    return path
 
 
 @pytest.fixture
@@ -84,14 +91,46 @@ def test_a_damaged_manifest_is_an_error_and_not_an_absent_one(published):
 def test_only_whole_parts_of_the_same_fingerprint_are_kept(tmp_path):
     uri, path = str(tmp_path / "stage"), tmp_path / "part.parquet"
     pq.write_table(pa.table({"x": [1]}), path)
-    entry = publish_part(uri, "part-00000.parquet", path, "a")
-    publish_part(uri, "part-00001.parquet", path, "a")
+    part = publish_part(uri, "part-00000.parquet", path, "a")
+    cut = publish_part(uri, "part-00001.parquet", write_table(tmp_path / "part-1.parquet", [2]), "a")
     storage = open_storage(uri)
     storage.upload(path, "part-00002.parquet")  # killed before its note was written
-    storage.write_bytes("part-00001.parquet", b"cut")
-    assert finished_parts(uri, "a") == {"part-00000.parquet": entry}
+    storage.write_bytes(cut.key, b"cut")
+    assert finished_parts(uri, "a") == {"part-00000.parquet": part}
     with pytest.raises(StorageError, match="other settings or inputs: take a new run name, or pass --overwrite"):
         finished_parts(uri, "b")
+
+
+def test_of_two_attempts_at_once_one_part_counts_and_stays_whole(tmp_path):
+    uri = str(tmp_path / "stage")
+    first, other = (
+        write_table(tmp_path / "a" / "part-00000.parquet", [1]),
+        write_table(tmp_path / "part-00000.parquet", [2]),
+    )
+    part = publish_part(uri, "part-00000.parquet", first, "a")
+    assert publish_part(uri, "part-00000.parquet", other, "a") == part
+    assert finished_parts(uri, "a") == {"part-00000.parquet": part}
+    manifest = Manifest(stage="score", fingerprint="a", files={part.key: part.entry})
+    assert pq.read_table(fetch_files(uri, manifest, tmp_path / "in")[part.key])["x"].to_pylist() == [1]
+
+
+def test_a_part_whose_file_is_gone_is_made_again(tmp_path):
+    uri, path = str(tmp_path / "stage"), write_table(tmp_path / "part-00000.parquet", [1])
+    part = publish_part(uri, "part-00000.parquet", path, "a")
+    open_storage(uri).delete(part.key)
+    assert finished_parts(uri, "a") == {}
+    assert publish_part(uri, "part-00000.parquet", path, "a") == part
+    assert finished_parts(uri, "a") == {"part-00000.parquet": part}
+
+
+def test_overwriting_deletes_a_stage_of_that_name_and_nothing_else(published, tmp_path):
+    uri, _ = published
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert clear_stage(str(tmp_path), "pair") == 0
+    with pytest.raises(StorageError, match="holds the result of pair, --overwrite of train leaves it alone"):
+        clear_stage(uri, "train")
+    assert clear_stage(uri, "pair") == 3
+    assert (tmp_path / "thesis.txt").exists()
 
 
 def test_the_stored_form_is_json_a_person_can_read(published):

@@ -5,8 +5,8 @@ import pytest
 
 from dice_core import records
 from dice_core.config import GenerationConfig, PairingConfig
-from dice_core.manifest import read_manifest
-from dice_core.stage_runner import clear_output, open_input, run_stage
+from dice_core.manifest import clear_stage, read_manifest
+from dice_core.stage_runner import open_input, run_stage
 from dice_core.storage import StorageError, open_storage
 
 PROMPTS = pa.table({"prompt_id": ["a"], "prompt": ["Hi"]})
@@ -31,7 +31,7 @@ class Work:
         return context.publish({}, {"num_rows": 2})
 
 
-def run(uri, work, *, settings=None, inputs=None, seed=0, format_version=1):
+def run(uri, work, *, settings=None, inputs=None, seed=0, format_version=1, overwrite=False):
     return run_stage(
         "generate",
         uri,
@@ -40,6 +40,7 @@ def run(uri, work, *, settings=None, inputs=None, seed=0, format_version=1):
         settings={"generation": settings or GenerationConfig()},
         arguments={"seed": seed},
         inputs=inputs or {},
+        overwrite=overwrite,
     )
 
 
@@ -62,7 +63,7 @@ def test_a_killed_stage_resumes_at_its_next_part(uri):
     assert read_manifest(uri) is None
     assert run(uri, resumed).status == "completed"
     assert (killed.done, resumed.done) == ([0], [1])
-    assert sorted(read_manifest(uri).files) == ["part-0.parquet", "part-1.parquet"]
+    assert [name.split("-")[1] for name in sorted(read_manifest(uri).files)] == ["0", "1"]
 
 
 def test_other_settings_at_the_same_place_are_refused_and_named(uri):
@@ -88,7 +89,7 @@ def test_an_input_that_changed_is_refused(uri, tmp_path):
     source = str(tmp_path / "in")
     run(source, Work())
     run(uri, Work(), inputs={"data": source})
-    clear_output(source)
+    clear_stage(source, "generate")
     run_stage(
         "pair",
         source,
@@ -119,9 +120,33 @@ def test_a_skipped_stage_makes_those_after_it_skip_with_the_same_reason(uri, tmp
 
 def test_overwrite_deletes_what_was_there(uri):
     run(uri, Work())
-    clear_output(uri)
-    assert open_storage(uri).list() == []
-    assert run(uri, Work(), seed=1).status == "completed"
+    assert run(uri, Work(), seed=1, overwrite=True).status == "completed"
+    assert {found.key.split("-")[0] for found in open_storage(uri).list()} == {"part", "manifest.json"}
+
+
+def test_overwrite_deletes_nothing_when_an_input_is_wrong(uri, tmp_path):
+    run(uri, Work())
+    with pytest.raises(StorageError, match="has not finished"):
+        run(uri, Work(), inputs={"data": str(tmp_path / "nothing")}, overwrite=True)
+    assert run(uri, Work()).status == "already complete"
+
+
+def test_an_input_made_from_something_else_is_refused(uri, tmp_path):
+    first, second, made = (str(tmp_path / name) for name in ("first", "second", "made"))
+    run(first, Work())
+    run_stage(
+        "pair",
+        second,
+        lambda context: context.publish({}, {}),
+        format_version=1,
+        settings={},
+        arguments={},
+        inputs={},
+    )
+    run(made, Work(), inputs={"policy": first})
+    open_input(made).require_same("policy", open_input(first))
+    with pytest.raises(StorageError, match=r"made with policy .*first, which is not what lies at .*second"):
+        open_input(made).require_same("policy", open_input(second))
 
 
 def test_a_parquet_file_of_the_users_is_an_input_by_its_content(tmp_path):

@@ -165,7 +165,7 @@ def test_an_accepted_policy_is_promoted_and_the_next_iteration_starts_with_it(ru
     )
     assert {"heldout_reward_accuracy", "heldout_reward_accuracy_previous", "accepted"} <= set(evaluated.metrics)
     found = read_promotion(promoted)
-    assert (found is not None) == bool(evaluated.metrics["accepted"])
+    assert (found is not None) == bool(evaluated.metrics["accepted"] and evaluated.metrics["improved"])
     assert found is None or (found.policy_uri, found.reference_uri) == (trained.uri, warm_start.uri)
     report = stages.report(run.uri, layout.report(run.uri), num_iterations=1)
     page = open_storage(report.uri).read_bytes("report.html")
@@ -187,7 +187,7 @@ def test_every_stage_run_again_returns_at_once(run, warm_start, scored, paired):
 def test_outside_score_tables_are_paired_as_they_are(run, warm_start, scored, tmp_path):
     """A Parquet file in the schema of records.SCORES, of nobody's run."""
     responses, scores = scored
-    open_storage(scores.uri).download("part-00000.parquet", tmp_path / "mine.parquet")
+    open_storage(scores.uri).download(next(iter(require_manifest(scores.uri).files)), tmp_path / "mine.parquet")
     report = stages.pair(
         run.data,
         warm_start.uri,
@@ -223,12 +223,44 @@ def test_one_response_a_prompt_is_refused_before_anything_runs():
         stages.generate("p", "d", "o", generation={"num_responses": 1})
 
 
-def test_too_few_prompts_with_enough_responses_are_refused_with_counts(run, scored, tmp_path):
+def test_scores_of_another_policy_are_refused(run, scored, tmp_path):
+    responses, scores = scored
+    with pytest.raises(StorageError, match="give the policy that it was made with"):
+        stages.pair(
+            run.data,
+            run.policy,
+            str(tmp_path / "out"),
+            scores_uris=[scores.uri],
+            responses_uris=[responses],
+            pairing=PAIRING,
+            chat=CHAT,
+        )
+
+
+def test_a_shard_without_prompts_goes_through(run, warm_start, scored, tmp_path):
+    """More shards than prompts."""
+    responses, scores = scored
+    empty = [str(tmp_path / name) for name in ("responses", "scores", "pairs")]
+    stages.generate(warm_start.uri, run.data, empty[0], shard=19, num_shards=20, chat=CHAT)
+    assert stages.score(warm_start.uri, run.policy, empty[0], empty[1], scoring=SCORING).metrics["num_scored"] == 0
+    paired = stages.pair(
+        run.data,
+        warm_start.uri,
+        empty[2],
+        scores_uris=[scores.uri, empty[1]],
+        responses_uris=[responses, empty[0]],
+        pairing=PAIRING,
+        chat=CHAT,
+    )
+    assert paired.metrics["num_generated_pairs"] == 4
+
+
+def test_too_few_prompts_with_enough_responses_are_refused_with_counts(run, warm_start, scored, tmp_path):
     responses, scores = scored
     with pytest.raises(ValueError, match=r"16"):
         stages.pair(
             run.data,
-            run.policy,
+            warm_start.uri,
             str(tmp_path / "out"),
             scores_uris=[scores.uri],
             responses_uris=[responses],
