@@ -84,25 +84,9 @@ def test_a_config_file_is_read_and_set_wins(tmp_path, monkeypatch, capsys):
 
 
 def test_repeated_options_add_up():
-    options = cli.build_parser().parse_args(
-        [
-            "pair",
-            "--data",
-            "d",
-            "--policy",
-            "p",
-            "--output",
-            "o",
-            "--scores",
-            "a",
-            "--scores",
-            "b",
-            "--set",
-            "pairing.replay_ratio=0",
-            "--set",
-            "pairing.num_eval_pairs=4",
-        ]
-    )
+    words = "pair --data d --policy p --output o --scores a --scores b"
+    words += " --set pairing.replay_ratio=0 --set pairing.num_eval_pairs=4"
+    options = cli.build_parser().parse_args(words.split())
     assert options.scores_uris == ["a", "b"]
     assert options.set == ["pairing.replay_ratio=0", "pairing.num_eval_pairs=4"]
 
