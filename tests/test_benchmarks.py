@@ -60,11 +60,11 @@ def test_a_row_is_the_median_ratio_and_the_ratio_of_peaks() -> None:
     """Ours takes 1, 1, 2 s and the peer 4, 6, 4: ratios 4, 6, 2. Two ways add up and their larger peak counts."""
     outcomes = {
         "a:ours": [Outcome(seconds, seconds + 1, 10, {}) for seconds in (0.5, 0.5, 1)],
-        "b:ours": [Outcome(seconds, seconds + 1, 20, {}) for seconds in (0.5, 0.5, 1)],
-        "a:peer": [Outcome(seconds, seconds + 1, 80, {}) for seconds in (4, 6, 4)],
+        "b:ours": [Outcome(seconds, seconds + 1, 20, {}, held_bytes=18) for seconds in (0.5, 0.5, 1)],
+        "a:peer": [Outcome(seconds, seconds + 1, 80, {}, held_bytes=40) for seconds in (4, 6, 4)],
     }
     comparison = Comparison("score", "x", ("a:ours", "b:ours"), ("a:peer",), "part", lambda *_: "", 3.5, 0.3)
     row = compare(comparison, outcomes)
     assert (row.ratios, row.ratio, row.memory, row.is_reached) == ([4, 6, 2], 4, 0.25, True)
-    line = "| score | x | 4.00 (2.00..6.00) | 0.25 | >= 3.5x, <= 0.3x memory | yes |"
+    line = "| score | x | 4.00 (2.00..6.00) | 0.25 (0.05 of what the work added) | >= 3.5x, <= 0.3x memory | yes |"
     assert results.table([row]).splitlines()[2] == line

@@ -62,7 +62,7 @@ def launches(folder: Path) -> Timed:
     with stopwatch() as watch:
         runs = [run_way("generate:one_launch", folder, k) for k in range(Work(folder).size.num_responses)]
     responses = [response for run in runs for response in run.values["responses"]]
-    return Timed(watch.seconds, {"responses": responses}, max(run.peak_bytes for run in runs))
+    return Timed.of(watch, {"responses": responses}, max(run.peak_bytes for run in runs))
 
 
 def one_launch(folder: Path, sample: str) -> Timed:
@@ -123,7 +123,7 @@ def _raw(work: Work, num_prompts: int, num_samples: int, first_seed: int, prefix
     )
     with stopwatch() as watch:
         outputs = engine.generate(requests, params, use_tqdm=False)
-    return Timed(watch.seconds, {"responses": [list(one.token_ids) for out in outputs for one in out.outputs]})
+    return Timed.of(watch, {"responses": [list(one.token_ids) for out in outputs for one in out.outputs]})
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,15 +28,17 @@ class BenchmarkError(RuntimeError):
 
 @dataclass
 class Stopwatch:
-    """Seconds of the timed part, set when it ends."""
+    """Seconds of the timed part, set when it ends, and the memory that the process held when it began."""
 
+    held_bytes: int
     seconds: float = 0.0
 
 
 @contextmanager
 def stopwatch() -> Iterator[Stopwatch]:
     """Time the body."""
-    watch, start = Stopwatch(), time.perf_counter()
+    watch = Stopwatch(_status_bytes("VmRSS"))
+    start = time.perf_counter()
     yield watch
     watch.seconds = time.perf_counter() - start
 
@@ -49,11 +51,18 @@ class Timed:
         seconds: of the part that is compared, without imports and loading.
         values: results, as JSON, for the check that the ways did the same work.
         peak_bytes: of accelerators or of processes the way started itself; 0 where there are none.
+        held_bytes: before the timed part: libraries, models, inputs; 0 where that is not known.
     """
 
     seconds: float
     values: Values
     peak_bytes: int = 0
+    held_bytes: int = 0
+
+    @classmethod
+    def of(cls, watch: Stopwatch, values: Values, peak_bytes: int = 0) -> "Timed":
+        """Take seconds and held memory from a stopwatch; the latter only where this process did the work."""
+        return cls(watch.seconds, values, peak_bytes, 0 if peak_bytes else watch.held_bytes)
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ class Outcome:
     process_seconds: float
     peak_bytes: int
     values: Values
+    held_bytes: int = 0
 
 
 def run_way(way: str, folder: Path, *arguments: object) -> Outcome:
@@ -92,10 +102,14 @@ def run_way(way: str, folder: Path, *arguments: object) -> Outcome:
 
 def peak_resident_bytes() -> int:
     """Return the most memory this process has held. Unlike ru_maxrss it is not inherited from the parent."""
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(name: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise BenchmarkError("/proc/self/status has no VmHWM: benchmarks need Linux")
+    raise BenchmarkError(f"/proc/self/status has no {name}: benchmarks need Linux")
 
 
 def measure(ways: Iterable[str], folder: Path, repeats: int, log: Callable[[str], None]) -> dict[str, list[Outcome]]:
@@ -137,24 +151,37 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """The most memory of a way, and how much of it the timed part added; 0 where that is not known."""
+
+    peak: float
+    grown: float
+
+
+@dataclass(frozen=True)
 class Row:
     """A comparison's numbers: ratios are the peer's time over ours, memory is ours over the peer's."""
 
     stage: str
     against: str
     ratios: list[float]
-    memory: float
     our_seconds: float
     peer_seconds: float
     difference: str
     least_ratio: float | None
     most_memory: float | None
-    details: dict[str, Any] = field(default_factory=dict)
+    our_bytes: Memory
+    peer_bytes: Memory
 
     @property
     def ratio(self) -> float:
         """Return the median."""
         return statistics.median(self.ratios)
+
+    @property
+    def memory(self) -> float:
+        """Return our peak over the peer's."""
+        return self.our_bytes.peak / self.peer_bytes.peak
 
     @property
     def is_reached(self) -> bool | None:
@@ -167,7 +194,7 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types, with what follows from the fields."""
-        return {**asdict(self), "ratio": self.ratio, "is_reached": self.is_reached}
+        return {**asdict(self), "ratio": self.ratio, "memory": self.memory, "is_reached": self.is_reached}
 
 
 def compare(comparison: Comparison, outcomes: Mapping[str, Sequence[Outcome]]) -> Row:
@@ -179,7 +206,6 @@ def compare(comparison: Comparison, outcomes: Mapping[str, Sequence[Outcome]]) -
     our_seconds, peer_seconds = (
         [sum(_seconds(outcome, comparison.clock) for outcome in run) for run in runs] for runs in (ours, peer)
     )
-    peaks = [statistics.median(max(o.peak_bytes for o in run) for run in runs) for runs in (ours, peer)]
     differences = [
         comparison.check([o.values for o in our_run], [o.values for o in peer_run])
         for our_run, peer_run in zip(ours, peer, strict=True)
@@ -188,14 +214,20 @@ def compare(comparison: Comparison, outcomes: Mapping[str, Sequence[Outcome]]) -
         stage=comparison.stage,
         against=comparison.against,
         ratios=[theirs / mine for mine, theirs in zip(our_seconds, peer_seconds, strict=True)],
-        memory=peaks[0] / peaks[1],
         our_seconds=statistics.median(our_seconds),
         peer_seconds=statistics.median(peer_seconds),
         difference=next(filter(None, differences), ""),
         least_ratio=comparison.least_ratio,
         most_memory=comparison.most_memory,
-        details={"our_peak_bytes": peaks[0], "peer_peak_bytes": peaks[1]},
+        our_bytes=_memory(ours),
+        peer_bytes=_memory(peer),
     )
+
+
+def _memory(runs: Sequence[Sequence[Outcome]]) -> Memory:
+    peaks = [max(outcome.peak_bytes for outcome in run) for run in runs]
+    grown = [max(o.peak_bytes - o.held_bytes if o.held_bytes else 0 for o in run) for run in runs]
+    return Memory(statistics.median(peaks), statistics.median(grown))
 
 
 def _seconds(outcome: Outcome, clock: str) -> float:

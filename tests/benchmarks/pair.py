@@ -29,7 +29,7 @@ def ours(folder: Path, num_prompts: str = "") -> Timed:
         penalty = choose_length_penalty(grouped, config)
         selection = select_pairs(grouped, penalty.value, config)
     indices = [selection.chosen_index.tolist(), selection.rejected_index.tolist()]
-    return Timed(watch.seconds, {"penalty": penalty.value, "pairs": _digest(selection.prompt_id, *indices)})
+    return Timed.of(watch, {"penalty": penalty.value, "pairs": _digest(selection.prompt_id, *indices)})
 
 
 def ours_exact(folder: Path, num_prompts: str = "") -> Timed:
@@ -45,7 +45,7 @@ def ours_exact(folder: Path, num_prompts: str = "") -> Timed:
         grouped = group_scores(parts, config)
         penalty = choose_length_penalty(grouped, config)
         selection = select_pairs(grouped, penalty.value, config)
-    return Timed(watch.seconds, {"penalty": penalty.value, "num_pairs": len(selection.prompt_id)})
+    return Timed.of(watch, {"penalty": penalty.value, "num_pairs": len(selection.prompt_id)})
 
 
 def ours_with_texts(folder: Path) -> Timed:
@@ -77,7 +77,7 @@ def ours_with_texts(folder: Path) -> Timed:
         )
     pairs = made.pairs.sort_by("prompt_id")
     indices = [[int(text[:2]) for text in pairs[side].to_pylist()] for side in ("chosen", "rejected")]
-    return Timed(watch.seconds, {"penalty": penalty.value, "pairs": _digest(pairs["prompt_id"], *indices)})
+    return Timed.of(watch, {"penalty": penalty.value, "pairs": _digest(pairs["prompt_id"], *indices)})
 
 
 def ours_small(folder: Path) -> Timed:
@@ -106,7 +106,7 @@ def upstream(folder: Path, num_prompts: str = "") -> Timed:
         penalty, _ = sweep(pairing.mean_gap)
         pairs = pairing.pairs(penalty).sort_values("prompt")
     indices = [[int(text[:2]) for text in pairs[side]] for side in ("chosen", "rejected")]
-    return Timed(watch.seconds, {"penalty": penalty, "pairs": _digest(pairs["prompt"], *indices)})
+    return Timed.of(watch, {"penalty": penalty, "pairs": _digest(pairs["prompt"], *indices)})
 
 
 def _texts(scores: pa.Table) -> list[str]:

@@ -89,13 +89,18 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         ratio = f"{_number(row.ratio)} ({_number(min(row.ratios))}..{_number(max(row.ratios))})"
-        cells = [row.stage, row.against, ratio, f"{row.memory:.2f}", _goal(row), _reached(row)]
+        cells = [row.stage, row.against, ratio, _memory(row), _goal(row), _reached(row)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _number(ratio: float) -> str:
     return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2f}"
+
+
+def _memory(row: Row) -> str:
+    ours, peer = row.our_bytes.grown, row.peer_bytes.grown
+    return f"{row.memory:.2f}" + (f" ({ours / peer:.2f} of what the work added)" if ours and peer else "")
 
 
 def _goal(row: Row) -> str:

@@ -77,7 +77,7 @@ def ours_forward(folder: Path, num_responses: str = "") -> Timed:
     tokens = ScoringConfig().tokens_per_batch
     with stopwatch() as watch:
         logps = [list(chain.from_iterable(group_logps(model, groups, tokens_per_batch=tokens))) for model in models]
-    return Timed(watch.seconds, _scores(*logps))
+    return Timed.of(watch, _scores(*logps))
 
 
 def upstream_forward(folder: Path, num_responses: str = "") -> Timed:
@@ -89,7 +89,7 @@ def upstream_forward(folder: Path, num_responses: str = "") -> Timed:
     models = [load_model(path, "float32") for path in (work.policy, work.reference)]
     with stopwatch() as watch:
         logps = [one_by_one(model, responses, work.dummy_ids) for model in models]
-    return Timed(watch.seconds, _scores(*logps))
+    return Timed.of(watch, _scores(*logps))
 
 
 def ours_stage(folder: Path) -> Timed:
@@ -102,7 +102,7 @@ def ours_stage(folder: Path) -> Timed:
     with stopwatch() as watch:
         kept = filter_responses(work.responses(), config)
         ((_, scores, _),) = score_parts(work.policy, work.reference, [(0, kept.responses)], config)
-    return Timed(watch.seconds, _scores(*(scores[f"{model}_logps"].to_pylist() for model in ("policy", "reference"))))
+    return Timed.of(watch, _scores(*(scores[f"{model}_logps"].to_pylist() for model in ("policy", "reference"))))
 
 
 def upstream_files(folder: Path) -> Timed:
@@ -118,7 +118,7 @@ def upstream_files(folder: Path) -> Timed:
     peak = max(run.peak_bytes for of_model in runs for run in of_model)
     seconds = sum(run.seconds for of_model in runs for run in of_model)
     print(f"score: {seconds:.1f} s of {watch.seconds:.1f} s are forward passes", file=sys.stderr)
-    return Timed(watch.seconds, _scores(*logps), peak)
+    return Timed.of(watch, _scores(*logps), peak)
 
 
 def upstream_file(folder: Path, model: str, file: str) -> Timed:
@@ -131,7 +131,7 @@ def upstream_file(folder: Path, model: str, file: str) -> Timed:
     loaded = load_model(folder / model, "float32")
     with stopwatch() as watch:
         logps = one_by_one(loaded, responses, work.dummy_ids)
-    return Timed(watch.seconds, {"logps": logps})
+    return Timed.of(watch, {"logps": logps})
 
 
 def _scores(policy_logps: Sequence[float], reference_logps: Sequence[float]) -> Values:

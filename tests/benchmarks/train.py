@@ -70,7 +70,7 @@ def known_logps(folder: Path) -> Timed:
     model = load_model(work.policy, "float32")
     with stopwatch() as watch:
         logps = group_logps(model, groups, tokens_per_batch=ScoringConfig().tokens_per_batch)
-    return Timed(watch.seconds, {"logps": logps})
+    return Timed.of(watch, {"logps": logps})
 
 
 def fill_known(folder: Path, logps: Sequence[Sequence[float]]) -> None:
@@ -99,7 +99,7 @@ def ours(folder: Path) -> Timed:
         with stopwatch() as watch:
             trainer = DPOTrainer(policy, pairs, config, arguments)
             trainer.train()
-    return Timed(watch.seconds, {"losses": _losses(trainer)})
+    return Timed.of(watch, {"losses": _losses(trainer)})
 
 
 def trl(folder: Path) -> Timed:
@@ -146,7 +146,7 @@ def _trl(work: Work, *, precompute: bool) -> Timed:
             processing_class=load_tokenizer(work.policy),
         )
         trainer.train()
-    return Timed(watch.seconds, {"losses": _losses(trainer)})
+    return Timed.of(watch, {"losses": _losses(trainer)})
 
 
 def _trl_arguments(config: "TrainingConfig", folder: str, precompute: bool) -> Any:
