@@ -5,11 +5,11 @@ and the result, and stops all it started. The second time it goes on where the f
 """
 
 import argparse
+import fcntl
 import importlib.util
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -25,6 +26,7 @@ from dice_core.config import ConfigError
 from dice_core.manifest import read_manifest
 from dice_core.report import summary_table
 from dice_core.storage import StorageError, open_storage
+from pipelines import process_tree
 from pipelines.dice import build_pipeline
 from pipelines.object_store import Credentials, ObjectStore, ObjectStoreError, start_object_store
 from pipelines.overrides import apply_overrides
@@ -33,6 +35,8 @@ from pipelines.screen import Screen, describe, task_labels
 
 RUN = "demo"
 _FREE_GIB = 8
+# For a run that has most of it already: scratch files and the next checkpoint.
+_MIN_FREE_GIB = 1
 _STOP_SECONDS = 10
 
 
@@ -43,13 +47,9 @@ class DemoError(RuntimeError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo and return its exit code: 130 after Ctrl-C."""
     options = _build_parser().parse_args(arguments)
-    # `kill` stops everything as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if options.stop_s3:
-            print("stopped the S3 server" if stop_kept_server(options.folder) else "no S3 server was left running")
-            return 0
-        return run_demo(options)
+        with process_tree.one_stop_request():
+            return stop_s3(options.folder) if options.stop_s3 else run_demo(options)
     except KeyboardInterrupt:
         print("\nstopped; `make demo` goes on from here", file=sys.stderr)
         return 130
@@ -60,27 +60,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_demo(options: argparse.Namespace) -> int:
     """Start the server, run the pipeline, show what came of it."""
-    folder, start = options.folder.absolute(), time.monotonic()
+    folder = options.folder.absolute()
     preset = prepare_preset(options.set)
     folder.mkdir(parents=True, exist_ok=True)
-    check_disk(folder)
-    stop_kept_server(folder)
-    with _server(folder, options.port, options.keep_s3) as store, _scratch_folder() as scratch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            del os.environ[name]
-        os.environ.update(store.environment())
-        root = f"s3://{store.bucket}/demo"
-        print(f"DICE demo: {preset.description}; S3 at {store.endpoint}; everything is kept in {folder}")
-        command = [sys.executable, "-m", "pipelines", "run", "--preset", preset.name, "--root", root, "--run", RUN]
-        command += ["--work-folder", str(folder / "artifacts"), "--set", *_sources(), *options.set]
-        screen = Screen(task_labels(build_pipeline(preset).pipeline_spec), _describe_uri, sys.stdout)
-        exit_code = follow(command, _environment(folder, scratch), screen, folder / "log")
-        if exit_code:
-            return _explain_failure(screen, folder)
-        _show_results(layout.run(root, RUN), preset.iterations, folder, time.monotonic() - start)
-        if options.keep_s3:
-            _say_how_to_stop(store, folder)
+    with claim(folder):
+        stop_kept_server(folder)
+        check_disk(folder)
+        with _server(folder, options.port, options.keep_s3) as store, _scratch_folder() as scratch:
+            return _run(preset, options, store, scratch)
+
+
+def _run(preset: Preset, options: argparse.Namespace, store: ObjectStore, scratch: Path) -> int:
+    folder, start = options.folder.absolute(), time.monotonic()
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ.update(store.environment())
+    root = f"s3://{store.bucket}/demo"
+    print(f"DICE demo: {preset.description}; S3 at {store.endpoint}; everything is kept in {folder}")
+    command = [sys.executable, "-m", "pipelines", "run", "--preset", preset.name, "--root", root, "--run", RUN]
+    command += ["--work-folder", str(folder / "artifacts"), "--set", *_sources(), *options.set]
+    screen = Screen(task_labels(build_pipeline(preset).pipeline_spec), _describe_uri, sys.stdout)
+    exit_code = follow(command, _environment(folder, scratch), screen, folder / "log")
+    if exit_code:
+        return _explain_failure(screen, exit_code, folder)
+    _show_results(layout.run(root, RUN), preset.iterations, folder, time.monotonic() - start)
+    if options.keep_s3:
+        _say_how_to_stop(store, folder)
     return 0
+
+
+def stop_s3(folder: Path) -> int:
+    """Stop the S3 server that was left running, and say so."""
+    stopped = False
+    if folder.exists():
+        with claim(folder):
+            stopped = stop_kept_server(folder)
+    print("stopped the S3 server" if stopped else "no S3 server was left running")
+    return 0
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Keep other demos out of a folder for the length of a block, which ends for them even if this process is killed.
+
+    Raises:
+        DemoError: another demo is running there.
+    """
+    with (folder / "demo.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise DemoError(
+                f"{folder}: a demo (process {lock.read().strip() or 'just starting'}) is running there: "
+                "wait for its end, or stop it with Ctrl-C first"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
 
 
 def prepare_preset(assignments: Sequence[str]) -> Preset:
@@ -94,22 +132,27 @@ def prepare_preset(assignments: Sequence[str]) -> Preset:
 
 
 def check_disk(folder: Path) -> None:
-    """Raise DemoError where the models of the run would not fit."""
+    """Raise DemoError where what the run still has to write would not fit."""
     free = shutil.disk_usage(folder).free / 2**30
-    if free < _FREE_GIB:
-        raise DemoError(f"{folder}: {free:.1f} GiB of disk are free, the demo needs {_FREE_GIB}: free some space")
+    # Blocks of 512 bytes: a file's size may be reserved and not written.
+    held = sum(file.lstat().st_blocks for file in folder.rglob("*")) * 512 / 2**30
+    needed = max(_FREE_GIB - held, _MIN_FREE_GIB)
+    if free < needed:
+        raise DemoError(f"{folder}: {free:.1f} GiB of disk are free, the demo needs {needed:.1f}: free some space")
 
 
 def follow(command: Sequence[str], environment: Mapping[str, str], screen: Screen, log: Path) -> int:
     """Run a command, show its progress, keep its output in a file; leave no process of it behind.
 
     Returns:
-        Its exit code.
+        Its exit code; 128 and the number of the signal that ended it, as in a shell.
     """
+    # -P: modules of this package must not be found in place of the standard library's.
+    guard = [sys.executable, "-P", process_tree.__file__, str(os.getpid()), str(_STOP_SECONDS)]
     with (
         log.open("w") as file,
         subprocess.Popen(
-            command,
+            [*guard, *command],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -126,28 +169,18 @@ def follow(command: Sequence[str], environment: Mapping[str, str], screen: Scree
                 file.flush()
                 screen.feed(line)
             return process.wait()
+        except KeyboardInterrupt:
+            print("\nstopping", file=sys.stderr)
+            raise
         finally:
-            _stop_tree(process.pid)
-
-
-def _stop_tree(pid: int) -> None:
-    """End a process and all that it started: politely at first."""
-    try:
-        root = psutil.Process(pid)
-        processes = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for stop in ("terminate", "kill"):
-        for process in processes:
-            try:
-                getattr(process, stop)()
-            except psutil.NoSuchProcess:
-                continue
-        _, processes = psutil.wait_procs(processes, timeout=_STOP_SECONDS)
+            process.terminate()
+            process.wait()
 
 
 def _environment(folder: Path, scratch: Path) -> dict[str, str]:
     return {
+        # Threads that spin while they wait take the cores from those at work, as soon as anything else runs here.
+        "OMP_WAIT_POLICY": "passive",
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]),
         "PYTHONUNBUFFERED": "1",
@@ -175,12 +208,28 @@ def _sources() -> list[str]:
 def _credentials(folder: Path) -> Credentials:
     """Return the credentials of the folder's server: fresh random ones the first time."""
     file = folder / "credentials.json"
-    if file.exists():
-        return Credentials(**json.loads(file.read_text()))
+    # The server's data do not depend on them: without a whole file, others do as well.
+    if kept := _read_json(file):
+        return Credentials(**kept)
     fresh = Credentials()
-    file.touch(mode=0o600)
-    file.write_text(json.dumps({"access_key": fresh.access_key, "secret_key": fresh.secret_key}))
+    _write_json(file, {"access_key": fresh.access_key, "secret_key": fresh.secret_key})
     return fresh
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Return what a file holds: nothing if there is none, or only a part of one."""
+    try:
+        return dict(json.loads(file.read_text()))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    temporary = file.with_suffix(".new")
+    with open(temporary, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
+        json.dump(values, stream)
+    temporary.replace(file)
 
 
 @contextmanager
@@ -190,7 +239,7 @@ def _server(folder: Path, port: int | None, keep: bool) -> Iterator[ObjectStore]
     kept = folder / "server.json"
     try:
         if keep:
-            kept.write_text(json.dumps({"pid": store.process.pid, "endpoint": store.endpoint}))
+            _write_json(kept, {"pid": store.process.pid, "endpoint": store.endpoint})
         yield store
     except BaseException:
         keep = False
@@ -204,19 +253,26 @@ def _server(folder: Path, port: int | None, keep: bool) -> Iterator[ObjectStore]
 def stop_kept_server(folder: Path) -> bool:
     """Stop the S3 server that KEEP_S3 left running, if there is one; return whether there was."""
     kept = folder / "server.json"
-    if not kept.exists():
-        return False
-    pid = json.loads(kept.read_text())["pid"]
-    kept.unlink()
+    pid = _read_json(kept).get("pid")
+    stopped = pid is not None and _stop_server(pid, folder)
+    kept.unlink(missing_ok=True)
+    return stopped
+
+
+def _stop_server(pid: int, folder: Path) -> bool:
+    """Stop a process if it is the folder's server; return whether it is."""
     try:
         process = psutil.Process(pid)
         # Another program may have got the number since.
-        is_server = f"-dir={folder.absolute() / 's3'}" in process.cmdline()
+        if f"-dir={folder.absolute() / 's3'}" not in process.cmdline():
+            return False
+        process.terminate()
+        if psutil.wait_procs([process], timeout=_STOP_SECONDS)[1]:
+            process.kill()
+            process.wait(_STOP_SECONDS)
     except psutil.NoSuchProcess:
         return False
-    if is_server:
-        _stop_tree(pid)
-    return is_server
+    return True
 
 
 @contextmanager
@@ -231,8 +287,13 @@ def _describe_uri(uri: str) -> str:
     return describe(manifest) if manifest else ""
 
 
-def _explain_failure(screen: Screen, folder: Path) -> int:
-    reason = screen.fault or "the run stopped before its first stage"
+def _explain_failure(screen: Screen, exit_code: int, folder: Path) -> int:
+    if screen.fault:
+        reason = screen.fault
+    elif screen.label:
+        reason = f"{screen.label}: killed, perhaps for want of memory: no error was told (exit status {exit_code})"
+    else:
+        reason = f"the run stopped before its first stage (exit status {exit_code}): {screen.last_line}"
     print(f"demo: error: {reason}", file=sys.stderr)
     print(
         f"The whole log is {folder / 'log'}. `make demo` tries again from here; remove {folder} to start over.",
@@ -262,7 +323,9 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, help="of the S3 server; a free one by default")
     parser.add_argument("--keep-s3", action="store_true", help="leave the S3 server running at the end")
     parser.add_argument("--stop-s3", action="store_true", help="only stop the S3 server that was left running")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change settings of the preset")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="change settings of the preset"
+    )
     return parser
 
 
