@@ -47,36 +47,53 @@ class Screen:
         self._labels = {name: list(values) for name, values in labels.items()}
         self._num_tasks = sum(len(values) for values in labels.values())
         self._describe, self._out, self._is_terminal = describe, out, out.isatty()
-        self._num_started, self._label, self._start = 0, "", 0.0
-        self._state, self._uri = "", ""
+        self._num_started, self._is_running, self._start = 0, False, 0.0
+        self._state, self._uri, self._error = "", "", ""
+        self._label, self._failed = "", ""
         self.fault = ""
-        """The first error that a task ended with."""
+        """The error of the first task that failed; empty while none has, and if it told none."""
+        self.last_line = ""
+        """The latest line of the log that was not empty."""
+
+    @property
+    def label(self) -> str:
+        """What to call the first task that failed; if none has, the one that was begun last; empty before the first."""
+        return self._failed or self._label
 
     def feed(self, line: str) -> None:
         """Take the next line of the log."""
         line = _COLOUR.sub("", line.rstrip())
+        self.last_line = line.strip() or self.last_line
         if match := _STARTED.search(line):
             self._begin(match[1])
         elif match := _ENDED.search(line):
-            self._state = self._state or ("" if match[2] == "SUCCESS" else "FAILED")
+            if match[2] == "FAILURE":
+                self._fail()
         elif match := _OUTPUT.match(line):
             self._uri = match[1]
         elif (match := _STATUS.match(line)) and match[1] != "completed":
             self._state = match[1]
-        elif _SEPARATOR.match(line) and self._label:
+        elif _SEPARATOR.match(line) and self._is_running:
             self._end()
         elif match := _PROGRESS.match(line):
             self._show_progress(match[1])
-        elif (match := _FAULT.match(line)) and self._label and not self.fault:
-            self.fault = f"{self._label}: {match[1]}"
+        elif (match := _FAULT.match(line)) and not self._error:
+            self._error = match[1]
 
     def _begin(self, task: str) -> None:
         names = self._labels.get(task, [])
         self._label = names.pop(0) if names else task
-        self._num_started, self._start = self._num_started + 1, time.monotonic()
-        self._state, self._uri = "", ""
+        self._num_started, self._is_running, self._start = self._num_started + 1, True, time.monotonic()
+        self._state, self._uri, self._error = "", "", ""
         if self._is_terminal:
             self._rewrite(f"{self._prefix()} ...")
+
+    def _fail(self) -> None:
+        self._state = "FAILED"
+        # The report is made after a failure too, and may fail in its turn.
+        if not self._failed:
+            self._failed = self._label
+            self.fault = f"{self._label}: {self._error}" if self._error else ""
 
     def _show_progress(self, text: str) -> None:
         if _NOT_NEWS.match(text):
@@ -94,7 +111,7 @@ class Screen:
         if self._is_terminal:
             self._out.write("\r\x1b[K")
         print(f"{self._prefix()} {'; '.join(word for word in words if word)}", file=self._out, flush=True)
-        self._label = ""
+        self._is_running = False
 
     def _prefix(self) -> str:
         return f"[{self._num_started:2d}/{self._num_tasks}] {self._label + ':':<28}"
@@ -128,12 +145,12 @@ def task_labels(pipeline_spec: Any) -> dict[str, list[str]]:
 
 def describe(manifest: Manifest) -> str:
     """Return the counts of a stage that tell a person most, such as `28 prompts, 112 responses`."""
-    values = ((name, manifest.metrics[name]) for name in _SHOWN.get(manifest.stage, ()) if name in manifest.metrics)
-    return ", ".join(
-        f"{value} {name.removeprefix('num_').replace('_', ' ')}"
-        if name.startswith("num_")
-        else f"{name.replace('_', ' ')} {value:.4g}"
-        if isinstance(value, float)
-        else f"{name.replace('_', ' ')} {value}"
-        for name, value in values
-    )
+    metrics = ((name, manifest.metrics[name]) for name in _SHOWN.get(manifest.stage, ()) if name in manifest.metrics)
+    return ", ".join(_put_in_words(name, value) for name, value in metrics)
+
+
+def _put_in_words(name: str, value: float | str) -> str:
+    words = name.removeprefix("num_").replace("_", " ")
+    if name.startswith("num_"):
+        return f"{value} {words}"
+    return f"{words} {value:.4g}" if isinstance(value, float) else f"{words} {value}"

@@ -64,10 +64,31 @@ def test_the_first_error_of_a_task_is_kept() -> None:
     assert lines == ["[ 1/1] iteration 1: generate 1 of 1: FAILED"]
 
 
+def test_the_task_that_failed_is_told_from_the_one_that_reports_on_it() -> None:
+    """A process that the kernel ends tells no error; what the report then lacks is not the cause."""
+    report = [line.replace("generate", "report") for line in (STARTED, "    ValueError: no run", FAILED, LINE)]
+    screen, _ = shown(STARTED, FAILED, LINE, *report)
+    assert (screen.label, screen.fault) == ("iteration 1: generate 1 of 1", "")
+
+
+def test_an_error_that_a_task_got_over_is_not_the_fault_of_the_next() -> None:
+    ended = [ENDED, "    Output: 's3://b/x'", status("completed"), LINE]
+    labels = {"generate": ["one", "two"]}
+    screen, _ = shown(STARTED, "    OSError: tried again", *ended, STARTED, "    ValueError: y", FAILED, labels=labels)
+    assert (screen.label, screen.fault) == ("two", "two: y")
+
+
+def test_the_task_at_work_is_known_when_the_log_breaks_off() -> None:
+    screen, _ = shown(STARTED, "    10:00:05 generate: 5 of 9 prompts")
+    assert (screen.label, screen.fault) == ("iteration 1: generate 1 of 1", "")
+
+
 def test_every_task_of_the_demo_has_a_label() -> None:
     labels = [label for values in task_labels(build_pipeline(demo()).pipeline_spec).values() for label in values]
     assert len(labels) == len(set(labels)) == 16
-    assert {"import policy", "warm start: train", "iteration 2: score 1 of 1", "report"} <= set(labels)
+    assert {"check settings", "import policy", "warm start: train", "iteration 2: score 1 of 1", "report"} <= set(
+        labels
+    )
 
 
 def test_counts_are_put_in_words() -> None:
