@@ -54,8 +54,13 @@ class JobFollower:
         changes: SimpleQueue[tuple[str, Any]] = SimpleQueue()
 
         def watch(what: str, list_objects: Any) -> Watch:
-            hand_on = partial(self._hand_on, changes, what)
-            return Watch(what, self._cluster, list_objects, hand_on, partial(self._hand_on, changes, "error"))
+            return Watch(
+                what,
+                self._cluster,
+                list_objects,
+                lambda objects: changes.put((what, objects)),
+                lambda error: changes.put(("error", error)),
+            )
 
         watches = [
             watch("pytorchjobs", partial(self._cluster.watch_job, self._name)),
@@ -74,10 +79,6 @@ class JobFollower:
                 thread.stop()
             self._logs.close(0)
 
-    @staticmethod
-    def _hand_on(changes: "SimpleQueue[tuple[str, Any]]", what: str, value: Any) -> None:
-        changes.put((what, value))
-
     def _take(self, changes: "SimpleQueue[tuple[str, Any]]") -> None:
         """Wait for a change until it is time to look at the clock, and take it."""
         try:
@@ -88,7 +89,7 @@ class JobFollower:
             raise value
         if what == "pytorchjobs":
             self._jobs = value
-        else:
+        elif what == "pods":
             self._pods = {name: pod for name, pod in value.items() if self._is_ours(pod)}
             self._pods_ever |= self._pods
             self._logs.update(self._pods)
@@ -137,7 +138,7 @@ class JobFollower:
         if is_suspended(self._job):
             # Whoever waits in a queue is not late; the time counts from the admission.
             self._waiting_since = time.monotonic()
-            self._say(f"waits in queue {self._launch.queue_name!r} until Kueue admits it")
+            self._say(f"is suspended until Kueue admits it (launch.queue_name = {self._launch.queue_name!r})")
             return
         reasons = waiting_reasons(self._pods, {}, self._num_expected)
         if not reasons:
@@ -146,9 +147,12 @@ class JobFollower:
         self._waiting_since = self._waiting_since or time.monotonic()
         passed, deadline = time.monotonic() - self._waiting_since, self._launch.pending_deadline_seconds
         is_over, is_reminder = passed >= deadline, self._reminder.is_due()
+        if is_over:
+            # While the API was away, what is known here may have become old.
+            self._read_pods()
         if is_over or is_reminder:
             reasons = waiting_reasons(self._pods, self._events(), self._num_expected)
-        if is_over:
+        if is_over and reasons:
             self._cluster.delete_job(self._name, self._uid)
             first = f"training did not start within launch.pending_deadline_seconds = {deadline}: {reasons[0]}"
             first += f" (job {self._cluster.namespace}/{self._name} is deleted)"
@@ -164,12 +168,17 @@ class JobFollower:
 
     def _report(self) -> str:
         self._logs.close(self._patience.drain)
+        self._read_pods()
+        return failure_report(self._job, self._pods_ever, self._events(), self._logs.last_lines())
+
+    def _read_pods(self) -> None:
         try:
             listed = self._cluster.call("list pods", partial(self._cluster.watch_pods, self._name))
-            self._pods_ever |= {pod["metadata"]["name"]: pod for pod in listed["items"] if self._is_ours(pod)}
         except (ApiException, KubernetesError) as error:
             log(f"train: the pods' last states cannot be read: {reason(error)}")
-        return failure_report(self._job, self._pods_ever, self._events(), self._logs.last_lines())
+            return
+        self._pods = {pod["metadata"]["name"]: pod for pod in listed["items"] if self._is_ours(pod)}
+        self._pods_ever |= self._pods
 
     def _events(self) -> dict[str, list[dict[str, Any]]]:
         about = {self._name: self._uid} | {name: pod["metadata"]["uid"] for name, pod in self._pods_ever.items()}

@@ -65,6 +65,11 @@ def is_passing(error: Exception) -> bool:
     return isinstance(error, urllib3.exceptions.HTTPError | OSError | json.JSONDecodeError)
 
 
+def _is_rejection(error: Exception) -> bool:
+    """Return whether credentials or certificates were refused: from the start that is wrong, later it may pass."""
+    return isinstance(error, client.ApiException) and error.status in (0, 401)
+
+
 def reason(error: Exception) -> str:
     """Return what the API said, in one line: the message of its Status if there is one."""
     if not isinstance(error, client.ApiException):
@@ -97,6 +102,7 @@ class Cluster:
         self.namespace = namespace or self.home
         self.host = settings.host
         self.patience, self._timeout = patience, timeout
+        self._has_answered = False
         self._retry_reminder: Throttle | None = None
         self._retry_lock = threading.Lock()
         self._client = client.ApiClient(settings)
@@ -115,10 +121,12 @@ class Cluster:
         while True:
             try:
                 response = function(*arguments, _preload_content=False, _request_timeout=timeout, **options)
-                return json.loads(response.data)
+                answer = json.loads(response.data)
+                self._has_answered = True
+                return answer
             except Exception as error:
                 pause = next(pauses)
-                if not is_passing(error):
+                if not is_passing(error) or (_is_rejection(error) and not self._has_answered):
                     raise
                 if time.monotonic() - start + pause > self.patience.give_up:
                     raise self.unreachable(error) from None

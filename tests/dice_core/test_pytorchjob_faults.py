@@ -303,6 +303,13 @@ def test_a_missing_right_is_named(
         Launcher(job_uri, worker("time.sleep(60)")).result()
 
 
+def test_credentials_that_never_worked_are_refused_at_once(server: ApiServer, job_uri: str) -> None:
+    server.kubeconfig.write_text(server.kubeconfig.read_text().replace("token: stand-in", "token: another"))
+    with pytest.raises(LaunchError, match="401 Unauthorized"):
+        Launcher(job_uri).result()
+    assert len(server.requests) == 1
+
+
 def test_a_cluster_without_the_operator_is_an_error_that_says_so(server: ApiServer, job_uri: str) -> None:
     server.unserved.add(JOB.plural)
     with pytest.raises(LaunchError, match=r"404 page not found \(is the training operator installed\?"):
