@@ -240,11 +240,12 @@ class TrainingConfig(Settings):
             raise ValueError(f"label_smoothing is defined for loss 'sigmoid' only, got loss {self.loss!r}")
         if self.warmup_steps and self.lr_scheduler == "constant":
             raise ValueError("warmup_steps has no effect with lr_scheduler 'constant': use 'constant_with_warmup'")
-        if self.per_device_batch_size > self.global_batch_size:
-            raise ValueError(
-                f"per_device_batch_size must not exceed global_batch_size {self.global_batch_size}, "
-                f"got {self.per_device_batch_size}"
-            )
+        batch, most = self.per_device_batch_size, self.global_batch_size
+        if batch > most:
+            raise ValueError(f"per_device_batch_size must not exceed global_batch_size {most}, got {batch}")
+        if self.ema_decay and self.deepspeed != "none":
+            cut = f"ema_decay averages whole weights, which deepspeed {self.deepspeed!r} cuts up"
+            raise ValueError(f"{cut}: set ema_decay 0 or deepspeed 'none', got ema_decay {self.ema_decay}")
         return self
 
     def accumulation_steps(self, num_processes: int) -> int:
