@@ -25,6 +25,8 @@ _RANK_LINE = re.compile(r"\[\w*?(\d+)\]:(.*)")
 # The last line of a traceback, which torch prefixes with the rank.
 _EXCEPTION_LINE = re.compile(r"(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception)\b.*)")
 _PR_SET_PDEATHSIG = 1
+# torchrun sets it for its workers.
+_TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
 
 
 class LaunchError(RuntimeError):
@@ -122,6 +124,21 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def die_with_torchrun() -> None:
+    """Ask Linux to kill this process when the torchrun that started it is gone; a worker calls it first of all.
+
+    torchrun starts each worker in a session of its own, which no signal to torchrun's group reaches: a torchrun that is
+    killed, by the launcher or for want of memory, would leave its workers training and holding their GPUs.
+    """
+    if _TORCHRUN_ID not in os.environ:
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        # It went before Linux knew of the wish.
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @contextmanager
 def _signals_forwarded(process: subprocess.Popen[str]) -> Iterator[list[int]]:
     """Hand SIGTERM and SIGINT on to the processes; kill those that have not ended some time later.
@@ -149,7 +166,7 @@ def _signals_forwarded(process: subprocess.Popen[str]) -> Iterator[list[int]]:
 
 
 def _signal_group(process: subprocess.Popen[str], number: int) -> None:
-    # The group outlives its leader while a worker is left; after that there is nobody to signal.
+    # The group is torchrun alone: it hands SIGTERM and SIGINT on, and die_with_torchrun ends workers when it is killed.
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:

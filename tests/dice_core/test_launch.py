@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dice_core.config import ConfigError, LaunchConfig
@@ -75,10 +76,10 @@ time.sleep(60)
 """
 
 
-def _start_launcher(module: str, folder: Path) -> subprocess.Popen[bytes]:
+def _start_launcher(module: str, folder: Path, job: str = "") -> subprocess.Popen[bytes]:
     code = (
         "import sys; from dice_core.launch import *; from dice_core.config import LaunchConfig;"
-        f"TorchrunBackend({module!r}).run({str(folder)!r}, LaunchConfig())"
+        f"TorchrunBackend({module!r}).run({str(folder / job)!r}, LaunchConfig())"
     )
     path = os.pathsep.join([str(folder), str(_REPOSITORY), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path})
@@ -116,3 +117,30 @@ def test_workers_do_not_outlive_a_killed_launcher(worker: Callable[[str], str], 
     launcher.kill()
     launcher.wait()
     _wait_until(lambda: not _is_running(pid))
+
+
+def _is_read(fifo: Path) -> bool:
+    """Return whether a process waits for what is written there. The end opened here is kept open: it waits on."""
+    try:
+        os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    return True
+
+
+def test_the_workers_of_training_do_not_outlive_a_killed_torchrun(tmp_path: Path) -> None:
+    job = tmp_path / "job.json"
+    os.mkfifo(job)
+    launcher = _start_launcher("dice_core.training", tmp_path, job.name)
+    try:
+        _wait_until(lambda: _is_read(job))
+        (torchrun,) = psutil.Process(launcher.pid).children()
+        workers = torchrun.children()
+        torchrun.kill()
+        gone, alive = psutil.wait_procs(workers, timeout=20)
+        for process in alive:
+            process.kill()
+        assert gone and not alive
+        assert launcher.wait(timeout=60) == 1
+    finally:
+        launcher.kill()
