@@ -1,6 +1,6 @@
 """Checkpoints of a training run: marked complete here, copied to storage while training goes on, found again.
 
-    OUTPUT_URI/checkpoints/checkpoint-<step>/node-<i>/    the files of one node, with a manifest.json written last
+    URI/checkpoint-<step>/node-<i>/    the files of one node, with a manifest.json written last
 
 What is inside a checkpoint is the trainer's business; only complete ones of the same job and the same processes count.
 """
@@ -21,11 +21,10 @@ from dice_core.manifest import Manifest, fetch_files, publish_files, read_manife
 from dice_core.progress import log
 from dice_core.storage import open_storage
 
-FOLDER = "checkpoints"
 NUM_KEPT = 2
 _COMPLETE = "complete.json"
 _STEP = re.compile(r"checkpoint-(\d+)")
-_STORED = re.compile(rf"checkpoint-(\d+)/node-\d+/{re.escape(layout.MANIFEST)}")
+_STORED = re.compile(rf"checkpoint-(\d+)/node-0/{re.escape(layout.MANIFEST)}")
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,9 @@ class CheckpointOwner:
 class CheckpointStore:
     """The checkpoints of one training run, on this machine and in storage."""
 
-    def __init__(self, output_uri: str, folder: Path, owner: CheckpointOwner) -> None:
-        """Take where the run publishes, and where the trainer writes on this machine."""
-        self._uri, self._folder, self._owner = layout.join(output_uri, FOLDER), folder, owner
+    def __init__(self, uri: str, folder: Path, owner: CheckpointOwner) -> None:
+        """Take where copies are kept, and where the trainer writes on this machine."""
+        self._uri, self._folder, self._owner = uri, folder, owner
         self._uploads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -63,9 +62,11 @@ class CheckpointStore:
         Every process calls this and gets the same.
         """
         step, is_local = processes.broadcast(self._choose() if processes.rank() == 0 else None)
+        folder = self._folder / f"checkpoint-{step}"
+        if processes.local_rank() == 0:
+            self._delete_local_except(folder)
         if not step:
             return None
-        folder = self._folder / f"checkpoint-{step}"
         if not is_local and processes.local_rank() == 0:
             self._fetch(step, folder)
         processes.barrier()
@@ -115,18 +116,25 @@ class CheckpointStore:
                 steps.append(int(match[1]))
         return steps
 
-    def _stored_steps(self) -> list[int]:
-        nodes: dict[int, int] = {}
-        for found in open_storage(self._uri).list():
-            if match := _STORED.fullmatch(found.key):
-                nodes[int(match[1])] = nodes.get(int(match[1]), 0) + 1
-        return [step for step, num in nodes.items() if self._is_usable(step, num)]
+    def _delete_local_except(self, kept: Path) -> None:
+        # The trainer deletes the lowest steps of its folder, and one of another number of processes may be higher.
+        for folder in self._folder.iterdir() if self._folder.is_dir() else ():
+            if _STEP.fullmatch(folder.name) and folder != kept:
+                shutil.rmtree(folder)
 
-    def _is_usable(self, step: int, num_nodes: int) -> bool:
-        manifest = read_manifest(self._node_uri(step, 0))
-        if manifest is None or manifest.settings.get("num_nodes") != num_nodes:
-            return False
-        return self._owner.accepts(manifest.settings)
+    def _stored_steps(self) -> list[int]:
+        found = (_STORED.fullmatch(entry.key) for entry in open_storage(self._uri).list())
+        return [step for step in sorted(int(match[1]) for match in found if match) if self._is_usable(step)]
+
+    def _is_usable(self, step: int) -> bool:
+        """Return whether every node's part is complete and of this run: another run's may lie at the same step."""
+        first = read_manifest(self._node_uri(step, 0))
+        num_nodes = int(first.settings.get("num_nodes", 0)) if first else 0
+        others = [read_manifest(self._node_uri(step, node)) for node in range(1, num_nodes)]
+        return bool(num_nodes) and all(
+            part is not None and part.settings.get("num_nodes") == num_nodes and self._owner.accepts(part.settings)
+            for part in (first, *others)
+        )
 
     def _fetch(self, step: int, folder: Path) -> None:
         log(f"train: fetching checkpoint {step} from {self._uri}")
@@ -145,15 +153,24 @@ class CheckpointStore:
         owner = Manifest(
             stage="checkpoint", fingerprint=self._owner.fingerprint, files={}, settings=asdict(self._owner)
         )
-        publish_files(self._node_uri(step, processes.node_rank()), files, owner)
+        uri = self._node_uri(step, processes.node_rank())
+        # What another run left here would be counted as part of this one.
+        open_storage(uri).delete("")
+        publish_files(uri, files, owner)
         if processes.rank() == 0:
             self._prune()
 
     def _prune(self) -> None:
-        storage = open_storage(self._uri)
+        """Delete what is older than the newest checkpoints that this run could go on from.
+
+        Checkpoints of other runs count for nothing: their steps may be later than this run's. One that another node is
+        still copying does not count yet.
+        """
+        storage, usable = open_storage(self._uri), self._stored_steps()
         steps = {int(match[1]) for found in storage.list() if (match := _STEP.match(found.key))}
-        for step in sorted(steps)[:-NUM_KEPT]:
-            storage.delete(f"checkpoint-{step}/")
+        for step in steps if len(usable) >= NUM_KEPT else ():
+            if step < usable[-NUM_KEPT]:
+                storage.delete(f"checkpoint-{step}/")
 
     def _node_uri(self, step: int, node: int) -> str:
         return layout.join(self._uri, f"checkpoint-{step}", f"node-{node}")

@@ -20,9 +20,10 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from dice_core import dpo, processes
 from dice_core.config import TrainingConfig
 from dice_core.logprobs import PromptGroup, packed_token_logps
-from dice_core.training_data import TrainingPair, TrainingPairs, step_order
+from dice_core.training_data import TrainingPair, TrainingPairs, measured_pairs, step_order
 
 REFERENCE_FILE, WEIGHTS_FILE = "reference_logps.npy", "policy.safetensors"
+START_PREFIX = "start_"
 
 LogpsTable = npt.NDArray[np.float64]
 
@@ -103,13 +104,14 @@ class DPOTrainer(Trainer):
             [pair.num_tokens for pair in pairs.train], config.global_batch_size, config.max_steps, arguments.seed
         )
         self._order = _FixedOrder(order)
+        self.measured = measured_pairs(pairs.train, len(order))
         super().__init__(
             model=PairScorer(policy, config.gradient_checkpointing),
             args=arguments,
             data_collator=_collate,
             train_dataset=_Pairs(pairs.train),
             eval_dataset=_Pairs(pairs.eval) if pairs.eval else None,
-            callbacks=[_FillReferences(self), *(callbacks or [])],
+            callbacks=[_MeasureBefore(self), *(callbacks or [])],
         )
         # Speedometer's lines are made for people.
         self.remove_callback(PrinterCallback)
@@ -257,6 +259,11 @@ class DPOTrainer(Trainer):
                 unknown, self._on_reference_progress
             )
 
+    def measure_start(self) -> None:
+        """Measure the policy as it starts, once in a run: a line of the log, which checkpoints carry along."""
+        if self.state.global_step == 0:
+            self.log({f"{START_PREFIX}{name}": value for name, value in self.measure(self.measured).items()})
+
     def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs: Any) -> Any:
         """See Trainer; the checkpoint is a folder this class saved."""
         self._resume_folder = Path(resume_from_checkpoint) if resume_from_checkpoint else None
@@ -288,11 +295,12 @@ class DPOTrainer(Trainer):
         return norm
 
 
-class _FillReferences(TrainerCallback):
-    """Runs after the model is wrapped and before the first step: the pass uses training's own kernels."""
+class _MeasureBefore(TrainerCallback):
+    """Runs after the model is wrapped and before the first step: its passes use training's own kernels."""
 
     def __init__(self, trainer: DPOTrainer) -> None:
         self._trainer = trainer
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self._trainer.fill_references()
+        self._trainer.measure_start()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dice_core import layout, records
 from dice_core.config import ConfigError, TrainingConfig, finite_or_none
+from dice_core.launch import die_with_torchrun
 from dice_core.manifest import Manifest, Metric, fetch_files, publish_files, read_manifest
 from dice_core.progress import Throttle, log
 from dice_core.storage import StorageError, open_storage
@@ -32,10 +33,7 @@ if TYPE_CHECKING:
     from dice_core.dpo_trainer import DPOTrainer
 
 JOB_FILE, METRICS_FILE, PAIRS_FILE = "job.json", "metrics.jsonl", "pairs.parquet"
-
-# Loss and accuracy of the finished model are measured on so many of its training pairs at least and at most, and on an
-# eighth of those trained on in between: the pass, forward only, then costs under a twentieth of the training.
-MIN_MEASURED_PAIRS, MAX_MEASURED_PAIRS = 32, 256
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -108,6 +106,23 @@ def load_pairs(job: TrainingJob, folder: Path) -> TrainingPairs:
     return read_pairs(table, job.training.max_length, job.pairs_uri)
 
 
+def delete_leftovers(output_uri: str) -> None:
+    """Delete what a training that was stopped after it had published did not come to delete.
+
+    That is its checkpoints in storage, for a large model hundreds of gigabytes, and its scratch folder on this machine.
+    For a finished output only: it ends every chance to resume.
+
+    Raises:
+        StorageError: the storage failed, or its job cannot be read.
+    """
+    num_deleted = open_storage(layout.join(output_uri, CHECKPOINTS)).delete("")
+    if num_deleted:
+        log(f"train: {num_deleted} files of checkpoints deleted below {output_uri}")
+    storage = open_storage(output_uri)
+    if any(entry.key == JOB_FILE for entry in storage.list(JOB_FILE)):
+        shutil.rmtree(TrainingJob.read(layout.join(output_uri, JOB_FILE)).scratch_folder(), ignore_errors=True)
+
+
 def run_training(job: TrainingJob) -> None:
     """Do this process's part of a training run: resume or start, train, and publish from process 0.
 
@@ -119,15 +134,14 @@ def run_training(job: TrainingJob) -> None:
     pairs = load_pairs(job, scratch / f"pairs-{os.environ.get('RANK', '0')}")
     _quieten_libraries()
     from dice_core import processes
-    from dice_core.checkpoints import FOLDER, CheckpointOwner, CheckpointStore
-    from dice_core.training_arguments import check_combination, training_arguments
+    from dice_core.checkpoints import CheckpointOwner, CheckpointStore
+    from dice_core.training_arguments import training_arguments
 
     config = job.training
-    check_combination(config, processes.num_processes())
-    arguments = training_arguments(config, scratch / FOLDER, has_eval_pairs=bool(pairs.eval), seed=job.seed)
+    arguments = training_arguments(config, scratch / CHECKPOINTS, has_eval_pairs=bool(pairs.eval), seed=job.seed)
     try:
         owner = CheckpointOwner(job.fingerprint, processes.num_processes(), processes.num_nodes(), config.deepspeed)
-        store = CheckpointStore(job.output_uri, scratch / FOLDER, owner)
+        store = CheckpointStore(layout.join(job.output_uri, CHECKPOINTS), scratch / CHECKPOINTS, owner)
         _train_and_publish(job, pairs, arguments, store, scratch)
         if processes.local_rank() == 0:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -204,27 +218,32 @@ def _check_context(job: TrainingJob, pairs: TrainingPairs, context_length: int) 
 def _training_metrics(trainer: "DPOTrainer") -> dict[str, Metric]:
     """Return the numbers that describe the run. Every process calls it.
 
-    `first_loss` is measured on the first step's pairs before the first update. `first_reward_accuracy` is a half by
-    definition: policy and reference are one model then, every margin is zero, and a tie counts as a half.
-    `last_loss` and `last_reward_accuracy` are measured on training pairs with the weights that are saved.
+    `first_` and `last_` numbers are of the same training pairs, before the first update and with the weights that are
+    saved; of an accuracy a tie counts as a half, so that it starts at about a half. `step0_loss` and
+    `reference_noise_rms` are of the first step's pairs. What no line of the log has, as in one that an earlier version
+    began, is left out.
     """
-    num_trained = trainer.state.global_step * trainer.dpo_config.global_batch_size
-    num_measured = min(MAX_MEASURED_PAIRS, max(MIN_MEASURED_PAIRS, num_trained // 8))
-    measured = trainer.measure(trainer.pairs.train[:num_measured])
-    first = next(line for line in trainer.state.log_history if "step0_loss" in line)
-    return {
+    from dice_core.dpo_trainer import START_PREFIX
+
+    last = trainer.measure(trainer.measured)
+    logged = {name: value for line in reversed(trainer.state.log_history) for name, value in line.items()}
+    first = {name: logged.get(f"{START_PREFIX}{name}") for name in last}
+    metrics = {
         "num_steps": trainer.state.global_step,
         "num_pairs": len(trainer.pairs.train),
         "num_eval_pairs": len(trainer.pairs.eval),
         "num_dropped_pairs": trainer.pairs.num_dropped,
-        "first_loss": first["step0_loss"],
-        "last_loss": measured["loss"],
-        "first_reward_accuracy": 0.5,
-        "last_reward_accuracy": measured["rewards/accuracies"],
-        "last_reward_margin": measured["rewards/margins"],
-        "step0_loss": first["step0_loss"],
-        "reference_noise_rms": first["reference_noise_rms"],
+        "num_measured_pairs": len(trainer.measured),
+        "first_loss": first["loss"],
+        "last_loss": last["loss"],
+        "first_reward_accuracy": first["rewards/accuracies"],
+        "last_reward_accuracy": last["rewards/accuracies"],
+        "first_reward_margin": first["rewards/margins"],
+        "last_reward_margin": last["rewards/margins"],
+        "step0_loss": logged.get("step0_loss"),
+        "reference_noise_rms": logged.get("reference_noise_rms"),
     }
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def _publish(
@@ -260,7 +279,7 @@ def _publish(
 
 
 def _write_lines(trainer: "DPOTrainer", path: Path) -> None:
-    """Write one JSON object for each logged step, evaluations of eval pairs among them."""
+    """Write one JSON object for each logged step, measures at step 0 and of eval pairs among them."""
     pairs_per_step = trainer.dpo_config.global_batch_size / len(trainer.pairs.train)
     with path.open("w") as stream:
         for line in trainer.state.log_history:
@@ -283,6 +302,7 @@ def _progress(what: str) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one process of a training job; errors meant for a person are one line on standard error."""
+    die_with_torchrun()
     job_uri, *rest = sys.argv[1:] if arguments is None else arguments
     if rest:
         raise SystemExit("usage: torchrun ... -m dice_core.training JOB_URI")

@@ -10,26 +10,12 @@ import torch
 from transformers import TrainingArguments
 
 from dice_core import processes
-from dice_core.config import ConfigError, TrainingConfig
+from dice_core.config import TrainingConfig
 
 _MEGABYTES = 1_000_000
 
 # Rank 0 may write a large checkpoint while the others wait in a collective.
 _COLLECTIVE_TIMEOUT_SECONDS = 7200
-
-
-def check_combination(config: TrainingConfig, num_processes: int) -> None:
-    """Refuse settings that contradict each other, before anything expensive.
-
-    Raises:
-        ConfigError: one line with the setting and what to change.
-    """
-    config.accumulation_steps(num_processes)
-    if config.ema_decay and config.deepspeed != "none":
-        raise ConfigError(
-            f"training.ema_decay: needs the whole float32 weights in each process, which deepspeed "
-            f"{config.deepspeed!r} does not keep; set ema_decay 0 or deepspeed 'none', got {config.ema_decay}"
-        )
 
 
 def deepspeed_config(config: TrainingConfig, num_processes: int) -> dict[str, Any] | None:
@@ -71,6 +57,9 @@ def training_arguments(config: TrainingConfig, folder: Path, *, has_eval_pairs: 
         folder: where checkpoints are written on this machine.
         has_eval_pairs: whether there is anything to evaluate.
         seed: of the run.
+
+    Raises:
+        ConfigError: global_batch_size cannot be split over the processes.
     """
     num_processes, on_cpu = processes.num_processes(), not torch.cuda.is_available()
     arguments = TrainingArguments(
@@ -100,6 +89,9 @@ def training_arguments(config: TrainingConfig, folder: Path, *, has_eval_pairs: 
         save_total_limit=2,
         logging_strategy="steps",
         logging_steps=config.logging_steps,
+        # The loss before the first update is a number of the result: no run ends, and no checkpoint is made, before it
+        # is in the log.
+        logging_first_step=True,
         logging_nan_inf_filter=False,
         report_to="none",
         disable_tqdm=True,

@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from dice_core.records import RecordError
 
+MIN_MEASURED, MAX_MEASURED = 16, 256
+
 
 @dataclass(frozen=True)
 class TrainingPair:
@@ -81,14 +83,24 @@ def read_pairs(table: pa.Table, max_length: int, where: str) -> TrainingPairs:
         kept[split[row]].append(pair)
         rows.append(row)
     if not kept["train"]:
-        raise RecordError(
-            f"{where}: no training pair is left of {table.num_rows} pairs "
-            + (
-                f"(training.max_length is {max_length}, the shortest dropped pair has {shortest} tokens)"
-                * bool(shortest)
-            )
-        )
+        message = f"{where}: no training pair is left of {table.num_rows} pairs"
+        if shortest:
+            message += f" (training.max_length is {max_length}, the shortest dropped pair has {shortest} tokens)"
+        raise RecordError(message)
     return TrainingPairs(kept["train"], kept["eval"], _known_logps(table, rows), table.num_rows - len(rows))
+
+
+def measured_pairs(train: Sequence[TrainingPair], num_trained: int) -> list[TrainingPair]:
+    """Return the training pairs on which the model is measured before the first step and after the last.
+
+    An eighth of those trained on, within MIN_MEASURED and MAX_MEASURED: two passes, forward only, then cost under a
+    tenth of the training. Pair stages publish pairs in a random order, so the first ones are a fair sample.
+
+    Args:
+        train: the training pairs.
+        num_trained: pairs that the run trains on, repeats included.
+    """
+    return list(train[: min(MAX_MEASURED, max(MIN_MEASURED, num_trained // 8))])
 
 
 def step_order(lengths: Sequence[int], global_batch_size: int, num_steps: int, seed: int) -> list[int]:
