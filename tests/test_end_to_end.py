@@ -149,8 +149,8 @@ def test_ctrl_c_stops_everything(interrupted: tuple[int, list[psutil.Process], s
 
 
 def test_the_second_time_it_goes_on(output: str) -> None:
-    lines = [line.partition("] ")[2] for line in output.splitlines() if "/15]" in line]
-    assert len(lines) == 15
+    lines = [line.partition("] ")[2] for line in output.splitlines() if "/16]" in line]
+    assert len(lines) == 16
     kept = [line.partition(":   ")[0] for line in lines if "already complete" in line]
     assert kept == ["import policy", "prepare data", "warm start: pair", "warm start: train"] + [
         line.partition(":   ")[0] for line in lines if line.startswith("iteration 1: generate")
