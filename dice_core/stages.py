@@ -244,9 +244,11 @@ def train(
     Raises:
         LaunchError: a process failed; its last lines are in the message.
     """
+    from dice_core.training import delete_leftovers
+
     config, launch_config = TrainingConfig.parse(training, "training"), LaunchConfig.parse(launch, "launch")
     config.accumulation_steps(launch_config.num_nodes * launch_config.processes_per_node)
-    return run_stage(
+    report = run_stage(
         "train",
         output_uri,
         partial(stage_work.train, training=config, launch=launch_config, seed=derive_seed(seed, "train", iteration)),
@@ -256,6 +258,10 @@ def train(
         overwrite=overwrite,
         inputs={"policy": policy_uri, "pairs": pairs_uri},
     )
+    if report.status == "already complete":
+        # An attempt that was killed after it published: checkpoints are many times the model's size.
+        delete_leftovers(output_uri)
+    return report
 
 
 def evaluate(
