@@ -107,18 +107,18 @@ def demo() -> Preset:
     """SmolLM2-135M-Instruct on 2 CPU cores in minutes; its first policy is made from offline pairs."""
     training = TrainingConfig(
         beta=0.1,
-        # Eight steps must show an effect: 40 times the published rate, on weights kept in float32.
+        # Six steps must show an effect: 40 times the published rate, on weights kept in float32.
         learning_rate=2e-5,
-        max_steps=8,
+        max_steps=6,
         global_batch_size=4,
-        per_device_batch_size=2,
+        per_device_batch_size=4,
         max_length=512,
         precision="bf16",
         saved_dtype="float32",  # bfloat16 would round most of so small a change away
         gradient_checkpointing=False,  # the model is small; recomputing costs a third more time
-        eval_steps=4,
-        save_steps=4,
-        # Scores are float32 and training is bfloat16 autocast: with so few steps the difference would show as loss.
+        eval_steps=3,
+        save_steps=3,
+        # Scoring's bfloat16 kernels and training's autocast differ: with so few steps that would show as loss.
         reference_logps="recompute",
     )
     return Preset(
@@ -132,25 +132,24 @@ def demo() -> Preset:
         num_shards=1,
         num_retries=0,  # a failure on one's own machine is told at once
         chat=ChatConfig(prompt_format="model", max_prompt_tokens=256),
-        data=DataConfig(num_held_out=16, max_prompts=28),
+        data=DataConfig(num_held_out=16, max_prompts=24, max_preferences=40),
         generation=GenerationConfig(
             num_responses=4,
             temperature=0.9,
             top_p=1.0,  # less halves the speed of sampling on a CPU
             max_new_tokens=96,  # an answer that does not end is dropped
-            prompts_per_part=14,
+            prompts_per_part=12,
             max_concurrent_sequences=64,
         ),
-        scoring=ScoringConfig(min_valid_responses=2, dtype="float32", tokens_per_batch=2048),
-        pairing=PairingConfig(min_valid_responses=2, replay_ratio=0.25, num_eval_pairs=6),
+        scoring=ScoringConfig(min_valid_responses=2, tokens_per_batch=2048),
+        pairing=PairingConfig(min_valid_responses=2, replay_ratio=0.25, num_eval_pairs=4),
         training=training,
-        warm_start_training=training.model_copy(update={"max_steps": 10}),
+        warm_start_training=training.model_copy(update={"max_steps": 8}),
         # Eight answers decide little: the demo shows the gate, with bounds that fit so few.
         evaluation=EvaluationConfig(
-            dtype="float32",
             num_sample_prompts=8,
             num_shown_samples=4,
-            max_new_tokens=96,
+            max_new_tokens=64,
             max_length_growth=1.0,
             max_accuracy_drop=0.3,
             tokens_per_batch=2048,
