@@ -117,7 +117,7 @@ def demo() -> Preset:
         saved_dtype="float32",  # bfloat16 would round most of so small a change away
         gradient_checkpointing=False,  # the model is small; recomputing costs a third more time
         eval_steps=3,
-        save_steps=3,
+        save_steps=50,  # a checkpoint takes as long as two steps, and there are six
         # Scoring's bfloat16 kernels and training's autocast differ: with so few steps that would show as loss.
         reference_logps="recompute",
     )
@@ -132,22 +132,22 @@ def demo() -> Preset:
         num_shards=1,
         num_retries=0,  # a failure on one's own machine is told at once
         chat=ChatConfig(prompt_format="model", max_prompt_tokens=256),
-        data=DataConfig(num_held_out=16, max_prompts=24, max_preferences=40),
+        data=DataConfig(num_held_out=16, max_prompts=22, max_preferences=36),
         generation=GenerationConfig(
             num_responses=4,
             temperature=0.9,
             top_p=1.0,  # less halves the speed of sampling on a CPU
             max_new_tokens=96,  # an answer that does not end is dropped
-            prompts_per_part=12,
+            prompts_per_part=11,
             max_concurrent_sequences=64,
         ),
         scoring=ScoringConfig(min_valid_responses=2, tokens_per_batch=2048),
         pairing=PairingConfig(min_valid_responses=2, replay_ratio=0.25, num_eval_pairs=4),
         training=training,
         warm_start_training=training.model_copy(update={"max_steps": 8}),
-        # Eight answers decide little: the demo shows the gate, with bounds that fit so few.
+        # Six answers decide little: the demo shows the gate, with bounds that fit so few.
         evaluation=EvaluationConfig(
-            num_sample_prompts=8,
+            num_sample_prompts=6,
             num_shown_samples=4,
             max_new_tokens=64,
             max_length_growth=1.0,
