@@ -97,6 +97,12 @@ class StageContext:
     parts: dict[str, Part] = field(default_factory=dict)
     """Finished parts by name; an interrupted attempt's at first."""
 
+    @property
+    def stored(self) -> Input:
+        """The finished parts, of this attempt or an earlier one, to be read as an input is."""
+        files = {part.key: part.entry for part in self.parts.values()}
+        return Input(self.uri, Manifest(stage="", fingerprint=self.fingerprint, files=files))
+
     def group(self, prefix: str) -> list[Input]:
         """Return the inputs named `prefix/0`, `prefix/1`, ... in order."""
         found = [name for name in self.inputs if name.startswith(f"{prefix}/")]
@@ -126,8 +132,7 @@ class StageContext:
 
     def publish(self, files: Mapping[str, Path], metrics: Mapping[str, Metric]) -> Manifest:
         """Store files beside the finished parts, and the manifest."""
-        parts = {part.key: part.entry for part in self.parts.values()}
-        manifest = Manifest(files=parts, metrics=dict(metrics), **self.manifest_fields)
+        manifest = Manifest(files=self.stored.manifest.files, metrics=dict(metrics), **self.manifest_fields)
         return publish_files(self.uri, files, manifest)
 
     def skip(self, reason: str) -> Manifest:

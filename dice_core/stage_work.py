@@ -219,7 +219,8 @@ def evaluate(
         values = {**result.to_dict(), "promotable": result.promotable, "seconds": _seconds(start)}
         # Stored before the pointer moves: another attempt finds this decision, and does not measure again.
         context.publish_part(_EVALUATION, context.write_json(values, _EVALUATION))
-    values = json.loads(_fetch_part(context, _EVALUATION).read_text())
+    key = context.parts[_EVALUATION].key
+    values = json.loads(context.stored.fetch(context.folder / "part", [key])[key].read_text())
     policy = context.inputs["policy"]
     if promoted_uri and values["promotable"]:
         promote(
@@ -268,15 +269,7 @@ def _read(context: StageContext, source: Input, schema: pa.Schema, prefix: str) 
 
 def _stored_parts(context: StageContext, schema: pa.Schema) -> Iterator[pa.Table]:
     """Read the parts this stage has published, by this attempt or an earlier one."""
-    files = {part.key: part.entry for part in context.parts.values()}
-    done = Input(context.uri, Manifest(stage="", fingerprint="", files=files))
-    return (_read(context, done, schema, name) for name in done.tables())
-
-
-def _fetch_part(context: StageContext, name: str) -> Path:
-    part = context.parts[name]
-    done = Input(context.uri, Manifest(stage="", fingerprint="", files={part.key: part.entry}))
-    return done.fetch(context.folder / "part")[part.key]
+    return (_read(context, context.stored, schema, name) for name in context.stored.tables())
 
 
 def _publish_part(context: StageContext, index: int, table: pa.Table, schema: pa.Schema) -> None:
