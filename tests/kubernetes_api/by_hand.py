@@ -19,6 +19,8 @@ from tests.kubernetes_api.server import ApiServer
 
 _JOBS = ("kubeflow.org", "v1")
 _PLURAL = "pytorchjobs"
+# Servers before 1.24 want a token for every pod that may mount one, and no controller makes any.
+_NO_TOKEN = {"automountServiceAccountToken": False}
 
 
 class HandOperated:
@@ -59,7 +61,8 @@ class HandOperated:
 
     def set_condition(self, kind: str, message: str = "", reason: str = "") -> None:
         """Make a condition of the job true, as the operator does."""
-        condition = {"type": kind, "status": "True", "reason": reason or f"PyTorchJob{kind}", "message": message}
+        reason, message = reason or f"PyTorchJob{kind}", message or f"PyTorchJob is {kind.lower()}."
+        condition = {"type": kind, "status": "True", "reason": reason, "message": message}
         self._change_job_status(lambda status: status.setdefault("conditions", []).append(condition))
 
     def admit(self) -> None:
@@ -91,7 +94,7 @@ class HandOperated:
             "controller": True,
         }
         template = job["spec"]["pytorchReplicaSpecs"][role.capitalize()]["template"]
-        spec = {"containers": [{"name": "pytorch", "image": template["spec"]["containers"][0]["image"]}]}
+        spec = {"containers": [{"name": "pytorch", "image": template["spec"]["containers"][0]["image"]}], **_NO_TOKEN}
         metadata = {"name": name, "labels": labels, "ownerReferences": [owner]}
         self.core.create_namespaced_pod(self.namespace, {"metadata": metadata, "spec": spec})
         return name
@@ -146,7 +149,7 @@ class HandOperated:
         metadata: dict[str, Any] = {"name": "launcher"}
         if owner:
             metadata["ownerReferences"] = [dict(owner)]
-        spec = {"containers": [{"name": "main", "image": "core:1"}]}
+        spec = {"containers": [{"name": "main", "image": "core:1"}], **_NO_TOKEN}
         created = self.core.create_namespaced_pod(self.namespace, {"metadata": metadata, "spec": spec})
         return str(created.metadata.uid)
 
