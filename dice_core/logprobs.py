@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from dice_core.attention import attention_masks, equally_long, packed_way, stretches_positions
+from dice_core.attention import attention_masks, filled, packed_way, stretches_positions
 from dice_core.output_head import check_head, target_logps
 from dice_core.packing import Piece, PromptGroup, Row, fill_rows, length_batches, pack_row, split_groups
 
 __all__ = ["PromptGroup", "group_logps", "packed_token_logps"]
 
-# On a CPU larger batches are not faster, and short ones need less padding.
-_CPU_BATCH_TOKENS = 1024
+# On a CPU longer rows are not faster, and take more memory.
+_CPU_ROW_TOKENS = 4096
 
 # Which responses a batch holds, as (group, index in the group), and the log-probs of their tokens one after another.
 Batch = tuple[list[tuple[int, int]], Tensor]
@@ -40,7 +40,7 @@ def packed_token_logps(
 
     Args:
         model: a causal language model.
-        groups: they make one batch: one packed row with FlexAttention, a row for each group with a dense mask.
+        groups: they make one packed row.
         chunk_size: positions whose logits exist at a time; by default as output_head.py finds best.
 
     Returns:
@@ -58,8 +58,7 @@ def packed_token_logps(
     if way == "separate":
         logps = _separate_logps(model, [(group, index) for group in groups for index in range(len(group.responses))])
     else:
-        rows = [pack_row(groups)] if way == "flex" else [pack_row([group]) for group in groups]
-        logps = _row_logps(model, equally_long(rows, way), chunk_size)
+        logps = _row_logps(model, filled(pack_row(groups), way), chunk_size)
     parts = iter(logps.split(sizes))
     return [[next(parts) for _ in group.responses] for group in groups]
 
@@ -113,78 +112,33 @@ def _one_behind(batches: Iterator[Batch]) -> Iterator[Batch]:
 def _batches(model: PreTrainedModel, groups: Sequence[PromptGroup], tokens_per_batch: int) -> Iterator[Batch]:
     check_head(model)
     way = packed_way(model)
-    if way == "flex":
-        for pieces in fill_rows(split_groups(groups, tokens_per_batch), tokens_per_batch):
-            row = pack_row([piece.content for piece in pieces])
-            yield _places(pieces), _row_logps(model, equally_long([row], way))
-    elif way == "dense":
-        # Without gradient, keeping the prompt's keys beats a mask that is empty for the most part.
-        is_cpu = model.device.type == "cpu"
-        batch_tokens = min(tokens_per_batch, _CPU_BATCH_TOKENS) if is_cpu else tokens_per_batch
-        for number, group in enumerate(groups):
-            yield from _cached_batches(model, number, group, batch_tokens)
-    else:
+    if way == "separate":
         yield from _separate_batches(model, groups, tokens_per_batch)
+        return
+    num_tokens = min(tokens_per_batch, _CPU_ROW_TOKENS) if model.device.type == "cpu" else tokens_per_batch
+    for pieces in fill_rows(split_groups(groups, num_tokens), num_tokens):
+        yield _places(pieces), _row_logps(model, filled(pack_row([piece.content for piece in pieces]), way))
 
 
 def _places(pieces: Sequence[Piece]) -> list[tuple[int, int]]:
     return [(piece.group, index) for piece in pieces for index in piece.indices]
 
 
-def _row_logps(model: PreTrainedModel, rows: Sequence[Row], chunk_size: int | None = None) -> Tensor:
-    """Run packed rows of equal length. Result: (response tokens of all rows,), float32, in their order."""
-    device, length = model.device, len(rows[0].input_ids)
+def _row_logps(model: PreTrainedModel, row: Row, chunk_size: int | None = None) -> Tensor:
+    """Run a packed row. Result: (response tokens,), float32, in their order."""
+    device = model.device
     hidden = model.get_decoder()(
-        input_ids=_tensor([row.input_ids for row in rows], device),
-        position_ids=_tensor([row.positions for row in rows], device),
-        attention_mask=attention_masks(model, rows, model.dtype),
+        input_ids=_tensor(row.input_ids, device)[None],
+        position_ids=_tensor(row.positions, device)[None],
+        attention_mask=attention_masks(model, row, model.dtype),
         use_cache=False,
-    ).last_hidden_state
-    predictors = np.concatenate([row.predictors + number * length for number, row in enumerate(rows)])
-    targets = np.concatenate([row.targets for row in rows])
-    return target_logps(model, hidden.flatten(0, 1)[_tensor(predictors, device)], _tensor(targets, device), chunk_size)
+    ).last_hidden_state[0]
+    return target_logps(model, hidden[_tensor(row.predictors, device)], _tensor(row.targets, device), chunk_size)
 
 
 def _tensor(values: object, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(np.asarray(values, dtype=np.int64))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def _cached_batches(model: PreTrainedModel, number: int, group: PromptGroup, batch_tokens: int) -> Iterator[Batch]:
-    """Run the prompt once, keep its keys and values, and run the responses after them in batches of near lengths."""
-    # Without the config: every layer keeps all keys, whatever its window, and masks count from the prompt's start.
-    cache = DynamicCache()
-    prompt = _tensor([group.prompt_token_ids], model.device)
-    last = model.get_decoder()(input_ids=prompt, past_key_values=cache, use_cache=True).last_hidden_state[0, -1:]
-    for indices in length_batches([len(response) for response in group.responses], batch_tokens):
-        responses = [group.responses[index] for index in indices]
-        outputs = _run_after(model, cache, [response[:-1] for response in responses])
-        # The prompt's last token predicts the first of a response; an empty response has none.
-        hidden = [
-            torch.cat([last, output])[: len(response)] for output, response in zip(outputs, responses, strict=True)
-        ]
-        targets = np.concatenate([np.asarray(response, dtype=np.int64) for response in responses])
-        logps = target_logps(model, torch.cat(hidden), _tensor(targets, model.device))
-        yield [(number, index) for index in indices], logps
-
-
-def _run_after(model: PreTrainedModel, cache: DynamicCache, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Run sequences that follow a cached prompt. Result: (tokens of the sequence, hidden size) for each."""
-    num_rows, ids = len(sequences), _padded_ids(sequences)
-    if not ids.shape[1]:
-        width = model.get_output_embeddings().in_features
-        return [torch.zeros(0, width, device=model.device, dtype=model.dtype)] * num_rows
-    repeated = DynamicCache(
-        (layer.keys.expand(num_rows, -1, -1, -1), layer.values.expand(num_rows, -1, -1, -1)) for layer in cache.layers
-    )
-    positions = torch.arange(ids.shape[1], device=model.device) + cache.get_seq_length()
-    output = model.get_decoder()(
-        input_ids=_tensor(ids, model.device),
-        position_ids=positions.expand(num_rows, -1),
-        past_key_values=repeated,
-        use_cache=True,
-    ).last_hidden_state
-    return [row[: len(sequence)] for row, sequence in zip(output, sequences, strict=True)]
 
 
 def _padded_ids(sequences: Sequence[Sequence[int]]) -> np.ndarray:

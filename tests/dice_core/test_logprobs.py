@@ -146,6 +146,26 @@ def test_eager_attention_takes_the_mask_too() -> None:
     check_against_plain(make_model(PACKED["mistral, window shorter than the prompt"], "eager"))
 
 
+def test_a_row_is_cut_into_prompts_and_responses_that_know_their_prompt() -> None:
+    row = packing.pack_row(make_groups([(3, [4, 1, 2]), (2, [3])]))
+    # 3 tokens of prompt; the last token of a response is no input, so responses of 4, 1 and 2 take 3, 0 and 1.
+    expected = [[0, 3, 0, 0, 9], [3, 6, 0, 3, 9], [6, 7, 0, 3, 9], [7, 9, 7, 7, 9], [9, 11, 7, 9, 9]]
+    assert attention.segment_table(row, 9)[0, 0].tolist() == expected
+
+
+def test_a_model_set_to_segments_still_does_an_ordinary_padded_batch() -> None:
+    model = make_model(PACKED["mistral, window shorter than the prompt"])
+    ids = torch.arange(20).reshape(2, 10)
+    is_input = torch.ones_like(ids)
+    is_input[1, :4] = 0
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=is_input).logits[:, 4:]
+        packed_token_logps(model, GROUPS)
+        assert model.config._attn_implementation == "dice_segments"
+        found = model(input_ids=ids, attention_mask=is_input).logits[:, 4:]
+    assert float((found - expected).abs().max()) < 1e-5
+
+
 @pytest.mark.parametrize("config", SEPARATE.values(), ids=SEPARATE.keys())
 def test_a_model_that_cannot_be_masked_runs_in_separate_rows_and_says_so(config: PretrainedConfig) -> None:
     with pytest.warns(UserWarning, match="in a row of its own"):
@@ -176,7 +196,7 @@ def test_blocks_called_full_are_full_and_blocks_left_out_are_empty(
     shapes: list[tuple[int, list[int]]], window: int | None
 ) -> None:
     row = packing.pack_row(make_groups(shapes))
-    row = attention.equally_long([row if window is None else packing.windowed(row, window)], "flex")[0]
+    row = attention.filled(row if window is None else packing.windowed(row, window), "flex")
     ranges = [torch.from_numpy(part)[None] for part in (row.own_starts, row.prompt_starts, row.prompt_ends)]
     mask, blocks = attention.dense_mask(*ranges)[0, 0], attention.block_mask(*ranges)
     num_seen = mask.unfold(0, 128, 128).unfold(1, 128, 128).sum((-2, -1))
