@@ -5,7 +5,6 @@ Rows come from packing.py; running the model is logprobs.py's business.
 
 import inspect
 import warnings
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -139,7 +138,8 @@ def segment_attention(
     Args:
         module: the layer.
         query: (1, heads, tokens, head size).
-        key, value: likewise, with as many heads or fewer.
+        key: likewise, with as many heads or fewer.
+        value: as key.
         attention_mask: of segment_table.
         scaling: of the products.
         kwargs: of other ways of attention.

@@ -229,6 +229,7 @@ class TrainingConfig(Settings):
     """`reuse` takes scoring's numbers; `recompute` makes one pass with training's own kernels and batches."""
     gradient_checkpointing: bool = True
     per_device_batch_size: Int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
+    """Pairs of a micro-batch on the average: a step's pairs are packed into rows of like numbers of tokens."""
     deepspeed: Literal["none", "zero2", "zero3"] = Field(default="none", json_schema_extra=OPERATIONAL)
     eval_steps: Int = Field(default=20, ge=1, json_schema_extra=OPERATIONAL)
     save_steps: Int = Field(default=50, ge=1, json_schema_extra=OPERATIONAL)

@@ -4,8 +4,9 @@ Every forward goes through PairScorer, the module that DDP or DeepSpeed wraps. W
 trained_model.py's business, and where checkpoints go is checkpoints.py's.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from dice_core import dpo, processes
 from dice_core.config import TrainingConfig
 from dice_core.logprobs import PromptGroup, packed_token_logps
-from dice_core.training_data import TrainingPair, TrainingPairs, measured_pairs, step_order
+from dice_core.packing import fill_to
+from dice_core.throughput import Speedometer
+from dice_core.training_data import TrainingPair, TrainingPairs, measured_pairs, packed_rows, step_order
 
 REFERENCE_FILE, WEIGHTS_FILE = "reference_logps.npy", "policy.safetensors"
 START_PREFIX = "start_"
@@ -55,30 +58,21 @@ class PairScorer(nn.Module):
         return torch.stack([torch.stack([logps.double().sum() for logps in group]) for group in token_logps])
 
 
-class _Pairs(Dataset[TrainingPair]):
-    def __init__(self, pairs: list[TrainingPair]) -> None:
-        self._pairs = pairs
+class _Rows(Dataset[list[TrainingPair]]):
+    """The micro-batches of a run in order, each one packed row of pairs."""
+
+    def __init__(self, rows: list[list[TrainingPair]]) -> None:
+        self._rows = rows
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._rows)
 
-    def __getitem__(self, index: int) -> TrainingPair:
-        return self._pairs[index]
-
-
-class _FixedOrder(Sampler[int]):
-    def __init__(self, order: list[int]) -> None:
-        self._order = order
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._order)
+    def __getitem__(self, index: int) -> list[TrainingPair]:
+        return self._rows[index]
 
 
-def _collate(pairs: list[TrainingPair]) -> dict[str, list[TrainingPair]]:
-    return {"pairs": pairs}
+def _collate(rows: list[list[TrainingPair]]) -> dict[str, list[TrainingPair]]:
+    return {"pairs": [pair for row in rows for pair in row]}
 
 
 class DPOTrainer(Trainer):
@@ -99,19 +93,24 @@ class DPOTrainer(Trainer):
         self._resume_folder: Path | None = None
         self._totals: dict[str, Any] = {}
         self._num_counted = 0
-        self._step0, self._num_tokens = torch.zeros(3, dtype=torch.float64), 0
-        order = step_order(
-            [pair.num_tokens for pair in pairs.train], config.global_batch_size, config.max_steps, arguments.seed
-        )
-        self._order = _FixedOrder(order)
+        self._step0 = torch.zeros(3, dtype=torch.float64)
+        self.speed = Speedometer()
+        lengths = [pair.num_tokens for pair in pairs.train]
+        order = step_order(lengths, config.global_batch_size, config.max_steps, arguments.seed)
+        self._rows_per_step = arguments.world_size * config.accumulation_steps(arguments.world_size)
+        rows = packed_rows(order, lengths, config.global_batch_size, self._rows_per_step)
         self.measured = measured_pairs(pairs.train, len(order))
+        self._used = {pairs.train[i].index for i in order} | {pair.index for pair in [*self.measured, *pairs.eval]}
+        # What training holds with gradients, a pass without them can hold too.
+        self._row_tokens = max(sum(lengths[i] for i in row) for row in rows)
+        self._filled: set[int] = set()
         super().__init__(
             model=PairScorer(policy, config.gradient_checkpointing),
             args=arguments,
             data_collator=_collate,
-            train_dataset=_Pairs(pairs.train),
-            eval_dataset=_Pairs(pairs.eval) if pairs.eval else None,
-            callbacks=[_MeasureBefore(self), *(callbacks or [])],
+            train_dataset=_Rows([[pairs.train[i] for i in row] for row in rows]),
+            eval_dataset=_Rows([pairs.eval]) if pairs.eval else None,
+            callbacks=[_MeasureBefore(self), self.speed, *(callbacks or [])],
         )
         # Speedometer's lines are made for people.
         self.remove_callback(PrinterCallback)
@@ -123,11 +122,6 @@ class DPOTrainer(Trainer):
         """The policy itself, without wrappers."""
         return self.model.policy
 
-    @property
-    def num_trained_tokens(self) -> int:
-        """Tokens this process has run forward and backward since it started."""
-        return self._num_tokens
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -135,7 +129,9 @@ class DPOTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Return the mean loss of a micro-batch, and count its metrics.
+        """Return a micro-batch's share of the step's mean loss, times the micro-batches, and count its metrics.
+
+        Rows hold different numbers of pairs: the mean over the rows of a step is the mean over its pairs.
 
         Raises:
             NonFiniteError: a pair's loss is not finite.
@@ -152,7 +148,7 @@ class DPOTrainer(Trainer):
                 f"{names}; look at these pairs, lower training.learning_rate, or try training.precision 'float32'"
             )
         self._count(pairs, logps.detach(), losses.detach(), metrics)
-        return losses.mean().float()
+        return (losses.sum() * self._rows_per_step / self.dpo_config.global_batch_size).float()
 
     def _pair_losses(self, pairs: Sequence[TrainingPair], logps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and the metrics of each pair. logps: (pairs, 2); both results: (pairs,)."""
@@ -179,7 +175,7 @@ class DPOTrainer(Trainer):
         for name, values in metrics.items():
             self._totals[name] = self._totals.get(name, 0) + values.sum().cpu()
         self._num_counted += len(pairs)
-        self._num_tokens += sum(pair.num_tokens for pair in pairs)
+        self.speed.count(pairs)
         if self.state.global_step == 0:
             noise = logps.cpu() - torch.from_numpy(self.reference_logps[[pair.index for pair in pairs]])
             self._step0 += torch.stack([losses.sum().cpu(), noise.square().sum(), torch.tensor(float(len(pairs)))])
@@ -197,6 +193,7 @@ class DPOTrainer(Trainer):
                 logs["reference_noise_rms"] = float((sums[-2] / (2 * sums[-1])).sqrt())
             self._totals, self._num_counted = {}, 0
             self._step0.zero_()
+            logs |= self.speed.since_last_line(self.policy)
         super().log(logs, start_time)
 
     def _total(self, values: Sequence[Any]) -> Tensor:
@@ -218,42 +215,52 @@ class DPOTrainer(Trainer):
 
     def measure(self, pairs: Sequence[TrainingPair]) -> dict[str, float]:
         """Return the mean loss and metrics of some pairs under the weights of now."""
-        losses, metrics = self._pair_losses(pairs, torch.from_numpy(self.pair_logps(pairs)))
+        return self._means(pairs, self.pair_logps(pairs))
+
+    def _means(self, pairs: Sequence[TrainingPair], logps: LogpsTable) -> dict[str, float]:
+        losses, metrics = self._pair_losses(pairs, torch.from_numpy(logps))
         return {name: float(values.mean()) for name, values in {"loss": losses, **metrics}.items()}
 
     def pair_logps(
         self, pairs: Sequence[TrainingPair], on_progress: Callable[[int, int], None] | None = None
     ) -> LogpsTable:
-        """Return log-probs under the weights of now, by the very module and batch size of training, no gradient.
+        """Return log-probs under the weights of now, by the very module of training in rows as long as its longest.
 
         Every process takes a share and gets the whole. Shape: (pairs, 2), chosen first, in the order given.
         """
-        size, share, num = self.args.per_device_train_batch_size, self.args.process_index, self.args.world_size
-        longest_first = sorted(range(len(pairs)), key=lambda i: -pairs[i].length)
-        batches = [longest_first[start : start + size] for start in range(0, len(pairs), size)]
-        # ZeRO-3 collects weights in each forward, so every process must make as many: the last batch is repeated.
-        rounds = [min(start + share, len(batches) - 1) for start in range(0, len(batches), num)]
-        found: dict[int, list[float]] = {}
+        rows = fill_to([pair.num_tokens for pair in pairs], self._row_tokens)
+        num, share = self.args.world_size, self.args.process_index
+        # ZeRO-3 collects weights in each forward, so every process must make as many: the last row is repeated.
+        mine = [rows[min(start + share, len(rows) - 1)] for start in range(0, len(rows), num)]
         model = self.model_wrapped
         was_training = model.training
         model.eval()
-        for i in rounds:
-            with torch.no_grad():
-                found |= zip(batches[i], model([pairs[k] for k in batches[i]]).tolist(), strict=True)
-            if on_progress:
-                on_progress(min(len(pairs), len(found) * num), len(pairs))
+        found, num_done = [], 0
+        with torch.no_grad():
+            for row in mine:
+                found.append(model([pairs[k] for k in row]))
+                num_done += len(row) * num
+                if on_progress:
+                    on_progress(min(len(pairs), num_done), len(pairs))
         model.train(was_training)
-        everything = {k: logps for part in processes.gather(found) for k, logps in part.items()}
+        values = torch.cat(found).tolist() if found else []
+        mine_by_pair = dict(zip(itertools.chain.from_iterable(mine), values, strict=True))
+        everything = {k: logps for part in processes.gather(mine_by_pair) for k, logps in part.items()}
         return np.array([everything[k] for k in range(len(pairs))], dtype=np.float64).reshape(len(pairs), 2)
 
     def fill_references(self) -> None:
-        """Know every reference log-prob: those of the checkpoint resumed from, or of the policy as it starts."""
+        """Know the reference log-probs that are used: the checkpoint's, scoring's, or the policy's as it starts."""
         if self._resume_folder:
             self.reference_logps = np.load(self._resume_folder / REFERENCE_FILE)
             return
         if self.dpo_config.reference_logps == "recompute":
             self.reference_logps[:] = np.nan
-        unknown = [pair for pair in self.pairs.all if not np.isfinite(self.reference_logps[pair.index]).all()]
+        unknown = [
+            pair
+            for pair in self.pairs.all
+            if pair.index in self._used and not np.isfinite(self.reference_logps[pair.index]).all()
+        ]
+        self._filled = {pair.index for pair in unknown}
         if unknown:
             self.reference_logps[[pair.index for pair in unknown]] = self.pair_logps(
                 unknown, self._on_reference_progress
@@ -261,8 +268,14 @@ class DPOTrainer(Trainer):
 
     def measure_start(self) -> None:
         """Measure the policy as it starts, once in a run: a line of the log, which checkpoints carry along."""
-        if self.state.global_step == 0:
-            self.log({f"{START_PREFIX}{name}": value for name, value in self.measure(self.measured).items()})
+        if self.state.global_step:
+            return
+        # The references just filled in are what this policy gives: no pair is run twice.
+        logps = self.reference_logps.copy()
+        others = [pair for pair in self.measured if pair.index not in self._filled]
+        logps[[pair.index for pair in others]] = self.pair_logps(others)
+        start = self._means(self.measured, logps[[pair.index for pair in self.measured]])
+        self.log({f"{START_PREFIX}{name}": value for name, value in start.items()})
 
     def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs: Any) -> Any:
         """See Trainer; the checkpoint is a folder this class saved."""
@@ -282,8 +295,8 @@ class DPOTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_model(self.policy, str(Path(resume_from_checkpoint) / WEIGHTS_FILE))
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return self._order
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
+        return SequentialSampler(train_dataset or self.train_dataset)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)

@@ -155,17 +155,30 @@ def _piece(number: int, group: PromptGroup, indices: Sequence[int]) -> Piece:
 
 
 def fill_rows(pieces: Sequence[Piece], max_tokens: int) -> list[list[Piece]]:
-    """Put pieces into few rows of at most so many tokens: the longest first, each into the first row with room."""
-    rows: list[list[Piece]] = []
+    """Put pieces into few rows of at most so many tokens."""
+    return [[pieces[i] for i in row] for row in fill_to([piece.num_tokens for piece in pieces], max_tokens)]
+
+
+def fill_to(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Put items into few rows of at most so many tokens: the longest first, each into the first row with room.
+
+    Args:
+        lengths: tokens of each item.
+        max_tokens: of a row; an item that is longer has a row of its own.
+
+    Returns:
+        The indices of each row's items.
+    """
+    rows: list[list[int]] = []
     room: list[int] = []
-    for piece in sorted(pieces, key=lambda piece: -piece.num_tokens):
-        fitting = next((i for i, free in enumerate(room) if free >= piece.num_tokens), None)
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        fitting = next((i for i, free in enumerate(room) if free >= lengths[index]), None)
         if fitting is None:
-            rows.append([piece])
-            room.append(max_tokens - piece.num_tokens)
+            rows.append([index])
+            room.append(max_tokens - lengths[index])
         else:
-            rows[fitting].append(piece)
-            room[fitting] -= piece.num_tokens
+            rows[fitting].append(index)
+            room[fitting] -= lengths[index]
     return rows
 
 

@@ -156,7 +156,6 @@ def _train_and_publish(
     from dice_core.checkpoints import CheckpointCallback
     from dice_core.dpo_trainer import DPOTrainer
     from dice_core.models import context_length, fetch_model, load_model
-    from dice_core.throughput import Speedometer
     from dice_core.trained_model import ExactMasterWeights, gather_weights
     from dice_core.weight_average import WeightAverage
 
@@ -169,13 +168,11 @@ def _train_and_publish(
     _check_context(job, pairs, context_length(policy.config))
     average = WeightAverage(config.ema_decay, checkpoint) if config.ema_decay else None
     needs_masters = config.deepspeed != "none" and config.precision == "bf16"
-    speed = Speedometer()
     # The store comes after what adds files to a checkpoint.
     callbacks = [
         average,
         ExactMasterWeights(policy_folder) if needs_masters else None,
         CheckpointCallback(store),
-        speed,
     ]
     trainer = DPOTrainer(
         policy,
@@ -188,7 +185,7 @@ def _train_and_publish(
     trainer.train(checkpoint)
     if average:
         average.copy_to(trainer.model)
-    metrics = {**_training_metrics(trainer), **speed.totals(trainer)}
+    metrics = {**_training_metrics(trainer), **trainer.speed.totals(trainer.policy)}
     weights = gather_weights(trainer.policy, uses_deepspeed=config.deepspeed != "none", keep=is_first)
     if is_first:
         _publish(job, trainer, weights, policy_folder, scratch / "model", metrics, start)

@@ -38,7 +38,7 @@ def deepspeed_config(config: TrainingConfig, num_processes: int) -> dict[str, An
             "stage3_gather_16bit_weights_on_model_save": False,
         }
     return {
-        "train_micro_batch_size_per_gpu": config.per_device_batch_size,
+        "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": config.accumulation_steps(num_processes),
         "gradient_clipping": config.max_grad_norm,
         # bfloat16 working weights; DeepSpeed's optimizer keeps the float32 master copy.
@@ -65,8 +65,8 @@ def training_arguments(config: TrainingConfig, folder: Path, *, has_eval_pairs: 
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.max_steps,
-        per_device_train_batch_size=config.per_device_batch_size,
-        per_device_eval_batch_size=config.per_device_batch_size,
+        # A packed row of pairs, as many as dpo_trainer.py put into it.
+        per_device_train_batch_size=1,
         gradient_accumulation_steps=config.accumulation_steps(num_processes),
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler,

@@ -3,6 +3,7 @@
 Reads no storage and loads no torch: what is wrong with the pairs is said before a model is loaded.
 """
 
+import heapq
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,8 +108,7 @@ def step_order(lengths: Sequence[int], global_batch_size: int, num_steps: int, s
     """Return which pair is trained on when: global_batch_size positions for each step, whatever the processes.
 
     Each pass over the data is a new permutation, and a step may span two passes, so every pair is used equally often.
-    Within a step the pairs go from long to short: micro-batches hold pairs of like length and processes end together,
-    while the set of pairs a step averages over stays a random one.
+    Within a step the pairs go from long to short.
 
     Args:
         lengths: tokens of each pair.
@@ -123,6 +123,31 @@ def step_order(lengths: Sequence[int], global_batch_size: int, num_steps: int, s
     longest_first = np.argsort(-np.asarray(lengths)[steps], axis=1, kind="stable")
     order: list[int] = np.take_along_axis(steps, longest_first, axis=1).ravel().tolist()
     return order
+
+
+def packed_rows(order: Sequence[int], lengths: Sequence[int], batch_size: int, num_rows: int) -> list[list[int]]:
+    """Return the pairs of each micro-batch: every step's pairs packed into rows of nearly equal numbers of tokens.
+
+    The longest pair left goes to the row with the fewest tokens, so that processes which take a row each end together
+    and no row is much larger than the mean. Rows of a step go from large to small. What a step averages over stays what
+    `step_order` drew.
+
+    Args:
+        order: of `step_order`.
+        lengths: tokens of each pair.
+        batch_size: pairs of a step over all processes.
+        num_rows: micro-batches of a step over all processes, at most batch_size.
+    """
+    rows: list[list[int]] = []
+    for start in range(0, len(order), batch_size):
+        step: list[list[int]] = [[] for _ in range(num_rows)]
+        room = [(0, row) for row in range(num_rows)]
+        for pair in order[start : start + batch_size]:
+            num_tokens, row = heapq.heappop(room)
+            step[row].append(pair)
+            heapq.heappush(room, (num_tokens + lengths[pair], row))
+        rows += [step[row] for _, row in sorted(room, key=lambda entry: (-entry[0], entry[1]))]
+    return rows
 
 
 def _arrays(column: pa.ChunkedArray) -> list[npt.NDArray[np.int32]]:

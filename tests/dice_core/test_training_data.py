@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dice_core.records import PAIRS, RecordError
-from dice_core.training_data import measured_pairs, read_pairs, step_order
+from dice_core.training_data import measured_pairs, packed_rows, read_pairs, step_order
 
 
 @given(st.integers(1, 20), st.integers(1, 8), st.integers(1, 10), st.integers(0, 3))
@@ -24,6 +24,25 @@ def test_pairs_are_used_equally_often_and_each_step_goes_from_long_to_short(
     for start in range(0, len(order), batch):
         step = [lengths[i] for i in order[start : start + batch]]
         assert step == sorted(step, reverse=True)
+
+
+def test_rows_of_a_step_are_nearly_equal_in_tokens_and_go_from_large_to_small() -> None:
+    # Longest first, each to the emptiest row: 9 | 8 | 7, then 6 joins 7, 5 joins 8, 4 joins 9, and 1 the first of three
+    # rows of 13. In the second step 50 stays alone; 3 | 3, 3 joins the first, 2 and 2 the second, 1 the first.
+    lengths = [9, 8, 7, 6, 5, 4, 1, 50, 3, 3, 3, 2, 2, 1]
+    rows = packed_rows(range(14), lengths, batch_size=7, num_rows=3)
+    assert rows == [[0, 5, 6], [1, 4], [2, 3], [7], [8, 10, 13], [9, 11, 12]]
+
+
+@given(st.lists(st.integers(1, 4000), min_size=32, max_size=32), st.sampled_from([1, 2, 8, 16, 32]))
+def test_every_pair_of_a_step_is_in_one_row_and_no_row_is_empty(lengths: list[int], num_rows: int) -> None:
+    order = sorted(range(32), key=lambda i: -lengths[i])
+    rows = packed_rows(order, lengths, batch_size=32, num_rows=num_rows)
+    assert sorted(i for row in rows for i in row) == list(range(32))
+    assert len(rows) == num_rows and all(rows)
+    sums = [sum(lengths[i] for i in row) for row in rows]
+    # Whoever got the last pair had the fewest tokens before it.
+    assert max(sums) - min(sums) <= max(lengths)
 
 
 def test_the_order_depends_on_the_seed_alone_and_more_steps_only_add_to_it() -> None:
