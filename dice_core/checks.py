@@ -67,6 +67,8 @@ def _check_fit(
                 f"{name}.min_valid_responses: must not exceed generation.num_responses {generation.num_responses}, "
                 f"or no prompt would ever have enough, got {needed}"
             )
+    if scoring.policy_logps == "generation" and not generation.policy_logps:
+        raise ConfigError("scoring.policy_logps: 'generation' needs generation.policy_logps true, which keeps them")
     num_processes = launch.num_nodes * launch.processes_per_node
     training.accumulation_steps(num_processes)
     if warm_start_training is not None:

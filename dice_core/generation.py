@@ -10,6 +10,7 @@ depend in their last bits on what else is in the batch, in bfloat16 often enough
 """
 
 import gc
+import math
 import os
 import time
 from collections import deque
@@ -29,6 +30,8 @@ from dice_core.records import PROMPTS, RESPONSES, RecordError, conform
 
 if TYPE_CHECKING:
     from vllm import LLMEngine, RequestOutput
+
+_CPU_BLOCK_TOKENS = 32
 
 Progress = Callable[[int, int, int], None]
 """Called with the prompts done, all prompts, and the response tokens so far (of this call)."""
@@ -121,7 +124,7 @@ class _Job:
     prompt_ids: Sequence[str]
     """Of every row of the prompts table."""
     token_ids: dict[int, np.ndarray]
-    """Row to the ids of its prompt (int32), for the rows of the wanted parts, in their order."""
+    """Row to the ids of its prompt (int32): part by part, and within one in the order of the ids."""
     chat: ChatFormat
     config: GenerationConfig
     seed: int
@@ -142,8 +145,12 @@ class _Job:
         _check_context(model_folder, config, chat)
         template = chat_format(load_tokenizer(model_folder), chat)
         texts = prompts["prompt"]
-        rows = [row for part in wanted for row in _part_rows(part, prompts.num_rows, config)]
-        token_ids = {row: np.array(template.prompt_token_ids(texts[row].as_py()), dtype=np.int32) for row in rows}
+        token_ids = {}
+        for part in wanted:
+            rows = _part_rows(part, prompts.num_rows, config)
+            ids = {row: template.prompt_token_ids(texts[row].as_py()) for row in rows}
+            # Prompts that begin alike come one after another, while their blocks are in the prefix cache.
+            token_ids |= {row: np.array(ids[row], dtype=np.int32) for row in sorted(rows, key=lambda row: ids[row])}
         return cls(prompts["prompt_id"].to_pylist(), token_ids, template, config, seed)
 
     def rows_of(self, part: int) -> range:
@@ -190,6 +197,7 @@ def _engine(model_folder: Path, config: GenerationConfig, max_model_len: int) ->
     import torch
     from vllm import EngineArgs, LLMEngine
     from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.usage.usage_lib import UsageContext
 
     from dice_core.models import trusts_remote_code
 
@@ -198,6 +206,8 @@ def _engine(model_folder: Path, config: GenerationConfig, max_model_len: int) ->
         # Chunked prefill: vLLM's sampler fails on CPU when it meets a request that has a seed and a partial prompt.
         memory = config.cpu_kv_cache_gib << 30
         settings = {"enforce_eager": True, "enable_chunked_prefill": False, "kv_cache_memory_bytes": memory}
+        # Prefix caching works in whole blocks, and vLLM's 128 tokens are longer than most prompts.
+        settings["block_size"] = _CPU_BLOCK_TOKENS
     set_num_threads = torch.set_num_threads
     engine = None
     try:
@@ -207,13 +217,14 @@ def _engine(model_folder: Path, config: GenerationConfig, max_model_len: int) ->
                 trust_remote_code=trusts_remote_code(model_folder),
                 dtype=config.dtype,
                 max_model_len=max_model_len,
-                max_num_seqs=config.max_concurrent_sequences,
+                max_num_seqs=config.max_concurrent_sequences or None,
                 enable_prefix_caching=True,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 **settings,
             )
-            engine = LLMEngine.from_engine_args(arguments)
+            # As vLLM's own LLM class: other contexts get smaller batches.
+            engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         except (ValueError, RuntimeError) as error:
             raise GenerationError(_start_failure(model_folder, config, on_cpu, error)) from error
         log(f"generate: vLLM is ready ({config.dtype}) after {time.monotonic() - start:.0f} s")
@@ -266,7 +277,7 @@ def _run(engine: "LLMEngine", job: _Job, on_progress: Progress | None) -> Iterat
     from vllm.v1.engine.exceptions import EngineDeadError
 
     # Enough prompts wait that the engine stays busy while a part is decoded here and stored by the caller.
-    num_ahead = job.config.prompts_per_part + job.config.max_concurrent_sequences
+    num_ahead = job.config.prompts_per_part + engine.vllm_config.scheduler_config.max_num_seqs
     waiting, num_running = deque(job.token_ids), 0
     done: dict[int, dict[int, RequestOutput]] = {}
     num_done = num_tokens = 0
@@ -304,6 +315,9 @@ def _add_request(engine: "LLMEngine", job: _Job, row: int) -> None:
         max_tokens=config.max_new_tokens,
         stop_token_ids=list(dict.fromkeys([*job.chat.stop_token_ids, *config.stop_token_ids])),
         seed=request_seed(job.seed, job.prompt_ids[row], config.num_responses),
+        # Of the model itself, before temperature and top_p; flat: an object a response, not one a token.
+        logprobs=0 if config.policy_logps else None,
+        flat_logprobs=config.policy_logps,
         # Decoding whole responses afterwards is cheaper than vLLM's token by token.
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
@@ -328,4 +342,5 @@ def _part_table(job: _Job, outputs: dict[int, "RequestOutput"]) -> pa.Table:
             columns["response_token_ids"].append(list(sample.token_ids))
             columns["response"].append(job.chat.decode_response(sample.token_ids))
             columns["finish_reason"].append(sample.finish_reason)
+            columns["policy_logps"].append(math.fsum(sample.logprobs.logprobs) if sample.logprobs else None)
     return pa.Table.from_pydict(columns, schema=RESPONSES)

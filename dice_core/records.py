@@ -32,6 +32,8 @@ RESPONSES = pa.schema(
         # Decoded without special tokens, stripped.
         pa.field("response", pa.string(), False),
         pa.field("finish_reason", pa.string(), False),  # stop | length
+        # Nats, summed over the response tokens; null unless generation.policy_logps is on.
+        pa.field("policy_logps", pa.float64()),
     ]
 )
 
@@ -80,14 +82,18 @@ def prompt_id(prompt: str) -> str:
 def conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     """Return the table with exactly the schema's columns, in its order and types.
 
-    Columns the schema does not name are dropped; numbers are cast where no value is lost.
+    Columns the schema does not name are dropped, one that may be null and is missing is filled with nulls; numbers are
+    cast where no value is lost.
 
     Raises:
-        RecordError: a column is missing, cannot be cast, or has nulls where the schema has none.
+        RecordError: another column is missing, cannot be cast, or has nulls where the schema has none.
     """
     columns = []
     for field in schema:
         if field.name not in table.column_names:
+            if field.nullable:
+                columns.append(pa.nulls(table.num_rows, field.type))
+                continue
             raise RecordError(f"{where}: column {field.name!r} is missing, it has {', '.join(table.column_names)}")
         try:
             column = table[field.name].cast(field.type)

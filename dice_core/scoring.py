@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from dice_core import records
 from dice_core.config import ScoringConfig
+from dice_core.recorded_logps import check_recorded, recorded_logps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,12 +103,34 @@ def score_parts(
 
     Raises:
         ModelError: a model cannot be loaded, or makes logits in a way that is not known.
+        RecordError: log-probs of generation are asked for, and are not there or differ from a forward pass.
     """
     folders = list(dict.fromkeys(folder.resolve() for folder in (policy_folder, reference_folder)))
+    if config.policy_logps == "generation" and len(folders) > 1:
+        yield from _score_references(folders[0], folders[1], parts, config, on_progress)
+        return
     models = _Models(folders, config)
     for index, responses in parts:
         logps = models.score(responses, on_progress)
         yield index, *_scores(responses, logps[0], logps[-1])
+
+
+def _score_references(
+    policy_folder: Path,
+    reference_folder: Path,
+    parts: Iterable[tuple[int, pa.Table]],
+    config: ScoringConfig,
+    on_progress: Progress | None,
+) -> Iterator[tuple[int, pa.Table, dict[str, int]]]:
+    """Score with the reference alone, beside the policy's log-probs of generation; the first part is checked."""
+    models: _Models | None = None
+    for index, responses in parts:
+        if responses.num_rows and models is None:
+            # Gone before the reference is loaded.
+            check_recorded(responses, lambda sample: _Models([policy_folder], config).score(sample, None)[0], config)
+            models = _Models([reference_folder], config)
+        reference = models.score(responses, on_progress)[0] if models else np.zeros(0)
+        yield index, *_scores(responses, recorded_logps(responses), reference)
 
 
 def _scores(

@@ -116,7 +116,6 @@ def _raw(work: Work, num_prompts: int, num_samples: int, first_seed: int, prefix
         model=str(work.policy),
         dtype=config.dtype,
         max_model_len=chat.max_prompt_tokens + config.max_new_tokens,
-        max_num_seqs=config.max_concurrent_sequences,
         enable_prefix_caching=prefix_caching,
         use_tqdm_on_load=False,
         **settings,

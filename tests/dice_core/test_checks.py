@@ -24,6 +24,10 @@ def test_every_preset_fits_itself(name):
             {"generation": {"num_responses": 4}, "scoring": {"min_valid_responses": 2}},
             "pairing.min_valid_responses: must not exceed generation.num_responses 4",
         ),
+        (
+            {"scoring": {"policy_logps": "generation"}},
+            "scoring.policy_logps: 'generation' needs generation.policy_logps",
+        ),
         ({"launch": {"processes_per_node": 5}}, "training.global_batch_size: must be a multiple of"),
     ],
 )

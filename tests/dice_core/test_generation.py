@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from dice_core.chat import PromptTooLongError, chat_format
 from dice_core.config import ChatConfig, ConfigError, GenerationConfig
-from dice_core.generation import generate_parts, num_duplicate_responses, num_parts, request_seed, shard_rows
+from dice_core.generation import (
+    _Job,
+    generate_parts,
+    num_duplicate_responses,
+    num_parts,
+    request_seed,
+    shard_rows,
+)
 from dice_core.records import PROMPTS, RESPONSES, RecordError, prompt_id
 
 QUESTIONS = [
@@ -25,7 +32,12 @@ QUESTIONS = [
 ]
 # float32: what else is in the batch must not decide a token. 8 sequences at a time: 24 wait for each other.
 CONFIG = GenerationConfig(
-    num_responses=4, max_new_tokens=24, dtype="float32", prompts_per_part=2, max_concurrent_sequences=8
+    num_responses=4,
+    max_new_tokens=24,
+    dtype="float32",
+    prompts_per_part=2,
+    max_concurrent_sequences=8,
+    policy_logps=True,
 )
 CHAT = ChatConfig(max_prompt_tokens=128)
 
@@ -157,6 +169,26 @@ def test_an_offline_answer_of_the_same_text_has_the_same_ids(rows, template):
     stopped = [row for row in rows if row["finish_reason"] == "stop"]
     same = [template.response_token_ids(row["response"]) == row["response_token_ids"] for row in stopped]
     assert sum(same) > 0.7 * len(same)
+
+
+def test_log_probs_kept_are_those_of_a_forward_pass(rows, smollm):
+    """Of the model itself: the temperature of 0.7 is not in them. The end of turn is."""
+    from dice_core.logprobs import PromptGroup, group_logps
+    from dice_core.models import load_model
+
+    groups = [PromptGroup(row["prompt_token_ids"], [row["response_token_ids"]]) for row in rows[:6]]
+    expected = [logps for (logps,) in group_logps(load_model(smollm, "float32"), groups, tokens_per_batch=2048)]
+    assert [row["policy_logps"] for row in rows[:6]] == pytest.approx(expected, abs=5e-3)
+
+
+def test_prompts_that_begin_alike_are_asked_one_after_another(tiny_model):
+    texts = ["Red is a colour.", "What is 2+2?", "Red is nice.", "What is 2+3?"]
+    config = CONFIG.model_copy(update={"prompts_per_part": 3})
+    job = _Job.prepare(tiny_model, prompts_of(texts), [0, 1], config, CHAT, seed=7)
+    # The first part's three prompts first; of them the two that begin with "Red" together.
+    order = list(job.token_ids)
+    assert sorted(order[:3]) == [0, 1, 2] and order[3] == 3
+    assert abs(order.index(0) - order.index(2)) == 1
 
 
 def test_samples_of_a_prompt_differ(run):

@@ -15,6 +15,7 @@ from dice_core import records, scoring
 from dice_core.config import ScoringConfig
 from dice_core.logprobs import PromptGroup, group_logps
 from dice_core.models import load_model
+from dice_core.recorded_logps import sample_rows
 from dice_core.scoring import filter_responses, score_parts
 
 TWO_VALID = ScoringConfig(min_valid_responses=2, dtype="float32", tokens_per_batch=64)
@@ -171,6 +172,43 @@ def test_models_that_take_turns_score_the_same(folders: tuple[Path, Path], monke
     monkeypatch.setattr(scoring._Models, "_fit_together", lambda self: False)
     [(_, in_turns, _)] = score_parts(*folders, [(0, table(ROWS))], TWO_VALID)
     assert in_turns.equals(together)
+
+
+RECORDED = ScoringConfig(**{**TWO_VALID.to_dict(), "policy_logps": "generation", "num_checked_responses": 2})
+
+
+def with_recorded(folders: tuple[Path, Path], shift: float) -> pa.Table:
+    """Return the rows with what the policy's forward pass gives for them, plus a shift, as if generation kept it."""
+    [(_, scores, _)] = score_parts(*folders, [(0, table(ROWS))], TWO_VALID)
+    recorded = [logps + shift for logps in scores["policy_logps"].to_pylist()]
+    return table([{**row, "policy_logps": logps} for row, logps in zip(ROWS, recorded, strict=True)])
+
+
+def test_log_probs_of_generation_near_a_forward_pass_are_taken_as_they_are(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    responses = with_recorded(folders, shift=0.001)
+    # A first part without responses has nothing to check.
+    (_, none, _), (_, scores, _) = score_parts(*folders, [(0, table([])), (1, responses)], RECORDED)
+    [(_, forward, _)] = score_parts(*folders, [(0, responses)], TWO_VALID)
+    assert none.num_rows == 0
+    assert scores["policy_logps"].to_pylist() == responses["policy_logps"].to_pylist()
+    assert scores["reference_logps"].to_pylist() == forward["reference_logps"].to_pylist()
+    assert "within 0.001 nats of a forward pass in 3 responses" in capsys.readouterr().err
+
+
+def test_log_probs_of_generation_that_differ_or_are_missing_end_the_stage(folders: tuple[Path, Path]) -> None:
+    message = r"differ by up to 0\.5 nats in 3 responses .* allows 0\.01: set scoring\.policy_logps 'forward'"
+    with pytest.raises(records.RecordError, match=message):
+        list(score_parts(*folders, [(0, with_recorded(folders, shift=0.5))], RECORDED))
+    with pytest.raises(records.RecordError, match=r"6 of 6 have none: generate with generation\.policy_logps true"):
+        list(score_parts(*folders, [(0, table(ROWS))], RECORDED))
+
+
+def test_the_sample_that_is_checked_has_whole_prompts_from_all_over_the_table() -> None:
+    rows = table([response(f"{prompt:03d}", index) for prompt in range(100) for index in range(4)])
+    sample = rows.take(pa.array(sample_rows(rows, 16)))["prompt_id"].to_pylist()
+    assert sample == [prompt for prompt in ("000", "033", "066", "099") for _ in range(4)]
 
 
 def test_rows_that_are_not_finite_are_dropped_and_counted(folders: tuple[Path, Path], tmp_path: Path) -> None:
