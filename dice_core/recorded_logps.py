@@ -29,7 +29,7 @@ def recorded_logps(responses: pa.Table) -> np.ndarray:
     if column.null_count:
         raise RecordError(
             f"scoring.policy_logps: 'generation' needs policy_logps of all responses, {column.null_count} of "
-            f"{len(column)} have none: generate with generation.policy_logps true, or set scoring.policy_logps 'forward'"
+            f"{len(column)} have none: generate with generation.policy_logps true, or set it to 'forward'"
         )
     return column.to_numpy()
 

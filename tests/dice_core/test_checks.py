@@ -26,7 +26,7 @@ def test_every_preset_fits_itself(name):
         ),
         (
             {"scoring": {"policy_logps": "generation"}},
-            "scoring.policy_logps: 'generation' needs generation.policy_logps",
+            "scoring.policy_logps: 'generation' needs .*logps true",
         ),
         ({"launch": {"processes_per_node": 5}}, "training.global_batch_size: must be a multiple of"),
     ],
