@@ -1,9 +1,11 @@
 """The benchmarks: the smallest size of scoring and pairing runs, both ways agree, and ratios are what they say."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import __main__ as main_module
 from tests.benchmarks import gpu, pair, results, score
 from tests.benchmarks.measure import Comparison, Outcome, Timed, compare, run_way
 from tests.benchmarks.work import SIZES, Work, prepare
@@ -54,6 +56,22 @@ def test_both_ways_of_the_accelerator_agree_on_a_small_model() -> None:
     shape |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     model = gpu.random_model(shape, "cpu", "float32")
     gpu.check(model, [gpu.PromptGroup([1, 2, 3], [[4, 5], [6, 7, 8]]), gpu.PromptGroup([9], [[1, 2, 3], [4]])])
+
+
+def test_a_run_writes_a_table_plain_numbers_and_curves(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(main_module, "prepare", lambda *_: work)
+    ways = [c for c in pair.COMPARISONS if c.ours == ("pair:ours",)]
+    monkeypatch.setattr(main_module, "STAGES", {"pair": ways})
+    assert main_module.main(["--stage", "pair", "--size", "smoke", "--repeats", "1", "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert page == capsys.readouterr().out.removesuffix("\n")
+    assert "| pair | upstream's pandas sweep over the grid |" in page
+    numbers = json.loads((tmp_path / "results.json").read_text())
+    assert [row["stage"] for row in numbers["rows"]] == ["pair"]
+    assert [point["amount"] for point in numbers["curves"][0]["ours"]] == [30, 60]
+    assert "<svg" in (tmp_path / "pairing-seconds.svg").read_text()
 
 
 def test_a_row_is_the_median_ratio_and_the_ratio_of_peaks() -> None:

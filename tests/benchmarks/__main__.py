@@ -4,12 +4,13 @@ import argparse
 import importlib.util
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from dice_core.progress import log
-from tests.benchmarks import results, train
+from tests.benchmarks import gpu, results, train
 from tests.benchmarks.measure import BenchmarkError, Comparison, Outcome, compare, measure, run_way
 from tests.benchmarks.results import Curve, Point, Results
 from tests.benchmarks.stages import STAGES, finish_work
@@ -19,18 +20,22 @@ from tests.benchmarks.work import SIZES, Size, Work, prepare
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table, write the files."""
     options = _parser().parse_args(arguments)
+
+    def keep(found: Results) -> None:
+        """Write what there is: an interrupted run has its finished stages."""
+        if options.json:
+            options.json.write_text(results.to_json(found))
+        if options.out:
+            results.write(found, options.out)
+
     try:
         found = run(
-            SIZES[options.size], options.stage or list(STAGES), options.repeats, with_curves=not options.no_curves
+            SIZES[options.size], options.stage or list(STAGES), options.repeats, not options.no_curves, on_stage=keep
         )
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(results.markdown(found))
-    if options.json:
-        options.json.write_text(results.to_json(found))
-    if options.out:
-        results.write(found, options.out)
     return 1 if found.failed or any(row.difference for row in found.rows) else 0
 
 
@@ -45,44 +50,65 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(size: Size, stages: Sequence[str], repeats: int, *, with_curves: bool) -> Results:
+def run(
+    size: Size, stages: Sequence[str], repeats: int, with_curves: bool, on_stage: Callable[[Results], None]
+) -> Results:
     """Measure stages. One that fails does not take the others with it: `failed` says which, and why.
+
+    Args:
+        size: of the work.
+        stages: of STAGES, or `gpu`.
+        repeats: of each way.
+        with_curves: whether to measure other amounts of work too.
+        on_stage: gets the results so far after each stage.
 
     Raises:
         BenchmarkError: the work cannot be prepared.
     """
-    described = results.machine()
-    work = prepare(size, finish_work)
     comparisons, left_out = _available([c for stage in stages for c in STAGES.get(stage, [])])
-    outcomes: dict[str, list[Outcome]] = {}
-    gpu: list[dict[str, str]] = []
-    failed = []
-    for stage in dict.fromkeys(comparison.stage for comparison in comparisons):
-        # All ways of a stage take turns together; the iteration adds up what is measured already.
-        ways = [way for c in comparisons if c.stage == stage for way in (*c.ours, *c.peer) if way not in outcomes]
-        try:
-            outcomes |= measure(ways, work.folder, repeats, log)
-        except BenchmarkError as error:
-            failed.append(f"{stage}: {error}")
-    curves = []
-    try:
-        if _wants_gpu(stages):
-            gpu = run_way("gpu:measure", work.folder).values["lines"]
-        curves = [curve for stage in stages if with_curves for curve in _curves(work, stage)]
-    except BenchmarkError as error:
-        failed.append(f"curves or accelerator: {error}")
-    measured = [c for c in comparisons if all(way in outcomes for way in (*c.ours, *c.peer))]
-    return Results(
+    found = Results(
         command=shlex.join(["python", "-m", "tests.benchmarks", *sys.argv[1:]]),
-        machine=described,
+        machine=results.machine(),
         work=asdict(size),
         repeats=repeats,
-        rows=[compare(comparison, outcomes) for comparison in measured],
-        curves=curves,
-        gpu=gpu,
         left_out=left_out,
-        failed=failed,
     )
+    if comparisons:
+        _measure_stages(prepare(size, finish_work), comparisons, found, with_curves, on_stage)
+    for shape in gpu.SHAPES if _wants_gpu(stages) else ():
+        with _noted(found, f"gpu, {shape}"):
+            found.gpu.extend(run_way("gpu:measure", Path(), shape).values["lines"])
+        on_stage(found)
+    return found
+
+
+def _measure_stages(
+    work: Work,
+    comparisons: Sequence[Comparison],
+    found: Results,
+    with_curves: bool,
+    on_stage: Callable[[Results], None],
+) -> None:
+    outcomes: dict[str, list[Outcome]] = {}
+    for stage in dict.fromkeys(comparison.stage for comparison in comparisons):
+        of_stage = [c for c in comparisons if c.stage == stage]
+        # All ways of a stage take turns together; the iteration adds up what is measured already.
+        ways = [way for c in of_stage for way in (*c.ours, *c.peer) if way not in outcomes]
+        with _noted(found, stage):
+            outcomes |= measure(ways, work.folder, found.repeats, log)
+            found.rows.extend(compare(comparison, outcomes) for comparison in of_stage)
+        with _noted(found, f"{stage}, curves"):
+            found.curves.extend(_curves(work, stage) if with_curves else [])
+        on_stage(found)
+
+
+@contextmanager
+def _noted(found: Results, what: str) -> Iterator[None]:
+    """Note a failure, and go on."""
+    try:
+        yield
+    except BenchmarkError as error:
+        found.failed.append(f"{what}: {error}")
 
 
 def _wants_gpu(stages: Sequence[str]) -> bool:
@@ -117,10 +143,20 @@ def _curves(work: Work, stage: str) -> list[Curve]:
         pandas = [n for n in size.pairing_curve if n <= size.num_pandas_prompts]
         ours, peer = _points(work, "pair:ours_exact", size.pairing_curve), _points(work, "pair:upstream", pandas)
         return [Curve("Pairing", f"prompts x {size.num_responses}", ours, peer)]
-    if stage == "score":
-        amounts = size.scoring_curve
-        ours, peer = (_points(work, way, amounts) for way in ("score:ours_forward", "score:upstream_forward"))
-        return [Curve("Scoring", "responses to one prompt", ours, peer)]
+    for name, name_of_work, ours_way, peer_way, amounts in (
+        ("Scoring", "responses to one prompt", "score:ours_forward", "score:upstream_forward", size.scoring_curve),
+        ("Training", f"pairs, {size.batch_size} a step", "train:ours", "train:trl", size.training_curve),
+        (
+            "Generation",
+            f"prompts x {size.num_responses}",
+            "generate:ours_many",
+            "generate:raw_many",
+            size.generation_curve,
+        ),
+    ):
+        is_there = peer_way != "train:trl" or train.is_trl_there()
+        if ours_way.startswith(f"{stage}:") and is_there:
+            return [Curve(name, name_of_work, _points(work, ours_way, amounts), _points(work, peer_way, amounts))]
     return []
 
 

@@ -34,9 +34,9 @@ def ours(folder: Path) -> Timed:
     return _ours(Work(folder), Work(folder).size.num_prompts)
 
 
-def ours_many(folder: Path) -> Timed:
+def ours_many(folder: Path, num_prompts: str = "") -> Timed:
     """Generate for the prompts of the comparison with raw vLLM."""
-    return _ours(Work(folder), Work(folder).size.num_raw_prompts)
+    return _ours(Work(folder), int(num_prompts or Work(folder).size.num_raw_prompts))
 
 
 def _ours(work: Work, num_prompts: int) -> Timed:
@@ -71,10 +71,12 @@ def one_launch(folder: Path, sample: str) -> Timed:
     return _raw(work, work.size.num_prompts, num_samples=1, first_seed=int(sample), prefix_caching=False)
 
 
-def raw_many(folder: Path) -> Timed:
+def raw_many(folder: Path, num_prompts: str = "") -> Timed:
     """Give our requests to LLM.generate at once."""
     work = Work(folder)
-    return _raw(work, work.size.num_raw_prompts, work.size.num_responses, first_seed=0, prefix_caching=True)
+    return _raw(
+        work, int(num_prompts or work.size.num_raw_prompts), work.size.num_responses, first_seed=0, prefix_caching=True
+    )
 
 
 def _raw(work: Work, num_prompts: int, num_samples: int, first_seed: int, prefix_caching: bool) -> Timed:

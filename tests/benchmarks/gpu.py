@@ -7,9 +7,10 @@ prompts and dummy rows show as lost speed.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,15 +23,35 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# Llama 3 8B; weights and gradients in bfloat16 are 32 GB and leave room for activations on a card of 80 GB.
-_SHAPE = {
-    "vocab_size": 128_256,
-    "hidden_size": 4096,
-    "intermediate_size": 14_336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8192,
+# Weights and gradients in bfloat16 take 32 GB, which leaves room for activations on a card of 80 GB.
+SHAPES: dict[str, dict[str, int]] = {
+    "Llama 3 8B": {
+        "vocab_size": 128_256,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 8192,
+    },
+    "Mistral 7B": {
+        "vocab_size": 32_000,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 32_768,
+    },
+}
+SMALL_SHAPE = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
 }
 _PROMPT_TOKENS, _RESPONSE_TOKENS = 512, (256, 768)
 _NUM_PROMPTS, _NUM_RESPONSES, _NUM_PAIRS = 16, 16, 8
@@ -40,37 +61,61 @@ _TOKENS_PER_BATCH = 16_384
 _REPEATS = 3
 
 
-def measure(folder: Path) -> Timed:
-    """Measure both stages, ours and upstream's, in turns on one model. `folder` is not read."""
+def measure(folder: Path, shape_name: str) -> Timed:
+    """Measure both stages, ours and upstream's, in turns on one model, once a small one has shown that they agree.
+
+    `folder` is not read.
+    """
     import torch
 
     from dice_core.throughput import matmul_peak
 
-    model = random_model(_SHAPE)
-    peak = matmul_peak()
+    # A mask compiled anew too often would run without its compiled kernel, and only be slow.
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     rng = np.random.default_rng(0)
-    many = [_group(rng, _NUM_RESPONSES) for _ in range(_NUM_PROMPTS)]
-    few = many[:_NUM_PEER_PROMPTS]
-    pairs = [_group(rng, 2) for _ in range(_NUM_PAIRS)]
-    lines = []
-    for what, run, groups, operations in (
-        ("score, ours", score_ours, many, 2),
-        ("score, upstream's forward", score_upstream, few, 2),
-        ("train, ours", train_ours, pairs, 6),
-        ("train, padded pairs, all logits, reference model", train_upstream, pairs, 6),
-    ):
-        seconds, memory = _timed(lambda run=run, groups=groups: run(model, groups))
-        num_tokens, work = sum(map(_num_tokens, groups)), operations * _num_products(model, groups)
-        lines.append(
-            {
-                "what": what,
-                "tokens/s, median (min..max)": _spread([num_tokens / each for each in seconds]),
-                "share of matmul peak": f"{work / float(np.median(seconds)) / peak:.1%}",
-                "peak memory, GB": f"{memory / 1e9:.1f}",
-            }
-        )
-    lines.append({**dict.fromkeys(lines[0], "-"), "what": f"matmul peak, bfloat16: {peak / 1e12:.0f} TFLOP/s"})
-    return Timed(0.0, {"lines": lines}, torch.cuda.max_memory_allocated())
+    check(random_model(SMALL_SHAPE, dtype="float32"), [_group(rng, n, SMALL_SHAPE["vocab_size"]) for n in (2, 2)])
+    shape = SHAPES[shape_name]
+    model, peak = random_model(shape), matmul_peak()
+    many = [_group(rng, _NUM_RESPONSES, shape["vocab_size"]) for _ in range(_NUM_PROMPTS)]
+    pairs = [_group(rng, 2, shape["vocab_size"]) for _ in range(_NUM_PAIRS)]
+    ways = {
+        "score, ours": _Way(score_ours, many, 1),
+        "score, upstream's forward": _Way(score_upstream, many[:_NUM_PEER_PROMPTS], 1),
+        "train, ours": _Way(train_ours, pairs, 3),
+        "train, padded pairs, all logits, reference model": _Way(train_upstream, pairs, 3),
+    }
+    timings = _in_turns({what: partial(way.run, model, way.groups) for what, way in ways.items()})
+    lines = [
+        {"shape": shape_name, "what": what, **_numbers(model, way, *timings[what], peak)} for what, way in ways.items()
+    ]
+    for mine, theirs in zip(lines[::2], lines[1::2], strict=True):
+        mine["ratio"] = mine["tokens/s"] / theirs["tokens/s"]
+    return Timed(0.0, {"lines": lines}, max(memory for _, memory in timings.values()))
+
+
+class _Way(NamedTuple):
+    """A way, the groups it runs, and what it costs: 1 for a forward, 3 with the backward."""
+
+    run: Callable[["PreTrainedModel", Sequence[PromptGroup]], list[float]]
+    groups: Sequence[PromptGroup]
+    num_passes: int
+
+
+def _numbers(model: "PreTrainedModel", way: _Way, seconds: list[float], memory: int, peak: float) -> dict[str, Any]:
+    from dice_core.throughput import num_operations
+
+    num_tokens = sum(map(_num_tokens, way.groups))
+    num_response_tokens = sum(len(response) for group in way.groups for response in group.responses)
+    rate = way.num_passes * num_operations(model, num_tokens, num_response_tokens) / float(np.median(seconds))
+    return {
+        "tokens/s": num_tokens / float(np.median(seconds)),
+        "slowest": num_tokens / max(seconds),
+        "fastest": num_tokens / min(seconds),
+        "ratio": None,
+        "share of matmul peak": rate / peak,
+        "matmul peak, TFLOP/s": peak / 1e12,
+        "peak memory, GB": memory / 1e9,
+    }
 
 
 def random_model(shape: dict[str, int], device: str = "cuda", dtype: str = "bfloat16") -> "PreTrainedModel":
@@ -87,24 +132,16 @@ def random_model(shape: dict[str, int], device: str = "cuda", dtype: str = "bflo
         torch.set_default_dtype(before)
 
 
-def _group(rng: np.random.Generator, num_responses: int) -> PromptGroup:
+def _group(rng: np.random.Generator, num_responses: int, vocabulary: int) -> PromptGroup:
 
     def ids(length: int) -> list[int]:
-        return rng.integers(0, _SHAPE["vocab_size"], length).tolist()
+        return rng.integers(0, vocabulary, length).tolist()
 
     return PromptGroup(ids(_PROMPT_TOKENS), [ids(int(rng.integers(*_RESPONSE_TOKENS))) for _ in range(num_responses)])
 
 
 def _num_tokens(group: PromptGroup) -> int:
     return len(group.prompt_token_ids) + sum(len(response) for response in group.responses)
-
-
-def _num_products(model: "PreTrainedModel", groups: Sequence[PromptGroup]) -> int:
-    """Return weights times tokens: every token meets the layers, a response's the output head as well."""
-    head = model.get_output_embeddings().weight.numel()
-    layers = sum(weight.numel() for weight in model.get_decoder().layers.parameters())
-    num_responses = sum(len(response) for group in groups for response in group.responses)
-    return layers * sum(map(_num_tokens, groups)) + head * num_responses
 
 
 def score_ours(model: "PreTrainedModel", groups: Sequence[PromptGroup]) -> list[float]:
@@ -181,25 +218,25 @@ def _rows(groups: Sequence[PromptGroup]) -> list[tuple[list[int], list[int]]]:
     return [(list(group.prompt_token_ids), list(response)) for group in groups for response in group.responses]
 
 
-def _timed(run: Callable[[], Any]) -> tuple[list[float], int]:
-    """Return the seconds of each repeat after a first that does not count (it compiles), and the peak memory."""
+def _in_turns(runs: dict[str, Callable[[], Any]]) -> dict[str, tuple[list[float], int]]:
+    """Return the seconds of each run's repeats, after a first that compiles, and its peak memory."""
     import torch
 
-    run()
-    torch.cuda.reset_peak_memory_stats()
-    seconds = []
-    for _ in range(_REPEATS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+    for run in runs.values():
         run()
-        end.record()
-        torch.cuda.synchronize()
-        seconds.append(start.elapsed_time(end) / 1000)
-    return seconds, torch.cuda.max_memory_allocated()
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{np.median(values):,.0f} ({min(values):,.0f}..{max(values):,.0f})"
+    seconds: dict[str, list[float]] = {what: [] for what in runs}
+    memory = dict.fromkeys(runs, 0)
+    for _ in range(_REPEATS):
+        for what, run in runs.items():
+            torch.cuda.reset_peak_memory_stats()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            end.record()
+            torch.cuda.synchronize()
+            seconds[what].append(start.elapsed_time(end) / 1000)
+            memory[what] = max(memory[what], torch.cuda.max_memory_allocated())
+    return {what: (seconds[what], memory[what]) for what in runs}
 
 
 def check(model: "PreTrainedModel", groups: Sequence[PromptGroup]) -> None:

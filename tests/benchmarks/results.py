@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,17 +44,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything one run measured."""
+    """Everything one run measures; the lists fill up stage by stage."""
 
     command: str
     machine: Mapping[str, str]
     work: Mapping[str, Any]
     repeats: int
-    rows: Sequence[Row]
-    curves: Sequence[Curve]
-    gpu: Sequence[Mapping[str, Any]]
     left_out: Sequence[str]
-    failed: Sequence[str]
+    rows: list[Row] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    gpu: list[Mapping[str, Any]] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
 
 def machine() -> dict[str, str]:
@@ -117,9 +117,9 @@ def _reached(row: Row) -> str:
 def markdown(results: Results) -> str:
     """Return the page: the table, what was compared, the machine, the command."""
     head = (
-        "# Measured\n\nWritten by the command below; README.md says what each row compares. A ratio is the peer's time "
-        f"over ours, the median of {results.repeats} interleaved repeats with their spread; each way ran in a process "
-        "of its own, and peak memory is ours over the peer's."
+        "# Measured\n\nWritten by the command below; README.md says what each row compares, and what keeps a goal from "
+        f"being reached. A ratio is the peer's time over ours, the median of {results.repeats} interleaved repeats with "
+        "their spread; each way ran in a process of its own, and peak memory is ours over the peer's."
     )
     parts = [head, table(results.rows)]
     notes = [f"- Left out: {line}" for line in results.left_out] + [f"- FAILED: {line}" for line in results.failed]
@@ -144,7 +144,13 @@ def _curve_text(curve: Curve) -> str:
 def _gpu_table(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(rows[0])
     lines = [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
-    return "\n".join(lines + [f"| {' | '.join(str(row[name]) for name in names)} |" for row in rows])
+    return "\n".join(lines + [f"| {' | '.join(_cell(row[name]) for name in names)} |" for row in rows])
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return "-" if value is None else str(value)
 
 
 def _file_name(curve: Curve, what: str) -> str:

@@ -32,14 +32,15 @@ HOW_TO_INSTALL = (
 )
 
 
-def _config(work: Work) -> "TrainingConfig":
+def _config(work: Work, num_pairs: int) -> "TrainingConfig":
     from dice_core.config import TrainingConfig
 
     size = work.size
     return TrainingConfig(
-        max_steps=size.num_pairs // size.batch_size,
+        max_steps=num_pairs // size.batch_size,
         global_batch_size=size.batch_size,
-        per_device_batch_size=size.batch_size,
+        # Its rows are packed, so a step in four parts is as fast as one in one, and holds less.
+        per_device_batch_size=1,
         # Large enough that the losses of the second and later steps tell whether the first steps were the same.
         learning_rate=1e-5,
         precision="float32",
@@ -48,10 +49,10 @@ def _config(work: Work) -> "TrainingConfig":
     )
 
 
-def _pairs(work: Work, config: "TrainingConfig") -> "TrainingPairs":
+def _pairs(work: Work, config: "TrainingConfig", num_pairs: int) -> "TrainingPairs":
     from dice_core.training_data import read_pairs
 
-    return read_pairs(work.pairs(), config.max_length, "benchmark")
+    return read_pairs(work.pairs().slice(0, num_pairs), config.max_length, "benchmark")
 
 
 def known_logps(folder: Path) -> Timed:
@@ -84,15 +85,16 @@ def fill_known(folder: Path, logps: Sequence[Sequence[float]]) -> None:
     write_table(pa.Table.from_pylist(rows, schema=PAIRS), PAIRS, folder / "pairs.parquet")
 
 
-def ours(folder: Path) -> Timed:
-    """Train with DPOTrainer, the reference pass of replayed pairs included; the policy loaded before."""
+def ours(folder: Path, num_pairs: str = "") -> Timed:
+    """Train with DPOTrainer, the reference pass of replayed pairs and the measure of the start included."""
     from dice_core.dpo_trainer import DPOTrainer
     from dice_core.models import load_model
     from dice_core.training_arguments import training_arguments
 
     work = Work(folder)
-    config = _config(work)
-    pairs, policy = _pairs(work, config), load_model(work.policy, "float32")
+    number = int(num_pairs or work.size.num_pairs)
+    config = _config(work, number)
+    pairs, policy = _pairs(work, config, number), load_model(work.policy, "float32")
     with tempfile.TemporaryDirectory() as scratch:
         arguments = training_arguments(config, Path(scratch), has_eval_pairs=False, seed=SEED)
         arguments.save_strategy = "no"
@@ -102,17 +104,17 @@ def ours(folder: Path) -> Timed:
     return Timed.of(watch, {"losses": _losses(trainer)})
 
 
-def trl(folder: Path) -> Timed:
+def trl(folder: Path, num_pairs: str = "") -> Timed:
     """Train with TRL, the reference model beside the policy; both loaded before."""
-    return _trl(Work(folder), precompute=False)
+    return _trl(Work(folder), num_pairs, precompute=False)
 
 
 def trl_precomputed(folder: Path) -> Timed:
     """Train with TRL, the reference log-probs of all pairs made beforehand; that pass counts."""
-    return _trl(Work(folder), precompute=True)
+    return _trl(Work(folder), "", precompute=True)
 
 
-def _trl(work: Work, *, precompute: bool) -> Timed:
+def _trl(work: Work, num_pairs: str, *, precompute: bool) -> Timed:
     with _benchmark_packages():
         import datasets
         import trl
@@ -130,12 +132,13 @@ def _trl(work: Work, *, precompute: bool) -> Timed:
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return SequentialSampler(dataset if dataset is not None else self.train_dataset)
 
-    config = _config(work)
-    pairs = _pairs(work, config).train
+    number = int(num_pairs or work.size.num_pairs)
+    config = _config(work, number)
+    pairs = _pairs(work, config, number).train
     order = step_order([p.num_tokens for p in pairs], config.global_batch_size, config.max_steps, SEED)
     names = {"prompt_ids": "prompt_token_ids", "chosen_ids": "chosen_token_ids", "rejected_ids": "rejected_token_ids"}
     rows = [{name: getattr(pairs[i], field).tolist() for name, field in names.items()} for i in order]
-    policy = load_model(work.policy, "float32")
+    policy, tokenizer = load_model(work.policy, "float32"), load_tokenizer(work.policy)
     reference = None if precompute else load_model(work.policy, "float32")
     with tempfile.TemporaryDirectory() as scratch, stopwatch() as watch:
         trainer = FixedOrderTrainer(
@@ -143,7 +146,7 @@ def _trl(work: Work, *, precompute: bool) -> Timed:
             reference,
             args=_trl_arguments(config, scratch, precompute),
             train_dataset=datasets.Dataset.from_list(rows),
-            processing_class=load_tokenizer(work.policy),
+            processing_class=tokenizer,
         )
         trainer.train()
     return Timed.of(watch, {"losses": _losses(trainer)})
@@ -159,7 +162,7 @@ def _trl_arguments(config: "TrainingConfig", folder: str, precompute: bool) -> A
         max_length=None,
         precompute_ref_log_probs=precompute,
         max_steps=config.max_steps,
-        per_device_train_batch_size=config.per_device_batch_size,
+        per_device_train_batch_size=config.global_batch_size,
         gradient_accumulation_steps=1,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler,

@@ -26,7 +26,7 @@ CACHE = ROOT / ".cache" / "benchmarks"
 # Shared with the tests, which convert the same file.
 _MODELS = ROOT / ".cache" / "models"
 _DEMO_PAIRS = ROOT / "pipelines" / "data" / "demo_preferences.jsonl"
-_VERSION = 1
+_VERSION = 2
 _PARTS = 65_536
 
 
@@ -40,6 +40,9 @@ class Size:
     num_responses: int
     prompt_tokens: tuple[int, int]
     response_tokens: tuple[int, int]
+    """Of the responses that are scored."""
+    pair_tokens: tuple[int, int]
+    """Of those of the pairs that are trained on: TRL's memory grows with the longest of a batch."""
     max_new_tokens: int
     num_raw_prompts: int
     """Of the comparison with one raw LLM.generate, where a few per cent must show."""
@@ -51,25 +54,51 @@ class Size:
     """The most that the pairing curve of the peer is drawn for."""
     scoring_curve: tuple[int, ...]
     """Responses of one prompt."""
+    training_curve: tuple[int, ...]
+    """Pairs, multiples of the batch."""
+    generation_curve: tuple[int, ...]
+    """Prompts."""
 
 
 SIZES = {
-    "smoke": Size("smoke", False, 2, 4, (10, 20), (8, 40), 8, 2, 4, 2, 30, (30, 60), 60, (2, 4)),
+    "smoke": Size(
+        "smoke",
+        has_real_model=False,
+        num_prompts=2,
+        num_responses=4,
+        prompt_tokens=(10, 20),
+        response_tokens=(8, 40),
+        pair_tokens=(8, 40),
+        max_new_tokens=8,
+        num_raw_prompts=2,
+        num_pairs=4,
+        batch_size=2,
+        num_pairing_prompts=30,
+        pairing_curve=(30, 60),
+        num_pandas_prompts=60,
+        scoring_curve=(2, 4),
+        training_curve=(2, 4),
+        generation_curve=(1, 2),
+    ),
     "full": Size(
         "full",
         has_real_model=True,
-        num_prompts=4,
+        num_prompts=2,
         num_responses=16,
         prompt_tokens=(100, 200),
-        response_tokens=(60, 460),
+        # The longest that passes upstream's limit of 6,700 characters has about 1,600 tokens.
+        response_tokens=(30, 1600),
+        pair_tokens=(60, 460),
         max_new_tokens=96,
         num_raw_prompts=16,
-        num_pairs=8,
+        num_pairs=12,
         batch_size=4,
         num_pairing_prompts=2000,
         pairing_curve=(1_000, 10_000, 100_000, 1_000_000),
         num_pandas_prompts=10_000,
         scoring_curve=(4, 8, 16),
+        training_curve=(4, 8, 12),
+        generation_curve=(4, 8, 16),
     ),
 }
 
@@ -190,29 +219,34 @@ class _Writer:
     tokenizer: Any
     rng: np.random.Generator
 
-    def cut(self, between: tuple[int, int]) -> list[int]:
-        length = int(self.rng.integers(*between, endpoint=True))
+    def cut(self, length: int) -> list[int]:
         start = int(self.rng.integers(0, len(self.stream) - length))
         return list(self.stream[start : start + length])
 
+    def prompt(self, between: tuple[int, int]) -> list[int]:
+        return self.cut(int(self.rng.integers(*between, endpoint=True)))
+
     def response(self, between: tuple[int, int]) -> tuple[list[int], str]:
-        ids = self.cut(between)
+        """Draw a length as responses have it: log-normal, with the bounds' geometric mean for a median."""
+        low, high = between
+        length = self.rng.lognormal(np.log(low * high) / 2, 0.7)
+        ids = self.cut(int(np.clip(length, low, high)))
         return [*ids, self.tokenizer.eos_token_id], self.tokenizer.decode(ids).strip()
 
     def responses(self, size: Size, num_prompts: int) -> pa.Table:
         rows = []
         for number in range(num_prompts):
-            prompt = self.cut(size.prompt_tokens)
+            prompt = self.prompt(size.prompt_tokens)
             for sample in range(size.num_responses):
                 ids, text = self.response(size.response_tokens)
-                rows.append((f"prompt-{number:07d}", sample, prompt, ids, text, "stop"))
+                rows.append((f"prompt-{number:07d}", sample, prompt, ids, text, "stop", None))
         return _table(rows, RESPONSES)
 
     def pairs(self, size: Size) -> pa.Table:
         """Make pairs without reference log-probs; training.py fills in those of the generated half."""
         rows = []
         for number in range(size.num_pairs):
-            prompt, between = self.cut(size.prompt_tokens), size.response_tokens
+            prompt, between = self.prompt(size.prompt_tokens), size.pair_tokens
             (chosen, chosen_text), (rejected, rejected_text) = self.response(between), self.response(between)
             source = "generated" if number % 2 else "replayed"
             texts = (self.tokenizer.decode(prompt), chosen_text, rejected_text)
