@@ -69,12 +69,13 @@ def newest(api: KfpApi, name: str) -> Any:
     """Return the newest run of a name.
 
     Raises:
-        KfpError: there is none.
+        KfpError: there is none, or the name is empty, which would be a run of anybody.
     """
-    runs = api.runs(name)
+    runs = api.runs(name) if name else []
     if not runs:
         latest = list(dict.fromkeys(run.display_name for run in api.runs()))[:5]
-        raise KfpError(f"run: there is none called {name!r}; the latest are: {', '.join(latest) or 'none'}")
+        fault = f"there is none called {name!r}" if name else "RUN= is needed, the name of a run"
+        raise KfpError(f"run: {fault}; the latest are: {', '.join(latest) or 'none'}")
     return runs[0]
 
 

@@ -57,10 +57,12 @@ def schedule(options: argparse.Namespace, preset: Preset) -> int:
 def unschedule(options: argparse.Namespace) -> int:
     """Delete the recurring runs of a name; the runs that they started go on."""
     api = KfpApi(Connection.from_environment(options.host, options.namespace))
-    found = api.schedules(options.name)
+    # Without a name KFP would list, and this delete, the schedules of everybody.
+    found = api.schedules(options.name) if options.name else []
     if not found:
         known = ", ".join(sorted(entry.display_name for entry in api.schedules(""))) or "none"
-        raise KfpError(f"schedule: there is none called {options.name!r}; there are: {known}")
+        fault = f"there is none called {options.name!r}" if options.name else "NAME= is needed, the name of a schedule"
+        raise KfpError(f"schedule: {fault}; there are: {known}")
     for entry in found:
         api.delete_schedule(entry.recurring_run_id)
     print(f"schedule {options.name}: deleted; a run that it started goes on until make cancel")

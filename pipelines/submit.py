@@ -127,8 +127,16 @@ def prepare(preset: Preset, name: str, root: str, folder: Path, *, recurring: bo
     pipeline = build_pipeline(shape_of(preset), recurring=recurring)
     package = folder / f"{pipeline.name}.yaml"
     compiler.Compiler().compile(pipeline, str(package))
-    digest = hashlib.sha256(package.read_bytes()).hexdigest()[:12]
-    return Submission(name, pipeline.name, f"{pipeline.name}-{digest}", preset.description, package, parameters)
+    version = f"{pipeline.name}-{content_digest(package.read_text())}"
+    return Submission(name, pipeline.name, version, preset.description, package, parameters)
+
+
+def content_digest(compiled: str) -> str:
+    """Return a digest of a compiled pipeline: of what it says, for its comments change from process to process."""
+    import yaml
+
+    documents = list(yaml.load_all(compiled, yaml.CSafeLoader))
+    return hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def shape_of(preset: Preset) -> Preset:

@@ -96,6 +96,17 @@ def test_a_run_that_is_not_there_is_one_line_with_those_that_are(
     assert "there is none called 'frist'; the latest are: first" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["cancel", "logs"])
+def test_without_a_name_nothing_is_cancelled_and_no_log_is_shown(
+    server: KfpServer, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`make cancel` passes what RUN is, and that may be nothing."""
+    add_run(server, "of-somebody-else", "RUNNING")
+    assert main([command, "--run", ""]) == 1
+    assert "RUN= is needed, the name of a run; the latest are: of-somebody-else" in capsys.readouterr().err
+    assert [row["state"] for row in server.runs] == ["RUNNING"]
+
+
 def test_cancel_stops_the_newest_run_of_the_name(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     add_run(server, "x", "FAILED")
     add_run(server, "x", "RUNNING", 5)

@@ -99,6 +99,13 @@ def test_unschedule_deletes_and_names_what_there_is(server: KfpServer, capsys: p
     assert server.recurring_runs == []
 
 
+def test_unschedule_without_a_name_deletes_nothing(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert schedule("--every", "7d", "--name", "weekly") == 0
+    assert main(["unschedule", "--name", ""]) == 1
+    assert "NAME= is needed, the name of a schedule; there are: weekly" in capsys.readouterr().err
+    assert len(server.recurring_runs) == 1
+
+
 def test_a_dry_run_sends_nothing(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert schedule("--cron", "0 0 3 * * 1", "--dry-run") == 0
     assert "at '0 0 3 * * 1'" in capsys.readouterr().out and server.requests == []

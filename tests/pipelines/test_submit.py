@@ -1,7 +1,10 @@
 """`make submit` against a stand-in of KFP's API, with kfp's own client in between."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +74,22 @@ def test_a_version_is_uploaded_once_for_each_content(server: KfpServer, capsys: 
     assert submit("--run", "c", "cluster.gpu_task_memory=64Gi") == submit("--run", "d", "num_shards=2") == 0
     assert len({row["display_name"] for row in server.versions}) == 3
     assert len(server.pipelines) == len(server.experiments) == 1
+
+
+def test_a_version_has_the_same_name_in_every_process() -> None:
+    """The comments of a compiled pipeline list nested defaults in the order of the process's hash seed."""
+    command = [sys.executable, "-m", "pipelines", "submit", "--preset", "zephyr", "--root", ROOT, "--dry-run"]
+    shown = [
+        subprocess.run(
+            [*command, "--run", "x", "--set", *SMALL],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    ]
+    assert len(set(shown)) == 1 and "version:         dice-zephyr-" in shown[0]
 
 
 def test_a_run_without_a_name_gets_a_new_one(server: KfpServer) -> None:
