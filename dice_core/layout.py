@@ -19,6 +19,7 @@ import re
 
 MANIFEST = "manifest.json"
 
+_MAX_NAME = 63
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 
 
@@ -28,10 +29,10 @@ def check_name(name: str, what: str) -> str:
     Raises:
         ValueError: one line naming what was wrong.
     """
-    if len(name) > 63 or not _NAME.fullmatch(name):
+    if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
         raise ValueError(
-            f"{what} must be 1 to 63 lower-case letters, digits, '.', '_' or '-', and start and end with a letter "
-            f"or a digit, got {name!r}"
+            f"{what} must be 1 to {_MAX_NAME} lower-case letters, digits, '.', '_' or '-', and start and end with a "
+            f"letter or a digit, got {name!r}"
         )
     return name
 
@@ -44,6 +45,12 @@ def join(uri: str, *parts: str) -> str:
 def run(root: str, run_name: str) -> str:
     """Return where a run keeps everything it makes."""
     return join(root, "runs", check_name(run_name, "run"))
+
+
+def run_of(uri: str) -> str:
+    """Return the name of the run that an address belongs to; empty: to none."""
+    name = uri.rpartition("/runs/")[2].partition("/")[0] if "/runs/" in uri else ""
+    return name if len(name) <= _MAX_NAME and _NAME.fullmatch(name) else ""
 
 
 def model(root: str, name: str) -> str:

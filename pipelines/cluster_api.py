@@ -1,4 +1,4 @@
-"""The Kubernetes API as preflight and logs need it: reads and access reviews, with faults of one line.
+"""The Kubernetes API as preflight, logs and cancel need it: reads, access reviews, deletion; faults of one line.
 
 Objects are plain dicts as the API's JSON has them. Running training is dice_core's business and not done here.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from pipelines.connection_errors import innermost
 
 _SECONDS = 10
-_NOT_FOUND, _FORBIDDEN = 404, 403
+_NOT_FOUND, _FORBIDDEN, _CONFLICT = 404, 403, 409
 
 
 class ClusterError(RuntimeError):
@@ -67,6 +67,10 @@ class ClusterApi:
         found = self.get(path, **query)
         return list(found["items"]) if found else []
 
+    def delete(self, path: str, uid: str) -> None:
+        """Delete an object and what belongs to it; one that is gone, or another of its name, is left alone."""
+        self._call("DELETE", path, body={"propagationPolicy": "Background", "preconditions": {"uid": uid}})
+
     def may(self, account: str, verb: str, group: str, resource: str) -> bool:
         """Return whether a service account of the namespace has a right in it.
 
@@ -107,7 +111,7 @@ class ClusterApi:
                 _request_timeout=_SECONDS,
             )
         except ApiException as error:
-            if error.status == _NOT_FOUND:
+            if error.status == _NOT_FOUND or (method == "DELETE" and error.status == _CONFLICT):
                 return None
             kind_of_error = ForbiddenError if error.status == _FORBIDDEN else ClusterError
             raise kind_of_error(f"{method} {path}: HTTP {error.status}, {_reason(error)}") from None

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipelines.durations import show_duration
 from pipelines.kfp_api import Connection, KfpApi, KfpError
+from pipelines.training_jobs import stop_training
 
 POLL_SECONDS = 10.0
 _PATIENCE_SECONDS = 600.0
@@ -54,14 +55,17 @@ def status(options: argparse.Namespace) -> int:
 
 
 def cancel(options: argparse.Namespace) -> int:
-    """Stop the active run of a name; what it has finished stays, and the same name continues it."""
-    api = KfpApi(Connection.from_environment(options.host, options.namespace))
+    """Stop the newest run of a name and its training; what it has finished stays, and the same name continues it."""
+    connection = Connection.from_environment(options.host, options.namespace)
+    api = KfpApi(connection)
     run = newest(api, options.run)
     if run.state in FINAL:
         print(f"run {options.run}: is {run.state} already")
-        return 0
-    api.terminate(run.run_id)
-    print(f"run {options.run}: is being stopped; make submit RUN={options.run} continues it")
+    else:
+        api.terminate(run.run_id)
+        print(f"run {options.run}: is being stopped; make submit RUN={options.run} continues it")
+    # Of a run that has ended too: one that was terminated in the UI may have left its job.
+    stop_training(options.context, connection.namespace, api.run(run.run_id))
     return 0
 
 

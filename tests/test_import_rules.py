@@ -26,10 +26,12 @@ PURE = {
     "selection",
 }
 
-# What a pipeline is built from; running the demo also looks at what a run left behind, preflight at the storage.
+# What a pipeline is built from; running the demo also looks at what a run left behind, preflight at the storage, and
+# cancel at the jobs of a run.
 BUILDING = {"dice_core", "dice_core.config", "dice_core.layout", "dice_core.checks", "dice_core.overrides"}
 RUNNING = BUILDING | {"dice_core.manifest", "dice_core.report", "dice_core.storage"}
-RUNNERS = {"demo", "preflight", "screen"}
+RUNNING |= {"dice_core.failure_report", "dice_core.pytorchjob_spec", "dice_core.recurring"}
+RUNNERS = {"demo", "preflight", "schedule", "screen", "training_jobs"}
 
 
 def modules(package: str) -> list[Path]:

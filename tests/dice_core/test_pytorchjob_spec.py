@@ -66,6 +66,18 @@ def test_the_name_is_a_short_label_that_says_what_and_depends_on_what_is_compute
     assert job_name("/tmp/job.json", "").startswith("dice-")
 
 
+def test_the_job_of_a_run_is_labelled_with_its_name() -> None:
+    launch = LaunchConfig(backend="pytorchjob", image="train:1")
+    places = {
+        "s3://bucket/runs/dice/runs/zephyr-1/iteration-2/train/job.json": "zephyr-1",
+        "s3://bucket/policy-1/job.json": None,
+        "s3://bucket/runs/No Label/job.json": None,
+    }
+    for place, run in places.items():
+        job = training_job("dice-x", place, launch, environment={})
+        assert job["metadata"]["labels"].get("dice-suite/run") == run
+
+
 def test_one_pod_by_default_makes_its_own_rendezvous() -> None:
     job = spec_of(processes_per_node=8)
     assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")

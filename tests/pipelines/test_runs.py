@@ -1,15 +1,23 @@
 """`make status` and `make cancel`: a run's tasks under the names that people know, and how it is stopped."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import kfp_server_api
 import pytest
 
+from dice_core.config import LaunchConfig
+from dice_core.pytorchjob_spec import training_job
 from pipelines import runs
 from pipelines.cli import main
+from pipelines.cluster_api import ClusterApi
 from pipelines.runs import task_labels, task_states
+from pipelines.training_jobs import unfinished_jobs
+from tests.cluster_objects import ClusterObjects, running_cluster
 from tests.kfp_api import KfpServer, running_kfp_server
+from tests.kubernetes_api.server import ApiServer
+from tests.kubernetes_api.store import JOB
 
 
 @pytest.fixture
@@ -115,6 +123,83 @@ def test_cancel_stops_the_newest_run_of_the_name(server: KfpServer, capsys: pyte
     server.runs[1]["state"] = "CANCELED"
     assert main(["cancel", "--run", "x"]) == 0
     assert "is CANCELED already" in capsys.readouterr().out
+
+
+JOBS = "/apis/kubeflow.org/v1/namespaces/kubeflow/pytorchjobs"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClusterObjects]:
+    with running_cluster({JOBS: []}) as cluster:
+        monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path)))
+        yield cluster
+
+
+def add_job(cluster: ClusterObjects, name: str, place: str, outcome: str = "") -> None:
+    metadata = {"name": name, "uid": f"uid-{name}", "annotations": {"dice-suite/job-uri": f"{place}/job.json"}}
+    conditions = [{"type": outcome, "status": "True"}] if outcome else []
+    cluster.objects[JOBS].append({"metadata": metadata, "spec": {}, "status": {"conditions": conditions}})
+
+
+def names_of(cluster: ClusterObjects) -> list[str]:
+    return [job["metadata"]["name"] for job in cluster.objects[JOBS]]
+
+
+def test_cancel_deletes_the_jobs_of_the_run_that_have_not_ended(
+    server: KfpServer, cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit("x")
+    add_job(cluster, "trains", "s3://bucket/dice/runs/x/iteration-1/train")
+    add_job(cluster, "done", "s3://bucket/dice/runs/x/warm-start/train", "Succeeded")
+    add_job(cluster, "other-run", "s3://bucket/dice/runs/x2/iteration-1/train")
+    add_job(cluster, "other-root", "s3://bucket/elsewhere/runs/x/iteration-1/train")
+    assert main(["cancel", "--run", "x"]) == 0
+    assert server.runs[0]["state"] == "CANCELING"
+    assert names_of(cluster) == ["done", "other-run", "other-root"]
+    assert "PyTorchJob kubeflow/trains is deleted" in capsys.readouterr().out
+
+
+def test_a_job_is_deleted_by_its_uid_as_a_real_api_server_checks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = LaunchConfig(backend="pytorchjob", image="train:1")
+    with ApiServer(tmp_path) as server:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
+        body = training_job("dice-x", "s3://bucket/dice/runs/x/iteration-1/train/job.json", launch, environment={})
+        uid = server.store.create(JOB, "default", body)["metadata"]["uid"]
+        api = ClusterApi("", "default")
+        assert [job["metadata"]["name"] for job in unfinished_jobs(api, "s3://bucket/dice/runs/x")] == ["dice-x"]
+        for wrong_or_right, left in (("another", 1), (uid, 0), (uid, 0)):
+            api.delete("/apis/kubeflow.org/v1/namespaces/default/pytorchjobs/dice-x", wrong_or_right)
+            assert len(unfinished_jobs(api, "s3://bucket/dice/runs/x")) == left
+
+
+def test_cancel_deletes_what_a_run_that_was_terminated_in_the_ui_has_left(
+    server: KfpServer, cluster: ClusterObjects
+) -> None:
+    submit("x")
+    server.runs[0]["state"] = "CANCELED"
+    add_job(cluster, "trains", "s3://bucket/dice/runs/x/iteration-1/train")
+    assert main(["cancel", "--run", "x"]) == 0
+    assert names_of(cluster) == []
+
+
+def test_cancel_without_access_to_the_cluster_says_how_to_stop_the_training(
+    server: KfpServer, cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit("x")
+    cluster.forbidden.add(JOBS)
+    assert main(["cancel", "--run", "x"]) == 0
+    assert server.runs[0]["state"] == "CANCELING"
+    command = "kubectl --namespace kubeflow delete pytorchjobs --selector dice-suite/run=x"
+    assert f"training may go on, to stop it: {command}" in capsys.readouterr().err
+
+
+def test_cancel_leaves_a_job_that_was_asked_to_go_on(server: KfpServer, cluster: ClusterObjects) -> None:
+    assert main(["submit", "--preset", "demo", "--run", "x", "--set", "launch.on_cancel=leave"]) == 0
+    add_job(cluster, "trains", "s3://bucket/dice/runs/x/iteration-1/train")
+    assert main(["cancel", "--run", "x"]) == 0
+    assert names_of(cluster) == ["trains"]
 
 
 def test_following_survives_a_connection_that_breaks_for_a_while(
