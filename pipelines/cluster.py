@@ -111,7 +111,8 @@ class ClusterConfig(Settings):
     train_timeout: Duration = "24h"
     evaluate_timeout: Duration = "3h"
     pending_timeout: Duration = "3d"
-    """Time that pods may wait for nodes, all attempts of a task together: retries go on that much longer."""
+    """Time that pods may wait for nodes: of the tasks, all attempts together, for retries go on that much longer; of the
+    training pods, each attempt."""
     credentials_secret: str = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: the service account has the rights (IRSA)."""
     image_pull_secrets: Names = ()
@@ -176,5 +177,6 @@ def kind() -> ClusterConfig:
         trainer_cpu="1",
         trainer_memory="6Gi",
         trainer_shm_size="1Gi",
+        pending_timeout="30m",  # no node will come: what waits for longer lacks its image or memory
         credentials_secret="dice-s3",
     )

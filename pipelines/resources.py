@@ -100,6 +100,7 @@ def launch_on_cluster(preset: Preset) -> LaunchConfig:
         "credentials_secret": cluster.credentials_secret,
         "image_pull_secrets": list(cluster.image_pull_secrets),
         "model_cache_claim": cluster.model_cache_claim,
+        "pending_deadline_seconds": to_seconds(cluster.pending_timeout),
         "active_deadline_seconds": cluster.timeout_seconds("train"),
         **({"run_as_user": cluster.run_as_user} if cluster.run_as_user else {}),
     }

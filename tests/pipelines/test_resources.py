@@ -225,9 +225,18 @@ def test_training_pods_get_the_pool_of_the_cluster_section(zephyr: Compiled) -> 
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
         "credentials_secret": "",
         "model_cache_claim": "dice-model-cache",
+        "pending_deadline_seconds": 3 * 24 * 3600.0,
         "active_deadline_seconds": 24 * 3600.0,
     }
     assert {name: launch[name] for name in wanted} == wanted
+
+
+def test_training_pods_wait_for_nodes_as_long_as_tasks_do(tmp_path: Path) -> None:
+    changed = compiled(tmp_path, "cluster.pending_timeout=2h", "cluster.train_timeout=1h")
+    launch = changed.spec["root"]["inputDefinitions"]["parameters"]["launch"]["defaultValue"]
+    assert launch["pending_deadline_seconds"] == 2 * 3600
+    # The task outlives both, so that it can say which of them has passed.
+    assert changed.executors("train")[0].platform["activeDeadlineSeconds"] == str(3 * 3600)
 
 
 def test_training_pods_ask_for_no_gpu_where_there_is_none(demo: Compiled) -> None:
