@@ -4,14 +4,12 @@ Fixed when a pipeline is compiled, so that none of it is a parameter of a run. r
 hands what training needs on to its pods; preflight.py looks whether the cluster has it.
 """
 
-import re
-from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from dice_core.config import Int, Settings
+from dice_core.pod_settings import OptionalQuantity, Quantity, Tolerations, checked, quantity
 from pipelines.durations import to_seconds
 
 Stage = Literal[
@@ -33,48 +31,13 @@ PIPELINE_ACCOUNT, TRAINER_ACCOUNT = "dice-pipeline", "dice-trainer"
 CONFIG_MAP, CONFIG_KEYS = "dice-config", ("AWS_ENDPOINT_URL", "AWS_REGION")
 CREDENTIAL_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
-_FACTORS = {"m": 1e-3, None: 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-_FACTORS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-_TOLERATION_KEYS = {"key", "operator", "value", "effect"}
-
-
-def quantity(text: str) -> float:
-    """Return the number behind a Kubernetes quantity: `16Gi` in bytes, `500m` in CPUs.
-
-    Raises:
-        ValueError: not a quantity.
-    """
-    match = _QUANTITY.fullmatch(text)
-    if match is None:
-        raise ValueError(f"must be a Kubernetes quantity such as 8, 500m or 64Gi, got {text!r}")
-    return float(match[1]) * _FACTORS[match[2]]
-
-
-def _checked(check: Callable[[str], float], *, may_be_empty: bool = False) -> BeforeValidator:
-    """Return a validator that keeps the text if the check takes it; a bare number of a command line becomes text."""
-
-    def validate(value: Any) -> Any:
-        value = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-        if isinstance(value, str) and (value or not may_be_empty):
-            try:
-                check(value)
-            except ValueError as error:
-                raise PydanticCustomError("cluster", "{reason}", {"reason": str(error).partition(", got")[0]}) from None
-        return value
-
-    return BeforeValidator(validate)
-
 
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-Quantity = Annotated[str, _checked(quantity)]
-OptionalQuantity = Annotated[str, _checked(quantity, may_be_empty=True)]
-Duration = Annotated[str, _checked(to_seconds)]
+Duration = Annotated[str, checked(to_seconds)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
-Tolerations = Annotated[tuple[dict[str, str], ...], BeforeValidator(_tuple)]
 
 
 class ClusterConfig(Settings):
@@ -85,9 +48,9 @@ class ClusterConfig(Settings):
     gpus_per_task: Int = Field(default=1, ge=1)
     """Of a task that generates, scores or evaluates: each of these loads one copy of the models."""
     gpu_node_selector: dict[str, str] = Field(default={})
-    gpu_tolerations: Tolerations = ()
+    gpu_tolerations: Tolerations = Field(default=[])
     cpu_node_selector: dict[str, str] = Field(default={})
-    cpu_tolerations: Tolerations = ()
+    cpu_tolerations: Tolerations = Field(default=[])
     gpu_task_cpu: Quantity = "8"
     gpu_task_memory: Quantity = "96Gi"
     gpu_task_shm_size: OptionalQuantity = "16Gi"
@@ -111,7 +74,7 @@ class ClusterConfig(Settings):
     train_timeout: Duration = "24h"
     evaluate_timeout: Duration = "3h"
     pending_timeout: Duration = "3d"
-    """Time that pods may wait for nodes: of the tasks, all attempts together, for retries go on that much longer; of the
+    """Time that pods may wait for nodes: of a task, all attempts together, for retries go on that much longer; of the
     training pods, each attempt."""
     credentials_secret: str = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: the service account has the rights (IRSA)."""
@@ -136,15 +99,6 @@ class ClusterConfig(Settings):
                 )
         return self
 
-    @model_validator(mode="after")
-    def _tolerations_have_the_keys_of_kubernetes(self) -> Self:
-        for toleration in (*self.gpu_tolerations, *self.cpu_tolerations):
-            if unknown := set(toleration) - _TOLERATION_KEYS:
-                raise ValueError(
-                    f"a toleration has the keys {', '.join(sorted(_TOLERATION_KEYS))}, got {', '.join(sorted(unknown))}"
-                )
-        return self
-
     def timeout_seconds(self, stage: Stage) -> int:
         """Return how long one attempt of a stage's task may run."""
         name = f"{stage}_timeout"
@@ -155,7 +109,7 @@ def a100() -> ClusterConfig:
     """Return a pool of nodes with 8 A100 of 40 GiB, as manifests/overlays/a100 expects it."""
     return ClusterConfig(
         gpu_node_selector={"node.kubernetes.io/instance-type": "p4d.24xlarge"},
-        gpu_tolerations=({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},),
+        gpu_tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
         # An eighth of a node of 96 CPUs and 1152 GiB, less what the node keeps for itself.
         gpu_task_cpu="10",
         gpu_task_memory="120Gi",

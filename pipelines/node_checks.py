@@ -5,7 +5,8 @@ from typing import Any
 
 from components import images
 from dice_core.config import LaunchConfig
-from pipelines.cluster import ClusterConfig, quantity
+from dice_core.pod_settings import quantity
+from pipelines.cluster import ClusterConfig
 from pipelines.cluster_api import ClusterApi, ClusterError
 
 

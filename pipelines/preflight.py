@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from dice_core import layout
 from dice_core.config import ConfigError, LaunchConfig
+from dice_core.pod_settings import quantity
 from dice_core.storage import ConflictError, StorageError, open_storage
 from pipelines.cluster import (
     CONFIG_KEYS,
@@ -23,7 +24,6 @@ from pipelines.cluster import (
     PIPELINE_ACCOUNT,
     TRAINER_ACCOUNT,
     ClusterConfig,
-    quantity,
 )
 from pipelines.cluster_api import ClusterApi, ClusterError, ForbiddenError
 from pipelines.kfp_api import Connection, KfpApi, KfpError

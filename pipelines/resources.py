@@ -96,7 +96,7 @@ def launch_on_cluster(preset: Preset) -> LaunchConfig:
         "memory": cluster.trainer_memory,
         "shm_size": cluster.trainer_shm_size,
         "node_selector": cluster.gpu_node_selector,
-        "tolerations": list(cluster.gpu_tolerations),
+        "tolerations": cluster.gpu_tolerations,
         "credentials_secret": cluster.credentials_secret,
         "image_pull_secrets": list(cluster.image_pull_secrets),
         "model_cache_claim": cluster.model_cache_claim,
@@ -138,7 +138,11 @@ def _place(task: dsl.PipelineTask, stage: Stage, preset: Preset, cluster: Cluste
     )
     for name, value in selector.items():
         kubernetes.add_node_selector(task, name, value)
-    kubernetes.add_toleration_json(task, list(tolerations))
+    for toleration in tolerations:
+        # kfp's add_toleration_json would drop the seconds.
+        seconds = toleration.get("tolerationSeconds")
+        others = {name: value for name, value in toleration.items() if name != "tolerationSeconds"}
+        kubernetes.add_toleration(task, **others, toleration_seconds=seconds)
     kubernetes.set_timeout(task, task_timeout_seconds(cluster, stage))
 
 

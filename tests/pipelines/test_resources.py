@@ -1,6 +1,7 @@
 """What the tasks of a compiled pipeline ask of a cluster. Read back from the YAML, as a cluster reads it."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,6 +93,12 @@ def test_tasks_that_compute_on_a_gpu_hold_one_on_the_pool(zephyr: Compiled) -> N
             {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
         ]
         assert resources(executor) == {"CpuRequest": "10", "MemoryRequest": "120Gi", "MemoryLimit": "120Gi"}
+
+
+def test_a_toleration_may_have_an_end(tmp_path: Path) -> None:
+    toleration = {"key": "x", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}
+    changed = compiled(tmp_path, f"cluster.gpu_tolerations={json.dumps([toleration])}")
+    assert changed.executors("score")[0].platform["tolerations"] == [toleration | {"tolerationSeconds": "300"}]
 
 
 def test_no_other_task_holds_a_gpu_or_sits_on_its_nodes(zephyr: Compiled) -> None:

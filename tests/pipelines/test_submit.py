@@ -12,6 +12,7 @@ import pytest
 
 from pipelines import runs
 from pipelines.cli import main
+from pipelines.submit import check_sources
 from tests.cluster_objects import NAMESPACE, running_cluster
 from tests.kfp_api import KfpServer, running_kfp_server
 
@@ -127,9 +128,17 @@ def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(
         (["cluster.gpu_task_cpus=1"], "did you mean 'gpu_task_cpu'"),
         (["launch.processes_per_node=3"], "must be a multiple of per_device_batch_size x processes = 1 x 3"),
         (["policy_source=/home/me/model"], "policy_source: pods do not see the files of this machine"),
-        (["policy_source=model.gguf"], "policy_source: pods do not see the files of this machine"),
+        (["policy_source=model.gguf"], "policy_source: pods import no GGUF file, got 'model.gguf': dice import-model"),
+        (["policy_source=s3://b/m.gguf"], "policy_source: pods import no GGUF file"),
+        (["policy_source=s3:/bucket/x"], "policy_source: no address on S3, write s3://bucket/prefix, got"),
+        (["prompts_source=https://example.com/p"], "prompts_source: no address on S3, write s3://bucket/prefix"),
+        (["reference_source=s3://"], "reference_source: no address on S3, write s3://bucket/prefix"),
         (["--run", "My Run"], "got 'My Run'"),
-        (["--root", "/data"], "root: pods reach s3://bucket/prefix alone, got '/data'"),
+        (["--root", "/data"], "root: no address on S3, write s3://bucket/prefix, got '/data'"),
+        (["--root", "s3://"], "root: no address on S3, write s3://bucket/prefix, got 's3://'"),
+        (["--root", "s3:///x"], "root: no address on S3, write s3://bucket/prefix, got 's3:///x'"),
+        (["launch.cpu=lots"], "launch.cpu: must be a Kubernetes quantity"),
+        (['launch.tolerations=[{"kei":"x"}]'], "launch.tolerations: a toleration has the keys"),
         ([f"generation.stop_token_ids={json.dumps(list(range(9000)))}"], "KFP takes 10000"),
     ],
 )
@@ -140,6 +149,11 @@ def test_a_mistake_is_one_line_before_anything_is_sent(
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1
     assert server.requests == []
+
+
+def test_sources_that_pods_can_read_are_taken() -> None:
+    for value in ("org/name", "org/name@v1:default/train", "s3://bucket/p.jsonl", "pipelines/data/x.jsonl", ""):
+        check_sources({"prompts_source": value})
 
 
 def test_a_missing_root_is_asked_of_the_cluster_or_named(
