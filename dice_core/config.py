@@ -305,6 +305,9 @@ class LaunchConfig(Settings):
     """User and group of the processes. Never root."""
     env: dict[str, str] = {}
     """More environment variables of the pods, such as NCCL_SOCKET_IFNAME; they win over the built-in ones."""
+    labels: dict[str, str] = {}
+    """More labels of the pods, such as a cost centre; the suite's own win."""
+    annotations: dict[str, str] = {}
     credentials_secret: str = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: the service account gives access."""
     image_pull_secrets: list[str] = []

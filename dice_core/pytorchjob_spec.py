@@ -161,7 +161,10 @@ def _replica(number: int, container: Mapping[str, Any], launch: LaunchConfig) ->
     }
     pod |= {key: value for key, value in optional.items() if value}
     # Istio reads the annotation in older versions and the label in newer ones.
-    metadata = {"labels": {**_LABELS, **_NO_SIDECAR}, "annotations": dict(_NO_SIDECAR)}
+    metadata = {
+        "labels": {**launch.labels, **_LABELS, **_NO_SIDECAR},
+        "annotations": {**_NO_SIDECAR, **launch.annotations},
+    }
     return {
         "replicas": number,
         "restartPolicy": launch.restart_policy,

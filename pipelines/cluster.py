@@ -4,6 +4,7 @@ Fixed when a pipeline is compiled, so that none of it is a parameter of a run. r
 hands what training needs on to its pods; preflight.py looks whether the cluster has it.
 """
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -30,6 +31,20 @@ GPU_STAGES = ("generate", "score", "evaluate")
 PIPELINE_ACCOUNT, TRAINER_ACCOUNT = "dice-pipeline", "dice-trainer"
 CONFIG_MAP, CONFIG_KEYS = "dice-config", ("AWS_ENDPOINT_URL", "AWS_REGION")
 CREDENTIAL_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+POD_FIELDS = {
+    # The launcher of training asks for its own pod, whose owner becomes the owner of the job.
+    "POD_NAME": "metadata.name",
+    "POD_NAMESPACE": "metadata.namespace",
+    # Of a recurring run, which is named by it (dice_core.recurring).
+    "KFP_RUN_ID": "metadata.labels['pipeline/runid']",
+}
+"""What a task is told of its own pod, by variable."""
+_OWN_VARIABLES = {
+    **dict.fromkeys(CONFIG_KEYS, f"the config map {CONFIG_MAP}"),
+    **dict.fromkeys(CREDENTIAL_KEYS, "cluster.credentials_secret"),
+    **dict.fromkeys(POD_FIELDS, "the pod"),
+}
+_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
 def _tuple(value: Any) -> Any:
@@ -78,6 +93,13 @@ class ClusterConfig(Settings):
     training pods, each attempt."""
     credentials_secret: str = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: the service account has the rights (IRSA)."""
+    env: dict[str, str] = Field(default={})
+    """Environment variables of every pod, such as HF_ENDPOINT, HTTPS_PROXY or AWS_CA_BUNDLE. No credentials: whoever
+    sees the pipeline reads them."""
+    env_secret: str = ""
+    """Secret whose keys become variables of every task. Not of training pods: these read from S3 alone."""
+    env_secret_keys: Names = ("HF_TOKEN",)
+    """Of that secret; each is the variable of its name."""
     image_pull_secrets: Names = ()
     model_cache_claim: str = "dice-model-cache"
     """Volume claim that keeps fetched models for all tasks; empty: each task downloads its own."""
@@ -97,6 +119,17 @@ class ClusterConfig(Settings):
                 raise ValueError(
                     f"{kind}_shm_size must be less than {kind}_memory, of which it is a part, got {shm} and {memory}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _env_sets_what_nothing_else_does(self) -> Self:
+        for name in (*self.env, *self.env_secret_keys):
+            if not _VARIABLE.fullmatch(name):
+                raise ValueError(f"env: a variable has letters, digits and '_' in its name, got {name!r}")
+            if name in _OWN_VARIABLES:
+                raise ValueError(f"env: {name} comes from {_OWN_VARIABLES[name]}, set it there")
+        if secret := {"HF_TOKEN", *self.env_secret_keys} & self.env.keys():
+            raise ValueError(f"env: {', '.join(sorted(secret))} belongs into a secret, see env_secret")
         return self
 
     def timeout_seconds(self, stage: Stage) -> int:

@@ -119,6 +119,9 @@ def cluster_lines(cluster: ClusterApi, preset: Preset) -> Iterator[Line]:
     if config.credentials_secret:
         secret = partial(check_object, cluster, "secrets", config.credentials_secret, CREDENTIAL_KEYS)
         yield _checked(f"secret {config.credentials_secret}", secret)
+    if config.env_secret:
+        secret = partial(check_object, cluster, "secrets", config.env_secret, config.env_secret_keys)
+        yield _checked(f"secret {config.env_secret}", secret)
     for name in config.image_pull_secrets:
         yield _checked(f"image pull secret {name}", partial(check_object, cluster, "secrets", name))
     if config.model_cache_claim:

@@ -51,6 +51,10 @@ def test_a_shown_time_is_the_time(number: int, unit: str) -> None:
         ({"gpu_selector": {}}, "did you mean 'gpu_node_selector'"),
         ({"training_backend": "mpijob"}, "'pytorchjob' or 'torchrun'"),
         ({"run_as_user": -1}, "cluster.run_as_user"),
+        ({"env": {"A-B": "x"}}, "a variable has letters, digits and '_' in its name, got 'A-B'"),
+        ({"env": {"AWS_REGION": "x"}}, "env: AWS_REGION comes from the config map dice-config, set it there"),
+        ({"env": {"AWS_SECRET_ACCESS_KEY": "x"}}, "comes from cluster.credentials_secret"),
+        ({"env": {"HF_TOKEN": "x"}}, "env: HF_TOKEN belongs into a secret, see env_secret"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_is_allowed(values: dict[str, object], message: str) -> None:

@@ -105,6 +105,8 @@ def node(change: Any) -> Any:
         (without(f"{NAMESPACE}/persistentvolumeclaims/dice-model-cache"), [], "model cache: no claim dice-model-cache"),
         (lambda c: c.objects[f"{NAMESPACE}/configmaps/dice-config"]["data"].pop("AWS_REGION"), [], "no key AWS_REGION"),
         (lambda _: None, ["cluster.credentials_secret=dice-s3"], "secret dice-s3: there is none in namespace kubeflow"),
+        (lambda c: c.objects.update({f"{NAMESPACE}/secrets/hub": {"data": {"TOKEN": ""}}}),
+         ["cluster.env_secret=hub"], "secret hub: has no key HF_TOKEN"),
         (lambda _: None, ['cluster.image_pull_secrets=["r"]'], "image pull secret r: there is none"),
         (lambda _: None, ['cluster.gpu_node_selector={"pool":"x"}'], "none has the labels pool=x: start the pool"),
         (node(lambda n: n["metadata"]["labels"].clear()), [], "none has the labels node.kubernetes.io/instance-type="),

@@ -38,6 +38,11 @@ class Compiled:
         platform = documents[1]["platforms"]["kubernetes"] if len(documents) > 1 else {"deploymentSpec": {}}
         self.platform = platform["deploymentSpec"].get("executors", {})
 
+    @property
+    def launch(self) -> dict[str, Any]:
+        """Return the settings of the training pods."""
+        return self.spec["root"]["inputDefinitions"]["parameters"]["launch"]["defaultValue"]
+
     def executors(self, *stages: str) -> list[Executor]:
         """Return the executors of stages (all by default), by what their containers run."""
         found = []
@@ -172,6 +177,7 @@ def test_every_pod_is_one_of_the_suite_and_has_no_sidecar(zephyr: Compiled, tmp_
     marked = compiled(tmp_path, 'cluster.labels={"team":"a"}', 'cluster.annotations={"note":"b"}')
     metadata = marked.executors("pair")[0].platform["podMetadata"]
     assert metadata["labels"]["team"] == "a" and metadata["annotations"]["note"] == "b"
+    assert (marked.launch["labels"], marked.launch["annotations"]) == ({"team": "a"}, {"note": "b"})
 
 
 def test_no_pod_runs_as_root(zephyr: Compiled, tmp_path: Path) -> None:
@@ -196,6 +202,27 @@ def test_credentials_are_the_service_accounts_or_a_secrets(zephyr: Compiled, dem
         assert {entry["envVar"] for entry in secret["keyToEnv"]} == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 
 
+def test_variables_of_the_site_reach_every_task_and_the_training_pods(tmp_path: Path) -> None:
+    changed = compiled(
+        tmp_path, 'cluster.env={"HF_ENDPOINT":"https://hub","NCCL_DEBUG":"WARN"}', 'launch.env={"NCCL_DEBUG":"INFO"}'
+    )
+    for executor in changed.executors():
+        variables = {entry["name"]: entry["value"] for entry in executor.container["env"]}
+        assert variables == {"HF_ENDPOINT": "https://hub", "NCCL_DEBUG": "WARN"}
+    assert changed.launch["env"] == {"HF_ENDPOINT": "https://hub", "NCCL_DEBUG": "INFO"}
+
+
+def test_keys_of_a_secret_become_variables_of_every_task(tmp_path: Path) -> None:
+    changed = compiled(tmp_path, "cluster.env_secret=hub", 'cluster.env_secret_keys=["HF_TOKEN","PROXY"]')
+    for executor in changed.executors():
+        (secret,) = executor.platform["secretAsEnv"]
+        assert secret["secretName"] == "hub"
+        assert {entry["secretKey"]: entry["envVar"] for entry in secret["keyToEnv"]} == {
+            "HF_TOKEN": "HF_TOKEN",
+            "PROXY": "PROXY",
+        }
+
+
 def test_images_are_pulled_with_the_named_secrets(tmp_path: Path) -> None:
     for executor in compiled(tmp_path, 'cluster.image_pull_secrets=["registry"]').executors():
         assert [entry["secretName"] for entry in executor.platform["imagePullSecret"]] == ["registry"]
@@ -217,7 +244,7 @@ def test_training_in_the_tasks_own_pod_takes_the_gpus_of_a_node(tmp_path: Path) 
 
 
 def test_training_pods_get_the_pool_of_the_cluster_section(zephyr: Compiled) -> None:
-    launch = zephyr.spec["root"]["inputDefinitions"]["parameters"]["launch"]["defaultValue"]
+    launch = zephyr.launch
     wanted = {
         "backend": "pytorchjob",
         "num_nodes": 1.0,
@@ -240,14 +267,14 @@ def test_training_pods_get_the_pool_of_the_cluster_section(zephyr: Compiled) -> 
 
 def test_training_pods_wait_for_nodes_as_long_as_tasks_do(tmp_path: Path) -> None:
     changed = compiled(tmp_path, "cluster.pending_timeout=2h", "cluster.train_timeout=1h")
-    launch = changed.spec["root"]["inputDefinitions"]["parameters"]["launch"]["defaultValue"]
+    launch = changed.launch
     assert launch["pending_deadline_seconds"] == 2 * 3600
     # The task outlives both, so that it can say which of them has passed.
     assert changed.executors("train")[0].platform["activeDeadlineSeconds"] == str(3 * 3600)
 
 
 def test_training_pods_ask_for_no_gpu_where_there_is_none(demo: Compiled) -> None:
-    launch = demo.spec["root"]["inputDefinitions"]["parameters"]["launch"]["defaultValue"]
+    launch = demo.launch
     assert (launch["gpu_resource"], launch["credentials_secret"], launch["memory"]) == ("", "dice-s3", "6Gi")
 
 
@@ -260,4 +287,4 @@ def test_a_launch_setting_that_was_chosen_stays() -> None:
 def test_a_run_on_this_machine_asks_for_nothing_of_a_cluster(tmp_path: Path) -> None:
     local = Compiled(dataclasses.replace(PRESETS["demo"](), cluster=None), tmp_path)
     assert local.platform == {}
-    assert local.spec["root"]["inputDefinitions"]["parameters"]["launch"]["defaultValue"]["backend"] == "torchrun"
+    assert local.launch["backend"] == "torchrun"
