@@ -109,6 +109,7 @@ def node(change: Any) -> Any:
          ["cluster.env_secret=hub"], "secret hub: has no key HF_TOKEN"),
         (lambda _: None, ['cluster.image_pull_secrets=["r"]'], "image pull secret r: there is none"),
         (lambda _: None, ['cluster.gpu_node_selector={"pool":"x"}'], "none has the labels pool=x: start the pool"),
+        (lambda c: c.objects["/api/v1/nodes"].clear(), ["cluster.gpu_node_selector={}"], "nodes: there is none: start"),
         (node(lambda n: n["metadata"]["labels"].clear()), [], "none has the labels node.kubernetes.io/instance-type="),
         (node(lambda n: n["spec"].update(unschedulable=True)), [], "gpu-1 is cordoned"),
         (node(lambda n: n["status"]["conditions"].clear()), [], "gpu-1 is not ready"),
@@ -155,6 +156,16 @@ def test_images_of_a_registry_are_not_looked_for_on_the_nodes(
     cluster.objects["/api/v1/nodes"][0]["status"]["images"] = []
     code, lines = preflight(capsys)
     assert code == 0 and [line for line in lines if line.endswith("dice-train:1, to be pulled")]
+
+
+def test_images_of_changed_sources_are_in_no_registry(
+    cluster: ClusterObjects, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CORE", "GENERATE", "TRAIN"):
+        monkeypatch.setattr(images, name, f"registry.example.com/dice/dice-{name.lower()}:0123456789ab-dirty")
+    code, lines = preflight(capsys)
+    (line,) = [line for line in lines if line.startswith("FAIL")]
+    assert code == 1 and "dice-train:0123456789ab-dirty: built from sources with changes" in line
 
 
 def test_a_cluster_that_is_down_is_one_line(
