@@ -82,14 +82,17 @@ class ClusterApi:
         attributes = {"namespace": self.namespace, "verb": verb, "group": group, "resource": resource}
         review = {
             "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SubjectAccessReview",
+            # Whoever administers the namespace alone may create this kind.
+            "kind": "LocalSubjectAccessReview",
+            "metadata": {"namespace": self.namespace},
             "spec": {
                 "user": f"system:serviceaccount:{self.namespace}:{account}",
                 "groups": [accounts, f"{accounts}:{self.namespace}", "system:authenticated"],
                 "resourceAttributes": attributes | ({"subresource": subresource} if subresource else {}),
             },
         }
-        found = self._call("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", body=review)
+        path = f"/apis/authorization.k8s.io/v1/namespaces/{self.namespace}/localsubjectaccessreviews"
+        found = self._call("POST", path, body=review)
         return bool(found["status"].get("allowed"))
 
     def _call(

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 
 NAMESPACE = "/api/v1/namespaces/kubeflow"
+REVIEWS = "/apis/authorization.k8s.io/v1/namespaces/kubeflow/localsubjectaccessreviews"
 _ROLES = sorted((Path(__file__).parents[1] / "manifests" / "base").glob("role-[tw]*.yaml"))
 Object = dict[str, Any]
 
@@ -36,7 +37,12 @@ class ClusterObjects:
         """Serve a call."""
         if path in self.forbidden:
             return 403, {"message": f"forbidden: User cannot {method} {path}"}
-        if method == "POST" and path == "/apis/authorization.k8s.io/v1/subjectaccessreviews":
+        if method == "POST" and path == REVIEWS:
+            if (
+                body["kind"] != "LocalSubjectAccessReview"
+                or body["spec"]["resourceAttributes"]["namespace"] != "kubeflow"
+            ):
+                return 400, {"message": "the namespace of the review is not that of the request"}
             return 201, {**body, "status": {"allowed": self._allows(body["spec"])}}
         if method == "DELETE":
             return self._delete(path, body)
