@@ -25,11 +25,10 @@ def stop_training(context: str, namespace: str, run: Any) -> None:
         namespace: of the run.
         run: of KFP, with its parameters.
     """
-    parameters = (run.runtime_config.parameters if run.runtime_config else None) or {}
+    parameters, name = parameters_of(run), own_name(run)
     launch = parameters.get("launch") or {}
-    if not parameters.get("root") or launch.get("backend") != "pytorchjob":
+    if not (name and parameters.get("root")) or launch.get("backend") != "pytorchjob":
         return
-    name = own_name(run)
     namespace = launch.get("namespace") or namespace
     by_hand = _DELETE.format(namespace, RUN_LABEL, name)
     if launch.get("on_cancel") == "leave":
@@ -45,9 +44,17 @@ def stop_training(context: str, namespace: str, run: Any) -> None:
 
 
 def own_name(run: Any) -> str:
-    """Return the name that a run has in S3: of a recurring one, what its names begin with and a part of its id."""
-    name = str(run.runtime_config.parameters["run"])
-    return recurring.run_name(name, str(run.run_id)) if run.recurring_run_id else name
+    """Return the name that a run has in S3: of a recurring one, what its names begin with and a part of its id.
+
+    Empty where the run has no parameter of that kind: it is of another pipeline.
+    """
+    name = str(parameters_of(run).get("run", ""))
+    return recurring.run_name(name, str(run.run_id)) if name and run.recurring_run_id else name
+
+
+def parameters_of(run: Any) -> Mapping[str, Any]:
+    """Return the parameters that a run was started with."""
+    return (run.runtime_config.parameters if run.runtime_config else None) or {}
 
 
 def unfinished_jobs(cluster: ClusterApi, run_uri: str) -> list[dict[str, Any]]:

@@ -184,6 +184,38 @@ def test_cancel_deletes_what_a_run_that_was_terminated_in_the_ui_has_left(
     assert names_of(cluster) == []
 
 
+def add_recurring_run(server: KfpServer, schedule: str, run_id: str) -> dict[str, Any]:
+    parameters = {"root": "s3://bucket/dice", "run": schedule, "launch": {"backend": "pytorchjob"}}
+    row = add_run(server, f"Run of {schedule}", "RUNNING")
+    row |= {"run_id": run_id, "recurring_run_id": "r", "runtime_config": {"parameters": parameters}}
+    return row
+
+
+@pytest.mark.parametrize("name", ["weekly-3f2a9c1b", "Run of weekly"])
+def test_a_recurring_run_is_found_by_its_name_in_s3_as_well_as_by_kfps(
+    server: KfpServer, cluster: ClusterObjects, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = add_recurring_run(server, "weekly", "3f2a9c1b-77aa-4000-8000-000000000000")
+    for number in range(60):
+        add_run(server, f"other-{number}", "RUNNING", second=number)
+    other = add_recurring_run(server, "nightly", "4f2a9c1b-77aa-4000-8000-000000000000")
+    add_job(cluster, "trains", "s3://bucket/dice/runs/weekly-3f2a9c1b/iteration-1/train")
+    assert main(["status", "--run", name]) == 0
+    assert main(["cancel", "--run", name]) == 0
+    assert (wanted["state"], other["state"]) == ("CANCELING", "RUNNING")
+    assert names_of(cluster) == []
+    assert f"run {name}: is being stopped; its schedule starts the next" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["nightly-3f2a9c1b", "weekly-3f2a9c1c", "3f2a9c1b", "weekly"])
+def test_a_name_that_only_resembles_a_recurring_runs_is_not_found(
+    server: KfpServer, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_recurring_run(server, "weekly", "3f2a9c1b-77aa-4000-8000-000000000000")
+    assert main(["cancel", "--run", name]) == 1
+    assert f"there is none called {name!r}; the latest are: Run of weekly" in capsys.readouterr().err
+
+
 def test_cancel_without_access_to_the_cluster_says_how_to_stop_the_training(
     server: KfpServer, cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
 ) -> None:
