@@ -68,8 +68,9 @@ def cancel(options: argparse.Namespace) -> int:
             "its schedule starts the next" if run.recurring_run_id else f"make submit RUN={options.run} continues it"
         )
         print(f"run {options.run}: is being stopped; {next_step}")
-    # Of a run that has ended too: one that was terminated in the UI may have left its job.
-    stop_training(options.context, connection.namespace, api.run(run.run_id))
+    if run.state != "SUCCEEDED":
+        # Of a run that has ended too: one that was terminated in the UI may have left its job.
+        stop_training(options.context, connection.namespace, api.run(run.run_id))
     return 0
 
 
