@@ -15,9 +15,12 @@ KEEP_S3 ?=
 S3_PORT ?=
 BENCH ?=
 
-# Images: where they go, their tag (the commit: a tag never changes its content), and what builds them.
+# Images: where they go, their tag (the last commit that changed what is in them: a tag never changes its content), and
+# what builds them.
 REGISTRY ?= dice-suite
-TAG ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo untracked)$(shell test -z "$$(git status --porcelain 2>/dev/null)" || echo -dirty)
+IMAGE_SOURCES := .dockerignore LICENSE components dice_core images pipelines pyproject.toml requirements
+IMAGE_COMMIT = git log -1 --format=$(1) --abbrev=12 -- $(IMAGE_SOURCES) 2>/dev/null
+TAG ?= $(or $(shell $(call IMAGE_COMMIT,%h)),untracked)$(shell test -z "$$(git status --porcelain -- $(IMAGE_SOURCES) 2>/dev/null)" || echo -dirty)
 # docker, podman or buildah
 BUILDER ?= docker
 # gpu: core, generate and train; cpu: one image with all three names
@@ -27,7 +30,7 @@ BASE_IMAGE ?=
 INDEX_URL ?=
 BUILD_FLAGS ?=
 IMAGE_NAMES := core generate train
-IMAGE_ARGS = --build-arg VERSION=$(TAG) --build-arg REVISION=$$(git rev-parse HEAD) \
+IMAGE_ARGS = --build-arg VERSION=$(TAG) --build-arg REVISION=$$($(call IMAGE_COMMIT,%H)) \
   $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(INDEX_URL),--build-arg INDEX_URL=$(INDEX_URL)) $(BUILD_FLAGS)
 
 # The cluster: which overlay of manifests/, and the releases that manifests/README.md tells of.
@@ -141,7 +144,7 @@ endif
 	@echo "built: $(IMAGE_NAMES:%=$(REGISTRY)/dice-%:$(TAG))"
 
 .PHONY: push
-push: ## Push the images to REGISTRY; not those of a working tree with changes, whose tag would not say what is in them.
+push: ## Push the images to REGISTRY; not those of sources with changes, whose tag would not say what is in them.
 	@case "$(TAG)" in \
 	  latest|*-dirty) echo "make: TAG=$(TAG) does not say what is in the images: commit first, or give TAG=" >&2; exit 1;; \
 	esac

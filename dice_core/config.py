@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
 
+from dice_core.pod_settings import OptionalQuantity, Tolerations
+
 
 class ConfigError(ValueError):
     """A setting that cannot be used. The message is one line: the field, the value, what is allowed."""
@@ -32,17 +34,9 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _integral_seconds(value: Any) -> Any:
-    """Turn the tolerationSeconds of Kubernetes' tolerations back into whole numbers."""
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        return value
-    return [{name: _integral(field) for name, field in item.items()} for item in value]
-
-
 Int = Annotated[int, BeforeValidator(_integral)]
 Ints = Annotated[tuple[Int, ...], BeforeValidator(_tuple)]
 DType = Literal["float32", "bfloat16"]
-Tolerations = Annotated[list[dict[str, Any]], BeforeValidator(_integral_seconds)]
 
 OPERATIONAL: JsonDict = {"operational": True}
 
@@ -310,11 +304,11 @@ class LaunchConfig(Settings):
     """Of the training pods: they need S3 and no right on the Kubernetes API."""
     gpu_resource: str = "nvidia.com/gpu"
     """Asked for once for each process; empty: no GPU."""
-    cpu: str = ""
+    cpu: OptionalQuantity = ""
     """Request of a pod, such as "90"; empty: none."""
-    memory: str = ""
+    memory: OptionalQuantity = ""
     """Request and limit of a pod, such as "1000Gi"; shared memory in use counts. Empty: none."""
-    shm_size: str = ""
+    shm_size: OptionalQuantity = ""
     """Size of /dev/shm in memory, such as "64Gi"; empty: the container runtime's own (64 MB with most)."""
     model_cache_claim: str = ""
     """Volume claim to keep models on; empty: each pod downloads its own."""
@@ -322,6 +316,9 @@ class LaunchConfig(Settings):
     """User and group of the processes. Never root."""
     env: dict[str, str] = {}
     """More environment variables of the pods, such as NCCL_SOCKET_IFNAME; they win over the built-in ones."""
+    labels: dict[str, str] = {}
+    """More labels of the pods, such as a cost centre; the suite's own win."""
+    annotations: dict[str, str] = {}
     credentials_secret: str = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: the service account gives access."""
     image_pull_secrets: list[str] = []

@@ -212,7 +212,10 @@ class Cluster:
         return GROUP, VERSION, self.namespace, PLURAL
 
     def _refused(self, what: str, error: client.ApiException, hint: str = "") -> KubernetesError:
-        hint = "make preflight names the missing right" if error.status == 403 and not hint else hint
+        if error.status == 403 and not hint:
+            # A quota answers with 403 too, and its message says which of its numbers is reached.
+            is_quota = "exceeded quota" in reason(error)
+            hint = "raise that quota, or wait" if is_quota else "make preflight names the missing right"
         return KubernetesError(f"{what}: {reason(error)}" + (f" ({hint})" if hint else ""))
 
 

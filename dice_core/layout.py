@@ -19,6 +19,9 @@ import re
 
 MANIFEST = "manifest.json"
 
+MAX_NAME = 63
+"""Of a label value; S3 would take more."""
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 
 
@@ -28,12 +31,24 @@ def check_name(name: str, what: str) -> str:
     Raises:
         ValueError: one line naming what was wrong.
     """
-    if len(name) > 63 or not _NAME.fullmatch(name):
+    if len(name) > MAX_NAME or not _NAME.fullmatch(name):
         raise ValueError(
-            f"{what} must be 1 to 63 lower-case letters, digits, '.', '_' or '-', and start and end with a letter "
-            f"or a digit, got {name!r}"
+            f"{what} must be 1 to {MAX_NAME} lower-case letters, digits, '.', '_' or '-', and start and end with a "
+            f"letter or a digit, got {name!r}"
         )
     return name
+
+
+def check_s3(uri: str, what: str) -> tuple[str, str]:
+    """Return the bucket and the prefix of an address on S3.
+
+    Raises:
+        ValueError: one line naming what was wrong.
+    """
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    if not uri.startswith("s3://") or not _BUCKET.fullmatch(bucket):
+        raise ValueError(f"{what}: no address on S3, write s3://bucket/prefix, got {uri!r}")
+    return bucket, prefix
 
 
 def join(uri: str, *parts: str) -> str:
@@ -44,6 +59,12 @@ def join(uri: str, *parts: str) -> str:
 def run(root: str, run_name: str) -> str:
     """Return where a run keeps everything it makes."""
     return join(root, "runs", check_name(run_name, "run"))
+
+
+def run_of(uri: str) -> str:
+    """Return the name of the run that an address belongs to; empty: to none."""
+    name = uri.rpartition("/runs/")[2].partition("/")[0] if "/runs/" in uri else ""
+    return name if len(name) <= MAX_NAME and _NAME.fullmatch(name) else ""
 
 
 def model(root: str, name: str) -> str:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dice_core import layout
 from dice_core.config import ConfigError, LaunchConfig
 
 GROUP, VERSION, PLURAL, KIND = "kubeflow.org", "v1", "pytorchjobs", "PyTorchJob"
@@ -19,6 +20,8 @@ JOB_NAME_LABEL = "training.kubeflow.org/job-name"
 REPLICA_TYPE_LABEL = "training.kubeflow.org/replica-type"
 REPLICA_INDEX_LABEL = "training.kubeflow.org/replica-index"
 JOB_URI_ANNOTATION = "dice-suite/job-uri"
+RUN_LABEL = "dice-suite/run"
+"""Of a job that a run started: what a person deletes by."""
 TORCHRUN = ("python", "-m", "torch.distributed.run", "--max-restarts=0", "--tee=3")
 WORKER_MODULE = "dice_core.training"
 
@@ -101,9 +104,10 @@ def training_job(
     replicas = {"Master": _replica(1, container, launch)}
     if launch.num_nodes > 1:
         replicas["Worker"] = _replica(launch.num_nodes - 1, container, launch)
+    run = layout.run_of(job_uri)
     metadata: dict[str, Any] = {
         "name": name,
-        "labels": dict(_LABELS),
+        "labels": {**_LABELS, **({RUN_LABEL: run} if run else {})},
         "annotations": {JOB_URI_ANNOTATION: job_uri},
     }
     run_policy: dict[str, Any] = {
@@ -157,7 +161,10 @@ def _replica(number: int, container: Mapping[str, Any], launch: LaunchConfig) ->
     }
     pod |= {key: value for key, value in optional.items() if value}
     # Istio reads the annotation in older versions and the label in newer ones.
-    metadata = {"labels": {**_LABELS, **_NO_SIDECAR}, "annotations": dict(_NO_SIDECAR)}
+    metadata = {
+        "labels": {**launch.labels, **_LABELS, **_NO_SIDECAR},
+        "annotations": {**_NO_SIDECAR, **launch.annotations},
+    }
     return {
         "replicas": number,
         "restartPolicy": launch.restart_policy,

@@ -25,7 +25,6 @@ _UNFINISHED, _LOCK = ".unfinished", ".lock"
 _PRIVATE = re.compile(r"\..+(\.unfinished|\.lock)")
 
 # Amazon's naming rule, and the underscores that other servers allow.
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 
 
 class StorageError(RuntimeError):
@@ -112,9 +111,10 @@ def open_storage(uri: str) -> Storage:
     """
     scheme = urlsplit(uri).scheme if "://" in uri else ""
     if scheme == "s3":
-        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-        if not _BUCKET.fullmatch(bucket):
-            raise StorageError(f"{uri}: not a bucket name: {bucket!r}; write s3://bucket/prefix")
+        try:
+            bucket, prefix = layout.check_s3(uri, "storage")
+        except ValueError as error:
+            raise StorageError(str(error)) from None
         # boto3 takes half a second to import: commands that touch no S3 do not wait for it.
         from dice_core.s3_storage import S3Storage
 

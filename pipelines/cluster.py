@@ -5,13 +5,12 @@ hands what training needs on to its pods; preflight.py looks whether the cluster
 """
 
 import re
-from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from dice_core.config import Int, Settings
+from dice_core.pod_settings import OptionalQuantity, Quantity, Tolerations, checked, quantity
 from pipelines.durations import to_seconds
 
 Stage = Literal[
@@ -32,49 +31,28 @@ GPU_STAGES = ("generate", "score", "evaluate")
 PIPELINE_ACCOUNT, TRAINER_ACCOUNT = "dice-pipeline", "dice-trainer"
 CONFIG_MAP, CONFIG_KEYS = "dice-config", ("AWS_ENDPOINT_URL", "AWS_REGION")
 CREDENTIAL_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
-_FACTORS = {"m": 1e-3, None: 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-_FACTORS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-_TOLERATION_KEYS = {"key", "operator", "value", "effect"}
-
-
-def quantity(text: str) -> float:
-    """Return the number behind a Kubernetes quantity: `16Gi` in bytes, `500m` in CPUs.
-
-    Raises:
-        ValueError: not a quantity.
-    """
-    match = _QUANTITY.fullmatch(text)
-    if match is None:
-        raise ValueError(f"must be a Kubernetes quantity such as 8, 500m or 64Gi, got {text!r}")
-    return float(match[1]) * _FACTORS[match[2]]
-
-
-def _checked(check: Callable[[str], float], *, may_be_empty: bool = False) -> BeforeValidator:
-    """Return a validator that keeps the text if the check takes it; a bare number of a command line becomes text."""
-
-    def validate(value: Any) -> Any:
-        value = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-        if isinstance(value, str) and (value or not may_be_empty):
-            try:
-                check(value)
-            except ValueError as error:
-                raise PydanticCustomError("cluster", "{reason}", {"reason": str(error).partition(", got")[0]}) from None
-        return value
-
-    return BeforeValidator(validate)
+POD_FIELDS = {
+    # The launcher of training asks for its own pod, whose owner becomes the owner of the job.
+    "POD_NAME": "metadata.name",
+    "POD_NAMESPACE": "metadata.namespace",
+    # Of a recurring run, which is named by it (dice_core.recurring).
+    "KFP_RUN_ID": "metadata.labels['pipeline/runid']",
+}
+"""What a task is told of its own pod, by variable."""
+_OWN_VARIABLES = {
+    **dict.fromkeys(CONFIG_KEYS, f"the config map {CONFIG_MAP}"),
+    **dict.fromkeys(CREDENTIAL_KEYS, "cluster.credentials_secret"),
+    **dict.fromkeys(POD_FIELDS, "the pod"),
+}
+_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-Quantity = Annotated[str, _checked(quantity)]
-OptionalQuantity = Annotated[str, _checked(quantity, may_be_empty=True)]
-Duration = Annotated[str, _checked(to_seconds)]
+Duration = Annotated[str, checked(to_seconds)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
-Tolerations = Annotated[tuple[dict[str, str], ...], BeforeValidator(_tuple)]
 
 
 class ClusterConfig(Settings):
@@ -85,9 +63,9 @@ class ClusterConfig(Settings):
     gpus_per_task: Int = Field(default=1, ge=1)
     """Of a task that generates, scores or evaluates: each of these loads one copy of the models."""
     gpu_node_selector: dict[str, str] = Field(default={})
-    gpu_tolerations: Tolerations = ()
+    gpu_tolerations: Tolerations = Field(default=[])
     cpu_node_selector: dict[str, str] = Field(default={})
-    cpu_tolerations: Tolerations = ()
+    cpu_tolerations: Tolerations = Field(default=[])
     gpu_task_cpu: Quantity = "8"
     gpu_task_memory: Quantity = "96Gi"
     gpu_task_shm_size: OptionalQuantity = "16Gi"
@@ -111,9 +89,17 @@ class ClusterConfig(Settings):
     train_timeout: Duration = "24h"
     evaluate_timeout: Duration = "3h"
     pending_timeout: Duration = "3d"
-    """Time that pods may wait for nodes, all attempts of a task together: retries go on that much longer."""
+    """Time that pods may wait for nodes: of a task, all attempts together, for retries go on that much longer; of the
+    training pods, each attempt."""
     credentials_secret: str = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: the service account has the rights (IRSA)."""
+    env: dict[str, str] = Field(default={})
+    """Environment variables of every pod, such as HF_ENDPOINT, HTTPS_PROXY or AWS_CA_BUNDLE. No credentials: whoever
+    sees the pipeline reads them."""
+    env_secret: str = ""
+    """Secret whose keys become variables of every task. Not of training pods: these read from S3 alone."""
+    env_secret_keys: Names = ("HF_TOKEN",)
+    """Of that secret; each is the variable of its name."""
     image_pull_secrets: Names = ()
     model_cache_claim: str = "dice-model-cache"
     """Volume claim that keeps fetched models for all tasks; empty: each task downloads its own."""
@@ -136,12 +122,14 @@ class ClusterConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _tolerations_have_the_keys_of_kubernetes(self) -> Self:
-        for toleration in (*self.gpu_tolerations, *self.cpu_tolerations):
-            if unknown := set(toleration) - _TOLERATION_KEYS:
-                raise ValueError(
-                    f"a toleration has the keys {', '.join(sorted(_TOLERATION_KEYS))}, got {', '.join(sorted(unknown))}"
-                )
+    def _env_sets_what_nothing_else_does(self) -> Self:
+        for name in (*self.env, *self.env_secret_keys):
+            if not _VARIABLE.fullmatch(name):
+                raise ValueError(f"env: a variable has letters, digits and '_' in its name, got {name!r}")
+            if name in _OWN_VARIABLES:
+                raise ValueError(f"env: {name} comes from {_OWN_VARIABLES[name]}, set it there")
+        if secret := {"HF_TOKEN", *self.env_secret_keys} & self.env.keys():
+            raise ValueError(f"env: {', '.join(sorted(secret))} belongs into a secret, see env_secret")
         return self
 
     def timeout_seconds(self, stage: Stage) -> int:
@@ -154,7 +142,7 @@ def a100() -> ClusterConfig:
     """Return a pool of nodes with 8 A100 of 40 GiB, as manifests/overlays/a100 expects it."""
     return ClusterConfig(
         gpu_node_selector={"node.kubernetes.io/instance-type": "p4d.24xlarge"},
-        gpu_tolerations=({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},),
+        gpu_tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
         # An eighth of a node of 96 CPUs and 1152 GiB, less what the node keeps for itself.
         gpu_task_cpu="10",
         gpu_task_memory="120Gi",
@@ -176,5 +164,6 @@ def kind() -> ClusterConfig:
         trainer_cpu="1",
         trainer_memory="6Gi",
         trainer_shm_size="1Gi",
+        pending_timeout="30m",  # no node will come: what waits for longer lacks its image or memory
         credentials_secret="dice-s3",
     )

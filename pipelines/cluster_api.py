@@ -1,4 +1,4 @@
-"""The Kubernetes API as preflight and logs need it: reads and access reviews, with faults of one line.
+"""The Kubernetes API as preflight, logs and cancel need it: reads, access reviews, deletion; faults of one line.
 
 Objects are plain dicts as the API's JSON has them. Running training is dice_core's business and not done here.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from pipelines.connection_errors import innermost
 
 _SECONDS = 10
-_NOT_FOUND, _FORBIDDEN = 404, 403
+_NOT_FOUND, _FORBIDDEN, _CONFLICT = 404, 403, 409
 
 
 class ClusterError(RuntimeError):
@@ -67,6 +67,10 @@ class ClusterApi:
         found = self.get(path, **query)
         return list(found["items"]) if found else []
 
+    def delete(self, path: str, uid: str) -> None:
+        """Delete an object and what belongs to it; one that is gone, or another of its name, is left alone."""
+        self._call("DELETE", path, body={"propagationPolicy": "Background", "preconditions": {"uid": uid}})
+
     def may(self, account: str, verb: str, group: str, resource: str) -> bool:
         """Return whether a service account of the namespace has a right in it.
 
@@ -78,14 +82,17 @@ class ClusterApi:
         attributes = {"namespace": self.namespace, "verb": verb, "group": group, "resource": resource}
         review = {
             "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SubjectAccessReview",
+            # Whoever administers the namespace alone may create this kind.
+            "kind": "LocalSubjectAccessReview",
+            "metadata": {"namespace": self.namespace},
             "spec": {
                 "user": f"system:serviceaccount:{self.namespace}:{account}",
                 "groups": [accounts, f"{accounts}:{self.namespace}", "system:authenticated"],
                 "resourceAttributes": attributes | ({"subresource": subresource} if subresource else {}),
             },
         }
-        found = self._call("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", body=review)
+        path = f"/apis/authorization.k8s.io/v1/namespaces/{self.namespace}/localsubjectaccessreviews"
+        found = self._call("POST", path, body=review)
         return bool(found["status"].get("allowed"))
 
     def _call(
@@ -107,7 +114,7 @@ class ClusterApi:
                 _request_timeout=_SECONDS,
             )
         except ApiException as error:
-            if error.status == _NOT_FOUND:
+            if error.status == _NOT_FOUND or (method == "DELETE" and error.status == _CONFLICT):
                 return None
             kind_of_error = ForbiddenError if error.status == _FORBIDDEN else ClusterError
             raise kind_of_error(f"{method} {path}: HTTP {error.status}, {_reason(error)}") from None

@@ -130,6 +130,19 @@ class KfpApi:
             )
             return list(found.runs or ())
 
+    def recurring_runs(self) -> Iterator[Any]:
+        """Yield all runs that a schedule has started, the newest first."""
+        token = ""
+        while True:
+            with self._explained("list runs"):
+                found = self._client.list_runs(
+                    page_token=token, page_size=_PAGE, sort_by="created_at desc", namespace=self._namespace
+                )
+            yield from (run for run in found.runs or () if run.recurring_run_id)
+            token = found.next_page_token
+            if not token:
+                return
+
     def run(self, run_id: str) -> Any:
         """Return a run with the states of its tasks."""
         with self._explained(f"read run {run_id}"):

@@ -5,7 +5,8 @@ from typing import Any
 
 from components import images
 from dice_core.config import LaunchConfig
-from pipelines.cluster import ClusterConfig, quantity
+from dice_core.pod_settings import quantity
+from pipelines.cluster import ClusterConfig
 from pipelines.cluster_api import ClusterApi, ClusterError
 
 
@@ -13,6 +14,11 @@ def check_images(cluster: ClusterApi) -> str:
     """Find images that no registry has on the nodes: a cluster of kind gets them by make kind-load."""
     wanted = [images.CORE, images.GENERATE, images.TRAIN]
     if any(mark in wanted[0].partition("/")[0] for mark in ".:"):
+        if changed := [image for image in wanted if image.endswith("-dirty")]:
+            raise ClusterError(
+                f"{', '.join(changed)}: built from sources with changes, and make push pushes no such tag: commit, "
+                "then make images push, or give TAG="
+            )
         return f"{', '.join(wanted)}, to be pulled"
     nodes = cluster.list("/api/v1/nodes")
     names = {name for node in nodes for image in node["status"].get("images", ()) for name in image.get("names") or ()}
@@ -29,6 +35,8 @@ def check_nodes(cluster: ClusterApi, config: ClusterConfig, launch: LaunchConfig
     """Find nodes that can take the training pods, and with them the smaller ones of the other stages."""
     selector = ",".join(f"{name}={value}" for name, value in config.gpu_node_selector.items())
     nodes = cluster.list("/api/v1/nodes", **({"labelSelector": selector} if selector else {}))
+    if not nodes and not selector:
+        raise ClusterError("there is none: start the pool")
     if not nodes:
         raise ClusterError(f"none has the labels {selector}: start the pool, or SET='cluster.gpu_node_selector=...'")
     needs = {

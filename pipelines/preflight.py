@@ -7,7 +7,7 @@ small object in S3, which it deletes again.
 import argparse
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from dice_core import layout
 from dice_core.config import ConfigError, LaunchConfig
+from dice_core.pod_settings import quantity
 from dice_core.storage import ConflictError, StorageError, open_storage
 from pipelines.cluster import (
     CONFIG_KEYS,
@@ -23,7 +24,6 @@ from pipelines.cluster import (
     PIPELINE_ACCOUNT,
     TRAINER_ACCOUNT,
     ClusterConfig,
-    quantity,
 )
 from pipelines.cluster_api import ClusterApi, ClusterError, ForbiddenError
 from pipelines.kfp_api import Connection, KfpApi, KfpError
@@ -32,7 +32,12 @@ from pipelines.presets import Preset
 from pipelines.resources import launch_on_cluster
 from pipelines.submit import chosen_root
 
-_RIGHTS = [
+_Rights = Sequence[tuple[str, str, str]]
+_WORKFLOW_RIGHTS: _Rights = [
+    # Argo's executor reports the outcome of every step by it.
+    *((verb, "argoproj.io", "workflowtaskresults") for verb in ("create", "patch")),
+]
+_TRAINING_RIGHTS: _Rights = [
     *((verb, "kubeflow.org", "pytorchjobs") for verb in ("create", "get", "list", "watch", "delete")),
     *((verb, "", "pods") for verb in ("get", "list", "watch")),
     ("get", "", "pods/log"),
@@ -119,13 +124,17 @@ def cluster_lines(cluster: ClusterApi, preset: Preset) -> Iterator[Line]:
     if config.credentials_secret:
         secret = partial(check_object, cluster, "secrets", config.credentials_secret, CREDENTIAL_KEYS)
         yield _checked(f"secret {config.credentials_secret}", secret)
+    if config.env_secret:
+        secret = partial(check_object, cluster, "secrets", config.env_secret, config.env_secret_keys)
+        yield _checked(f"secret {config.env_secret}", secret)
     for name in config.image_pull_secrets:
         yield _checked(f"image pull secret {name}", partial(check_object, cluster, "secrets", name))
     if config.model_cache_claim:
         yield _checked("model cache", partial(check_claim, cluster, config.model_cache_claim))
     if is_elsewhere:
         yield _checked("training operator", partial(check_operator, cluster))
-        yield _checked(f"rights of {PIPELINE_ACCOUNT}", partial(check_rights, cluster))
+    rights = [*_WORKFLOW_RIGHTS, *(_TRAINING_RIGHTS if is_elsewhere else ())]
+    yield _checked(f"rights of {PIPELINE_ACCOUNT}", partial(check_rights, cluster, rights))
     yield _checked("images", partial(check_images, cluster))
     yield _checked("shared memory", partial(check_shared_memory, config, launch))
     yield _checked("nodes", partial(check_nodes, cluster, config, launch))
@@ -166,11 +175,11 @@ def check_operator(cluster: ClusterApi) -> str:
     return "PyTorchJob kubeflow.org/v1"
 
 
-def check_rights(cluster: ClusterApi) -> str:
-    """Ask whether the launcher of training may do what it does."""
+def check_rights(cluster: ClusterApi, rights: _Rights) -> str:
+    """Ask whether the tasks of a run may do what they do: report their outcome, and run PyTorchJobs."""
     try:
         refused = [
-            f"{verb} {name}" for verb, group, name in _RIGHTS if not cluster.may(PIPELINE_ACCOUNT, verb, group, name)
+            f"{verb} {name}" for verb, group, name in rights if not cluster.may(PIPELINE_ACCOUNT, verb, group, name)
         ]
     except ForbiddenError:
         account = f"system:serviceaccount:{cluster.namespace}:{PIPELINE_ACCOUNT}"
@@ -179,8 +188,11 @@ def check_rights(cluster: ClusterApi) -> str:
             f"{cluster.namespace} --as {account}"
         ) from None
     if refused:
-        raise ClusterError(f"may not {', '.join(refused)}: make deploy OVERLAY=... binds the role dice-training")
-    return "may create, follow and delete PyTorchJobs"
+        raise ClusterError(
+            f"may not {', '.join(refused)}: make deploy OVERLAY=... binds the roles dice-training and dice-workflow"
+        )
+    has_training = len(rights) > len(_WORKFLOW_RIGHTS)
+    return "may report outcomes" + (", create, follow and delete PyTorchJobs" if has_training else "")
 
 
 def check_shared_memory(config: ClusterConfig, launch: LaunchConfig) -> str:

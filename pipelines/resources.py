@@ -14,6 +14,7 @@ from pipelines.cluster import (
     CONFIG_MAP,
     CREDENTIAL_KEYS,
     GPU_STAGES,
+    POD_FIELDS,
     TRAINER_ACCOUNT,
     ClusterConfig,
     Stage,
@@ -82,7 +83,8 @@ def task_timeout_seconds(cluster: ClusterConfig, stage: Stage) -> int:
 def launch_on_cluster(preset: Preset) -> LaunchConfig:
     """Return the launch settings of a preset with what its cluster section says of the pool, the pods and access.
 
-    A launch setting that differs from the default of its class was chosen: it stays.
+    A launch setting that differs from the default of its class was chosen: it stays. Variables, labels and annotations
+    of both are taken together.
     """
     launch, cluster = preset.launch, preset.cluster
     if cluster is None or not _trains_elsewhere(cluster):
@@ -96,16 +98,18 @@ def launch_on_cluster(preset: Preset) -> LaunchConfig:
         "memory": cluster.trainer_memory,
         "shm_size": cluster.trainer_shm_size,
         "node_selector": cluster.gpu_node_selector,
-        "tolerations": list(cluster.gpu_tolerations),
+        "tolerations": cluster.gpu_tolerations,
         "credentials_secret": cluster.credentials_secret,
         "image_pull_secrets": list(cluster.image_pull_secrets),
         "model_cache_claim": cluster.model_cache_claim,
+        "pending_deadline_seconds": to_seconds(cluster.pending_timeout),
         "active_deadline_seconds": cluster.timeout_seconds("train"),
         **({"run_as_user": cluster.run_as_user} if cluster.run_as_user else {}),
     }
     fields = LaunchConfig.model_fields
     left = {name: value for name, value in values.items() if getattr(launch, name) == fields[name].get_default()}
-    return LaunchConfig.parse(launch.to_dict() | left, "launch")
+    both = {name: getattr(cluster, name) | getattr(launch, name) for name in ("env", "labels", "annotations")}
+    return LaunchConfig.parse(launch.to_dict() | left | both, "launch")
 
 
 def _trains_elsewhere(cluster: ClusterConfig) -> bool:
@@ -137,15 +141,23 @@ def _place(task: dsl.PipelineTask, stage: Stage, preset: Preset, cluster: Cluste
     )
     for name, value in selector.items():
         kubernetes.add_node_selector(task, name, value)
-    kubernetes.add_toleration_json(task, list(tolerations))
+    for toleration in tolerations:
+        # kfp's add_toleration_json would drop the seconds.
+        seconds = toleration.get("tolerationSeconds")
+        others = {name: value for name, value in toleration.items() if name != "tolerationSeconds"}
+        kubernetes.add_toleration(task, **others, toleration_seconds=seconds)
     kubernetes.set_timeout(task, task_timeout_seconds(cluster, stage))
 
 
 def _give_access(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
-    """Say where S3 is and who the pod is; run as nobody special."""
+    """Say where S3 and all else outside is, and who the pod is; run as nobody special."""
     kubernetes.use_config_map_as_env(task, CONFIG_MAP, {name: name for name in CONFIG_KEYS})
     if cluster.credentials_secret:
         kubernetes.use_secret_as_env(task, cluster.credentials_secret, {name: name for name in CREDENTIAL_KEYS})
+    for name, value in cluster.env.items():
+        task.set_env_variable(name, value)
+    if cluster.env_secret:
+        kubernetes.use_secret_as_env(task, cluster.env_secret, {name: name for name in cluster.env_secret_keys})
     if cluster.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(cluster.image_pull_secrets))
     kubernetes.set_security_context(task, run_as_user=cluster.run_as_user or None, run_as_non_root=True)
@@ -173,8 +185,5 @@ def _mark(task: dsl.PipelineTask, stage: Stage, cluster: ClusterConfig) -> None:
     # Older Istio reads the annotation, newer the label.
     for name, value in {_NO_SIDECAR: "false", **cluster.annotations}.items():
         kubernetes.add_pod_annotation(task, name, value)
-    # The launcher of training asks for its own pod, whose owner becomes the owner of the job.
-    kubernetes.use_field_path_as_env(task, "POD_NAME", "metadata.name")
-    kubernetes.use_field_path_as_env(task, "POD_NAMESPACE", "metadata.namespace")
-    # Of a recurring run, which is named by it (dice_core.recurring).
-    kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", "metadata.labels['pipeline/runid']")
+    for name, path in POD_FIELDS.items():
+        kubernetes.use_field_path_as_env(task, name, path)

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from dice_core import recurring
 from pipelines.durations import show_duration
 from pipelines.kfp_api import Connection, KfpApi, KfpError
+from pipelines.training_jobs import own_name, stop_training
 
 POLL_SECONDS = 10.0
 _PATIENCE_SECONDS = 600.0
@@ -54,28 +56,45 @@ def status(options: argparse.Namespace) -> int:
 
 
 def cancel(options: argparse.Namespace) -> int:
-    """Stop the active run of a name; what it has finished stays, and the same name continues it."""
-    api = KfpApi(Connection.from_environment(options.host, options.namespace))
+    """Stop the newest run of a name and its training; what it has finished stays, and the same name continues it."""
+    connection = Connection.from_environment(options.host, options.namespace)
+    api = KfpApi(connection)
     run = newest(api, options.run)
     if run.state in FINAL:
         print(f"run {options.run}: is {run.state} already")
-        return 0
-    api.terminate(run.run_id)
-    print(f"run {options.run}: is being stopped; make submit RUN={options.run} continues it")
+    else:
+        api.terminate(run.run_id)
+        next_step = (
+            "its schedule starts the next" if run.recurring_run_id else f"make submit RUN={options.run} continues it"
+        )
+        print(f"run {options.run}: is being stopped; {next_step}")
+    if run.state != "SUCCEEDED":
+        # Of a run that has ended too: one that was terminated in the UI may have left its job.
+        stop_training(options.context, connection.namespace, api.run(run.run_id))
     return 0
 
 
 def newest(api: KfpApi, name: str) -> Any:
-    """Return the newest run of a name.
+    """Return the newest run of a name: KFP's, or for a recurring run that of its place in S3.
 
     Raises:
-        KfpError: there is none.
+        KfpError: there is none, or the name is empty, which would be a run of anybody.
     """
-    runs = api.runs(name)
+    runs = (api.runs(name) or _recurring_run(api, name)) if name else []
     if not runs:
         latest = list(dict.fromkeys(run.display_name for run in api.runs()))[:5]
-        raise KfpError(f"run: there is none called {name!r}; the latest are: {', '.join(latest) or 'none'}")
+        fault = f"there is none called {name!r}" if name else "RUN= is needed, the name of a run"
+        raise KfpError(f"run: {fault}; the latest are: {', '.join(latest) or 'none'}")
     return runs[0]
+
+
+def _recurring_run(api: KfpApi, name: str) -> list[Any]:
+    """Return the recurring run that keeps its results under a name, if there is one."""
+    for found in api.recurring_runs():
+        # A part of the run's id ends the name; only what fits is read whole, with its parameters.
+        if name.endswith(recurring.run_name("x", found.run_id)[1:]) and own_name(run := api.run(found.run_id)) == name:
+            return [run]
+    return []
 
 
 def follow(api: KfpApi, run_id: str, name: str) -> int:

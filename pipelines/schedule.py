@@ -11,21 +11,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dice_core import layout
+from dice_core import layout, recurring
 from dice_core.config import ConfigError
 from pipelines.cluster import PIPELINE_ACCOUNT
+from pipelines.cron import check_cron
 from pipelines.durations import show_duration, to_seconds
 from pipelines.kfp_api import Connection, KfpApi, KfpError
 from pipelines.presets import Preset
 from pipelines.submit import chosen_root, prepare, root_of_cluster, show, upload
 
-_CRON_FIELDS = ("second", "minute", "hour", "day of the month", "month", "day of the week")
+_JOB_ID = "0" * 32
 _SHORTEST_SECONDS = 3600
 
 
 def schedule(options: argparse.Namespace, preset: Preset) -> int:
     """Create a recurring run, or replace the one of the same name."""
-    name = layout.check_name(options.name or preset.name, "name")
+    name = check_schedule_name(options.name or preset.name)
     trigger = chosen_trigger(options.cron, options.every)
     preset = with_prompts(preset, options.prompts)
     root = chosen_root(options.root, partial(root_of_cluster, options))
@@ -54,13 +55,33 @@ def schedule(options: argparse.Namespace, preset: Preset) -> int:
     return 0
 
 
+def check_schedule_name(name: str) -> str:
+    """Return the name if those of the runs that it starts can be made of it.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    layout.check_name(name, "name")
+    try:
+        recurring.run_name(name, _JOB_ID)
+    except ValueError:
+        num_added = len(recurring.run_name("x", _JOB_ID)) - len("x")
+        raise ConfigError(
+            f"name: a run is called by it and {num_added} characters more, {layout.MAX_NAME} at most: shorten it to "
+            f"{layout.MAX_NAME - num_added}, got {len(name)}: {name!r}"
+        ) from None
+    return name
+
+
 def unschedule(options: argparse.Namespace) -> int:
     """Delete the recurring runs of a name; the runs that they started go on."""
     api = KfpApi(Connection.from_environment(options.host, options.namespace))
-    found = api.schedules(options.name)
+    # Without a name KFP would list, and this delete, the schedules of everybody.
+    found = api.schedules(options.name) if options.name else []
     if not found:
         known = ", ".join(sorted(entry.display_name for entry in api.schedules(""))) or "none"
-        raise KfpError(f"schedule: there is none called {options.name!r}; there are: {known}")
+        fault = f"there is none called {options.name!r}" if options.name else "NAME= is needed, the name of a schedule"
+        raise KfpError(f"schedule: {fault}; there are: {known}")
     for entry in found:
         api.delete_schedule(entry.recurring_run_id)
     print(f"schedule {options.name}: deleted; a run that it started goes on until make cancel")
@@ -98,27 +119,6 @@ def chosen_trigger(cron: str, every: str) -> dict[str, Any]:
     return {"interval_second": seconds}
 
 
-def check_cron(text: str) -> str:
-    """Return a cron expression of six fields.
-
-    KFP takes one of five fields too, and reads its minutes as seconds.
-
-    Raises:
-        ConfigError: not six fields; of a five-field one the message has the corrected form.
-    """
-    fields = text.split()
-    if len(fields) == len(_CRON_FIELDS) - 1:
-        raise ConfigError(
-            f"cron: KFP's has six fields, seconds first, and would misread these five: write '0 {' '.join(fields)}', "
-            f"got {text!r}"
-        )
-    if len(fields) != len(_CRON_FIELDS):
-        raise ConfigError(f"cron: must have the six fields {', '.join(_CRON_FIELDS)}, got {text!r}")
-    if fields[0] == "*":
-        raise ConfigError(f"cron: would start a run every second: write '0 {' '.join(fields[1:])}', got {text!r}")
-    return " ".join(fields)
-
-
 def show_trigger(trigger: dict[str, Any]) -> str:
     """Return when runs start, for people."""
     if "cron_expression" in trigger:
@@ -130,6 +130,5 @@ def with_prompts(preset: Preset, prompts: str) -> Preset:
     """Return the preset with the place of its prompts changed, if one is given."""
     if not prompts:
         return preset
-    if not prompts.startswith("s3://"):
-        raise ConfigError(f"prompts: must be s3://bucket/prefix/ or a file on S3, got {prompts!r}")
+    layout.check_s3(prompts, "prompts")
     return dataclasses.replace(preset, prompts_source=prompts)

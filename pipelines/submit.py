@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ MAX_PARAMETER_BYTES = 10_000
 """What KFP's API server takes for all parameters of a run together."""
 ACTIVE = ("PENDING", "RUNNING", "CANCELING", "PAUSED")
 _IN_THE_IMAGE = "pipelines/data/"
+_SCHEME = re.compile(r"\w+:/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,8 @@ def chosen_root(root: str, deployed: Callable[[], str] | None = None) -> str:
         deployed: asks the cluster; only called where nothing else says it.
 
     Raises:
-        ConfigError: nothing says it, or it is a place that pods cannot reach.
+        ConfigError: nothing says it.
+        ValueError: it is a place that pods cannot reach.
     """
     root = root or os.environ.get("DICE_ROOT", "") or (deployed() if deployed else "")
     if not root:
@@ -86,8 +89,7 @@ def chosen_root(root: str, deployed: Callable[[], str] | None = None) -> str:
             "root: not set: where runs keep their data, such as DICE_ROOT=s3://bucket/prefix (what a cluster was "
             "deployed with: kubectl get configmap dice-config -o jsonpath={.data.DICE_ROOT})"
         )
-    if not root.startswith("s3://"):
-        raise ConfigError(f"root: pods reach s3://bucket/prefix alone, got {root!r}")
+    layout.check_s3(root, "root")
     return root.rstrip("/")
 
 
@@ -127,8 +129,16 @@ def prepare(preset: Preset, name: str, root: str, folder: Path, *, recurring: bo
     pipeline = build_pipeline(shape_of(preset), recurring=recurring)
     package = folder / f"{pipeline.name}.yaml"
     compiler.Compiler().compile(pipeline, str(package))
-    digest = hashlib.sha256(package.read_bytes()).hexdigest()[:12]
-    return Submission(name, pipeline.name, f"{pipeline.name}-{digest}", preset.description, package, parameters)
+    version = f"{pipeline.name}-{content_digest(package.read_text())}"
+    return Submission(name, pipeline.name, version, preset.description, package, parameters)
+
+
+def content_digest(compiled: str) -> str:
+    """Return a digest of a compiled pipeline: of what it says, for its comments change from process to process."""
+    import yaml
+
+    documents = list(yaml.load_all(compiled, yaml.CSafeLoader))
+    return hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def shape_of(preset: Preset) -> Preset:
@@ -142,15 +152,27 @@ def shape_of(preset: Preset) -> Preset:
 
 
 def check_sources(parameters: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a source on this machine, which pods do not see."""
+    """Raise an error for a source that pods cannot read: on this machine, or at no address.
+
+    Raises:
+        ValueError: one line naming the source and what is allowed.
+    """
     for name, value in parameters.items():
-        if not name.endswith("_source") or value.startswith(("s3://", _IN_THE_IMAGE)):
+        if not name.endswith("_source") or value.startswith(_IN_THE_IMAGE):
             continue
-        if value.startswith((".", "/", "~", "file:")) or value.endswith(".gguf"):
+        if value.endswith(".gguf"):
+            raise ConfigError(
+                f"{name}: pods import no GGUF file, got {value!r}: dice import-model --source FILE brings it from this "
+                "machine to s3://, name that"
+            )
+        if value.startswith((".", "/", "~", "file:")):
             raise ConfigError(
                 f"{name}: pods do not see the files of this machine, got {value!r}: copy it to s3://, or name it on "
                 "the Hub (org/name)"
             )
+        # The split of a data set on the Hub has a colon too, after a slash.
+        if _SCHEME.match(value):
+            layout.check_s3(value, name)
 
 
 def check_not_active(api: KfpApi, name: str) -> None:

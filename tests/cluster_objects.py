@@ -1,6 +1,6 @@
-"""A read-only stand-in for a Kubernetes API: objects by path, and access reviews answered from the suite's own Roles.
+"""A stand-in for a Kubernetes API: objects by path, and access reviews answered from the suite's own Roles.
 
-For commands that look and do not change anything; what runs training is tested against tests/kubernetes_api.
+For commands that look, and at most delete; what runs training is tested against tests/kubernetes_api.
 """
 
 import json
@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 
 NAMESPACE = "/api/v1/namespaces/kubeflow"
+REVIEWS = "/apis/authorization.k8s.io/v1/namespaces/kubeflow/localsubjectaccessreviews"
 _ROLES = sorted((Path(__file__).parents[1] / "manifests" / "base").glob("role-[tw]*.yaml"))
 Object = dict[str, Any]
 
@@ -36,14 +37,31 @@ class ClusterObjects:
         """Serve a call."""
         if path in self.forbidden:
             return 403, {"message": f"forbidden: User cannot {method} {path}"}
-        if method == "POST" and path == "/apis/authorization.k8s.io/v1/subjectaccessreviews":
+        if method == "POST" and path == REVIEWS:
+            if (
+                body["kind"] != "LocalSubjectAccessReview"
+                or body["spec"]["resourceAttributes"]["namespace"] != "kubeflow"
+            ):
+                return 400, {"message": "the namespace of the review is not that of the request"}
             return 201, {**body, "status": {"allowed": self._allows(body["spec"])}}
+        if method == "DELETE":
+            return self._delete(path, body)
         if path not in self.objects:
             return 404, {"message": "not found"}
         found = self.objects[path]
         if isinstance(found, list):
             return 200, {"items": [item for item in found if _selected(item, query.get("labelSelector", ""))]}
         return 200, found
+
+    def _delete(self, path: str, body: Any) -> tuple[int, Any]:
+        folder, _, name = path.rpartition("/")
+        found = [item for item in self.objects.get(folder, ()) if item["metadata"]["name"] == name]
+        if not found:
+            return 404, {"message": "not found"}
+        if found[0]["metadata"]["uid"] != body["preconditions"]["uid"]:
+            return 409, {"message": "the UID in the precondition does not match"}
+        self.objects[folder].remove(found[0])
+        return 200, {"kind": "Status", "status": "Success"}
 
     def _allows(self, spec: Object) -> bool:
         wanted = spec["resourceAttributes"]
@@ -101,7 +119,7 @@ def running_cluster(objects: dict[str, Any]) -> Iterator[ClusterObjects]:
             self.end_headers()
             self.wfile.write(body.encode() if is_log else json.dumps(body).encode())
 
-        do_GET = do_POST = _serve
+        do_GET = do_POST = do_DELETE = _serve
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     cluster.port = server.server_address[1]

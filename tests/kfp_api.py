@@ -126,7 +126,7 @@ class KfpServer:
             ("GET", "/pipelines/([^/]+)/versions/([^/]+)", self._get_version),
             ("GET", "/experiments", lambda query, **_: {"experiments": self._list(self.experiments, query)}),
             ("POST", "/experiments", self._add_experiment),
-            ("GET", "/runs", lambda query, **_: {"runs": self._list(self.runs, query)}),
+            ("GET", "/runs", self._list_runs),
             ("POST", "/runs", self._add_run),
             ("GET", "/runs/([^/:]+)", self._get_run),
             ("POST", "/runs/([^/:]+):terminate", self._terminate),
@@ -152,6 +152,11 @@ class KfpServer:
             wanted = predicate.get("stringValue", predicate.get("string_value"))
             rows = [row for row in rows if row.get(predicate["key"]) == wanted]
         return rows
+
+    def _list_runs(self, *, query: dict[str, str], **_: Any) -> Row:
+        rows, start, size = self._list(self.runs, query), int(query.get("page_token") or 0), int(query["page_size"])
+        token = str(start + size) if start + size < len(rows) else ""
+        return {"runs": rows[start : start + size], "next_page_token": token}
 
     def _upload_version(self, *, query: dict[str, str], body: Message) -> Row:
         (part,) = [part for part in body.get_payload() if isinstance(part, Message)]

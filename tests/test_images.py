@@ -227,12 +227,45 @@ def _make(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["make", "--silent", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
 
 
-def test_make_images_builds_each_image_under_the_commit_and_never_latest() -> None:
-    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=PROJECT, capture_output=True, text=True)
-    plan = _make("--dry-run", "images", "BUILDER=podman", "REGISTRY=registry.example.com/team").stdout
+def test_make_images_builds_each_image_under_its_tag_and_never_latest() -> None:
+    plan = _make("--dry-run", "images", "BUILDER=podman", "REGISTRY=registry.example.com/team", "TAG=1").stdout
     assert "podman build" in plan
-    assert f"registry.example.com/team/dice-$name:{commit.stdout.strip()}" in plan
+    assert "registry.example.com/team/dice-$name:1" in plan
     assert "latest" not in plan
+
+
+def test_the_tag_is_the_last_commit_that_changed_what_is_in_an_image(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=t", "-c", "user.email=t@example.com")
+        return subprocess.run(["git", *identity, *arguments], cwd=tmp_path, capture_output=True, text=True).stdout
+
+    def change(name: str, text: str) -> None:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    def tag() -> str:
+        plan = _make("--dry-run", "-C", str(tmp_path), "kind-load").stdout
+        return plan.strip().rpartition(":")[2]
+
+    shutil.copy(PROJECT / "Makefile", tmp_path)
+    assert tag() == "untracked"
+    git("init")
+    for name in ("dice_core/a.py", "manifests/overlay.yaml"):
+        change(name, "1")
+        git("add", ".")
+        git("commit", "--message", name)
+    image_commit = git("rev-parse", "--short=12", "HEAD~1").strip()
+    assert len(image_commit) == 12 and tag() == image_commit
+    change("manifests/overlay.yaml", "my bucket")
+    assert tag() == image_commit
+    change("dice_core/a.py", "2")
+    assert tag() == f"{image_commit}-dirty"
+
+
+def test_everything_that_is_sent_to_a_build_decides_the_tag() -> None:
+    sources = next(line for line in (PROJECT / "Makefile").read_text().splitlines() if "IMAGE_SOURCES :=" in line)
+    sent = [line[1:] for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    assert {path.partition("/")[0] for path in sent} < set(sources.split())
 
 
 def test_make_images_for_the_cpu_gives_one_image_three_names() -> None:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("components", "dice_core", "pipelines", "tests")
 
-BASE = {"config", "layout", "progress", "records"}
+BASE = {"config", "layout", "pod_settings", "progress", "records"}
 PURE = {
     "chat",
     "decontamination",
@@ -26,10 +26,12 @@ PURE = {
     "selection",
 }
 
-# What a pipeline is built from; running the demo also looks at what a run left behind, preflight at the storage.
-BUILDING = {"dice_core", "dice_core.config", "dice_core.layout", "dice_core.checks", "dice_core.overrides"}
+# What a pipeline is built from; running the demo also looks at what a run left behind, preflight at the storage, and
+# cancel at the jobs of a run.
+BUILDING = {"dice_core"} | {f"dice_core.{name}" for name in ("checks", "config", "layout", "overrides", "pod_settings")}
 RUNNING = BUILDING | {"dice_core.manifest", "dice_core.report", "dice_core.storage"}
-RUNNERS = {"demo", "preflight", "screen"}
+RUNNING |= {"dice_core.failure_report", "dice_core.pytorchjob_spec", "dice_core.recurring"}
+RUNNERS = {"demo", "preflight", "runs", "schedule", "screen", "training_jobs"}
 
 
 def modules(package: str) -> list[Path]:

@@ -6,6 +6,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from dice_core.pod_settings import quantity
 from pipelines import cluster, resources
 from tests.rendered import MANIFESTS, OVERLAYS, Object, find, images_of, of_kind, overlay, render, selects, strings
 
@@ -139,10 +140,10 @@ def test_the_queue_covers_what_a_training_pod_requests() -> None:
     queue = find(objects, "ClusterQueue", "dice")["spec"]
     (group,) = queue["resourceGroups"]
     (flavor,) = group["flavors"]
-    quotas = {r["name"]: cluster.quantity(r["nominalQuota"]) for r in flavor["resources"]}
+    quotas = {r["name"]: quantity(r["nominalQuota"]) for r in flavor["resources"]}
     assert sorted(quotas) == sorted(group["coveredResources"]) == ["cpu", "memory", "nvidia.com/gpu"]
-    assert quotas["cpu"] >= cluster.quantity(pool.trainer_cpu)
-    assert quotas["memory"] >= cluster.quantity(pool.trainer_memory)
+    assert quotas["cpu"] >= quantity(pool.trainer_cpu)
+    assert quotas["memory"] >= quantity(pool.trainer_memory)
     assert quotas[pool.gpu_resource] == 8
     assert flavor["name"] in [o["metadata"]["name"] for o in of_kind(objects, "ResourceFlavor")]
 
@@ -156,9 +157,9 @@ def test_the_local_queue_leads_to_the_cluster_queue_which_takes_its_namespace() 
 
 
 @pytest.mark.parametrize(("name", "num_gpus"), [("kind", "0"), ("a100", "8"), ("kueue", "8")])
-def test_the_quota_bounds_gpus_and_jobs_and_nothing_that_other_pods_would_need(name: str, num_gpus: str) -> None:
+def test_the_quota_bounds_gpus_and_nothing_that_other_pods_or_ended_jobs_would_need(name: str, num_gpus: str) -> None:
     hard = find(overlay(name), "ResourceQuota", "dice-gpus")["spec"]["hard"]
-    assert hard == {"requests.nvidia.com/gpu": num_gpus, "count/pytorchjobs.kubeflow.org": "4"}
+    assert hard == {"requests.nvidia.com/gpu": num_gpus}
 
 
 def test_on_aws_no_endpoint_is_set_and_both_accounts_take_the_role() -> None:

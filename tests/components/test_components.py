@@ -5,6 +5,7 @@ import builtins
 import importlib
 import inspect
 import re
+import shutil
 import symtable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from components import images
-from dice_core import stages
+from dice_core import models, stages
 from dice_core.stage_runner import StageReport
 
 FOLDER = Path(images.__file__).parent
@@ -150,3 +151,17 @@ def test_iteration_0_is_the_warm_start(name: str, monkeypatch: pytest.MonkeyPatc
     given = {key: values.get(key, {} if entry.type == "STRUCT" else key) for key, entry in spec.inputs.items()}
     uri = component(name).python_func(**given, metrics=FakeArtifact(tmp_path / "metrics"))
     assert uri == f"s3://b/runs/r/warm-start/{name}"
+
+
+def test_a_model_that_was_imported_elsewhere_and_carried_over_is_asked_of_nobody(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What manifests/README.md tells a site without the internet to do."""
+    with monkeypatch.context() as connected:
+        connected.setattr(models, "bring", lambda *_: tiny_model)
+        stages.import_model("Org/Tiny", str(tmp_path / "connected"))
+    shutil.copytree(tmp_path / "connected", tmp_path / "root" / "models" / "org--tiny")
+    monkeypatch.setattr(models, "bring", lambda *_: pytest.fail("the Hub was asked"))
+    metrics = FakeArtifact(tmp_path / "metrics")
+    found = component("import_model").python_func(root=str(tmp_path / "root"), source="Org/Tiny", metrics=metrics)
+    assert found == str(tmp_path / "root" / "models" / "org--tiny")

@@ -53,6 +53,11 @@ ALL = [
         (TrainingConfig, {"ema_decay": 0.9, "deepspeed": "zero3"}, "which deepspeed 'zero3' cuts up: set ema_decay 0"),
         (ScoringConfig, {"min_characters": 10, "max_characters": 9}, "got 10 and 9"),
         (ChatConfig, {"prompt_format": "zephyr", "system_prompt": "Be kind."}, "only with prompt_format 'model'"),
+        (LaunchConfig, {"cpu": "lots"}, 'stage.cpu: must be a Kubernetes quantity such as 8, 500m or 64Gi, got "lots"'),
+        (LaunchConfig, {"memory": "900gb"}, "stage.memory: must be a Kubernetes quantity"),
+        (LaunchConfig, {"shm_size": "big"}, "stage.shm_size: must be a Kubernetes quantity"),
+        (LaunchConfig, {"tolerations": [{"kei": "x"}]}, "a toleration has the keys effect, key, operator,"),
+        (LaunchConfig, {"tolerations": [{"key": "x", "effect": "No"}]}, "is NoSchedule, PreferNoSchedule or NoExecute"),
     ],
 )
 def test_a_bad_setting_is_one_line_with_field_value_and_what_is_allowed(cls, values, message):

@@ -38,3 +38,17 @@ def test_iterations_count_from_one_and_shards_from_zero():
         layout.stage("r", 0, "pair")
     with pytest.raises(ValueError, match="shard must be from 0 to 7, got 8"):
         layout.shard("r", 1, "score", 8, 8)
+
+
+def test_an_address_on_s3_has_a_bucket():
+    assert layout.check_s3("s3://bucket/a/b", "root") == ("bucket", "a/b")
+    assert layout.check_s3("s3://bucket", "root") == ("bucket", "")
+    for uri in ("s3://", "s3:///x", "s3:/bucket/x", "s3://Bucket", "/data", ""):
+        with pytest.raises(ValueError, match="root: no address on S3, write s3://bucket/prefix"):
+            layout.check_s3(uri, "root")
+
+
+def test_a_run_is_recognised_by_an_address_below_it():
+    run_uri = layout.run("s3://bucket/runs/dice", "zephyr-1")
+    assert layout.run_of(layout.stage(run_uri, 1, "train")) == "zephyr-1"
+    assert layout.run_of("s3://bucket/policy/train") == ""

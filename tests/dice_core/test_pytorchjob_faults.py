@@ -7,19 +7,21 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dice_core.launch import LaunchError
 from tests.kubernetes_api.by_hand import wait_until
 from tests.kubernetes_api.server import ApiServer
-from tests.kubernetes_api.store import JOB, POD, WORKFLOW, Object
+from tests.kubernetes_api.store import JOB, POD, WORKFLOW, Object, StatusError
 from tests.kubernetes_api.training_operator import TrainingOperator
 from tests.launchers import PATIENCE, Launcher, start_process, write_job
 
 _WORKER = """
 import os, sys, time
 from pathlib import Path
+from typing import Any
 
 folder, node = Path(sys.argv[1]).parent, os.environ["PET_NODE_RANK"]
 folder.joinpath(f"pid-{node}").write_text(str(os.getpid()))
@@ -301,6 +303,17 @@ def test_a_missing_right_is_named(
     server.denied.add((verb, resource))
     with pytest.raises(LaunchError, match=message):
         Launcher(job_uri, worker("time.sleep(60)")).result()
+
+
+def test_a_quota_that_is_reached_is_not_told_as_a_missing_right(
+    server: ApiServer, job_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise StatusError(403, 'pytorchjobs "x" is forbidden: exceeded quota: jobs, requested: count=1, limited: 4')
+
+    monkeypatch.setattr(server.store, "create", refuse)
+    with pytest.raises(LaunchError, match=r"exceeded quota: jobs, .* \(raise that quota, or wait\)"):
+        Launcher(job_uri).result()
 
 
 def test_credentials_that_never_worked_are_refused_at_once(server: ApiServer, job_uri: str) -> None:

@@ -26,6 +26,8 @@ _FULL = {
     "shm_size": "64Gi",
     "model_cache_claim": "dice-model-cache",
     "env": {"NCCL_SOCKET_IFNAME": "eth0", "NCCL_DEBUG": "INFO"},
+    "labels": {"team": "a"},
+    "annotations": {"note": "b"},
     "credentials_secret": "dice-s3",
     "image_pull_secrets": ["registry"],
     "node_selector": {"pool": "a100"},
@@ -64,6 +66,18 @@ def test_the_name_is_a_short_label_that_says_what_and_depends_on_what_is_compute
     assert len(longest) <= 50
     assert not longest.endswith("-")
     assert job_name("/tmp/job.json", "").startswith("dice-")
+
+
+def test_the_job_of_a_run_is_labelled_with_its_name() -> None:
+    launch = LaunchConfig(backend="pytorchjob", image="train:1")
+    places = {
+        "s3://bucket/runs/dice/runs/zephyr-1/iteration-2/train/job.json": "zephyr-1",
+        "s3://bucket/policy-1/job.json": None,
+        "s3://bucket/runs/No Label/job.json": None,
+    }
+    for place, run in places.items():
+        job = training_job("dice-x", place, launch, environment={})
+        assert job["metadata"]["labels"].get("dice-suite/run") == run
 
 
 def test_one_pod_by_default_makes_its_own_rendezvous() -> None:
@@ -105,6 +119,15 @@ def test_pods_carry_no_sidecar_and_the_labels_that_network_policies_select() -> 
     assert labels["sidecar.istio.io/inject"] == annotations["sidecar.istio.io/inject"] == "false"
     assert labels["app.kubernetes.io/part-of"] == "dice-suite"
     assert labels["app.kubernetes.io/component"] == "training"
+
+
+def test_pods_carry_the_labels_and_annotations_of_the_settings_beside_the_suites_own() -> None:
+    own = "app.kubernetes.io/part-of"
+    job = spec_of(num_nodes=2, labels={"team": "a", own: "other"}, annotations={"note": "b"})
+    for replica in job["spec"]["pytorchReplicaSpecs"].values():
+        metadata = replica["template"]["metadata"]
+        assert (metadata["labels"]["team"], metadata["labels"][own]) == ("a", "dice-suite")
+        assert (metadata["annotations"]["note"], metadata["annotations"]["sidecar.istio.io/inject"]) == ("b", "false")
 
 
 def test_pods_run_as_nobody_special_on_a_read_only_root_with_room_where_it_is_needed() -> None:

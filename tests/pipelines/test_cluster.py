@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dice_core.config import ConfigError
-from pipelines.cluster import ClusterConfig, quantity
+from dice_core.pod_settings import quantity
+from pipelines.cluster import ClusterConfig
 from pipelines.durations import show_duration, to_seconds
 
 
@@ -43,10 +44,17 @@ def test_a_shown_time_is_the_time(number: int, unit: str) -> None:
         ),
         ({"train_timeout": "1w"}, "cluster.train_timeout: must be a whole number and one of s, m, h, d"),
         ({"gpu_task_shm_size": "96Gi"}, "gpu_task_shm_size must be less than gpu_task_memory"),
-        ({"gpu_tolerations": [{"keys": "x"}]}, "a toleration has the keys effect, key, operator, value, got keys"),
+        (
+            {"gpu_tolerations": [{"keys": "x"}]},
+            "effect, key, operator, tolerationSeconds, value, and not keys",
+        ),
         ({"gpu_selector": {}}, "did you mean 'gpu_node_selector'"),
         ({"training_backend": "mpijob"}, "'pytorchjob' or 'torchrun'"),
         ({"run_as_user": -1}, "cluster.run_as_user"),
+        ({"env": {"A-B": "x"}}, "a variable has letters, digits and '_' in its name, got 'A-B'"),
+        ({"env": {"AWS_REGION": "x"}}, "env: AWS_REGION comes from the config map dice-config, set it there"),
+        ({"env": {"AWS_SECRET_ACCESS_KEY": "x"}}, "comes from cluster.credentials_secret"),
+        ({"env": {"HF_TOKEN": "x"}}, "env: HF_TOKEN belongs into a secret, see env_secret"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_is_allowed(values: dict[str, object], message: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from components import images
 from dice_core.storage import open_storage
 from pipelines.cli import main
-from tests.cluster_objects import NAMESPACE, ClusterObjects, running_cluster
+from tests.cluster_objects import NAMESPACE, REVIEWS, ClusterObjects, running_cluster
 from tests.kfp_api import KfpServer, running_kfp_server
 
 NODE = {
@@ -92,6 +92,10 @@ def without(path: str) -> Any:
     return lambda cluster: cluster.objects.pop(path)
 
 
+def without_results(cluster: ClusterObjects) -> None:
+    cluster.role_rules = [rule for rule in cluster.role_rules if "workflowtaskresults" not in rule["resources"]]
+
+
 def node(change: Any) -> Any:
     return lambda cluster: change(cluster.objects["/api/v1/nodes"][0])
 
@@ -102,11 +106,16 @@ def node(change: Any) -> Any:
         (without(f"{NAMESPACE}/serviceaccounts/dice-trainer"), [], "service account dice-trainer: there is none in"),
         (without("/apis/kubeflow.org/v1"), [], "training operator: the API knows no PyTorchJob: install"),
         (lambda c: c.role_rules.pop(0), [], "may not create pytorchjobs, get pytorchjobs"),
+        (without_results, [], "may not create workflowtaskresults, patch workflowtaskresults: make deploy"),
+        (without_results, ["cluster.training_backend=torchrun"], "may not create workflowtaskresults"),
         (without(f"{NAMESPACE}/persistentvolumeclaims/dice-model-cache"), [], "model cache: no claim dice-model-cache"),
         (lambda c: c.objects[f"{NAMESPACE}/configmaps/dice-config"]["data"].pop("AWS_REGION"), [], "no key AWS_REGION"),
         (lambda _: None, ["cluster.credentials_secret=dice-s3"], "secret dice-s3: there is none in namespace kubeflow"),
+        (lambda c: c.objects.update({f"{NAMESPACE}/secrets/hub": {"data": {"TOKEN": ""}}}),
+         ["cluster.env_secret=hub"], "secret hub: has no key HF_TOKEN"),
         (lambda _: None, ['cluster.image_pull_secrets=["r"]'], "image pull secret r: there is none"),
         (lambda _: None, ['cluster.gpu_node_selector={"pool":"x"}'], "none has the labels pool=x: start the pool"),
+        (lambda c: c.objects["/api/v1/nodes"].clear(), ["cluster.gpu_node_selector={}"], "nodes: there is none: start"),
         (node(lambda n: n["metadata"]["labels"].clear()), [], "none has the labels node.kubernetes.io/instance-type="),
         (node(lambda n: n["spec"].update(unschedulable=True)), [], "gpu-1 is cordoned"),
         (node(lambda n: n["status"]["conditions"].clear()), [], "gpu-1 is not ready"),
@@ -155,6 +164,16 @@ def test_images_of_a_registry_are_not_looked_for_on_the_nodes(
     assert code == 0 and [line for line in lines if line.endswith("dice-train:1, to be pulled")]
 
 
+def test_images_of_changed_sources_are_in_no_registry(
+    cluster: ClusterObjects, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CORE", "GENERATE", "TRAIN"):
+        monkeypatch.setattr(images, name, f"registry.example.com/dice/dice-{name.lower()}:0123456789ab-dirty")
+    code, lines = preflight(capsys)
+    (line,) = [line for line in lines if line.startswith("FAIL")]
+    assert code == 1 and "dice-train:0123456789ab-dirty: built from sources with changes" in line
+
+
 def test_a_cluster_that_is_down_is_one_line(
     kfp: KfpServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +187,7 @@ def test_a_cluster_that_is_down_is_one_line(
 def test_what_one_may_not_look_at_is_told_and_does_not_fail(
     cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cluster.forbidden |= {"/api/v1/nodes", "/apis/authorization.k8s.io/v1/subjectaccessreviews"}
+    cluster.forbidden |= {"/api/v1/nodes", REVIEWS}
     code, lines = preflight(capsys)
     asked = [line for line in lines if line.startswith("?")]
     assert code == 0 and len(asked) == 3

@@ -1,6 +1,7 @@
 """What the tasks of a compiled pipeline ask of a cluster. Read back from the YAML, as a cluster reads it."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,11 @@ class Compiled:
         self.spec = documents[0]
         platform = documents[1]["platforms"]["kubernetes"] if len(documents) > 1 else {"deploymentSpec": {}}
         self.platform = platform["deploymentSpec"].get("executors", {})
+
+    @property
+    def launch(self) -> dict[str, Any]:
+        """Return the settings of the training pods."""
+        return self.spec["root"]["inputDefinitions"]["parameters"]["launch"]["defaultValue"]
 
     def executors(self, *stages: str) -> list[Executor]:
         """Return the executors of stages (all by default), by what their containers run."""
@@ -92,6 +98,12 @@ def test_tasks_that_compute_on_a_gpu_hold_one_on_the_pool(zephyr: Compiled) -> N
             {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
         ]
         assert resources(executor) == {"CpuRequest": "10", "MemoryRequest": "120Gi", "MemoryLimit": "120Gi"}
+
+
+def test_a_toleration_may_have_an_end(tmp_path: Path) -> None:
+    toleration = {"key": "x", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}
+    changed = compiled(tmp_path, f"cluster.gpu_tolerations={json.dumps([toleration])}")
+    assert changed.executors("score")[0].platform["tolerations"] == [toleration | {"tolerationSeconds": "300"}]
 
 
 def test_no_other_task_holds_a_gpu_or_sits_on_its_nodes(zephyr: Compiled) -> None:
@@ -165,6 +177,7 @@ def test_every_pod_is_one_of_the_suite_and_has_no_sidecar(zephyr: Compiled, tmp_
     marked = compiled(tmp_path, 'cluster.labels={"team":"a"}', 'cluster.annotations={"note":"b"}')
     metadata = marked.executors("pair")[0].platform["podMetadata"]
     assert metadata["labels"]["team"] == "a" and metadata["annotations"]["note"] == "b"
+    assert (marked.launch["labels"], marked.launch["annotations"]) == ({"team": "a"}, {"note": "b"})
 
 
 def test_no_pod_runs_as_root(zephyr: Compiled, tmp_path: Path) -> None:
@@ -189,6 +202,27 @@ def test_credentials_are_the_service_accounts_or_a_secrets(zephyr: Compiled, dem
         assert {entry["envVar"] for entry in secret["keyToEnv"]} == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 
 
+def test_variables_of_the_site_reach_every_task_and_the_training_pods(tmp_path: Path) -> None:
+    changed = compiled(
+        tmp_path, 'cluster.env={"HF_ENDPOINT":"https://hub","NCCL_DEBUG":"WARN"}', 'launch.env={"NCCL_DEBUG":"INFO"}'
+    )
+    for executor in changed.executors():
+        variables = {entry["name"]: entry["value"] for entry in executor.container["env"]}
+        assert variables == {"HF_ENDPOINT": "https://hub", "NCCL_DEBUG": "WARN"}
+    assert changed.launch["env"] == {"HF_ENDPOINT": "https://hub", "NCCL_DEBUG": "INFO"}
+
+
+def test_keys_of_a_secret_become_variables_of_every_task(tmp_path: Path) -> None:
+    changed = compiled(tmp_path, "cluster.env_secret=hub", 'cluster.env_secret_keys=["HF_TOKEN","PROXY"]')
+    for executor in changed.executors():
+        (secret,) = executor.platform["secretAsEnv"]
+        assert secret["secretName"] == "hub"
+        assert {entry["secretKey"]: entry["envVar"] for entry in secret["keyToEnv"]} == {
+            "HF_TOKEN": "HF_TOKEN",
+            "PROXY": "PROXY",
+        }
+
+
 def test_images_are_pulled_with_the_named_secrets(tmp_path: Path) -> None:
     for executor in compiled(tmp_path, 'cluster.image_pull_secrets=["registry"]').executors():
         assert [entry["secretName"] for entry in executor.platform["imagePullSecret"]] == ["registry"]
@@ -210,7 +244,7 @@ def test_training_in_the_tasks_own_pod_takes_the_gpus_of_a_node(tmp_path: Path) 
 
 
 def test_training_pods_get_the_pool_of_the_cluster_section(zephyr: Compiled) -> None:
-    launch = zephyr.spec["root"]["inputDefinitions"]["parameters"]["launch"]["defaultValue"]
+    launch = zephyr.launch
     wanted = {
         "backend": "pytorchjob",
         "num_nodes": 1.0,
@@ -225,13 +259,22 @@ def test_training_pods_get_the_pool_of_the_cluster_section(zephyr: Compiled) -> 
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
         "credentials_secret": "",
         "model_cache_claim": "dice-model-cache",
+        "pending_deadline_seconds": 3 * 24 * 3600.0,
         "active_deadline_seconds": 24 * 3600.0,
     }
     assert {name: launch[name] for name in wanted} == wanted
 
 
+def test_training_pods_wait_for_nodes_as_long_as_tasks_do(tmp_path: Path) -> None:
+    changed = compiled(tmp_path, "cluster.pending_timeout=2h", "cluster.train_timeout=1h")
+    launch = changed.launch
+    assert launch["pending_deadline_seconds"] == 2 * 3600
+    # The task outlives both, so that it can say which of them has passed.
+    assert changed.executors("train")[0].platform["activeDeadlineSeconds"] == str(3 * 3600)
+
+
 def test_training_pods_ask_for_no_gpu_where_there_is_none(demo: Compiled) -> None:
-    launch = demo.spec["root"]["inputDefinitions"]["parameters"]["launch"]["defaultValue"]
+    launch = demo.launch
     assert (launch["gpu_resource"], launch["credentials_secret"], launch["memory"]) == ("", "dice-s3", "6Gi")
 
 
@@ -244,4 +287,4 @@ def test_a_launch_setting_that_was_chosen_stays() -> None:
 def test_a_run_on_this_machine_asks_for_nothing_of_a_cluster(tmp_path: Path) -> None:
     local = Compiled(dataclasses.replace(PRESETS["demo"](), cluster=None), tmp_path)
     assert local.platform == {}
-    assert local.spec["root"]["inputDefinitions"]["parameters"]["launch"]["defaultValue"]["backend"] == "torchrun"
+    assert local.launch["backend"] == "torchrun"

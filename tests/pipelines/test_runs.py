@@ -1,15 +1,23 @@
 """`make status` and `make cancel`: a run's tasks under the names that people know, and how it is stopped."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import kfp_server_api
 import pytest
 
+from dice_core.config import LaunchConfig
+from dice_core.pytorchjob_spec import training_job
 from pipelines import runs
 from pipelines.cli import main
+from pipelines.cluster_api import ClusterApi
 from pipelines.runs import task_labels, task_states
+from pipelines.training_jobs import unfinished_jobs
+from tests.cluster_objects import ClusterObjects, running_cluster
 from tests.kfp_api import KfpServer, running_kfp_server
+from tests.kubernetes_api.server import ApiServer
+from tests.kubernetes_api.store import JOB
 
 
 @pytest.fixture
@@ -96,6 +104,17 @@ def test_a_run_that_is_not_there_is_one_line_with_those_that_are(
     assert "there is none called 'frist'; the latest are: first" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["cancel", "logs"])
+def test_without_a_name_nothing_is_cancelled_and_no_log_is_shown(
+    server: KfpServer, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`make cancel` passes what RUN is, and that may be nothing."""
+    add_run(server, "of-somebody-else", "RUNNING")
+    assert main([command, "--run", ""]) == 1
+    assert "RUN= is needed, the name of a run; the latest are: of-somebody-else" in capsys.readouterr().err
+    assert [row["state"] for row in server.runs] == ["RUNNING"]
+
+
 def test_cancel_stops_the_newest_run_of_the_name(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     add_run(server, "x", "FAILED")
     add_run(server, "x", "RUNNING", 5)
@@ -104,6 +123,115 @@ def test_cancel_stops_the_newest_run_of_the_name(server: KfpServer, capsys: pyte
     server.runs[1]["state"] = "CANCELED"
     assert main(["cancel", "--run", "x"]) == 0
     assert "is CANCELED already" in capsys.readouterr().out
+
+
+JOBS = "/apis/kubeflow.org/v1/namespaces/kubeflow/pytorchjobs"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClusterObjects]:
+    with running_cluster({JOBS: []}) as cluster:
+        monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path)))
+        yield cluster
+
+
+def add_job(cluster: ClusterObjects, name: str, place: str, outcome: str = "") -> None:
+    metadata = {"name": name, "uid": f"uid-{name}", "annotations": {"dice-suite/job-uri": f"{place}/job.json"}}
+    conditions = [{"type": outcome, "status": "True"}] if outcome else []
+    cluster.objects[JOBS].append({"metadata": metadata, "spec": {}, "status": {"conditions": conditions}})
+
+
+def names_of(cluster: ClusterObjects) -> list[str]:
+    return [job["metadata"]["name"] for job in cluster.objects[JOBS]]
+
+
+def test_cancel_deletes_the_jobs_of_the_run_that_have_not_ended(
+    server: KfpServer, cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit("x")
+    add_job(cluster, "trains", "s3://bucket/dice/runs/x/iteration-1/train")
+    add_job(cluster, "done", "s3://bucket/dice/runs/x/warm-start/train", "Succeeded")
+    add_job(cluster, "other-run", "s3://bucket/dice/runs/x2/iteration-1/train")
+    add_job(cluster, "other-root", "s3://bucket/elsewhere/runs/x/iteration-1/train")
+    assert main(["cancel", "--run", "x"]) == 0
+    assert server.runs[0]["state"] == "CANCELING"
+    assert names_of(cluster) == ["done", "other-run", "other-root"]
+    assert "PyTorchJob kubeflow/trains is deleted" in capsys.readouterr().out
+
+
+def test_a_job_is_deleted_by_its_uid_as_a_real_api_server_checks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = LaunchConfig(backend="pytorchjob", image="train:1")
+    with ApiServer(tmp_path) as server:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
+        body = training_job("dice-x", "s3://bucket/dice/runs/x/iteration-1/train/job.json", launch, environment={})
+        uid = server.store.create(JOB, "default", body)["metadata"]["uid"]
+        api = ClusterApi("", "default")
+        assert [job["metadata"]["name"] for job in unfinished_jobs(api, "s3://bucket/dice/runs/x")] == ["dice-x"]
+        for wrong_or_right, left in (("another", 1), (uid, 0), (uid, 0)):
+            api.delete("/apis/kubeflow.org/v1/namespaces/default/pytorchjobs/dice-x", wrong_or_right)
+            assert len(unfinished_jobs(api, "s3://bucket/dice/runs/x")) == left
+
+
+def test_cancel_deletes_what_a_run_that_was_terminated_in_the_ui_has_left(
+    server: KfpServer, cluster: ClusterObjects
+) -> None:
+    submit("x")
+    server.runs[0]["state"] = "CANCELED"
+    add_job(cluster, "trains", "s3://bucket/dice/runs/x/iteration-1/train")
+    assert main(["cancel", "--run", "x"]) == 0
+    assert names_of(cluster) == []
+
+
+def add_recurring_run(server: KfpServer, schedule: str, run_id: str) -> dict[str, Any]:
+    parameters = {"root": "s3://bucket/dice", "run": schedule, "launch": {"backend": "pytorchjob"}}
+    row = add_run(server, f"Run of {schedule}", "RUNNING")
+    row |= {"run_id": run_id, "recurring_run_id": "r", "runtime_config": {"parameters": parameters}}
+    return row
+
+
+@pytest.mark.parametrize("name", ["weekly-3f2a9c1b", "Run of weekly"])
+def test_a_recurring_run_is_found_by_its_name_in_s3_as_well_as_by_kfps(
+    server: KfpServer, cluster: ClusterObjects, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = add_recurring_run(server, "weekly", "3f2a9c1b-77aa-4000-8000-000000000000")
+    for number in range(60):
+        add_run(server, f"other-{number}", "RUNNING", second=number)
+    other = add_recurring_run(server, "nightly", "4f2a9c1b-77aa-4000-8000-000000000000")
+    add_job(cluster, "trains", "s3://bucket/dice/runs/weekly-3f2a9c1b/iteration-1/train")
+    assert main(["status", "--run", name]) == 0
+    assert main(["cancel", "--run", name]) == 0
+    assert (wanted["state"], other["state"]) == ("CANCELING", "RUNNING")
+    assert names_of(cluster) == []
+    assert f"run {name}: is being stopped; its schedule starts the next" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["nightly-3f2a9c1b", "weekly-3f2a9c1c", "3f2a9c1b", "weekly"])
+def test_a_name_that_only_resembles_a_recurring_runs_is_not_found(
+    server: KfpServer, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_recurring_run(server, "weekly", "3f2a9c1b-77aa-4000-8000-000000000000")
+    assert main(["cancel", "--run", name]) == 1
+    assert f"there is none called {name!r}; the latest are: Run of weekly" in capsys.readouterr().err
+
+
+def test_cancel_without_access_to_the_cluster_says_how_to_stop_the_training(
+    server: KfpServer, cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit("x")
+    cluster.forbidden.add(JOBS)
+    assert main(["cancel", "--run", "x"]) == 0
+    assert server.runs[0]["state"] == "CANCELING"
+    command = "kubectl --namespace kubeflow delete pytorchjobs --selector dice-suite/run=x"
+    assert f"training may go on, to stop it: {command}" in capsys.readouterr().err
+
+
+def test_cancel_leaves_a_job_that_was_asked_to_go_on(server: KfpServer, cluster: ClusterObjects) -> None:
+    assert main(["submit", "--preset", "demo", "--run", "x", "--set", "launch.on_cancel=leave"]) == 0
+    add_job(cluster, "trains", "s3://bucket/dice/runs/x/iteration-1/train")
+    assert main(["cancel", "--run", "x"]) == 0
+    assert names_of(cluster) == ["trains"]
 
 
 def test_following_survives_a_connection_that_breaks_for_a_while(

@@ -8,7 +8,8 @@ import pytest
 from components.choose_inputs import choose_inputs
 from dice_core.config import ConfigError
 from pipelines.cli import main
-from pipelines.schedule import check_cron, chosen_trigger
+from pipelines.cron import check_cron
+from pipelines.schedule import chosen_trigger
 from tests.kfp_api import KfpServer, running_kfp_server
 
 SMALL = ["--set", "iterations=1", "num_shards=1"]
@@ -99,6 +100,13 @@ def test_unschedule_deletes_and_names_what_there_is(server: KfpServer, capsys: p
     assert server.recurring_runs == []
 
 
+def test_unschedule_without_a_name_deletes_nothing(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert schedule("--every", "7d", "--name", "weekly") == 0
+    assert main(["unschedule", "--name", ""]) == 1
+    assert "NAME= is needed, the name of a schedule; there are: weekly" in capsys.readouterr().err
+    assert len(server.recurring_runs) == 1
+
+
 def test_a_dry_run_sends_nothing(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert schedule("--cron", "0 0 3 * * 1", "--dry-run") == 0
     assert "at '0 0 3 * * 1'" in capsys.readouterr().out and server.requests == []
@@ -116,7 +124,16 @@ def test_a_cron_of_five_fields_is_refused_with_its_corrected_form() -> None:
         ("0 0 3 * * 1", "7d", "give either CRON="),
         ("0 0 3 * *  * 1", "", "must have the six fields second, minute, hour"),
         ("@daily", "", "must have the six fields"),
-        ("* 0 3 * * 1", "", "would start a run every second: write '0 0 3 * * 1'"),
+        ("* 0 3 * * 1", "", "less than an hour apart, the second must be one number: write '0 0 3 * * 1'"),
+        ("0 * * * * *", "", "less than an hour apart, the minute must be one number: write '0 0 * * * *'"),
+        ("0 0,30 3 * * 1", "", "the minute must be one number: write '0 0 3 * * 1'"),
+        ("0 61 25 * * 9", "", "the minute must be from 0 to 59, or a list, range or step of these, got '61'"),
+        ("0 0 25 * * 1", "", "the hour must be from 0 to 23"),
+        ("0 0 3 0 * *", "", "the day of the month must be from 1 to 31"),
+        ("0 0 3 * jam *", "", "the month must be from 1 to 12"),
+        ("0 0 3 * * 7", "", "the day of the week must be from 0 to 6"),
+        ("0 0 5-3 * * *", "", "the hour must be from 0 to 23"),
+        ("0 0 */0 * * *", "", "the hour must be from 0 to 23"),
         ("", "week", "every: must be a whole number and one of s, m, h, d, such as 30m, 12h or 7d"),
         ("", "10m", "every: must be an hour at least"),
     ],
@@ -127,9 +144,24 @@ def test_other_times_are_refused(cron: str, every: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_prompts_must_be_on_s3(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
-    assert schedule("--every", "7d", "--prompts", "/data/prompts/") == 1
-    assert "prompts: must be s3://bucket/prefix/" in capsys.readouterr().err
+@pytest.mark.parametrize("cron", ["0 0 3 * * 1", "0 30 */6 ? * MON-FRI", "0 0 3,15 1-31/2 jan,Jul *", "5 59 23 * 12 0"])
+def test_other_expressions_of_six_fields_are_taken(cron: str) -> None:
+    assert check_cron(f" {cron} ") == cron
+
+
+def test_a_name_leaves_room_for_the_part_of_an_id_that_a_run_adds(
+    server: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert schedule("--every", "7d", "--name", "x" * 55) == 1
+    assert "and 9 characters more, 63 at most: shorten it to 54, got 55" in capsys.readouterr().err
+    assert server.requests == []
+    assert schedule("--every", "7d", "--name", "x" * 54) == 0
+
+
+@pytest.mark.parametrize("prompts", ["/data/prompts/", "s3://", "s3:///prompts/"])
+def test_prompts_must_be_on_s3(server: KfpServer, prompts: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert schedule("--every", "7d", "--prompts", prompts) == 1
+    assert "prompts: no address on S3, write s3://bucket/prefix" in capsys.readouterr().err
 
 
 def test_the_choice_is_what_the_component_returns(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """`make submit` against a stand-in of KFP's API, with kfp's own client in between."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 
 from pipelines import runs
 from pipelines.cli import main
+from pipelines.submit import check_sources
 from tests.cluster_objects import NAMESPACE, running_cluster
 from tests.kfp_api import KfpServer, running_kfp_server
 
@@ -73,6 +77,22 @@ def test_a_version_is_uploaded_once_for_each_content(server: KfpServer, capsys: 
     assert len(server.pipelines) == len(server.experiments) == 1
 
 
+def test_a_version_has_the_same_name_in_every_process() -> None:
+    """The comments of a compiled pipeline list nested defaults in the order of the process's hash seed."""
+    command = [sys.executable, "-m", "pipelines", "submit", "--preset", "zephyr", "--root", ROOT, "--dry-run"]
+    shown = [
+        subprocess.run(
+            [*command, "--run", "x", "--set", *SMALL],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    ]
+    assert len(set(shown)) == 1 and "version:         dice-zephyr-" in shown[0]
+
+
 def test_a_run_without_a_name_gets_a_new_one(server: KfpServer) -> None:
     assert submit() == 0
     name = server.runs[0]["display_name"]
@@ -108,9 +128,17 @@ def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(
         (["cluster.gpu_task_cpus=1"], "did you mean 'gpu_task_cpu'"),
         (["launch.processes_per_node=3"], "must be a multiple of per_device_batch_size x processes = 1 x 3"),
         (["policy_source=/home/me/model"], "policy_source: pods do not see the files of this machine"),
-        (["policy_source=model.gguf"], "policy_source: pods do not see the files of this machine"),
+        (["policy_source=model.gguf"], "policy_source: pods import no GGUF file, got 'model.gguf': dice import-model"),
+        (["policy_source=s3://b/m.gguf"], "policy_source: pods import no GGUF file"),
+        (["policy_source=s3:/bucket/x"], "policy_source: no address on S3, write s3://bucket/prefix, got"),
+        (["prompts_source=https://example.com/p"], "prompts_source: no address on S3, write s3://bucket/prefix"),
+        (["reference_source=s3://"], "reference_source: no address on S3, write s3://bucket/prefix"),
         (["--run", "My Run"], "got 'My Run'"),
-        (["--root", "/data"], "root: pods reach s3://bucket/prefix alone, got '/data'"),
+        (["--root", "/data"], "root: no address on S3, write s3://bucket/prefix, got '/data'"),
+        (["--root", "s3://"], "root: no address on S3, write s3://bucket/prefix, got 's3://'"),
+        (["--root", "s3:///x"], "root: no address on S3, write s3://bucket/prefix, got 's3:///x'"),
+        (["launch.cpu=lots"], "launch.cpu: must be a Kubernetes quantity"),
+        (['launch.tolerations=[{"kei":"x"}]'], "launch.tolerations: a toleration has the keys"),
         ([f"generation.stop_token_ids={json.dumps(list(range(9000)))}"], "KFP takes 10000"),
     ],
 )
@@ -121,6 +149,11 @@ def test_a_mistake_is_one_line_before_anything_is_sent(
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1
     assert server.requests == []
+
+
+def test_sources_that_pods_can_read_are_taken() -> None:
+    for value in ("org/name", "org/name@v1:default/train", "s3://bucket/p.jsonl", "pipelines/data/x.jsonl", ""):
+        check_sources({"prompts_source": value})
 
 
 def test_a_missing_root_is_asked_of_the_cluster_or_named(
