@@ -175,6 +175,25 @@ def test_a_cut_gguf_file_is_refused(smollm_gguf: Path, tmp_path: Path) -> None:
         import_model(str(cut), str(tmp_path / "imported"))
 
 
+_WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from dice_core.models import ModelError, import_model
+try:
+    import_model(sys.argv[1], sys.argv[2])
+except ModelError as error:
+    print(error)
+"""
+
+
+def test_a_gguf_file_without_torch_is_refused_with_where_to_convert_it(tmp_path: Path) -> None:
+    path = tmp_path / "small.gguf"
+    path.write_bytes(b"GGUF")
+    command = [sys.executable, "-c", _WITHOUT_TORCH, str(path), str(tmp_path / "imported")]
+    printed = subprocess.check_output(command, cwd=Path(models.__file__).parents[1], text=True)
+    assert printed.startswith(f"{path}: a GGUF file is converted where PyTorch is installed: run `dice import-model`")
+
+
 # The cache of a machine.
 
 

@@ -39,7 +39,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
 
 @pytest.fixture
 def operator(server: ApiServer, tmp_path: Path) -> Iterator[TrainingOperator]:
-    variables = {"DICE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    variables = {"DICE_CACHE": str(tmp_path / "cache"), "DICE_SCRATCH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     with TrainingOperator(server, variables) as operator:
         yield operator
 

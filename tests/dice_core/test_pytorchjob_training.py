@@ -56,7 +56,7 @@ def test_two_replicas_train_and_a_launcher_killed_on_the_way_is_replaced(
     job = training_job(tmp_path / "run", tiny_model)
     job_uri = job.write()
     settings = {"num_nodes": 2, "gpu_resource": ""}
-    variables = {"DICE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    variables = {"DICE_CACHE": str(tmp_path / "cache"), "DICE_SCRATCH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     with ApiServer(tmp_path) as server, TrainingOperator(server, variables):
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
         killed = start_process(job_uri, **settings)

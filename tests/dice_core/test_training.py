@@ -214,7 +214,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_weights
 ) -> None:
     settings = {"max_steps": 20, "save_steps": 5, "ema_decay": 0.9, "eval_steps": 100}
     whole = train(tmp_path / "whole", policy_uri, pairs_uri, **settings)
-    monkeypatch.setenv("DICE_CACHE", str(tmp_path / "machine-1"))
+    monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "machine-1"))
     uri = tmp_path / "killed"
     job = make_job(uri, policy_uri, pairs_uri, settings)
     process = subprocess.Popen([sys.executable, "-m", "dice_core.training", job.write()], cwd=Path(__file__).parents[2])
@@ -237,7 +237,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_weights
     assert not job.scratch_folder().exists()
 
     # On another machine, which has the stored checkpoint alone.
-    monkeypatch.setenv("DICE_CACHE", str(tmp_path / "machine-2"))
+    monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "machine-2"))
     run_training(make_job(elsewhere, policy_uri, pairs_uri, settings))
     assert "fetching checkpoint" in capsys.readouterr().err
     assert_same_weights(whole, finished(elsewhere), 0)
@@ -322,7 +322,7 @@ def test_what_a_stop_after_publishing_left_is_deleted(
 ) -> None:
     from dice_core.checkpoints import CheckpointStore
 
-    monkeypatch.setenv("DICE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "cache"))
     uri = tmp_path / "out"
     job = make_job(uri, policy_uri, pairs_uri, {"save_steps": 1})
     job.write()
