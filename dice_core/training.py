@@ -321,4 +321,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    if not exit_code:
+        # All is done. DeepSpeed keeps process groups whose threads C++ may find running at its end, and abort: torchrun
+        # would then stop the process that is still publishing.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    sys.exit(exit_code)

@@ -1,4 +1,4 @@
-"""A PyTorchJob of two replicas really trains: torchrun in each, one rendezvous, the result published once."""
+"""A PyTorchJob of two replicas really trains by ZeRO-3: torchrun in each, one rendezvous, the result published once."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def training_job(folder: Path, model: Path) -> TrainingJob:
     folder.mkdir()
     records.write_table(pa.Table.from_pylist(rows, records.PAIRS), records.PAIRS, folder / "pairs.parquet")
     import_model(str(model), str(folder / "policy"))
-    settings = {"max_steps": 3, "global_batch_size": 2, "precision": "float32", "gradient_checkpointing": False}
+    settings = {"max_steps": 3, "global_batch_size": 2, "deepspeed": "zero3", "gradient_checkpointing": False}
     training = TrainingConfig.parse(settings, "training")
     fields = {"stage": "train", "fingerprint": training.fingerprint()}
     places = (str(folder / "train"), str(folder / "policy"), str(folder / "pairs.parquet"))
