@@ -1,5 +1,9 @@
 """How a model attends over packed rows: which way it can take, and what tells its layers who sees whom.
 
+Two kernels on a GPU, each for what it can do. FlexAttention, a part of torch, runs packed rows: it alone takes the mask
+of a prompt that several responses share. flash-attn knows causal attention and windows only, and takes no mask: it runs
+the models whose responses go in rows of their own, where it is installed. Elsewhere torch's SDPA runs everything.
+
 Rows come from packing.py; running the model is logprobs.py's business.
 """
 
@@ -15,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.utils import is_flash_attn_2_available
 
 from dice_core.packing import Row, padded, windowed
 
@@ -26,6 +31,8 @@ _MASKED_LAYERS = {"full_attention", "sliding_attention"}
 _SEGMENTS = "dice_segments"
 _MASKED_ATTENTIONS = {"sdpa", "eager", "flex_attention", _SEGMENTS}
 _BATCH_ROPES = {"dynamic", "longrope"}
+# What flash-attn 2 has kernels for: Ampere, Ada and Hopper, 16 bits, heads of up to 256.
+_FLASH_GENERATIONS, _FLASH_DTYPES, _FLASH_HEAD_SIZE = {8, 9}, {torch.bfloat16, torch.float16}, 256
 
 
 def packed_way(model: PreTrainedModel) -> Way:
@@ -34,8 +41,9 @@ def packed_way(model: PreTrainedModel) -> Way:
     `flex` is FlexAttention, which skips the empty blocks of a mask and needs a GPU; `segments` runs prompts and
     responses one by one through SDPA, within rows that all else runs through whole; `dense` is a mask of all tokens by
     all tokens, for a model that is set to eager attention; `separate` repeats the prompt for each response, for models
-    that cannot be masked by (prompt, response), and warns. Measured on a CPU, float32: `segments` takes 0.93 of the
-    time of a cached prompt with batches of its responses, and with gradient 0.9 of that of a dense mask.
+    that cannot be masked by (prompt, response), warns, and takes flash-attn where it can. Measured on a CPU in float32:
+    `segments` takes 0.93 of the time of a cached prompt with batches of its responses, and with gradient 0.9 of that of
+    a dense mask.
     """
     reason = unmaskable(model)
     if reason:
@@ -44,6 +52,7 @@ def packed_way(model: PreTrainedModel) -> Way:
             "the results are the same, only slower",
             stacklevel=2,
         )
+        _use_flash_attention(model)
         return "separate"
     if model.config._attn_implementation == "sdpa":
         has_flex = model.device.type == "cuda" and model._supports_flex_attn
@@ -58,13 +67,53 @@ def unmaskable(model: PreTrainedModel) -> str:
     others = set(getattr(config, "layer_types", None) or ()) - _MASKED_LAYERS
     if model._is_stateful or others:
         return f"its layers ({', '.join(sorted(others)) or 'stateful'}) are not all attention"
-    if not model._supports_attention_backend or model.config._attn_implementation not in _MASKED_ATTENTIONS:
-        return f"its attention ({model.config._attn_implementation}) takes no mask of ours"
     if "position_ids" not in inspect.signature(model.get_decoder().forward).parameters:
         return "it takes no positions"
     if stretches_positions(model):
         return "its positions depend on the longest sequence of the batch"
+    if not model._supports_attention_backend or model.config._attn_implementation not in _MASKED_ATTENTIONS:
+        return "its attention takes no mask of ours"
     return ""
+
+
+def takes_flash_attention(
+    *,
+    attention: str,
+    is_supported: bool,
+    is_installed: bool,
+    generation: int | None,
+    dtype: torch.dtype,
+    head_size: int | None,
+) -> bool:
+    """Return whether a model that runs in separate rows is switched to flash-attn.
+
+    Args:
+        attention: what it has now; only SDPA, nobody's choice, is replaced.
+        is_supported: transformers has it for this model.
+        is_installed: the package is there.
+        generation: of the GPU: the first number of its compute capability; None on a CPU.
+        dtype: of the weights.
+        head_size: of an attention head; None where the model does not say.
+    """
+    has_kernel = generation in _FLASH_GENERATIONS and dtype in _FLASH_DTYPES
+    has_kernel = has_kernel and head_size is not None and head_size <= _FLASH_HEAD_SIZE
+    return attention == "sdpa" and is_supported and is_installed and has_kernel
+
+
+def _use_flash_attention(model: PreTrainedModel) -> None:
+    config, on_gpu = model.config.get_text_config(), model.device.type == "cuda"
+    size, num_heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    head_size = getattr(config, "head_dim", None) or (size // num_heads if size and num_heads else None)
+    if takes_flash_attention(
+        attention=model.config._attn_implementation,
+        # transformers refuses a bias by distance only when it runs.
+        is_supported=model._supports_flash_attn and not getattr(config, "alibi", False),
+        is_installed=is_flash_attn_2_available(),
+        generation=torch.cuda.get_device_capability(model.device)[0] if on_gpu else None,
+        dtype=model.dtype,
+        head_size=head_size,
+    ):
+        model.set_attn_implementation("flash_attention_2")
 
 
 def stretches_positions(model: PreTrainedModel) -> bool:

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ class Cluster:
         settings.retries = False
         self.namespace = namespace or self.home
         self.host = settings.host
-        self.patience, self._timeout = patience, timeout
+        self.patience, self._timeouts = patience, (_CONNECT_SECONDS, timeout)
         self._has_answered = False
         self._retry_reminder: Throttle | None = None
         self._retry_lock = threading.Lock()
@@ -117,10 +117,9 @@ class Cluster:
             client.ApiException: the API refused it.
         """
         start, pauses = time.monotonic(), self.patience.pauses()
-        timeout = (_CONNECT_SECONDS, self._timeout)
         while True:
             try:
-                response = function(*arguments, _preload_content=False, _request_timeout=timeout, **options)
+                response = function(*arguments, _preload_content=False, _request_timeout=self._timeouts, **options)
                 answer = json.loads(response.data)
                 self._has_answered = True
                 return answer
@@ -132,6 +131,11 @@ class Cluster:
                     raise self.unreachable(error) from None
                 self.say_retry(what, error)
                 time.sleep(pause)
+
+    def hurry(self, timeout: float, *, give_up: float) -> None:
+        """From now on wait so many seconds for one answer, and ask again for `give_up` seconds only."""
+        self.patience = replace(self.patience, first_pause=0.05, longest_pause=0.5, give_up=give_up)
+        self._timeouts = (timeout, timeout)
 
     def say_retry(self, what: str, error: Exception) -> None:
         """Log that a call is made again: once in a while, for all calls together."""
@@ -171,8 +175,13 @@ class Cluster:
         return created
 
     def delete_job(self, name: str, uid: str) -> None:
-        """Delete this PyTorchJob and its pods; one that is gone already, or another of its name, is left alone."""
-        options = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        """Delete this PyTorchJob and its pods; one that is gone already, or another of its name, is left alone.
+
+        An empty uid means whichever has the name.
+        """
+        options: dict[str, Any] = {"propagationPolicy": "Background"}
+        if uid:
+            options["preconditions"] = {"uid": uid}
         try:
             delete = self.custom.delete_namespaced_custom_object
             self.call(f"delete job {name}", delete, *self._jobs(), name, body=options)

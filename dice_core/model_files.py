@@ -22,7 +22,8 @@ TRUST_KEY = "dice_trust_remote_code"
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "tokenizer*", "merges.txt", "vocab.txt", "LICENSE*", "NOTICE*")
 _CODE_FILES = ("*.py",)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",), ("*.model",))
+# Those that the tokenizers package reads: a SentencePiece file alone would need a package that not all images have.
+_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 # safetensors' own limit for a header.
 _MAX_HEADER_BYTES = 100_000_000
 
@@ -106,17 +107,26 @@ def verify_model_folder(folder: Path) -> int:
     """
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder")
-    names = [path.name for path in folder.iterdir()]
+    names = {path.name for path in folder.iterdir()}
     refuse_pickle(names, str(folder))
     read_config(folder)
-    if not any(all(any(fnmatchcase(name, part) for name in names) for part in parts) for parts in _TOKENIZERS):
-        raise ModelError(f"{folder}: has no tokenizer (tokenizer.json or tokenizer.model): copy it beside the weights")
+    if not any(names.issuperset(parts) for parts in _TOKENIZERS):
+        raise ModelError(_no_tokenizer(folder, names))
     shards = {name: _read_tensors(folder / name) for name in shard_names(folder)}
     if (folder / INDEX).exists():
         for tensor, shard in _weight_map(folder).items():
             if tensor not in shards[shard].names:
                 raise ModelError(f"{folder / shard}: lacks tensor {tensor!r}, which {INDEX} puts there")
     return sum(shard.num_parameters for shard in shards.values())
+
+
+def _no_tokenizer(folder: Path, names: Iterable[str]) -> str:
+    if any(name.endswith(".model") for name in names):
+        return (
+            f"{folder}: its tokenizer is a SentencePiece file alone; a tokenizer.json is needed: where sentencepiece "
+            "and transformers are installed, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes one"
+        )
+    return f"{folder}: has no tokenizer (tokenizer.json): copy it beside the weights"
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -165,7 +165,13 @@ def _from_gguf(path: Path, folder: Path) -> None:
     float32 and not bfloat16: its weights are small integers times a scale, which float32 holds exactly. Rounding them
     again would also round away what the first training steps change.
     """
-    import torch
+    try:
+        import torch
+    except ImportError:
+        raise ModelError(
+            f"{path}: a GGUF file is converted where PyTorch is installed: run `dice import-model` in the train image "
+            "(or on your machine), then give its s3:// address"
+        ) from None
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}

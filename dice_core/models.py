@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dice_core.config import DType
-from dice_core.manifest import Manifest, describe_file, fetch_files, publish_files, read_manifest, require_manifest
+from dice_core.manifest import Manifest, describe_file, fetch_files, read_manifest, require_manifest
 from dice_core.model_files import (
     CONFIG,
     TRUST_KEY,
@@ -26,6 +26,7 @@ from dice_core.model_files import (
     verify_model_folder,
 )
 from dice_core.model_sources import Source, bring, find_source
+from dice_core.model_upload import upload_model
 from dice_core.progress import log
 from dice_core.storage import StorageError
 
@@ -53,6 +54,9 @@ _SHARD_SIZE = "5GB"
 
 def import_model(source: str, uri: str, *, revision: str = "", trust_remote_code: bool = False) -> Manifest:
     """Bring a model into storage as verified safetensors with config and tokenizer; the manifest comes last.
+
+    An import that was killed goes on with the files that storage lacks; a download from the Hub, with what its cache
+    lacks.
 
     Args:
         source: a Hub id (org/name), a folder, an s3:// address, or the path of a GGUF file (becomes float32).
@@ -117,7 +121,7 @@ def _import(
         "num_bytes": sum(path.stat().st_size for path in files.values()),
         "seconds": round(time.monotonic() - start, 1),
     }
-    return publish_files(uri, files, Manifest(files={}, metrics=metrics, **fields))
+    return upload_model(uri, files, Manifest(files={}, metrics=metrics, **fields))
 
 
 def _check_it_loads(folder: Path, trust_remote_code: bool) -> None:

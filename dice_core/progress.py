@@ -2,11 +2,16 @@
 
 import sys
 import time
+from contextlib import suppress
 
 
 def log(message: str) -> None:
-    """Print a line with the time of day to standard error."""
-    print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
+    """Print a line with the time of day to standard error.
+
+    Where nobody reads it any more, the work goes on: the last a launcher does in a pod is done when its reader is gone.
+    """
+    with suppress(BrokenPipeError):
+        print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
 
 
 class Throttle:

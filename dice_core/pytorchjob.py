@@ -1,12 +1,13 @@
 """Training in the pods of a PyTorchJob: start or adopt the job, follow it, and end as it ends.
 
 The launcher holds nothing that it could lose. The job's name follows from what it trains, so that a launcher started
-again finds the job of the one before: a running job is adopted; one that has succeeded is the result; one that has
-failed is deleted and made anew, because whoever starts a launcher again wants another try, and training resumes from
-its newest checkpoint. Only Succeeded is success.
+again finds the job of the one before: a running job is adopted; one that has succeeded is the result, if what it made
+is still there; one that has failed is deleted and made anew, because whoever starts a launcher again wants another try,
+and training resumes from its newest checkpoint. Only Succeeded is success.
 
 The job belongs to the run: an ownerReference to the launcher pod's controller (the Argo Workflow) deletes it with the
-run, and a launcher told to stop deletes it at once, unless it is only being evicted. Loads no torch.
+run, and a launcher told to stop deletes it at once, unless it is only being evicted. In an Argo pod the process is
+killed about a second after it is told, so that takes two calls and nothing else. Loads no torch.
 """
 
 import os
@@ -15,7 +16,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from kubernetes.client import ApiException
@@ -25,9 +25,13 @@ from dice_core.failure_report import failure_report, job_outcome
 from dice_core.job_follower import JobFollower
 from dice_core.kubernetes_calls import Cluster, KubernetesError, Patience, own_pod, reason
 from dice_core.launch import LaunchError
+from dice_core.manifest import read_manifest
 from dice_core.progress import log
 from dice_core.pytorchjob_spec import job_name, training_job
 from dice_core.training import TrainingJob
+
+# Of the look whether this pod is evicted, which is not repeated, and of the deletion, which acts once it is sent.
+_LOOK_SECONDS, _DELETE_SECONDS = 0.4, 2.0
 
 
 class _Stopped(BaseException):
@@ -53,30 +57,31 @@ class PyTorchJobBackend:
             ConfigError: no image, or no cluster to talk to.
             StorageError: there is no job at that place.
         """
-        name = job_name(job_uri, TrainingJob.read(job_uri).fingerprint)
+        training = TrainingJob.read(job_uri)
+        name = job_name(job_uri, training.fingerprint)
         cluster = Cluster(launch.namespace, self._patience)
-        received = 0
+        uid, received = "", 0
         with _signals_raised():
             try:
-                self._run(cluster, name, job_uri, launch)
+                body = training_job(
+                    name, job_uri, launch, environment=os.environ, owner=_owner(cluster), command=self._command
+                )
+                job = _start_or_adopt(cluster, name, body, training.output_uri)
+                uid = job["metadata"]["uid"]
+                if job_outcome(job) != "Succeeded":
+                    JobFollower(cluster, job, launch).follow()
             except KubernetesError as error:
                 raise LaunchError(f"training failed: {error} (job {cluster.namespace}/{name})") from None
             except _Stopped as stopped:
                 received = stopped.number
-                _give_up(cluster, name, launch)
+                _give_up(cluster, name, uid, launch)
         if received:
             # What stopped us goes on to stop the caller, by its own handler.
             signal.raise_signal(received)
 
-    def _run(self, cluster: Cluster, name: str, job_uri: str, launch: LaunchConfig) -> None:
-        body = training_job(name, job_uri, launch, environment=os.environ, owner=_owner(cluster), command=self._command)
-        job = _start_or_adopt(cluster, name, body)
-        if job_outcome(job) != "Succeeded":
-            JobFollower(cluster, job, launch).follow()
 
-
-def _start_or_adopt(cluster: Cluster, name: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Return the job of this name: the one that is there and has not failed, or a new one."""
+def _start_or_adopt(cluster: Cluster, name: str, body: dict[str, Any], output_uri: str) -> dict[str, Any]:
+    """Return the job of this name: the one that is there and can still be the result, or a new one."""
     start, pauses = time.monotonic(), cluster.patience.pauses()
     while True:
         job = cluster.get_job(name)
@@ -87,16 +92,28 @@ def _start_or_adopt(cluster: Cluster, name: str, body: dict[str, Any]) -> dict[s
                 return created
         elif job["metadata"].get("deletionTimestamp"):
             log(f"train: waiting until the PyTorchJob {name} of an earlier attempt is deleted")
-        elif job_outcome(job) == "Failed":
-            why = failure_report(job, {}, {}, {}).partition(" (job ")[0]
-            log(f"train: an earlier attempt is started again from its newest checkpoint; it ended with: {why}")
-            cluster.delete_job(name, job["metadata"]["uid"])
         else:
-            log(f"train: adopting PyTorchJob {cluster.namespace}/{name} ({job_outcome(job) or 'not finished'})")
-            return job
+            fault = _fault(job, output_uri)
+            if not fault:
+                log(f"train: adopting PyTorchJob {cluster.namespace}/{name} ({job_outcome(job) or 'not finished'})")
+                return job
+            log(f"train: {fault}")
+            cluster.delete_job(name, job["metadata"]["uid"])
         if time.monotonic() - start > cluster.patience.give_up:
             raise KubernetesError(f"the job of an earlier attempt is still there: kubectl delete pytorchjob {name}")
         time.sleep(next(pauses))
+
+
+def _fault(job: dict[str, Any], output_uri: str) -> str:
+    """Return why the job of an earlier attempt has to be made anew; empty if it can be adopted."""
+    outcome = job_outcome(job)
+    if outcome == "Failed":
+        why = failure_report(job, {}, {}, {}).partition(" (job ")[0]
+        return f"an earlier attempt is started again from its newest checkpoint; it ended with: {why}"
+    # A finished job stays for a day, longer than a result that somebody deletes to have it made again.
+    if outcome == "Succeeded" and read_manifest(output_uri) is None:
+        return f"an earlier attempt succeeded, but its result is gone from {output_uri}: training again"
+    return ""
 
 
 def _owner(cluster: Cluster) -> dict[str, Any] | None:
@@ -120,19 +137,16 @@ def _owner(cluster: Cluster) -> dict[str, Any] | None:
     return {key: [*controllers, itself][0][key] for key in ("apiVersion", "kind", "name", "uid")}
 
 
-def _give_up(cluster: Cluster, name: str, launch: LaunchConfig) -> None:
+def _give_up(cluster: Cluster, name: str, uid: str, launch: LaunchConfig) -> None:
     """Delete the job, or leave it, before this process ends by a signal."""
-    # The kubelet kills what has not ended after its grace period.
-    cluster.patience = replace(cluster.patience, give_up=cluster.patience.stop)
     try:
         if launch.on_cancel == "leave" or _is_evicted(cluster):
             log(f"train: told to stop; PyTorchJob {name} goes on, and a launcher started again adopts it")
             return
-        job = cluster.get_job(name)
-        if job is not None:
-            cluster.delete_job(name, job["metadata"]["uid"])
+        cluster.hurry(_DELETE_SECONDS, give_up=cluster.patience.stop)
+        cluster.delete_job(name, uid)
         log(f"train: told to stop; PyTorchJob {name} is deleted")
-    except (KubernetesError, ApiException) as error:
+    except KubernetesError as error:
         log(f"train: told to stop; PyTorchJob {name} may still run: {error}")
 
 
@@ -141,9 +155,10 @@ def _is_evicted(cluster: Cluster) -> bool:
     pod = own_pod()
     if pod is None:
         return False
+    cluster.hurry(_LOOK_SECONDS, give_up=0)
     try:
         conditions = cluster.get_pod(*pod)["status"].get("conditions") or []
-    except ApiException as error:
+    except (ApiException, KubernetesError) as error:
         log(f"train: told to stop, and by whom cannot be read: {reason(error)}")
         return False
     return any(condition["type"] == "DisruptionTarget" and condition["status"] == "True" for condition in conditions)

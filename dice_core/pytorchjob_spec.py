@@ -46,13 +46,15 @@ _MAX_NAME = 50
 _NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
 _LABELS = {"app.kubernetes.io/part-of": "dice-suite", "app.kubernetes.io/component": "training"}
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-_CACHE, _SCRATCH = "/cache", "/cache/training"
+_CACHE, _SCRATCH = "/cache", "/scratch"
 _DEFAULT_VARIABLES = {
     "PYTHONUNBUFFERED": "1",
     # DeepSpeed's calls into torch would fill the log with deprecations.
     "PYTHONWARNINGS": "ignore::FutureWarning",
     "HOME": "/tmp",
-    "DICE_CACHE": _CACHE,
+    # As in the images: every pod that has the claim finds a model where another has put it.
+    "DICE_CACHE": f"{_CACHE}/models",
+    "DICE_SCRATCH": _SCRATCH,
     # One line about the version, and errors; a process whose peer is gone ends instead of waiting for ever.
     "NCCL_DEBUG": "WARN",
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
@@ -212,13 +214,13 @@ _MOUNTS = {"tmp": "/tmp", "cache": _CACHE, "scratch": _SCRATCH, "dshm": "/dev/sh
 
 
 def _volumes(launch: LaunchConfig) -> list[dict[str, Any]]:
-    volumes: list[dict[str, Any]] = [{"name": "tmp", "emptyDir": {}}]
-    if launch.model_cache_claim:
-        claim = {"claimName": launch.model_cache_claim}
+    claim = {"persistentVolumeClaim": {"claimName": launch.model_cache_claim}}
+    volumes: list[dict[str, Any]] = [
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "cache", **(claim if launch.model_cache_claim else {"emptyDir": {}})},
         # Checkpoints stay on the node: the claim may be shared by all pods, and slow.
-        volumes += [{"name": "cache", "persistentVolumeClaim": claim}, {"name": "scratch", "emptyDir": {}}]
-    else:
-        volumes.append({"name": "cache", "emptyDir": {}})
+        {"name": "scratch", "emptyDir": {}},
+    ]
     if launch.shm_size:
         volumes.append({"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": launch.shm_size}})
     return volumes

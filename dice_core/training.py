@@ -79,8 +79,11 @@ class TrainingJob:
         return str(self.manifest_fields.get("fingerprint", ""))
 
     def scratch_folder(self) -> Path:
-        """Return where this job works on this machine: the same after a restart, another for another job."""
-        root = os.environ.get("DICE_CACHE") or Path.home() / ".cache" / "dice"
+        """Return where this job works on this machine: the same after a restart, another for another job.
+
+        Below DICE_SCRATCH, or ~/.cache/dice: never in the model cache, which machines may share.
+        """
+        root = os.environ.get("DICE_SCRATCH") or Path.home() / ".cache" / "dice"
         name = sha256(f"{self.output_uri}\n{self.fingerprint}".encode()).hexdigest()[:16]
         return Path(root) / "training" / name
 
@@ -315,4 +318,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    if not exit_code:
+        # All is done. DeepSpeed keeps process groups whose threads C++ may find running at its end, and abort: torchrun
+        # would then stop the process that is still publishing.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    sys.exit(exit_code)

@@ -16,10 +16,11 @@ _CACHE = Path(__file__).parents[1] / ".cache" / "models"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep fetched models out of the home directory."""
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep fetched models and the work of training out of the home directory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DICE_CACHE", str(tmp_path_factory.mktemp("model-cache")))
+        patch.setenv("DICE_SCRATCH", str(tmp_path_factory.mktemp("scratch")))
         yield
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from dice_core.config import LaunchConfig, TrainingConfig
 from dice_core.kubernetes_calls import Patience
+from dice_core.manifest import Manifest, publish_files
 from dice_core.pytorchjob import PyTorchJobBackend
 from dice_core.training import TrainingJob
 
@@ -23,6 +24,12 @@ def write_job(folder: Path) -> str:
     training = TrainingConfig.parse({"max_steps": 2}, "training")
     fields = {"stage": "train", "fingerprint": "f1"}
     return TrainingJob(str(folder), "policy", "pairs", training, seed=1, manifest_fields=fields).write()
+
+
+def publish_result(job_uri: str) -> None:
+    """Leave what a training that has succeeded leaves, short of the model."""
+    job = TrainingJob.read(job_uri)
+    publish_files(job.output_uri, {}, Manifest(files={}, **job.manifest_fields))
 
 
 class Launcher(threading.Thread):
@@ -51,12 +58,20 @@ class Launcher(threading.Thread):
             raise self.error
 
 
-def start_process(job_uri: str, command: Sequence[str] = (), **settings: Any) -> subprocess.Popen[bytes]:
+def start_process(
+    job_uri: str,
+    command: Sequence[str] = (),
+    *,
+    patience: Patience = PATIENCE,
+    stderr: int | None = None,
+    **settings: Any,
+) -> subprocess.Popen[bytes]:
     """Start a launcher that can be killed."""
     values = {**SETTINGS, **settings}
     code = (
-        "from dice_core.config import LaunchConfig; from dice_core.pytorchjob import *;"
-        f"backend = PyTorchJobBackend({tuple(command)!r}, {PATIENCE!r});"
+        "from dice_core.config import LaunchConfig; from dice_core.kubernetes_calls import Patience;"
+        "from dice_core.pytorchjob import PyTorchJobBackend;"
+        f"backend = PyTorchJobBackend({tuple(command)!r}, {patience!r});"
         f"backend.run({job_uri!r}, LaunchConfig.parse({values!r}, 'launch'))"
     )
-    return subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env=dict(os.environ))
+    return subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env=dict(os.environ), stderr=stderr)

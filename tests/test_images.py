@@ -98,6 +98,8 @@ def test_it_runs_as_a_user_by_number_who_is_not_root(name: str) -> None:
 def test_what_is_written_goes_below_tmp_and_the_cache(name: str) -> None:
     places = {key: value for key, value in _pairs(_last_stage(name), "ENV").items() if WRITTEN.fullmatch(key)}
     assert {"HOME", "DICE_CACHE", "XDG_CACHE_HOME", "HF_HOME"} <= set(places)
+    # A download of many gigabytes is resumed by the next pod, where the cache is a volume.
+    assert places["HF_HUB_CACHE"].startswith("/cache/")
     assert [(key, value) for key, value in places.items() if not re.match(r"/(tmp|cache)(/|$)", value)] == []
 
 

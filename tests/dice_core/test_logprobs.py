@@ -172,6 +172,35 @@ def test_a_model_that_cannot_be_masked_runs_in_separate_rows_and_says_so(config:
         check_against_plain(make_model(config))
 
 
+@pytest.mark.parametrize(
+    ("differs", "is_taken"),
+    [
+        ({}, True),
+        ({"generation": 9, "dtype": torch.float16}, True),
+        ({"generation": None}, False),
+        ({"generation": 7}, False),
+        ({"generation": 10}, False),
+        ({"dtype": torch.float32}, False),
+        ({"head_size": 512}, False),
+        ({"head_size": None}, False),
+        ({"is_installed": False}, False),
+        ({"is_supported": False}, False),
+        ({"attention": "eager"}, False),
+    ],
+)
+def test_separate_rows_take_flash_attention_where_there_is_a_kernel(differs: dict[str, Any], is_taken: bool) -> None:
+    on_a100 = {"attention": "sdpa", "is_supported": True, "is_installed": True, "generation": 8, "head_size": 128}
+    assert attention.takes_flash_attention(**{**on_a100, "dtype": torch.bfloat16, **differs}) is is_taken
+
+
+@pytest.mark.parametrize("name", SEPARATE)
+def test_why_a_model_runs_in_separate_rows_stays_the_same_with_flash_attention(name: str) -> None:
+    model = make_model(SEPARATE[name])
+    reason = attention.unmaskable(model)
+    model.config._attn_implementation = "flash_attention_2"
+    assert attention.unmaskable(model) == reason
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("name", ["llama", "mistral, window shorter than the prompt", "gemma3, windows"])
 def test_flex_attention_sees_what_the_dense_mask_shows(name: str) -> None:

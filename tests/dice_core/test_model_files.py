@@ -95,3 +95,10 @@ def test_a_missing_or_broken_file_is_named(model_copy: Path, name: str, content:
         (model_copy / name).write_text(content)
 
     assert fault in _fault(model_copy)
+
+
+def test_a_sentencepiece_file_alone_is_refused_with_how_to_make_the_other(model_copy: Path) -> None:
+    """The images that make pairs and train have no sentencepiece: they would fail hours after the import."""
+    (model_copy / "tokenizer.json").rename(model_copy / "tokenizer.model")
+
+    assert "a tokenizer.json is needed: where sentencepiece" in _fault(model_copy)

@@ -4,6 +4,8 @@ With DICE_TEST_KUBECONFIG set (and DICE_TEST_CRD naming the PyTorchJob definitio
 """
 
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import pytest
 
 from dice_core.config import ConfigError
 from dice_core.launch import LaunchError
+from dice_core.manifest import clear_stage
 from tests.kubernetes_api.by_hand import HandOperated, hand_operated, wait_until
-from tests.launchers import Launcher, start_process, write_job
+from tests.launchers import Launcher, publish_result, start_process, write_job
 
 RUNNING = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
 
@@ -158,11 +161,32 @@ def test_a_job_that_has_succeeded_is_the_result_and_one_that_has_failed_is_start
     wait_until(lambda: [uid(job) for job in cluster.jobs()] not in ([], [uid(failed)]))
     again = cluster.the_job()
     assert again["metadata"]["name"] == failed["metadata"]["name"]
+    publish_result(job_uri)
     cluster.set_condition("Succeeded")
     second.result()
 
     Launcher(job_uri).result()
     assert [uid(job) for job in cluster.jobs()] == [uid(again)]
+
+
+def test_a_job_that_has_succeeded_is_made_anew_when_its_result_is_gone(
+    cluster: HandOperated, job_uri: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = Launcher(job_uri)
+    succeeded = cluster.the_job()
+    publish_result(job_uri)
+    cluster.set_condition("Succeeded")
+    first.result()
+    folder = str(Path(job_uri).parent)
+    clear_stage(folder, "train")
+    write_job(Path(folder))
+
+    second = Launcher(job_uri)
+    wait_until(lambda: [uid(job) for job in cluster.jobs()] not in ([], [uid(succeeded)]))
+    assert f"its result is gone from {folder}" in capfd.readouterr().err
+    publish_result(job_uri)
+    cluster.set_condition("Succeeded")
+    second.result()
 
 
 def test_the_job_belongs_to_the_workflow_of_the_launcher_or_else_to_its_pod(
@@ -211,7 +235,7 @@ def test_a_killed_launcher_leaves_the_job_and_the_next_one_adopts_it(cluster: Ha
     pod = cluster.create_pod()
     cluster.set_pod(pod, "Running", state=RUNNING)
     next_one = start_process(job_uri)
-    wait_until(lambda: next_one.poll() is not None or bool(cluster.jobs()))
+    publish_result(job_uri)
     cluster.set_condition("Succeeded")
     assert next_one.wait(30) == 0
     assert [uid(left) for left in cluster.jobs()] == [uid(job)]
@@ -226,6 +250,21 @@ def test_a_launcher_told_to_stop_deletes_or_leaves_the_job(
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(20) == -signal.SIGTERM
     assert len(cluster.jobs()) == num_left
+
+
+def test_a_launcher_whose_reader_is_gone_deletes_the_job_and_ends_within_a_second(
+    cluster: HandOperated, job_uri: str
+) -> None:
+    """In an Argo pod the process that reads the launcher's output dies first, and the kill comes a second later."""
+    launcher = start_process(job_uri, stderr=subprocess.PIPE)
+    assert launcher.stderr is not None
+    with launcher.stderr as lines:
+        assert any(b"created PyTorchJob" in line for line in iter(lines.readline, b""))
+    start = time.monotonic()
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(20) == -signal.SIGTERM
+    assert time.monotonic() - start < 1
+    assert cluster.jobs() == []
 
 
 def test_a_launcher_whose_pod_is_evicted_leaves_the_job_for_the_next(

@@ -41,7 +41,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
 
 @pytest.fixture
 def operator(server: ApiServer, tmp_path: Path) -> Iterator[TrainingOperator]:
-    variables = {"DICE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    variables = {"DICE_CACHE": str(tmp_path / "cache"), "DICE_SCRATCH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     with TrainingOperator(server, variables) as operator:
         yield operator
 
@@ -277,6 +277,29 @@ def test_a_launcher_told_to_stop_ends_the_processes(
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(20) == -signal.SIGTERM
     wait_until(lambda: not is_alive(tmp_path / "train"))
+
+
+def test_a_launcher_told_to_stop_looks_once_at_its_pod_and_deletes_in_one_call(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {"containers": [{"name": "main", "image": "core:1", "command": ["sleep", "60"]}]}
+    server.store.create(POD, "default", {"metadata": {"name": "launcher"}, "spec": spec})
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("POD_NAME", "launcher")
+    monkeypatch.setenv("POD_NAMESPACE", "default")
+    # Watches that last are not asked for again meanwhile.
+    launcher = start_process(job_uri, worker("time.sleep(60)"), patience=replace(PATIENCE, watch=60))
+    pid_file(Path(job_uri).parent)
+    wait_until(lambda: server.count("GET", "watch=True") == 2)
+    num_before = len(server.requests)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(20) == -signal.SIGTERM
+    [job_name] = {Path(request).name for request in server.requests if request.startswith("DELETE ")}
+    assert job_name.startswith("dice-")
+    assert [request for request in server.requests[num_before:] if "/log?" not in request] == [
+        "GET /api/v1/namespaces/default/pods/launcher",
+        f"DELETE /apis/kubeflow.org/v1/namespaces/default/pytorchjobs/{job_name}",
+    ]
 
 
 def test_an_api_that_stays_away_ends_the_launcher_and_not_the_training(

@@ -4,6 +4,7 @@ With DICE_TEST_CRD set it is also held against the schema of that definition.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 
 from dice_core.config import ConfigError, LaunchConfig
 from dice_core.pytorchjob_spec import COPIED_VARIABLES, job_name, training_job
+from pipelines.resources import CACHE_FOLDER
 
 _URI = "s3://bucket/dice/runs/My_Run.1/iteration-2/train/job.json"
 _FULL = {
@@ -146,16 +148,25 @@ def test_pods_run_as_nobody_special_on_a_read_only_root_with_room_where_it_is_ne
     assert places == {
         "/tmp": {"emptyDir": {}},
         "/cache": {"persistentVolumeClaim": {"claimName": "models"}},
-        "/cache/training": {"emptyDir": {}},
+        "/scratch": {"emptyDir": {}},
         "/dev/shm": {"emptyDir": {"medium": "Memory", "sizeLimit": "64Gi"}},
     }
     values = values_of(job)
-    assert (values["DICE_CACHE"], values["HOME"]) == ("/cache", "/tmp")
+    assert (values["DICE_SCRATCH"], values["HOME"]) == ("/scratch", "/tmp")
+
+
+def test_training_keeps_models_where_the_images_and_the_other_tasks_do() -> None:
+    in_images = {
+        place
+        for path in (Path(__file__).parents[2] / "images").glob("*/Dockerfile")
+        for place in re.findall(r"\bDICE_CACHE=(\S+)", path.read_text())
+    }
+    assert in_images == {values_of(spec_of())["DICE_CACHE"]} == {f"{CACHE_FOLDER}/models"}
 
 
 def test_without_a_claim_or_shared_memory_there_are_empty_folders_only() -> None:
     job = spec_of()
-    assert [volume["name"] for volume in pod_of(job)["volumes"]] == ["tmp", "cache"]
+    assert [volume["name"] for volume in pod_of(job)["volumes"]] == ["tmp", "cache", "scratch"]
     assert all("emptyDir" in volume for volume in pod_of(job)["volumes"])
 
 

@@ -1,4 +1,4 @@
-"""A PyTorchJob of two replicas really trains: torchrun in each, one rendezvous, the result published once."""
+"""A PyTorchJob of two replicas really trains by ZeRO-3: torchrun in each, one rendezvous, the result published once."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def training_job(folder: Path, model: Path) -> TrainingJob:
     folder.mkdir()
     records.write_table(pa.Table.from_pylist(rows, records.PAIRS), records.PAIRS, folder / "pairs.parquet")
     import_model(str(model), str(folder / "policy"))
-    settings = {"max_steps": 3, "global_batch_size": 2, "precision": "float32", "gradient_checkpointing": False}
+    settings = {"max_steps": 3, "global_batch_size": 2, "deepspeed": "zero3", "gradient_checkpointing": False}
     training = TrainingConfig.parse(settings, "training")
     fields = {"stage": "train", "fingerprint": training.fingerprint()}
     places = (str(folder / "train"), str(folder / "policy"), str(folder / "pairs.parquet"))
@@ -56,7 +56,7 @@ def test_two_replicas_train_and_a_launcher_killed_on_the_way_is_replaced(
     job = training_job(tmp_path / "run", tiny_model)
     job_uri = job.write()
     settings = {"num_nodes": 2, "gpu_resource": ""}
-    variables = {"DICE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    variables = {"DICE_CACHE": str(tmp_path / "cache"), "DICE_SCRATCH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     with ApiServer(tmp_path) as server, TrainingOperator(server, variables):
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
         killed = start_process(job_uri, **settings)

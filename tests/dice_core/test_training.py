@@ -5,6 +5,7 @@ Runs in this process where one is enough, by torchrun where several are the clai
 
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -196,13 +197,73 @@ def test_two_processes_equal_one_with_the_same_global_batch(policy_uri: str, pai
     assert_same_weights(one, two, 2e-4)
 
 
-def test_zero3_in_two_processes_equals_one_process_without(policy_uri: str, pairs_uri: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
+def test_zero_in_two_processes_equals_one_process_without(
+    deepspeed: str, policy_uri: str, pairs_uri: str, tmp_path: Path
+) -> None:
     one = train(tmp_path / "one", policy_uri, pairs_uri, max_steps=2)
-    job = make_job(tmp_path / "zero3", policy_uri, pairs_uri, {"max_steps": 2, "deepspeed": "zero3"})
+    job = make_job(tmp_path / "zero", policy_uri, pairs_uri, {"max_steps": 2, "deepspeed": deepspeed})
     launch_training(job.write(), LaunchConfig(processes_per_node=2))
-    zero3 = finished(tmp_path / "zero3")
-    assert zero3.losses == pytest.approx(one.losses, abs=1e-5)
-    assert_same_weights(one, zero3, 2e-4)
+    zero = finished(tmp_path / "zero")
+    assert zero.losses == pytest.approx(one.losses, abs=1e-5)
+    assert_same_weights(one, zero, 2e-4)
+
+
+@pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
+def test_bf16_under_zero_trains_the_exact_float32_weights(
+    deepspeed: str, policy_uri: str, pairs_uri: str, tmp_path: Path
+) -> None:
+    """Adam moves a weight by at most the learning rate in a step: rounding to bfloat16 would move it a hundred times
+    as far.
+    """
+    settings = {"max_steps": 2, "deepspeed": deepspeed, "precision": "bf16", "learning_rate": 1e-7}
+    job = make_job(tmp_path / "zero", policy_uri, pairs_uri, settings)
+    launch_training(job.write(), LaunchConfig(processes_per_node=2))
+    zero, start = finished(tmp_path / "zero"), load_file(fetch_model(policy_uri) / "model.safetensors")
+    moved = max(float((zero.weights[name] - weight).abs().max()) for name, weight in start.items())
+    rounding = max(float((weight.bfloat16().float() - weight).abs().max()) for weight in start.values())
+    assert 0 < moved < 3e-7 < rounding / 100
+    assert zero.losses == pytest.approx([math.log(2)] * 2, abs=1e-2)
+
+
+def test_what_libraries_do_at_their_end_cannot_fail_a_finished_process(
+    policy_uri: str, pairs_uri: str, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import atexit, os\natexit.register(os.abort)")
+    job_uri = make_job(tmp_path / "out", policy_uri, pairs_uri, {"max_steps": 1}).write()
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+    subprocess.run([sys.executable, "-m", "dice_core.training", job_uri], cwd=root, env=environment, check=True)
+    assert finished(tmp_path / "out").metrics["num_steps"] == 1
+
+
+def test_a_killed_zero3_run_goes_on_elsewhere_from_its_stored_checkpoint(
+    policy_uri: str, pairs_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"max_steps": 12, "save_steps": 4, "eval_steps": 100, "precision": "bf16"}
+    one = train(tmp_path / "one", policy_uri, pairs_uri, **settings)
+    settings["deepspeed"] = "zero3"
+    uri, elsewhere = tmp_path / "killed", tmp_path / "elsewhere"
+    monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "machine-1"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    job_uri = make_job(uri, policy_uri, pairs_uri, settings).write()
+    process = subprocess.Popen([*torchrun, "--module", "dice_core.training", job_uri], cwd=Path(__file__).parents[2])
+    while not list(uri.glob("checkpoints/*/node-0/manifest.json")):
+        assert process.poll() is None, "the run ended before its first checkpoint"
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    uri.rename(elsewhere)
+
+    monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "machine-2"))
+    job_uri = make_job(elsewhere, policy_uri, pairs_uri, settings).write()
+    launch_training(job_uri, LaunchConfig(processes_per_node=2))
+    resumed = finished(elsewhere)
+    assert "resuming from checkpoint-" in capfd.readouterr().err
+    assert resumed.metrics["num_steps"] == len(resumed.losses) == 12
+    # Sums of bfloat16 log-probs differ a little; weights or moments that were lost would show much more.
+    assert resumed.losses == pytest.approx(one.losses, abs=3e-2)
+    assert one.losses[-1] < math.log(2) - 0.1
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_weights(
@@ -214,7 +275,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_weights
 ) -> None:
     settings = {"max_steps": 20, "save_steps": 5, "ema_decay": 0.9, "eval_steps": 100}
     whole = train(tmp_path / "whole", policy_uri, pairs_uri, **settings)
-    monkeypatch.setenv("DICE_CACHE", str(tmp_path / "machine-1"))
+    monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "machine-1"))
     uri = tmp_path / "killed"
     job = make_job(uri, policy_uri, pairs_uri, settings)
     process = subprocess.Popen([sys.executable, "-m", "dice_core.training", job.write()], cwd=Path(__file__).parents[2])
@@ -237,7 +298,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_weights
     assert not job.scratch_folder().exists()
 
     # On another machine, which has the stored checkpoint alone.
-    monkeypatch.setenv("DICE_CACHE", str(tmp_path / "machine-2"))
+    monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "machine-2"))
     run_training(make_job(elsewhere, policy_uri, pairs_uri, settings))
     assert "fetching checkpoint" in capsys.readouterr().err
     assert_same_weights(whole, finished(elsewhere), 0)
@@ -322,7 +383,7 @@ def test_what_a_stop_after_publishing_left_is_deleted(
 ) -> None:
     from dice_core.checkpoints import CheckpointStore
 
-    monkeypatch.setenv("DICE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "cache"))
     uri = tmp_path / "out"
     job = make_job(uri, policy_uri, pairs_uri, {"save_steps": 1})
     job.write()
