@@ -190,6 +190,8 @@ def _new_client() -> Any:
         retries=retries,
         max_pool_connections=_NUM_CONNECTIONS,
         tcp_keepalive=True,
+        # Readers compare SHA-256; with the server's checksums every download would begin with a HEAD request.
+        response_checksum_validation="when_required",
         # Servers of one's own seldom have a DNS name for each bucket.
         s3={"addressing_style": "path"} if endpoint else None,
     )

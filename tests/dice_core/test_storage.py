@@ -4,9 +4,11 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dice_core import s3_storage
 from dice_core.s3_storage import S3Storage
 from dice_core.storage import (
     ConflictError,
@@ -83,6 +85,29 @@ def test_a_file_comes_back_the_same(storage: Storage, tmp_path: Path) -> None:
 
     assert target.read_bytes() == source.read_bytes()
     assert [path.name for path in target.parent.iterdir()] == ["target"]
+
+
+def test_an_empty_file_comes_back_empty(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "source").touch()
+    storage.upload(tmp_path / "source", "empty")
+    storage.download("empty", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == b""
+
+
+def test_a_small_download_is_one_request(s3: str, tmp_path: Path) -> None:
+    storage, requests = open_storage(s3), []
+
+    def note(request: Any, **_: object) -> None:
+        requests.append(request.method)
+
+    storage.write_bytes("small", b"x")
+    events = s3_storage._client().meta.events
+    events.register("before-send.s3", note)
+    try:
+        storage.download("small", tmp_path / "small")
+    finally:
+        events.unregister("before-send.s3", note)
+    assert requests == ["GET"]
 
 
 def test_a_large_file_travels_in_parts_and_comes_back_the_same(s3: str, tmp_path: Path) -> None:
