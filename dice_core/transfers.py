@@ -29,7 +29,7 @@ def side_by_side(function: Callable[[Item], Result], items: Iterable[Item]) -> l
         futures = [pool.submit(function, item) for item in items]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
+            for future in filter(done.__contains__, futures):
                 future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
