@@ -124,6 +124,12 @@ class StageContext:
         records.write_table(table, schema, path)
         return path
 
+    def write_tables(self, tables: Iterable[pa.Table], schema: pa.Schema, name: str) -> Path:
+        """Write tables to one file in the scratch folder, each when it is made, ready to be published."""
+        path = self.folder / name
+        records.write_tables(tables, schema, path)
+        return path
+
     def write_json(self, value: object, name: str) -> Path:
         """Write plain values to the scratch folder, ready to be published."""
         path = self.folder / name

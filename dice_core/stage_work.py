@@ -174,7 +174,12 @@ def pair(context: StageContext, *, pairing: PairingConfig, chat: ChatConfig, see
         prompts = read_input(context, context.inputs["data"], records.PROMPTS, "prompts")
         responses = group_tables(context, "responses", records.RESPONSES)
         built = build_pairs(
-            select_pairs(scores, penalty.value, pairing), responses, preferences, prompts=prompts, **draw
+            select_pairs(scores, penalty.value, pairing),
+            responses,
+            preferences,
+            prompts=prompts,
+            folder=context.folder,
+            **draw,
         )
         curve = {"length_penalties": penalty.curve[0].tolist(), "length_gaps": penalty.curve[1].tolist()}
         files["length_penalty.json"] = context.write_json(curve, "length_penalty.json")
@@ -185,7 +190,7 @@ def pair(context: StageContext, *, pairing: PairingConfig, chat: ChatConfig, see
         }
     else:
         built = offline_pairs(preferences, **draw)
-    files["pairs.parquet"] = context.write_table(built.pairs, records.PAIRS, "pairs.parquet")
+    files["pairs.parquet"] = context.write_tables(built.tables, records.PAIRS, "pairs.parquet")
     return context.publish(files, {**metrics, **built.counts, "seconds": _seconds(start)})
 
 
