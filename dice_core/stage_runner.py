@@ -35,6 +35,8 @@ from dice_core.progress import log
 from dice_core.storage import StorageError, open_storage
 
 _USERS_FILE = "file"
+# An upload that a killed attempt began is dead by then; one of an attempt that still runs may not be.
+_DEAD_UPLOAD_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,7 @@ def _run(context: StageContext, work: Callable[[StageContext], Manifest]) -> Sta
     stage, output_uri = context.manifest_fields["stage"], context.uri
     if context.parts:
         log(f"{stage}: {len(context.parts)} parts of an earlier attempt are kept")
+    _delete_dead_uploads(stage, output_uri)
     start = time.monotonic()
     skipped = next((entry.manifest.skipped for entry in context.inputs.values() if entry.manifest.skipped), "")
     manifest = context.skip(skipped) if skipped else work(context)
@@ -230,6 +233,17 @@ def _run(context: StageContext, work: Callable[[StageContext], Manifest]) -> Sta
         return StageReport(output_uri, "skipped", {}, manifest.skipped)
     log(f"{stage}: completed in {time.monotonic() - start:.0f} s: {output_uri}")
     return StageReport(output_uri, "completed", manifest.metrics)
+
+
+def _delete_dead_uploads(stage: str, uri: str) -> None:
+    """Delete what killed attempts left half uploaded. A bucket may forbid to look for it: no reason to do nothing."""
+    try:
+        num_deleted = open_storage(uri).delete_unfinished(_DEAD_UPLOAD_SECONDS)
+    except StorageError as error:
+        log(f"{stage}: uploads that were never finished are not looked for: {error}")
+        return
+    if num_deleted:
+        log(f"{stage}: {num_deleted} uploads of killed attempts deleted below {uri}")
 
 
 def _reuse(present: Manifest, fingerprint: str, output_uri: str, settings: Mapping[str, Settings]) -> StageReport:

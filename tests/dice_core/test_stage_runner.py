@@ -1,5 +1,7 @@
 """A stage runs once for the same settings and inputs, resumes what was interrupted, and never mixes."""
 
+import os
+
 import pyarrow as pa
 import pytest
 
@@ -177,3 +179,22 @@ def test_a_parquet_file_of_the_users_is_downloaded_once(tmp_path, uri, monkeypat
     run(uri, work, inputs={"data": str(path)})
     assert downloaded == ["mine.parquet"]
     assert path.is_file()
+
+
+def test_a_stage_deletes_what_killed_uploads_left_at_its_place(tmp_path, uri):
+    old, young = (tmp_path / "out" / f".model.{name}.unfinished" for name in ("old", "young"))
+    for path in (old, young):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    run(uri, Work())
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_a_bucket_that_hides_its_uploads_stops_no_stage(uri, monkeypatch, capsys):
+    def refuse(*_):
+        raise StorageError("denies ListMultipartUploads")
+
+    monkeypatch.setattr(FolderStorage, "delete_unfinished", refuse)
+    assert run(uri, Work()).status == "completed"
+    assert "are not looked for: denies ListMultipartUploads" in "".join(capsys.readouterr())

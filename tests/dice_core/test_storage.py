@@ -6,6 +6,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from dice_core import s3_storage
@@ -341,3 +342,32 @@ def test_an_interrupted_upload_to_a_folder_is_not_seen(tmp_path: Path, monkeypat
 
     assert storage.list() == []
     assert list((tmp_path / "storage").iterdir()) == []
+
+
+def test_uploads_that_were_never_finished_are_deleted_below_the_prefix_only(s3: str, object_store: ObjectStore) -> None:
+    client = boto3.client("s3")
+    prefix = s3.removeprefix(f"s3://{object_store.bucket}/") + "/killed"
+    uploads = {}
+    for key in ("stage/model.bin", "stage/deep/er.bin", "stage-2/model.bin"):
+        place = {"Bucket": object_store.bucket, "Key": f"{prefix}/{key}"}
+        uploads[key] = client.create_multipart_upload(**place)["UploadId"]
+        client.upload_part(**place, UploadId=uploads[key], PartNumber=1, Body=b"x")
+    stage = open_storage(f"s3://{object_store.bucket}/{prefix}/stage")
+    stage.write_bytes("finished", b"x")
+    assert stage.delete_unfinished(3600) == 0
+    assert stage.delete_unfinished(0) == 2
+    assert [found.key for found in stage.list()] == ["finished"]
+    left = client.list_multipart_uploads(Bucket=object_store.bucket, Prefix=prefix)["Uploads"]
+    assert [upload["UploadId"] for upload in left] == [uploads["stage-2/model.bin"]]
+
+
+def test_half_written_files_are_deleted_once_they_are_old(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    half = tmp_path / "deep" / ".model.bin.0123.unfinished"
+    half.write_bytes(b"x")
+    storage = FolderStorage(tmp_path)
+    storage.write_bytes("finished", b"x")
+    assert storage.delete_unfinished(3600) == 0
+    assert storage.delete_unfinished(0) == 1
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["finished"]
+    assert FolderStorage(tmp_path / "nowhere").delete_unfinished(0) == 0
