@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from dice_core.config import ConfigError, DataConfig
 from dice_core.decontamination import BenchmarkIndex, benchmark_index, normalised_text
-from dice_core.records import PREFERENCES, PROMPTS, RecordError, prompt_id
+from dice_core.records import PREFERENCES, PROMPTS, RecordError, prompt_id, take_text
 from dice_core.sources import Rows
 
 # Rows turned into Python objects at a time: the tables themselves stay in Arrow.
@@ -205,23 +206,12 @@ def _where_they_went(dropped: Counter[str]) -> str:
 
 def _table(source: pa.Table, rows: Sequence[_Row], schema: pa.Schema) -> pa.Table:
     """Return the rows in their order."""
-    indices = pa.array([row.position for row in rows], pa.int64())
-    columns = {name: _take(source[name], indices) for name in schema.names if name != "prompt_id"}
+    positions = np.array([row.position for row in rows], dtype=np.int64)
+    columns = {name: take_text(source[name], positions) for name in schema.names if name != "prompt_id"}
     columns["prompt_id"] = pa.chunked_array(
         [[prompt_id(text) for text in chunk.to_pylist()] for chunk in columns["prompt"].chunks], pa.string()
     )
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
-
-
-def _take(column: pa.ChunkedArray, indices: pa.Array) -> pa.ChunkedArray:
-    """Take from one column, so that a copy of one column at most is made on the way.
-
-    Piece by piece: an array of `string` holds 2 GiB. From one chunk: Arrow joins the chunks anew at every take.
-    """
-    joined = column.combine_chunks()
-    starts = range(0, len(indices), _ROWS_AT_A_TIME)
-    pieces = [joined.take(indices.slice(start, _ROWS_AT_A_TIME)).cast(pa.string()) for start in starts]
-    return pa.chunked_array(pieces, pa.string())
 
 
 def _counts(tables: Sequence[pa.Table], prompts: Counter[str], preferences: Counter[str]) -> dict[str, int]:

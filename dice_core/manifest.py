@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from dice_core import __version__, layout
 from dice_core.records import RecordError
-from dice_core.storage import ConflictError, MissingObjectError, StorageError, open_storage
+from dice_core.storage import ConflictError, MissingObjectError, Storage, StorageError, open_storage
+from dice_core.transfers import side_by_side
 
 # The note on a finished part of a stage that is still running: its fingerprint, its key and its file entry.
 _NOTE_SUFFIX = ".part.json"
@@ -128,7 +129,7 @@ def _size_and_digest(path: Path) -> tuple[int, str]:
 
 
 def fetch_files(uri: str, manifest: Manifest, folder: Path, names: Iterable[str] | None = None) -> dict[str, Path]:
-    """Download files of a manifest and check each against it.
+    """Download files of a manifest, several at a time, and check each against it.
 
     Args:
         uri: where the manifest is.
@@ -143,33 +144,42 @@ def fetch_files(uri: str, manifest: Manifest, folder: Path, names: Iterable[str]
     for name in manifest.files if names is None else names:
         if name not in manifest.files:
             raise StorageError(f"{uri}: its manifest names no file {name!r}, it names {', '.join(manifest.files)}")
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        storage.download(name, path)
-        found, expected = _size_and_digest(path), manifest.files[name]
-        if found != (expected.size, expected.sha256):
-            path.unlink()
-            raise StorageError(
-                f"{layout.join(uri, name)}: {found[0]} bytes, sha256 {found[1][:12]}, but its manifest says "
-                f"{expected.size} bytes, {expected.sha256[:12]}: it was changed or cut; run its stage again elsewhere"
-            )
-        paths[name] = path
+        paths[name] = folder / name
+    side_by_side(lambda name: _fetch(storage, name, paths[name], manifest.files[name]), paths)
     return paths
 
 
+def _fetch(storage: Storage, name: str, path: Path, expected: FileEntry) -> None:
+    """Download a file; one that is not what it should be does not stay."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.download(name, path)
+    found = _size_and_digest(path)
+    if found != (expected.size, expected.sha256):
+        path.unlink()
+        raise StorageError(
+            f"{layout.join(storage.uri, name)}: {found[0]} bytes, sha256 {found[1][:12]}, but its manifest says "
+            f"{expected.size} bytes, {expected.sha256[:12]}: it was changed or cut; run its stage again elsewhere"
+        )
+
+
 def publish_files(uri: str, files: Mapping[str, Path], manifest: Manifest) -> Manifest:
-    """Upload files, then the manifest that names them.
+    """Upload files, several at a time, then the manifest that names them.
 
     Args:
         uri: the stage's own place.
         files: name to path on this machine.
         manifest: everything but these files; entries it already has (finished parts) are kept.
     """
-    storage, entries = open_storage(uri), dict(manifest.files)
-    for name, path in files.items():
-        entries[name] = describe_file(path)
+    storage = open_storage(uri)
+
+    def publish(item: tuple[str, Path]) -> FileEntry:
+        name, path = item
+        entry = describe_file(path)
         storage.upload(path, name)
-    complete = replace(manifest, files=entries)
+        return entry
+
+    entries = side_by_side(publish, files.items())
+    complete = replace(manifest, files={**manifest.files, **dict(zip(files, entries, strict=True))})
     storage.write_bytes(layout.MANIFEST, complete.to_json())
     return complete
 
@@ -209,8 +219,9 @@ def finished_parts(uri: str, fingerprint: str) -> dict[str, Part]:
     storage = open_storage(uri)
     sizes = {found.key: found.size for found in storage.list()}
     parts: dict[str, Part] = {}
-    for key in sorted(key for key in sizes if key.endswith(_NOTE_SUFFIX)):
-        note = json.loads(storage.read_bytes(key))
+    keys = sorted(key for key in sizes if key.endswith(_NOTE_SUFFIX))
+    for key, data in zip(keys, side_by_side(storage.read_bytes, keys), strict=True):
+        note = json.loads(data)
         if note["fingerprint"] != fingerprint:
             raise StorageError(
                 f"{uri}: holds parts made with other settings or inputs: take a new run name, or pass --overwrite"

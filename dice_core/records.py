@@ -4,10 +4,16 @@ Reads and writes Parquet files on this machine; where they are kept is storage.p
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+# Rows of text that surely fit into one Arrow array of `string`, which holds 2 GiB.
+_ROWS_AT_A_TIME = 4096
 
 _IDS = pa.list_(pa.int32())
 
@@ -105,9 +111,39 @@ def conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
+def take_text(column: pa.ChunkedArray, rows: NDArray[np.int64]) -> pa.ChunkedArray:
+    """Return rows of a text column of any size, in pieces of `string`.
+
+    Arrow's own `take` and `sort_by` join all chunks first, and fail where these hold more than 2 GiB.
+
+    Args:
+        column: of `string` or `large_string`.
+        rows: positions in it, in any order.
+    """
+    ends = np.cumsum([len(chunk) for chunk in column.chunks])
+    pieces = []
+    for start in range(0, len(rows), _ROWS_AT_A_TIME):
+        wanted = rows[start : start + _ROWS_AT_A_TIME]
+        owners = np.searchsorted(ends, wanted, side="right")
+        order = np.argsort(owners, kind="stable")
+        taken = []
+        for members in np.split(order, np.flatnonzero(np.diff(owners[order])) + 1):
+            chunk = column.chunk(int(owners[members[0]]))
+            taken.append(chunk.take(pa.array(wanted[members] - (ends[owners[members[0]]] - len(chunk)))))
+        pieces.append(pa.concat_arrays(taken).take(pa.array(np.argsort(order))).cast(pa.string()))
+    return pa.chunked_array(pieces, pa.string())
+
+
 def write_table(table: pa.Table, schema: pa.Schema, path: Path) -> None:
     """Write a table as zstd Parquet, after checking that it has the schema."""
     pq.write_table(conform(table, schema, str(path)), path, compression="zstd")
+
+
+def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
+    """Write tables that are made one after another as one zstd Parquet file; none is held longer than it takes."""
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(conform(table, schema, str(path)))
 
 
 def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None, where: str = "") -> pa.Table:

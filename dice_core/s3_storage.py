@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,19 @@ class S3Storage:
                 self._delete_batch(group[start : start + _DELETE_BATCH])
         return len(keys)
 
+    def delete_unfinished(self, min_age_seconds: float) -> int:
+        """See Storage. These are multipart uploads that were neither completed nor aborted."""
+        newest, num_aborted = datetime.now(UTC) - timedelta(seconds=min_age_seconds), 0
+        with self._explained(""):
+            pages = _client().get_paginator("list_multipart_uploads")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
+                for found in page.get("Uploads", ()):
+                    if found["Initiated"] <= newest:
+                        place = {"Bucket": self._bucket, "Key": found["Key"], "UploadId": found["UploadId"]}
+                        _client().abort_multipart_upload(**place)
+                        num_aborted += 1
+        return num_aborted
+
     def _delete_batch(self, keys: Sequence[str]) -> None:
         objects = [{"Key": self._key(key)} for key in keys]
         with self._explained(keys[0]):
@@ -190,6 +204,8 @@ def _new_client() -> Any:
         retries=retries,
         max_pool_connections=_NUM_CONNECTIONS,
         tcp_keepalive=True,
+        # Readers compare SHA-256; with the server's checksums every download would begin with a HEAD request.
+        response_checksum_validation="when_required",
         # Servers of one's own seldom have a DNS name for each bucket.
         s3={"addressing_style": "path"} if endpoint else None,
     )

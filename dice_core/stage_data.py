@@ -16,6 +16,7 @@ from dice_core.config import ChatConfig, DataConfig
 from dice_core.manifest import Manifest
 from dice_core.stage_runner import StageContext, scratch_folder
 from dice_core.storage import StorageError, open_storage
+from dice_core.transfers import side_by_side
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,12 @@ def _local_source(source: str, folder: Path) -> LocalSource:
         keys = [found.key for found in storage.list(name) if found.key == name or found.key.startswith(f"{name}/")]
         if not keys:
             raise StorageError(f"{source}: no such file or folder")
-        for key in keys:
-            (folder / key).parent.mkdir(parents=True, exist_ok=True)
-            storage.download(key, folder / key)
+        side_by_side(lambda key: storage.download(key, folder / key), keys)
         path = folder / name
     if not path.exists():
         return LocalSource(source, source, source)
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    digests = "".join(_digest(file) for file in files)
+    digests = "".join(side_by_side(_digest, files))
     return LocalSource(str(path), source, hashlib.sha256(digests.encode()).hexdigest())
 
 

@@ -35,6 +35,8 @@ from dice_core.progress import log
 from dice_core.storage import StorageError, open_storage
 
 _USERS_FILE = "file"
+# An upload that a killed attempt began is dead by then; one of an attempt that still runs may not be.
+_DEAD_UPLOAD_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,19 @@ class Input:
 
     uri: str
     manifest: Manifest
+    users_path: Path | None = None
+    """The file of the user's on this machine; it was downloaded to be identified."""
 
     def fetch(self, folder: Path, names: Iterable[str] | None = None) -> dict[str, Path]:
-        """Download files (all by default) into a folder and check them."""
+        """Download files (all by default) into a folder and check them; a file of the user's is where it is."""
+        if self.users_path is not None:
+            return {self.users_path.name: self.users_path}
         return fetch_files(self.uri, self.manifest, folder, names)
 
     @property
     def is_users_file(self) -> bool:
         """Whether it is a Parquet file of nobody's run."""
-        return self.manifest.stage == _USERS_FILE
+        return self.users_path is not None
 
     def tables(self, prefix: str = "") -> list[str]:
         """Return the names of its Parquet files that begin with a prefix, in order; a shard may have none."""
@@ -120,15 +126,26 @@ class StageContext:
         records.write_table(table, schema, path)
         return path
 
+    def write_tables(self, tables: Iterable[pa.Table], schema: pa.Schema, name: str) -> Path:
+        """Write tables to one file in the scratch folder, each when it is made, ready to be published."""
+        path = self.folder / name
+        records.write_tables(tables, schema, path)
+        return path
+
     def write_json(self, value: object, name: str) -> Path:
         """Write plain values to the scratch folder, ready to be published."""
         path = self.folder / name
         path.write_text(json.dumps(value, indent=1))
         return path
 
-    def publish_part(self, name: str, path: Path) -> None:
-        """Store one finished part: another attempt will not do it again."""
+    def publish_part(self, name: str, path: Path) -> bool:
+        """Store one finished part: another attempt will not do it again.
+
+        Returns:
+            Whether the part that counts is this one, and not one of an attempt that ran at the same time.
+        """
         self.parts[name] = publish_part(self.uri, name, path, self.fingerprint)
+        return self.parts[name].entry == describe_file(path)
 
     def publish(self, files: Mapping[str, Path], metrics: Mapping[str, Metric]) -> Manifest:
         """Store files beside the finished parts, and the manifest."""
@@ -140,8 +157,12 @@ class StageContext:
         return publish_files(self.uri, {}, Manifest(files={}, skipped=reason, **self.manifest_fields))
 
 
-def open_input(uri: str) -> Input:
+def open_input(uri: str, folder: Path) -> Input:
     """Return a finished stage's output, or a single Parquet file that is taken as it is.
+
+    Args:
+        uri: of either.
+        folder: gets the single file.
 
     Raises:
         StorageError: nothing finished is there.
@@ -149,10 +170,10 @@ def open_input(uri: str) -> Input:
     if not uri.endswith(".parquet"):
         return Input(uri, require_manifest(uri))
     parent, _, name = uri.rpartition("/")
-    with scratch_folder() as folder:
-        open_storage(parent or ".").download(name, folder / name)
-        entry = describe_file(folder / name, uri)
-    return Input(parent or ".", Manifest(stage=_USERS_FILE, fingerprint=entry.sha256, files={name: entry}))
+    open_storage(parent or ".").download(name, folder / name)
+    entry = describe_file(folder / name, uri)
+    manifest = Manifest(stage=_USERS_FILE, fingerprint=entry.sha256, files={name: entry})
+    return Input(parent or ".", manifest, folder / name)
 
 
 def run_stage(
@@ -181,32 +202,48 @@ def run_stage(
     Raises:
         StorageError: an input is not finished, or the place holds the result of other settings or inputs.
     """
-    resolved = {name: open_input(uri) for name, uri in inputs.items()}
-    fingerprint = _fingerprint(stage, format_version, settings, arguments, resolved)
-    if overwrite:
-        log(f"{stage}: {clear_stage(output_uri, stage)} files of an earlier run deleted below {output_uri}")
-    present = read_manifest(output_uri)
-    if present is not None:
-        return _reuse(present, fingerprint, output_uri, settings)
-    fields = {
-        "stage": stage,
-        "fingerprint": fingerprint,
-        "settings": {**{name: value.to_dict() for name, value in settings.items()}, **arguments},
-        "inputs": {name: f"{entry.uri}@{entry.manifest.content_digest}" for name, entry in resolved.items()},
-    }
-    skipped = next((entry.manifest.skipped for entry in resolved.values() if entry.manifest.skipped), "")
-    parts = finished_parts(output_uri, fingerprint)
-    if parts:
-        log(f"{stage}: {len(parts)} parts of an earlier attempt are kept")
-    start = time.monotonic()
     with scratch_folder() as folder:
-        context = StageContext(output_uri, fingerprint, resolved, folder, fields, parts)
-        manifest = context.skip(skipped) if skipped else work(context)
+        resolved = {name: open_input(uri, folder / "inputs" / name) for name, uri in inputs.items()}
+        fingerprint = _fingerprint(stage, format_version, settings, arguments, resolved)
+        if overwrite:
+            log(f"{stage}: {clear_stage(output_uri, stage)} files of an earlier run deleted below {output_uri}")
+        present = read_manifest(output_uri)
+        if present is not None:
+            return _reuse(present, fingerprint, output_uri, settings)
+        fields = {
+            "stage": stage,
+            "fingerprint": fingerprint,
+            "settings": {**{name: value.to_dict() for name, value in settings.items()}, **arguments},
+            "inputs": {name: f"{entry.uri}@{entry.manifest.content_digest}" for name, entry in resolved.items()},
+        }
+        parts = finished_parts(output_uri, fingerprint)
+        return _run(StageContext(output_uri, fingerprint, resolved, folder, fields, parts), work)
+
+
+def _run(context: StageContext, work: Callable[[StageContext], Manifest]) -> StageReport:
+    stage, output_uri = context.manifest_fields["stage"], context.uri
+    if context.parts:
+        log(f"{stage}: {len(context.parts)} parts of an earlier attempt are kept")
+    _delete_dead_uploads(stage, output_uri)
+    start = time.monotonic()
+    skipped = next((entry.manifest.skipped for entry in context.inputs.values() if entry.manifest.skipped), "")
+    manifest = context.skip(skipped) if skipped else work(context)
     if manifest.skipped:
         log(f"{stage}: skipped: {manifest.skipped}")
         return StageReport(output_uri, "skipped", {}, manifest.skipped)
     log(f"{stage}: completed in {time.monotonic() - start:.0f} s: {output_uri}")
     return StageReport(output_uri, "completed", manifest.metrics)
+
+
+def _delete_dead_uploads(stage: str, uri: str) -> None:
+    """Delete what killed attempts left half uploaded. A bucket may forbid to look for it: no reason to do nothing."""
+    try:
+        num_deleted = open_storage(uri).delete_unfinished(_DEAD_UPLOAD_SECONDS)
+    except StorageError as error:
+        log(f"{stage}: uploads that were never finished are not looked for: {error}")
+        return
+    if num_deleted:
+        log(f"{stage}: {num_deleted} uploads of killed attempts deleted below {uri}")
 
 
 def _reuse(present: Manifest, fingerprint: str, output_uri: str, settings: Mapping[str, Settings]) -> StageReport:

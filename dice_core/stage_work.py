@@ -9,7 +9,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -28,10 +30,19 @@ from dice_core.config import (
 from dice_core.manifest import Manifest, Metric, publish_files, require_manifest
 from dice_core.progress import Throttle, log
 from dice_core.promotion import promote
-from dice_core.stage_runner import Input, StageContext, StageReport
+from dice_core.stage_parts import group_tables, part_name, published_behind, read_input, stored_parts
+from dice_core.stage_runner import StageContext, StageReport
 from dice_core.storage import StorageError
+from dice_core.transfers import read_ahead
+
+if TYPE_CHECKING:
+    from dice_core.scoring import Filtered
 
 _EVALUATION = "evaluation.json"
+_RESPONSE_COUNTS = ("num_responses", "num_response_tokens", "num_cut_responses", "num_duplicate_responses")
+
+# Parts of responses on their way while one is scored, which takes much longer.
+_NUM_AHEAD = 2
 
 
 class Progress:
@@ -46,11 +57,6 @@ class Progress:
             log(f"{self._what}: {num_done} of {num_all} {self._unit}")
 
 
-def part_name(index: int) -> str:
-    """Return the file name of a part of a sharded table."""
-    return f"part-{index:05d}.parquet"
-
-
 def generate(
     context: StageContext, *, shard: int, num_shards: int, seed: int, generation: GenerationConfig, chat: ChatConfig
 ) -> Manifest:
@@ -62,33 +68,33 @@ def generate(
     if gate and not gate.manifest.metrics.get("accepted"):
         return context.skip(f"the policy was refused by {gate.uri}: {gate.manifest.metrics.get('reason')}")
     start = time.monotonic()
-    prompts = _read(context, context.inputs["data"], records.PROMPTS, "prompts")
+    prompts = read_input(context, context.inputs["data"], records.PROMPTS, "prompts")
     if not prompts.num_rows:
         raise records.RecordError(f"{context.inputs['data'].uri}: the prompts table is empty, nothing to generate")
     rows = shard_rows(prompts.num_rows, shard, num_shards)
     prompts = prompts.slice(rows.start, len(rows))
     wanted = [i for i in range(num_parts(prompts.num_rows, generation)) if part_name(i) not in context.parts]
+    counts = dict.fromkeys(_RESPONSE_COUNTS, 0)
+    for _, table in stored_parts(context, records.RESPONSES):
+        _count_responses(counts, "", table)
     if wanted:
         policy = fetch_model(context.inputs["policy"].uri)
         progress = Progress(f"generate shard {shard + 1}/{num_shards}", "prompts")
-        for index, table in generate_parts(
-            policy, prompts, config=generation, chat=chat, seed=seed, parts=wanted, on_progress=progress
-        ):
-            _publish_part(context, index, table, records.RESPONSES)
-    metrics = {"num_prompts": prompts.num_rows, **_count_responses(context)}
-    return context.publish({}, {**metrics, "seconds": _seconds(start)})
+        with published_behind(context, records.RESPONSES, partial(_count_responses, counts)) as publish:
+            for index, table in generate_parts(
+                policy, prompts, config=generation, chat=chat, seed=seed, parts=wanted, on_progress=progress
+            ):
+                publish(index, table)
+    return context.publish({}, {"num_prompts": prompts.num_rows, **counts, "seconds": _seconds(start)})
 
 
-def _count_responses(context: StageContext) -> dict[str, int]:
+def _count_responses(counts: dict[str, int], _: str, table: pa.Table) -> None:
     from dice_core.generation import num_duplicate_responses
 
-    counts = {"num_responses": 0, "num_response_tokens": 0, "num_cut_responses": 0, "num_duplicate_responses": 0}
-    for table in _stored_parts(context, records.RESPONSES):
-        counts["num_responses"] += table.num_rows
-        counts["num_response_tokens"] += pc.sum(pc.list_value_length(table["response_token_ids"])).as_py() or 0
-        counts["num_cut_responses"] += pc.sum(pc.equal(table["finish_reason"], "length")).as_py() or 0
-        counts["num_duplicate_responses"] += num_duplicate_responses(table)
-    return counts
+    counts["num_responses"] += table.num_rows
+    counts["num_response_tokens"] += pc.sum(pc.list_value_length(table["response_token_ids"])).as_py() or 0
+    counts["num_cut_responses"] += pc.sum(pc.equal(table["finish_reason"], "length")).as_py() or 0
+    counts["num_duplicate_responses"] += num_duplicate_responses(table)
 
 
 def score(context: StageContext, *, config: ScoringConfig) -> Manifest:
@@ -100,25 +106,32 @@ def score(context: StageContext, *, config: ScoringConfig) -> Manifest:
     dropped: Counter[str] = Counter()
     names = context.inputs["responses"].tables()
     wanted = [index for index in range(len(names)) if part_name(index) not in context.parts]
+    rewards: dict[str, np.ndarray] = {}
+    for name, table in stored_parts(context, records.SCORES):
+        _keep_rewards(rewards, name, table)
     # Lazily: a shard's responses need not fit in memory. Parts already scored are read for their counts alone.
     valid = _valid_parts(context, names, wanted, config, dropped)
     if wanted:
         folders = [fetch_model(context.inputs[name].uri) for name in ("policy", "reference")]
-        for index, table, _ in score_parts(*folders, valid, config, on_progress=Progress("score", "responses")):
-            _publish_part(context, index, table, records.SCORES)
+        with published_behind(context, records.SCORES, partial(_keep_rewards, rewards)) as publish:
+            for index, table, _ in score_parts(*folders, valid, config, on_progress=Progress("score", "responses")):
+                publish(index, table)
     for _ in valid:
         pass
-    scores = pa.concat_tables([records.SCORES.empty_table(), *_stored_parts(context, records.SCORES)])
+    all_rewards = np.concatenate([[], *(rewards[name] for name in sorted(rewards))])
     num_valid = dropped.pop("valid", 0)
-    rewards = np.asarray(scores["policy_logps"]) - np.asarray(scores["reference_logps"])
     metrics: dict[str, Metric] = {
-        "num_scored": scores.num_rows,
+        "num_scored": all_rewards.size,
         **{f"num_dropped_{reason}": count for reason, count in dropped.items()},
-        "num_dropped_non_finite": num_valid - scores.num_rows,
-        "reward_mean": float(rewards.mean()) if rewards.size else 0.0,
-        "reward_std": float(rewards.std()) if rewards.size else 0.0,
+        "num_dropped_non_finite": num_valid - all_rewards.size,
+        "reward_mean": float(all_rewards.mean()) if all_rewards.size else 0.0,
+        "reward_std": float(all_rewards.std()) if all_rewards.size else 0.0,
     }
     return context.publish({}, {**metrics, "seconds": _seconds(start)})
+
+
+def _keep_rewards(rewards: dict[str, np.ndarray], name: str, scores: pa.Table) -> None:
+    rewards[name] = np.asarray(scores["policy_logps"]) - np.asarray(scores["reference_logps"])
 
 
 def _valid_parts(
@@ -126,8 +139,10 @@ def _valid_parts(
 ) -> Iterator[tuple[int, pa.Table]]:
     from dice_core.scoring import filter_responses
 
-    for index, name in enumerate(names):
-        filtered = filter_responses(_read(context, context.inputs["responses"], records.RESPONSES, name), config)
+    def read(name: str) -> "Filtered":
+        return filter_responses(read_input(context, context.inputs["responses"], records.RESPONSES, name), config)
+
+    for index, filtered in enumerate(read_ahead(read, names, _NUM_AHEAD)):
         counts.update({**filtered.num_dropped, "valid": filtered.responses.num_rows})
         if index in wanted:
             yield index, filtered.responses
@@ -140,7 +155,7 @@ def pair(context: StageContext, *, pairing: PairingConfig, chat: ChatConfig, see
     from dice_core.pairs import build_pairs, choose_length_penalty, group_scores, offline_pairs, select_pairs
 
     start = time.monotonic()
-    preferences = _read(context, context.inputs["data"], records.PREFERENCES, "preferences")
+    preferences = read_input(context, context.inputs["data"], records.PREFERENCES, "preferences")
     template = chat_format(load_tokenizer(context.fetch_tokenizer("policy")), chat)
     draw = {
         "config": pairing,
@@ -154,12 +169,17 @@ def pair(context: StageContext, *, pairing: PairingConfig, chat: ChatConfig, see
     files: dict[str, Path] = {}
     metrics: dict[str, Metric] = {}
     if context.group("scores"):
-        scores = group_scores(_tables(context, "scores", records.SCORES), pairing)
+        scores = group_scores(group_tables(context, "scores", records.SCORES), pairing)
         penalty = choose_length_penalty(scores, pairing)
-        prompts = _read(context, context.inputs["data"], records.PROMPTS, "prompts")
-        responses = _tables(context, "responses", records.RESPONSES)
+        prompts = read_input(context, context.inputs["data"], records.PROMPTS, "prompts")
+        responses = group_tables(context, "responses", records.RESPONSES)
         built = build_pairs(
-            select_pairs(scores, penalty.value, pairing), responses, preferences, prompts=prompts, **draw
+            select_pairs(scores, penalty.value, pairing),
+            responses,
+            preferences,
+            prompts=prompts,
+            folder=context.folder,
+            **draw,
         )
         curve = {"length_penalties": penalty.curve[0].tolist(), "length_gaps": penalty.curve[1].tolist()}
         files["length_penalty.json"] = context.write_json(curve, "length_penalty.json")
@@ -170,7 +190,7 @@ def pair(context: StageContext, *, pairing: PairingConfig, chat: ChatConfig, see
         }
     else:
         built = offline_pairs(preferences, **draw)
-    files["pairs.parquet"] = context.write_table(built.pairs, records.PAIRS, "pairs.parquet")
+    files["pairs.parquet"] = context.write_tables(built.tables, records.PAIRS, "pairs.parquet")
     return context.publish(files, {**metrics, **built.counts, "seconds": _seconds(start)})
 
 
@@ -213,7 +233,7 @@ def evaluate(
 
     if _EVALUATION not in context.parts:
         start = time.monotonic()
-        held_out = _read(context, context.inputs["data"], records.PREFERENCES, "held_out")
+        held_out = read_input(context, context.inputs["data"], records.PREFERENCES, "held_out")
         folders = [fetch_model(context.inputs[name].uri) for name in ("policy", "previous", "base_reference")]
         result = evaluate_policy(*folders, held_out, evaluation=evaluation, chat=chat, generation=generation, seed=seed)
         values = {**result.to_dict(), "promotable": result.promotable, "seconds": _seconds(start)}
@@ -247,35 +267,6 @@ def report(run_uri: str, output_uri: str, *, num_iterations: int) -> StageReport
         manifest = Manifest(stage="report", fingerprint="", files={}, inputs={"run": run_uri})
         publish_files(output_uri, {page.name: page, numbers.name: numbers}, manifest)
     return StageReport(output_uri, "completed", {})
-
-
-def _tables(context: StageContext, group: str, schema: pa.Schema) -> Iterator[pa.Table]:
-    for source in context.group(group):
-        for name in source.tables():
-            yield _read(context, source, schema, name)
-
-
-def _read(context: StageContext, source: Input, schema: pa.Schema, prefix: str) -> pa.Table:
-    """Read the one table of an input whose name begins so (a file of the user's may have any name)."""
-    names = source.tables("" if source.is_users_file else prefix)
-    if not names:
-        found = ", ".join(source.manifest.files) or "no file"
-        raise StorageError(f"{source.uri}: has no {prefix}*.parquet, its manifest names {found}")
-    path = source.fetch(context.folder / "input", names[:1])[names[0]]
-    table = records.read_table(path, schema, where=layout.join(source.uri, names[0]))
-    path.unlink()
-    return table
-
-
-def _stored_parts(context: StageContext, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Read the parts this stage has published, by this attempt or an earlier one."""
-    return (_read(context, context.stored, schema, name) for name in context.stored.tables())
-
-
-def _publish_part(context: StageContext, index: int, table: pa.Table, schema: pa.Schema) -> None:
-    path = context.write_table(table, schema, part_name(index))
-    context.publish_part(part_name(index), path)
-    path.unlink()
 
 
 def _seconds(start: float) -> float:

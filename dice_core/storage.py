@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,6 +99,14 @@ class Storage(Protocol):
 
     def delete(self, prefix: str) -> int:
         """Delete the objects below the prefix, manifests first, and return how many there were."""
+        ...
+
+    def delete_unfinished(self, min_age_seconds: float) -> int:
+        """Delete what killed uploads left below the URI, which nobody sees but is paid for; return how many.
+
+        Args:
+            min_age_seconds: younger ones may still be under way.
+        """
         ...
 
 
@@ -225,6 +234,16 @@ class FolderStorage:
             self._remove_empty_folders({parent for key in keys for parent in self._path(key).parents})
         return len(keys)
 
+    def delete_unfinished(self, min_age_seconds: float) -> int:
+        """See Storage."""
+        newest, num_deleted = time.time() - min_age_seconds, 0
+        with self._explained(""):
+            for path in self._folder.rglob(f".*{_UNFINISHED}"):
+                if path.stat().st_mtime <= newest:
+                    path.unlink(missing_ok=True)
+                    num_deleted += 1
+        return num_deleted
+
     def _remove_empty_folders(self, folders: set[Path]) -> None:
         for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
             if folder.is_relative_to(self._folder) and folder.is_dir() and not any(folder.iterdir()):
@@ -234,7 +253,7 @@ class FolderStorage:
         return self._folder / check_key(self.uri, key)
 
     def _name(self, key: str) -> str:
-        return layout.join(self.uri, key)
+        return layout.join(self.uri, key) if key else self.uri
 
     @contextmanager
     def _explained(self, key: str) -> Iterator[None]:

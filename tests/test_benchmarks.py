@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import __main__ as main_module
-from tests.benchmarks import gpu, pair, results, score
+from tests.benchmarks import gpu, pair, results, score, storage
 from tests.benchmarks.measure import Comparison, Outcome, Timed, compare, run_way
 from tests.benchmarks.work import SIZES, Work, prepare
 
@@ -38,10 +38,18 @@ def test_a_score_that_differs_is_found(work: Work) -> None:
 def test_both_ways_of_pairing_agree(work: Work) -> None:
     upstream = outcome(pair.upstream(work.folder))
     outcomes = {"pair:upstream": [upstream]}
-    outcomes |= {f"pair:{way.__name__}": [outcome(way(work.folder))] for way in (pair.ours, pair.ours_with_texts)}
+    ways = (pair.ours, pair.ours_with_texts, pair.ours_stage, pair.ours_penalty, pair.upstream_penalty)
+    outcomes |= {f"pair:{way.__name__}": [outcome(way(work.folder))] for way in ways}
     for comparison in pair.COMPARISONS:
         assert compare(comparison, outcomes).difference == ""
     assert len(upstream.values["pairs"]) == 30
+
+
+def test_both_ways_of_storage_move_the_same_files(work: Work) -> None:
+    ways = (storage.ours_upload, storage.ours_download, storage.boto3_upload, storage.boto3_download)
+    outcomes = {f"storage:{way.__name__}": [outcome(way(work.folder))] for way in ways}
+    assert [compare(comparison, outcomes).difference for comparison in storage.COMPARISONS] == ["", ""]
+    assert storage.same_files([{"digests": {"a": "1"}}], [{"digests": {"a": "2"}}]) == "other files"
 
 
 def test_a_way_runs_in_a_process_of_its_own(work: Work) -> None:

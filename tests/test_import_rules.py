@@ -20,7 +20,6 @@ PURE = {
     "gate",
     "length_penalty",
     "overrides",
-    "pairs",
     "replay",
     "reward",
     "selection",

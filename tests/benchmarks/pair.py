@@ -1,7 +1,11 @@
 """Pairing: upstream's pandas sweep (tests/upstream_pairing.py) and ours, on the same scores."""
 
-from collections.abc import Sequence
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +13,11 @@ import pyarrow.parquet as pq
 
 from tests.benchmarks.measure import Comparison, Timed, Values, stopwatch
 from tests.benchmarks.work import Work
+
+if TYPE_CHECKING:
+    from tests.upstream_pairing import PandasPairing
+
+_NUM_SHARDS, _PROMPTS_PER_PART = 8, 256
 
 
 def _num_prompts(work: Work, num_prompts: str) -> int:
@@ -62,7 +71,7 @@ def ours_with_texts(folder: Path) -> Timed:
     responses = pa.Table.from_arrays([pa.array(c) if isinstance(c, list) else c for c in columns], schema=RESPONSES)
     names = table["prompt_id"].unique()
     prompts = pa.Table.from_arrays([names, names], schema=PROMPTS)
-    with stopwatch() as watch:
+    with tempfile.TemporaryDirectory() as scratch, stopwatch() as watch:
         grouped = group_scores(table, config)
         penalty = choose_length_penalty(grouped, config)
         made = build_pairs(
@@ -74,10 +83,114 @@ def ours_with_texts(folder: Path) -> Timed:
             seed=0,
             tokenise_prompt=lambda _: [1],
             tokenise_response=lambda _: [1],
+            folder=Path(scratch),
         )
-    pairs = made.pairs.sort_by("prompt_id")
+        pairs = pa.concat_tables(made.tables)
     indices = [[int(text[:2]) for text in pairs[side].to_pylist()] for side in ("chosen", "rejected")]
     return Timed.of(watch, {"penalty": penalty.value, "pairs": _digest(pairs["prompt_id"], *indices)})
+
+
+def ours_stage(folder: Path, num_prompts: str = "", length_penalty: str = "grid") -> Timed:
+    """Run the stage itself: parts of 256 prompts in 8 shards on storage, texts joined, pairs written and published."""
+    from dice_core import stages
+    from dice_core.records import PAIRS, read_table
+
+    work = Work(folder)
+    place = _stage_inputs(work, _num_prompts(work, num_prompts))
+    uris = {
+        f"{kind}_uris": [str(place / f"{kind}-{i}") for i in range(_NUM_SHARDS)] for kind in ("scores", "responses")
+    }
+    pairing = {"length_penalty": length_penalty, "min_valid_responses": 2, "replay_ratio": 0, "num_eval_pairs": 0}
+    with tempfile.TemporaryDirectory(dir=place) as out:
+        with stopwatch() as watch:
+            report = stages.pair(str(place / "data"), str(place / "policy"), out, pairing=pairing, **uris)
+        pairs = read_table(Path(out) / "pairs.parquet", PAIRS, ["prompt_id", "chosen", "rejected"])
+        indices = [[int(text[:2]) for text in pairs[side].to_pylist()] for side in ("chosen", "rejected")]
+    values = {"penalty": report.metrics["length_penalty"], "pairs": _digest(pairs["prompt_id"], *indices)}
+    return Timed.of(watch, values)
+
+
+def _stage_inputs(work: Work, num_prompts: int) -> Path:
+    """Make the places that the stage reads, or take the ones that are there.
+
+    Texts are of 400 characters and 100 tokens, one for each sample index: files stay small, what is read does not.
+    """
+    from dice_core.manifest import Manifest, publish_files
+    from dice_core.records import PREFERENCES, PROMPTS, RESPONSES, SCORES, write_table
+
+    place = work.folder / f"pair-stage-{num_prompts}"
+    if (place / "complete").is_file():
+        return place
+    shutil.rmtree(place, ignore_errors=True)
+    scratch = place / "scratch"
+    scratch.mkdir(parents=True)
+    manifest = Manifest(stage="benchmark", fingerprint="", files={})
+    names: list[pa.Array] = []
+    parts: dict[str, list[Path]] = {"scores": [], "responses": []}
+    for number, scores in enumerate(_parts_of(work, num_prompts)):
+        names.append(scores["prompt_id"].unique())
+        for kind, table, schema in (("scores", scores, SCORES), ("responses", _responses(scores), RESPONSES)):
+            parts[kind].append(scratch / f"{kind}-{number:05d}.parquet")
+            write_table(table, schema, parts[kind][-1])
+    for kind, paths in parts.items():
+        for shard in range(_NUM_SHARDS):
+            chosen = paths[shard * len(paths) // _NUM_SHARDS : (shard + 1) * len(paths) // _NUM_SHARDS]
+            publish_files(str(place / f"{kind}-{shard}"), {path.name: path for path in chosen}, manifest)
+    ids = pa.chunked_array(names)
+    data = {"prompts": pa.Table.from_arrays([ids, ids], schema=PROMPTS), "preferences": PREFERENCES.empty_table()}
+    for name, table in data.items():
+        write_table(table, table.schema, scratch / f"{name}.parquet")
+    publish_files(str(place / "data"), {f"{name}.parquet": scratch / f"{name}.parquet" for name in data}, manifest)
+    tokenizer = {path.name: path for path in work.policy.iterdir() if path.suffix in (".json", ".jinja", ".txt")}
+    publish_files(str(place / "policy"), tokenizer, manifest)
+    shutil.rmtree(scratch)
+    (place / "complete").touch()
+    return place
+
+
+def _parts_of(work: Work, num_prompts: int) -> Iterator[pa.Table]:
+    rows = _PROMPTS_PER_PART * work.size.num_responses
+    for group in range((file := pq.ParquetFile(work.scores(num_prompts))).num_row_groups):
+        table = file.read_row_group(group).combine_chunks()
+        yield from (table.slice(start, rows) for start in range(0, table.num_rows, rows))
+
+
+def _responses(scores: pa.Table) -> pa.Table:
+    from dice_core.records import RESPONSES
+
+    samples = scores["sample_index"].combine_chunks()
+    num_samples = int(samples.to_numpy().max()) + 1
+    texts = pa.array([f"{k:02d}".ljust(400, "x") for k in range(num_samples)])
+    ids = pa.array([[k] * 100 for k in range(num_samples)], pa.list_(pa.int32()))
+    columns = [scores["prompt_id"], samples, ids.take(samples), ids.take(samples), texts.take(samples)]
+    return pa.Table.from_arrays([*columns, pa.array(["stop"] * len(samples))], schema=RESPONSES)
+
+
+def ours_penalty(folder: Path, num_prompts: str = "") -> Timed:
+    """Find the exact length penalty alone; the scores are grouped."""
+    from dice_core.config import PairingConfig
+    from dice_core.length_penalty import exact_length_penalty, gap_steps
+    from dice_core.pairs import group_scores
+
+    work = Work(folder)
+    file = pq.ParquetFile(work.scores(_num_prompts(work, num_prompts)))
+    parts = (pa.Table.from_batches([batch]) for batch in file.iter_batches(1 << 20))
+    grouped = group_scores(parts, PairingConfig(min_valid_responses=2))
+    with stopwatch() as watch:
+        penalty = exact_length_penalty(grouped, gap_steps(grouped))
+    print(f"pair: the exact length penalty in {1000 * watch.seconds:.1f} ms", file=sys.stderr)
+    return Timed.of(watch, {"penalty": penalty, "gap": grouped.mean_length_gap(penalty)})
+
+
+def upstream_penalty(folder: Path) -> Timed:
+    """Sweep the grid alone; the frames are in memory."""
+    from tests.upstream_pairing import sweep
+
+    work = Work(folder)
+    pairing = _pandas_pairing(work, work.size.num_pairing_prompts)
+    with stopwatch() as watch:
+        penalty, gaps = sweep(pairing.mean_gap)
+    return Timed.of(watch, {"penalty": penalty, "gap": min(gaps, key=abs)})
 
 
 def ours_small(folder: Path) -> Timed:
@@ -92,21 +205,27 @@ def upstream_small(folder: Path) -> Timed:
 
 def upstream(folder: Path, num_prompts: str = "") -> Timed:
     """Sweep the grid with a pandas pairing at each point, and pair at the best; the frames are in memory."""
-    import pandas as pd
-
-    from tests.upstream_pairing import PandasPairing, sweep
+    from tests.upstream_pairing import sweep
 
     work = Work(folder)
-    table = pq.read_table(work.scores(_num_prompts(work, num_prompts)))
-    scores, texts = table.to_pandas(), _texts(table)
-    frame = pd.DataFrame({"prompt": scores["prompt_id"], "response": texts, "score": scores["policy_logps"]})
-    frames = [frame[scores["sample_index"] == k].reset_index(drop=True) for k in range(work.size.num_responses)]
+    pairing = _pandas_pairing(work, _num_prompts(work, num_prompts))
     with stopwatch() as watch:
-        pairing = PandasPairing(frames, num_least_scores=2)
         penalty, _ = sweep(pairing.mean_gap)
         pairs = pairing.pairs(penalty).sort_values("prompt")
     indices = [[int(text[:2]) for text in pairs[side]] for side in ("chosen", "rejected")]
     return Timed.of(watch, {"penalty": penalty, "pairs": _digest(pairs["prompt"], *indices)})
+
+
+def _pandas_pairing(work: Work, num_prompts: int) -> "PandasPairing":
+    import pandas as pd
+
+    from tests.upstream_pairing import PandasPairing
+
+    table = pq.read_table(work.scores(num_prompts))
+    scores, texts = table.to_pandas(), _texts(table)
+    frame = pd.DataFrame({"prompt": scores["prompt_id"], "response": texts, "score": scores["policy_logps"]})
+    frames = [frame[scores["sample_index"] == k].reset_index(drop=True) for k in range(work.size.num_responses)]
+    return PandasPairing(frames, num_least_scores=2)
 
 
 def _texts(scores: pa.Table) -> list[str]:
@@ -130,7 +249,29 @@ def same_pairs(mine: Sequence[Values], peer: Sequence[Values]) -> str:
     return "" if first["pairs"] == second["pairs"] else "other pairs"
 
 
+def no_worse_penalty(mine: Sequence[Values], peer: Sequence[Values]) -> str:
+    """Say whether our penalty leaves a larger gap of lengths than the grid's."""
+    (first,), (second,) = mine, peer
+    return "" if abs(first["gap"]) <= abs(second["gap"]) else f"length gap {first['gap']} against {second['gap']}"
+
+
 COMPARISONS = [
+    Comparison(
+        "pair",
+        "upstream's pandas sweep over the grid, frames in memory; ours the whole stage, parts and pairs on storage",
+        ours=("pair:ours_stage",),
+        peer=("pair:upstream",),
+        clock="part",
+        check=same_pairs,
+    ),
+    Comparison(
+        "pair",
+        "upstream's search of the length penalty alone; ours finds the exact one",
+        ours=("pair:ours_penalty",),
+        peer=("pair:upstream_penalty",),
+        clock="part",
+        check=no_worse_penalty,
+    ),
     Comparison(
         "pair",
         "upstream's pandas sweep over the grid; ours joined with texts and token ids",

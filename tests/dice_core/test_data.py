@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dice_core import data
+from dice_core import data, records
 from dice_core.config import ConfigError, DataConfig
 from dice_core.data import prepare
 from dice_core.decontamination import normalised_text
@@ -173,6 +173,7 @@ def test_an_empty_table_of_prompts_is_an_error():
 
 def test_tables_longer_than_a_piece_are_whole(monkeypatch):
     monkeypatch.setattr(data, "_ROWS_AT_A_TIME", 7)
+    monkeypatch.setattr(records, "_ROWS_AT_A_TIME", 7)
     rows = [(f"question {number}", f"good {number}", f"bad {number}") for number in range(40)]
     prepared = run(None, pairs(*rows), num_held_out=16)
     found = pa.concat_tables([prepared.preferences, prepared.held_out]).to_pylist()

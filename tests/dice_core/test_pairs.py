@@ -1,14 +1,18 @@
 """Training pairs: texts and token ids joined to the selection, replay, counts and errors."""
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from dice_core import pairs, spill
 from dice_core.config import PairingConfig
-from dice_core.pairs import PairError, PairSet, build_pairs, offline_pairs, select_pairs
+from dice_core.pairs import PairError, build_pairs, offline_pairs, select_pairs
 from dice_core.records import PAIRS, PREFERENCES, PROMPTS, RESPONSES, SCORES, conform, prompt_id
 
 K = 3
@@ -73,7 +77,23 @@ def preferences_table(prompts: pa.Table) -> pa.Table:
     return pa.table({**{name: prompts[name] for name in PROMPTS.names}, **columns}, schema=PREFERENCES)
 
 
-def build(num_prompts: int = 40, seed: int = 1, shuffle: int | None = None, text=response_text, **settings) -> PairSet:
+class Built(NamedTuple):
+    pairs: pa.Table
+    counts: dict[str, int]
+
+
+def all_at_once(*arguments, **settings) -> Built:
+    with tempfile.TemporaryDirectory() as folder:
+        built = build_pairs(*arguments, **settings, folder=Path(folder))
+        return Built(pa.concat_tables(built.tables), built.counts)
+
+
+def all_offline(*arguments, **settings) -> Built:
+    built = offline_pairs(*arguments, **settings)
+    return Built(pa.concat_tables(built.tables), built.counts)
+
+
+def build(num_prompts: int = 40, seed: int = 1, shuffle: int | None = None, text=response_text, **settings) -> Built:
     config = PairingConfig(**{"length_penalty": 0.0, "min_valid_responses": K, **settings})
     prompts = prompts_table(num_prompts)
     responses = responses_table(prompts, text)
@@ -84,10 +104,10 @@ def build(num_prompts: int = 40, seed: int = 1, shuffle: int | None = None, text
         prompts, responses, preferences = (
             table.take(rng.permutation(table.num_rows)) for table in (prompts, responses, preferences)
         )
-    return build_pairs(selection, responses, preferences, prompts=prompts, config=config, seed=seed, **TOKENISE)
+    return all_at_once(selection, responses, preferences, prompts=prompts, config=config, seed=seed, **TOKENISE)
 
 
-def of_source(built: PairSet, source: str) -> list[dict]:
+def of_source(built: Built, source: str) -> list[dict]:
     return built.pairs.filter(pc.equal(built.pairs["source"], source)).to_pylist()
 
 
@@ -162,7 +182,7 @@ def test_responses_may_come_part_by_part():
     responses = responses_table(prompts)
     selection = select_pairs(scores_table(responses), 0.0, config)
     parts = (responses.slice(start, 7) for start in range(0, responses.num_rows, 7))
-    built = build_pairs(
+    built = all_at_once(
         selection, parts, preferences_table(prompts), prompts=prompts, config=config, seed=1, **TOKENISE
     )
     assert built.pairs.equals(build(num_prompts=40).pairs)
@@ -188,12 +208,12 @@ def test_identical_offline_texts_are_dropped_and_counted():
     preferences = preferences_table(prompts).to_pylist()
     preferences[3]["chosen"] = preferences[3]["rejected"]
     table = pa.Table.from_pylist(preferences, schema=PREFERENCES)
-    built = offline_pairs(table, config=PairingConfig(), seed=1, **TOKENISE)
+    built = all_offline(table, config=PairingConfig(), seed=1, **TOKENISE)
     assert (built.counts["num_replayed_pairs"], built.counts["num_identical_offline_pairs"]) == (9, 1)
 
 
 def test_offline_pairs_are_all_pairs_and_nothing_else():
-    built = offline_pairs(preferences_table(prompts_table(50)), config=PairingConfig(), seed=1, **TOKENISE)
+    built = all_offline(preferences_table(prompts_table(50)), config=PairingConfig(), seed=1, **TOKENISE)
     assert conform(built.pairs, PAIRS, "pairs").equals(built.pairs)
     assert built.counts["num_replayed_pairs"] == 50
     assert (built.counts["num_train_pairs"], built.counts["num_eval_pairs"]) == (45, 5)
@@ -204,7 +224,7 @@ def test_several_offline_pairs_of_one_prompt_stay_in_one_split():
     preferences = preferences_table(prompts_table(20))
     others = preferences.set_column(2, PREFERENCES.field("chosen"), pa.array(["other"] * 20))
     twice = pa.concat_tables([preferences, others])
-    built = offline_pairs(twice, config=PairingConfig(), seed=1, **TOKENISE)
+    built = all_offline(twice, config=PairingConfig(), seed=1, **TOKENISE)
     splits = {row["prompt_id"]: set() for row in built.pairs.to_pylist()}
     for row in built.pairs.to_pylist():
         splits[row["prompt_id"]].add(row["split"])
@@ -222,7 +242,7 @@ def test_replay_that_falls_short_is_counted():
     prompt = prompts.filter(pc.equal(prompts["prompt_id"], taken))["prompt"][0].as_py()
     rows = [{"prompt_id": taken, "prompt": prompt, "chosen": f"good {n}", "rejected": "bad"} for n in range(40)]
     preferences = pa.Table.from_pylist(rows, schema=PREFERENCES)
-    built = build_pairs(selection, responses, preferences, prompts=prompts, config=config, seed=1, **TOKENISE)
+    built = all_at_once(selection, responses, preferences, prompts=prompts, config=config, seed=1, **TOKENISE)
     assert built.counts["num_replayed_pairs"] == 0
     assert built.counts["num_missing_replayed_pairs"] == 20
 
@@ -246,21 +266,21 @@ def test_missing_response_is_an_error_that_names_its_prompt():
     arguments = small()
     arguments["responses"] = arguments["responses"].slice(0, 0)
     with pytest.raises(PairError, match=r"^pair: 2 of 2 selected responses .* prompt_id [0-9a-f]{32}, is missing"):
-        build_pairs(**arguments)
+        all_at_once(**arguments)
 
 
 def test_response_given_twice_is_an_error():
     arguments = small()
     arguments["responses"] = [arguments["responses"]] * 2
     with pytest.raises(PairError, match="is in the responses more than once"):
-        build_pairs(**arguments)
+        all_at_once(**arguments)
 
 
 def test_prompt_that_is_not_in_the_prompts_is_an_error():
     arguments = small()
     arguments["prompts"] = arguments["prompts"].slice(0, 0)
     with pytest.raises(PairError, match=r"^pair: 2 of 2 selected prompts are not in the prompts"):
-        build_pairs(**arguments)
+        all_at_once(**arguments)
 
 
 def test_replay_without_offline_pairs_is_an_error_that_says_what_to_set():
@@ -269,13 +289,13 @@ def test_replay_without_offline_pairs_is_an_error_that_says_what_to_set():
     with pytest.raises(
         PairError, match=r"replay_ratio 0.5 needs offline preference pairs .* set pairing.replay_ratio to 0"
     ):
-        build_pairs(**arguments)
+        all_at_once(**arguments)
 
 
 def test_generated_pairs_alone_need_no_offline_pairs():
     arguments = small()
     config = arguments["config"].model_copy(update={"replay_ratio": 0.0})
-    built = build_pairs(**arguments | {"preferences": PREFERENCES.empty_table(), "config": config})
+    built = all_at_once(**arguments | {"preferences": PREFERENCES.empty_table(), "config": config})
     assert built.counts["num_generated_pairs"] == 4
 
 
@@ -283,7 +303,7 @@ def test_offline_pairs_alone_need_no_responses_and_no_prompts():
     arguments = small()
     config = arguments["config"].model_copy(update={"replay_ratio": 1.0})
     empty = {"responses": [], "prompts": PROMPTS.empty_table(), "config": config}
-    assert build_pairs(**arguments | empty).counts["num_replayed_pairs"] == 4
+    assert all_at_once(**arguments | empty).counts["num_replayed_pairs"] == 4
 
 
 def test_mix_that_comes_to_nothing_is_an_error_with_the_counts():
@@ -291,20 +311,46 @@ def test_mix_that_comes_to_nothing_is_an_error_with_the_counts():
     arguments = small()
     arguments["preferences"] = arguments["preferences"].slice(0, 1)
     with pytest.raises(PairError, match=r"^pair: no pair is left to train on, of 1 offline and 0 generated pairs at"):
-        build_pairs(**arguments)
+        all_at_once(**arguments)
 
 
 def test_no_offline_pairs_at_all_are_an_error():
     with pytest.raises(PairError, match=r"^pair: no pair is left to train on, of 0 offline pairs"):
-        offline_pairs(PREFERENCES.empty_table(), config=PairingConfig(), seed=1, **TOKENISE)
+        all_offline(PREFERENCES.empty_table(), config=PairingConfig(), seed=1, **TOKENISE)
 
 
 def test_only_responses_that_may_be_used_need_be_at_hand():
     """Texts of different lengths differ for sure: with 4 offline pairs at 0.5 those of 2 of 4 prompts are enough."""
     arguments = small()
     lengths = replace(arguments["selection"], chosen_length=np.arange(4, dtype=np.int32) + 100)
-    built = build_pairs(**arguments | {"selection": lengths})
+    built = all_at_once(**arguments | {"selection": lengths})
     kept = {row["prompt_id"] for row in of_source(built, "generated")}
     rows = pc.is_in(arguments["responses"]["prompt_id"], value_set=pa.array(sorted(kept)))
-    again = build_pairs(**arguments | {"selection": lengths, "responses": arguments["responses"].filter(rows)})
+    again = all_at_once(**arguments | {"selection": lengths, "responses": arguments["responses"].filter(rows)})
     assert again.pairs.equals(built.pairs)
+
+
+def test_prompts_and_offline_pairs_may_be_more_than_two_gibibytes():
+    """One chunk of 64 MiB, 33 times: an Arrow array of `string` holds 2 GiB."""
+    chunk = pa.array([f"{number:02d}" + "x" * (2**20 - 2) for number in range(64)])
+    texts = pa.chunked_array([chunk] * 33)
+    arguments = small()
+    first = arguments["prompts"]["prompt_id"].to_pylist()
+    names = pa.array([*first, *(f"other {number}" for number in range(len(texts) - len(first)))])
+    arguments["prompts"] = pa.Table.from_arrays([names, texts], schema=PROMPTS)
+    short = pa.array([f"{number}" for number in range(len(texts))])
+    arguments["preferences"] = pa.Table.from_arrays([names, short, texts, short], schema=PREFERENCES)
+    built = all_at_once(**arguments)
+    assert [row["prompt"][:2] for row in of_source(built, "generated")] == [
+        f"{first.index(row['prompt_id']):02d}" for row in of_source(built, "generated")
+    ]
+    assert {row["chosen"][:2] == f"{int(row['prompt']) % 64:02d}" for row in of_source(built, "replayed")} == {True}
+    assert built.counts["num_replayed_pairs"] == 4
+
+
+def test_pairs_are_the_same_in_pieces_of_any_size(monkeypatch):
+    whole = build(num_prompts=100, replay_ratio=0.5)
+    for module in (pairs, spill):
+        monkeypatch.setattr(module, "BUCKET_ROWS", 16)
+    monkeypatch.setattr(spill, "_BUFFER_BYTES", 1000)
+    assert build(num_prompts=100, replay_ratio=0.5, shuffle=3).pairs.equals(whole.pairs)

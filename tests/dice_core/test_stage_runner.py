@@ -1,13 +1,16 @@
 """A stage runs once for the same settings and inputs, resumes what was interrupted, and never mixes."""
 
+import os
+
 import pyarrow as pa
 import pytest
 
 from dice_core import records
 from dice_core.config import GenerationConfig, PairingConfig
 from dice_core.manifest import clear_stage, read_manifest
+from dice_core.stage_parts import read_input
 from dice_core.stage_runner import open_input, run_stage
-from dice_core.storage import StorageError, open_storage
+from dice_core.storage import FolderStorage, StorageError, open_storage
 
 PROMPTS = pa.table({"prompt_id": ["a"], "prompt": ["Hi"]})
 
@@ -144,14 +147,54 @@ def test_an_input_made_from_something_else_is_refused(uri, tmp_path):
         inputs={},
     )
     run(made, Work(), inputs={"policy": first})
-    open_input(made).require_same("policy", open_input(first))
+    open_input(made, tmp_path).require_same("policy", open_input(first, tmp_path))
     with pytest.raises(StorageError, match=r"made with policy .*first, which is not what lies at .*second"):
-        open_input(made).require_same("policy", open_input(second))
+        open_input(made, tmp_path).require_same("policy", open_input(second, tmp_path))
 
 
 def test_a_parquet_file_of_the_users_is_an_input_by_its_content(tmp_path):
     path = tmp_path / "mine.parquet"
     records.write_table(PROMPTS, records.PROMPTS, path)
-    source = open_input(str(path))
+    source = open_input(str(path), tmp_path / "in")
     assert source.tables() == ["mine.parquet"]
     assert source.manifest.files["mine.parquet"].num_rows == 1
+
+
+def test_a_parquet_file_of_the_users_is_downloaded_once(tmp_path, uri, monkeypatch):
+    path, downloaded = tmp_path / "mine.parquet", []
+    records.write_table(PROMPTS, records.PROMPTS, path)
+    download = FolderStorage.download
+    monkeypatch.setattr(
+        FolderStorage, "download", lambda self, key, target: downloaded.append(key) or download(self, key, target)
+    )
+
+    def work(context):
+        for _ in range(2):
+            assert (
+                read_input(context, context.inputs["data"], records.PROMPTS, "prompts").to_pylist()
+                == PROMPTS.to_pylist()
+            )
+        return context.publish({}, {})
+
+    run(uri, work, inputs={"data": str(path)})
+    assert downloaded == ["mine.parquet"]
+    assert path.is_file()
+
+
+def test_a_stage_deletes_what_killed_uploads_left_at_its_place(tmp_path, uri):
+    old, young = (tmp_path / "out" / f".model.{name}.unfinished" for name in ("old", "young"))
+    for path in (old, young):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    run(uri, Work())
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_a_bucket_that_hides_its_uploads_stops_no_stage(uri, monkeypatch, capsys):
+    def refuse(*_):
+        raise StorageError("denies ListMultipartUploads")
+
+    monkeypatch.setattr(FolderStorage, "delete_unfinished", refuse)
+    assert run(uri, Work()).status == "completed"
+    assert "are not looked for: denies ListMultipartUploads" in "".join(capsys.readouterr())

@@ -4,14 +4,15 @@ Responses are made here and not sampled: generation has its own test with a real
 an answer.
 """
 
+import itertools
 import json
 
 import pyarrow as pa
 import pytest
 
-from dice_core import layout, records, stages
+from dice_core import layout, records, scoring, stages
 from dice_core.config import ConfigError
-from dice_core.manifest import read_manifest, require_manifest
+from dice_core.manifest import Manifest, publish_files, read_manifest, require_manifest
 from dice_core.promotion import read_promotion
 from dice_core.records import RecordError
 from dice_core.storage import StorageError, open_storage
@@ -130,6 +131,30 @@ def test_cut_responses_are_counted_and_not_scored(scored):
     assert (metrics["num_scored"], metrics["num_dropped_length_limit"]) == (27, 9)
     assert metrics["num_dropped_non_finite"] == 0
     assert metrics["reward_std"] > 0
+
+
+def test_scoring_that_was_killed_goes_on_and_counts_every_part_once(run, warm_start, scored, tmp_path, monkeypatch):
+    table = records.read_table(run.folder / "responses.parquet", records.RESPONSES)
+    files = {}
+    for index in range(3):
+        files[f"part-{index}.parquet"] = tmp_path / f"part-{index}.parquet"
+        records.write_table(table.slice(12 * index, 12), records.RESPONSES, files[f"part-{index}.parquet"])
+    responses = str(tmp_path / "responses")
+    publish_files(responses, files, Manifest(stage="generate", fingerprint="", files={}))
+    score_parts = scoring.score_parts
+
+    def killed(*arguments, **settings):
+        yield from itertools.islice(score_parts(*arguments, **settings), 2)
+        raise KeyboardInterrupt
+
+    arguments = (warm_start.uri, run.policy, responses)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(scoring, "score_parts", killed)
+        stages.score(*arguments, str(tmp_path / "killed"), scoring=SCORING)
+    resumed = stages.score(*arguments, str(tmp_path / "killed"), scoring=SCORING).metrics
+    whole = stages.score(*arguments, str(tmp_path / "whole"), scoring=SCORING).metrics
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+    assert resumed["num_scored"] == scored[1].metrics["num_scored"]
 
 
 def test_pairs_mix_generated_and_replayed_and_carry_the_reference_of_training(run, paired):

@@ -4,9 +4,12 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 
+from dice_core import s3_storage
 from dice_core.s3_storage import S3Storage
 from dice_core.storage import (
     ConflictError,
@@ -83,6 +86,29 @@ def test_a_file_comes_back_the_same(storage: Storage, tmp_path: Path) -> None:
 
     assert target.read_bytes() == source.read_bytes()
     assert [path.name for path in target.parent.iterdir()] == ["target"]
+
+
+def test_an_empty_file_comes_back_empty(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "source").touch()
+    storage.upload(tmp_path / "source", "empty")
+    storage.download("empty", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == b""
+
+
+def test_a_small_download_is_one_request(s3: str, tmp_path: Path) -> None:
+    storage, requests = open_storage(s3), []
+
+    def note(request: Any, **_: object) -> None:
+        requests.append(request.method)
+
+    storage.write_bytes("small", b"x")
+    events = s3_storage._client().meta.events
+    events.register("before-send.s3", note)
+    try:
+        storage.download("small", tmp_path / "small")
+    finally:
+        events.unregister("before-send.s3", note)
+    assert requests == ["GET"]
 
 
 def test_a_large_file_travels_in_parts_and_comes_back_the_same(s3: str, tmp_path: Path) -> None:
@@ -316,3 +342,32 @@ def test_an_interrupted_upload_to_a_folder_is_not_seen(tmp_path: Path, monkeypat
 
     assert storage.list() == []
     assert list((tmp_path / "storage").iterdir()) == []
+
+
+def test_uploads_that_were_never_finished_are_deleted_below_the_prefix_only(s3: str, object_store: ObjectStore) -> None:
+    client = boto3.client("s3")
+    prefix = s3.removeprefix(f"s3://{object_store.bucket}/") + "/killed"
+    uploads = {}
+    for key in ("stage/model.bin", "stage/deep/er.bin", "stage-2/model.bin"):
+        place = {"Bucket": object_store.bucket, "Key": f"{prefix}/{key}"}
+        uploads[key] = client.create_multipart_upload(**place)["UploadId"]
+        client.upload_part(**place, UploadId=uploads[key], PartNumber=1, Body=b"x")
+    stage = open_storage(f"s3://{object_store.bucket}/{prefix}/stage")
+    stage.write_bytes("finished", b"x")
+    assert stage.delete_unfinished(3600) == 0
+    assert stage.delete_unfinished(0) == 2
+    assert [found.key for found in stage.list()] == ["finished"]
+    left = client.list_multipart_uploads(Bucket=object_store.bucket, Prefix=prefix)["Uploads"]
+    assert [upload["UploadId"] for upload in left] == [uploads["stage-2/model.bin"]]
+
+
+def test_half_written_files_are_deleted_once_they_are_old(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    half = tmp_path / "deep" / ".model.bin.0123.unfinished"
+    half.write_bytes(b"x")
+    storage = FolderStorage(tmp_path)
+    storage.write_bytes("finished", b"x")
+    assert storage.delete_unfinished(3600) == 0
+    assert storage.delete_unfinished(0) == 1
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["finished"]
+    assert FolderStorage(tmp_path / "nowhere").delete_unfinished(0) == 0

@@ -1,0 +1,117 @@
+"""Tables are read ahead of the work and stored behind it."""
+
+import time
+
+import pyarrow as pa
+import pytest
+
+from dice_core import records
+from dice_core.manifest import Manifest, publish_files, publish_part
+from dice_core.stage_parts import group_tables, part_name, published_behind, stored_parts
+from dice_core.stage_runner import run_stage
+from dice_core.storage import FolderStorage, StorageError
+
+SLOW_SECONDS = 0.05
+
+
+def prompts(name):
+    return pa.table({"prompt_id": [name], "prompt": [f"Tell me of {name}"]}, schema=records.PROMPTS)
+
+
+def run(uri, work, inputs=None):
+    return run_stage("generate", uri, work, format_version=1, settings={}, arguments={}, inputs=inputs or {})
+
+
+@pytest.fixture
+def transfers(monkeypatch):
+    """Make every transfer slow, and list them."""
+    seen = []
+
+    def slow(method, kind):
+        def transfer(self, *arguments):
+            time.sleep(SLOW_SECONDS)
+            seen.append((kind, next(a for a in arguments if isinstance(a, str))))
+            method(self, *arguments)
+
+        return transfer
+
+    monkeypatch.setattr(FolderStorage, "upload", slow(FolderStorage.upload, "upload"))
+    monkeypatch.setattr(FolderStorage, "download", slow(FolderStorage.download, "download"))
+    return seen
+
+
+def test_parts_are_stored_while_the_next_is_made_and_not_read_again(tmp_path, transfers):
+    used, waited = {}, []
+
+    def work(context):
+        with published_behind(context, records.PROMPTS, used.__setitem__) as publish:
+            for index in range(3):
+                time.sleep(2 * SLOW_SECONDS)
+                start = time.monotonic()
+                publish(index, prompts(f"{index}"))
+                waited.append(time.monotonic() - start)
+        return context.publish({}, {})
+
+    run(str(tmp_path / "out"), work)
+    assert max(waited) < SLOW_SECONDS
+    assert {name: table["prompt_id"][0].as_py() for name, table in used.items()} == {
+        part_name(index): f"{index}" for index in range(3)
+    }
+    assert [kind for kind, _ in transfers] == ["upload"] * 3
+
+
+def test_the_part_of_an_attempt_at_the_same_time_is_the_one_that_is_used(tmp_path):
+    uri, used = str(tmp_path / "out"), {}
+
+    def work(context):
+        path = tmp_path / part_name(0)
+        records.write_table(prompts("theirs"), records.PROMPTS, path)
+        publish_part(uri, part_name(0), path, context.fingerprint)
+        with published_behind(context, records.PROMPTS, used.__setitem__) as publish:
+            publish(0, prompts("ours"))
+        return context.publish({}, {})
+
+    run(uri, work)
+    assert used[part_name(0)]["prompt_id"].to_pylist() == ["theirs"]
+
+
+def test_a_part_that_cannot_be_stored_stops_the_stage(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(FolderStorage, "upload", refuse)
+    made = []
+
+    def work(context):
+        with published_behind(context, records.PROMPTS, lambda *_: None) as publish:
+            for index in range(5):
+                made.append(index)
+                publish(index, prompts(f"{index}"))
+        return context.publish({}, {})
+
+    with pytest.raises(StorageError, match="the disk is full"):
+        run(str(tmp_path / "out"), work)
+    assert len(made) == 2
+
+
+def test_tables_of_many_shards_come_in_order_and_their_ways_overlap(tmp_path, transfers):
+    num_shards, num_parts = 2, 12
+    inputs = {}
+    for shard in range(num_shards):
+        files = {}
+        for index in range(num_parts):
+            files[part_name(index)] = tmp_path / f"{shard}-{index}.parquet"
+            records.write_table(prompts(f"{shard}/{index}"), records.PROMPTS, files[part_name(index)])
+        inputs[f"data/{shard}"] = str(tmp_path / f"shard-{shard}")
+        publish_files(inputs[f"data/{shard}"], files, Manifest(stage="generate", fingerprint="", files={}))
+    found = []
+
+    def work(context):
+        start = time.monotonic()
+        found.extend(table["prompt_id"][0].as_py() for table in group_tables(context, "data", records.PROMPTS))
+        assert time.monotonic() - start < num_shards * num_parts * SLOW_SECONDS / 3
+        assert list(stored_parts(context, records.PROMPTS)) == []
+        return context.publish({}, {})
+
+    run(str(tmp_path / "out"), work, inputs)
+    assert found == [f"{shard}/{index}" for shard in range(num_shards) for index in range(num_parts)]
