@@ -1,4 +1,4 @@
-"""The settings of every stage: typed, frozen, validated, one class a stage.
+"""The settings of every stage, one class a stage.
 
 A setting lives in the class of the stage that reads it. `operational` settings (memory, batch sizes, logging) change
 how fast a stage runs and not what it computes: they stay out of its fingerprint, so that a run that ran out of memory
@@ -7,101 +7,31 @@ resumes with smaller batches.
 Loads no torch. Presets live in `pipelines/presets.py`; this module has only defaults that suit every model.
 """
 
-import difflib
 import hashlib
-import json
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic.config import JsonDict
+from pydantic import Field, model_validator
 
 from dice_core.pod_settings import OptionalQuantity, Tolerations
+from dice_core.settings import OPERATIONAL, ConfigError, DType, Int, Ints, Settings
 
-
-class ConfigError(ValueError):
-    """A setting that cannot be used. The message is one line: the field, the value, what is allowed."""
-
-
-def _integral(value: Any) -> Any:
-    """Turn 16.0 into 16: Kubeflow Pipelines hands every number of a dict parameter over as a float."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _tuple(value: Any) -> Any:
-    """Accept the list that JSON has where a tuple belongs."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-Int = Annotated[int, BeforeValidator(_integral)]
-Ints = Annotated[tuple[Int, ...], BeforeValidator(_tuple)]
-DType = Literal["float32", "bfloat16"]
-
-OPERATIONAL: JsonDict = {"operational": True}
-
-
-class Settings(BaseModel):
-    """Base of every settings class: frozen, strict about types, closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any] | None, where: str) -> Self:
-        """Build the settings from a plain mapping.
-
-        Args:
-            values: field names to values, as JSON or a Kubeflow Pipelines parameter has them; None means all defaults.
-            where: the name the person knows these settings by, such as "training"; it opens the error message.
-
-        Raises:
-            ConfigError: one line naming the first field at fault, its value, and what is allowed.
-        """
-        try:
-            return cls.model_validate(dict(values or {}))
-        except ValidationError as error:
-            raise ConfigError(_explain(cls, error, where)) from None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types, every field present."""
-        return self.model_dump(mode="json")
-
-    def fingerprint(self) -> str:
-        """Return a hex digest of the settings that decide results (operational ones left out)."""
-        text = json.dumps(self.model_dump(mode="json", exclude=self.operational()), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    @classmethod
-    def operational(cls) -> set[str]:
-        """Return the names of the settings that change how fast a stage runs and not what it computes."""
-        fields = cls.model_fields.items()
-        return {
-            name
-            for name, field in fields
-            if isinstance(field.json_schema_extra, dict) and "operational" in field.json_schema_extra
-        }
-
-
-def _explain(cls: type[BaseModel], error: ValidationError, where: str) -> str:
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
-    if first["type"] == "extra_forbidden":
-        return _explain_unknown(cls, path, where)
-    if not path:
-        return f"{where}: {first['msg'].removeprefix('Value error, ')}"
-    # A union (a word or a number) reports one error for each member: all of them say what is allowed.
-    messages = [e["msg"].removeprefix("Input ") for e in error.errors() if e["loc"][:1] == first["loc"][:1]]
-    return f"{where}.{path[0]}: {', or '.join(dict.fromkeys(messages))}, got {json.dumps(first['input'], default=str)}"
-
-
-def _explain_unknown(cls: type[BaseModel], path: list[str], where: str) -> str:
-    for name in path[:-1]:
-        annotation = cls.model_fields[name].annotation
-        cls, where = annotation, f"{where}.{name}"  # type: ignore[assignment]
-    known = list(cls.model_fields)
-    close = difflib.get_close_matches(path[-1], known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{where}.{path[-1]}: unknown setting, {hint}allowed: {', '.join(known)}"
+__all__ = [
+    "ChatConfig",
+    "ConfigError",
+    "DType",
+    "DataConfig",
+    "EvaluationConfig",
+    "GenerationConfig",
+    "Int",
+    "LaunchConfig",
+    "PairingConfig",
+    "ScoringConfig",
+    "Settings",
+    "TrainingConfig",
+    "derive_seed",
+    "finite_or_none",
+]
 
 
 class ChatConfig(Settings):
@@ -314,16 +244,16 @@ class LaunchConfig(Settings):
     """Volume claim to keep models on; empty: each pod downloads its own."""
     run_as_user: Int = Field(default=10001, ge=1)
     """User and group of the processes. Never root."""
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default_factory=dict)
     """More environment variables of the pods, such as NCCL_SOCKET_IFNAME; they win over the built-in ones."""
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
     """More labels of the pods, such as a cost centre; the suite's own win."""
-    annotations: dict[str, str] = {}
+    annotations: dict[str, str] = Field(default_factory=dict)
     credentials_secret: str = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: the service account gives access."""
-    image_pull_secrets: list[str] = []
-    node_selector: dict[str, str] = {}
-    tolerations: Tolerations = []
+    image_pull_secrets: list[str] = Field(default_factory=list)
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: Tolerations = Field(default_factory=list)
     queue_name: str = ""
     """Kueue's LocalQueue: the job is created suspended and starts when Kueue admits it. Empty: no queue."""
     priority_class: str = ""

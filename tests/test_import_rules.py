@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("components", "dice_core", "pipelines", "tests")
 
-BASE = {"config", "layout", "pod_settings", "progress", "records"}
+BASE = {"config", "layout", "pod_settings", "progress", "records", "settings"}
 PURE = {
     "chat",
     "decontamination",
@@ -20,6 +20,7 @@ PURE = {
     "gate",
     "length_penalty",
     "overrides",
+    "recorded_logps",
     "replay",
     "reward",
     "selection",

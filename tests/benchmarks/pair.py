@@ -61,14 +61,14 @@ def ours_with_texts(folder: Path) -> Timed:
     """Do what `ours` does and join the pairs with their texts and token ids, from a table in memory."""
     from dice_core.config import PairingConfig
     from dice_core.pairs import build_pairs, choose_length_penalty, group_scores, select_pairs
-    from dice_core.records import PREFERENCES, PROMPTS, RESPONSES
+    from dice_core.records import PREFERENCES, PROMPTS, RESPONSES, conform
 
     work = Work(folder)
     config = PairingConfig(length_penalty="grid", min_valid_responses=2, replay_ratio=0, num_eval_pairs=0)
     table = pq.read_table(work.scores(work.size.num_pairing_prompts))
     ids, texts = pa.array([[1]] * table.num_rows, pa.list_(pa.int32())), _texts(table)
     columns = [table["prompt_id"], table["sample_index"], ids, ids, pa.array(texts), ["stop"] * table.num_rows]
-    responses = pa.Table.from_arrays([pa.array(c) if isinstance(c, list) else c for c in columns], schema=RESPONSES)
+    responses = conform(pa.table(columns, RESPONSES.names[: len(columns)]), RESPONSES, "responses")
     names = table["prompt_id"].unique()
     prompts = pa.Table.from_arrays([names, names], schema=PROMPTS)
     with tempfile.TemporaryDirectory() as scratch, stopwatch() as watch:
@@ -156,14 +156,15 @@ def _parts_of(work: Work, num_prompts: int) -> Iterator[pa.Table]:
 
 
 def _responses(scores: pa.Table) -> pa.Table:
-    from dice_core.records import RESPONSES
+    from dice_core.records import RESPONSES, conform
 
     samples = scores["sample_index"].combine_chunks()
     num_samples = int(samples.to_numpy().max()) + 1
     texts = pa.array([f"{k:02d}".ljust(400, "x") for k in range(num_samples)])
     ids = pa.array([[k] * 100 for k in range(num_samples)], pa.list_(pa.int32()))
     columns = [scores["prompt_id"], samples, ids.take(samples), ids.take(samples), texts.take(samples)]
-    return pa.Table.from_arrays([*columns, pa.array(["stop"] * len(samples))], schema=RESPONSES)
+    columns += [pa.array(["stop"] * len(samples))]
+    return conform(pa.table(columns, RESPONSES.names[: len(columns)]), RESPONSES, "responses")
 
 
 def ours_penalty(folder: Path, num_prompts: str = "") -> Timed:

@@ -119,7 +119,7 @@ def markdown(results: Results) -> str:
     head = (
         "# Measured\n\nWritten by the command below; README.md says what each row compares, and what keeps a goal from "
         "being reached. A ratio is the peer's time over ours, the median of interleaved repeats "
-        f"({results.repeats}) with their spread; each way ran in a process of its own, and peak memory is ours over the "
+        f"({results.repeats}) with their spread; each way ran in a process of its own; peak memory is ours over the "
         "peer's."
     )
     parts = [head, table(results.rows)]
