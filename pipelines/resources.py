@@ -106,8 +106,8 @@ def launch_on_cluster(preset: Preset) -> LaunchConfig:
         "active_deadline_seconds": cluster.timeout_seconds("train"),
         **({"run_as_user": cluster.run_as_user} if cluster.run_as_user else {}),
     }
-    fields = LaunchConfig.model_fields
-    left = {name: value for name, value in values.items() if getattr(launch, name) == fields[name].get_default()}
+    defaults = LaunchConfig()
+    left = {name: value for name, value in values.items() if getattr(launch, name) == getattr(defaults, name)}
     both = {name: getattr(cluster, name) | getattr(launch, name) for name in ("env", "labels", "annotations")}
     return LaunchConfig.parse(launch.to_dict() | left | both, "launch")
 

@@ -126,7 +126,7 @@ def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(
     [
         (["training.bta=1"], "did you mean 'beta'"),
         (["cluster.gpu_task_cpus=1"], "did you mean 'gpu_task_cpu'"),
-        (["launch.processes_per_node=3"], "must be a multiple of per_device_batch_size x processes = 1 x 3"),
+        (["launch.processes_per_node=3"], "must be a multiple of per_device_batch_size x processes = 2 x 3"),
         (["policy_source=/home/me/model"], "policy_source: pods do not see the files of this machine"),
         (["policy_source=model.gguf"], "policy_source: pods import no GGUF file, got 'model.gguf': dice import-model"),
         (["policy_source=s3://b/m.gguf"], "policy_source: pods import no GGUF file"),
