@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from dice_core import models
 from dice_core.manifest import read_manifest
-from dice_core.model_files import TRUST_KEY, read_config
+from dice_core.model_files import TRUST_KEY
 from dice_core.models import ModelError, fetch_model, import_model, load_model, load_tokenizer, save_model
-from dice_core.storage import FolderStorage, StorageError, open_storage
+from dice_core.storage import StorageError, open_storage
 
 
 def _edit_json(path: Path, **values: object) -> None:
@@ -47,52 +47,6 @@ def test_the_same_source_again_returns_at_once(
     monkeypatch.setattr(models, "upload_model", fail)
 
     assert import_model(str(model_copy), str(tmp_path / "imported")) == first
-
-
-def test_an_import_that_was_killed_uploads_only_what_is_missing(
-    model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uri, upload, uploads = str(tmp_path / "imported"), FolderStorage.upload, []
-
-    def upload_one(self: FolderStorage, path: Path, key: str) -> None:
-        if uploads:
-            raise KeyboardInterrupt
-        uploads.append(key)
-        upload(self, path, key)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(FolderStorage, "upload", upload_one)
-        import_model(str(model_copy), uri)
-    assert read_manifest(uri) is None
-
-    def counted(self: FolderStorage, path: Path, key: str) -> None:
-        uploads.append(key)
-        upload(self, path, key)
-
-    monkeypatch.setattr(FolderStorage, "upload", counted)
-    published = import_model(str(model_copy), uri)
-    assert len(published.files) >= 3
-    assert sorted(uploads) == sorted(published.files)
-    assert {found.key for found in open_storage(uri).list()} == {*published.files, "manifest.json"}
-    fetch_model(uri, tmp_path / "cache")
-
-
-def test_what_an_import_of_another_model_left_is_not_taken(
-    model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uri, upload = str(tmp_path / "imported"), FolderStorage.upload
-
-    def stop_at_the_weights(self: FolderStorage, path: Path, key: str) -> None:
-        if key.endswith(".safetensors"):
-            raise KeyboardInterrupt
-        upload(self, path, key)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(FolderStorage, "upload", stop_at_the_weights)
-        import_model(str(model_copy), uri)
-    _edit_json(model_copy / "config.json", max_position_embeddings=100)
-    import_model(str(model_copy), uri)
-    assert read_config(fetch_model(uri, tmp_path / "cache"))["max_position_embeddings"] == 100
 
 
 def test_another_source_at_the_same_place_is_refused(model_copy: Path, sharded_model: Path, tmp_path: Path) -> None:
