@@ -25,8 +25,12 @@ def side_by_side(function: Callable[[Item], Result], items: Iterable[Item]) -> l
     Raises:
         Exception: the first error. What has not begun is not begun any more; what has is waited for.
     """
+    wanted = list(items)
+    if len(wanted) == 1:
+        # Where a Ctrl-C ends the transfer itself.
+        return [function(wanted[0])]
     with ThreadPoolExecutor(_NUM_AT_ONCE) as pool:
-        futures = [pool.submit(function, item) for item in items]
+        futures = [pool.submit(function, item) for item in wanted]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in filter(done.__contains__, futures):

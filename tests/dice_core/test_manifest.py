@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -142,34 +141,22 @@ def test_the_stored_form_is_json_a_person_can_read(published):
     assert stored["files"]["t.parquet"]["num_rows"] == 3
 
 
-class Server:
-    """Counts the transfers that are under way together, around a folder's."""
-
-    def __init__(self, method):
-        self.method, self.most, self._running, self._lock = method, 0, 0, threading.Lock()
-
-    def __call__(self, *arguments):
-        with self._lock:
-            self._running += 1
-            self.most = max(self.most, self._running)
-        time.sleep(0.02)
-        self.method(*arguments)
-        with self._lock:
-            self._running -= 1
-
-
 def test_the_files_of_a_model_travel_together_both_ways(tmp_path, monkeypatch):
-    files = {f"model-{i}.safetensors": tmp_path / f"{i}" for i in range(6)}
+    """A transfer ends only when four are under way."""
+    meeting = threading.Barrier(4, timeout=30)
+
+    def met(transfer):
+        return lambda *arguments: (meeting.wait(), transfer(*arguments))[1]
+
+    files = {f"model-{i}.safetensors": tmp_path / f"{i}" for i in range(8)}
     for path in files.values():
         path.write_text(path.name)
-    upload, download = Server(FolderStorage.upload), Server(FolderStorage.download)
-    monkeypatch.setattr(FolderStorage, "upload", lambda *arguments: upload(*arguments))
-    monkeypatch.setattr(FolderStorage, "download", lambda *arguments: download(*arguments))
+    for name in ("upload", "download"):
+        monkeypatch.setattr(FolderStorage, name, met(getattr(FolderStorage, name)))
     uri = str(tmp_path / "model")
     manifest = publish_files(uri, files, EMPTY)
     paths = fetch_files(uri, manifest, tmp_path / "in")
-    assert [path.read_text() for path in paths.values()] == list("012345")
-    assert (upload.most, download.most) == (4, 4)
+    assert [path.read_text() for path in paths.values()] == list("01234567")
 
 
 def test_a_file_that_cannot_be_uploaded_leaves_no_manifest(tmp_path):

@@ -1,17 +1,17 @@
 """Tables are read ahead of the work and stored behind it."""
 
-import time
+import threading
 
 import pyarrow as pa
 import pytest
 
 from dice_core import records
 from dice_core.manifest import Manifest, publish_files, publish_part
-from dice_core.stage_parts import group_tables, part_name, published_behind, stored_parts
+from dice_core.stage_parts import group_tables, part_name, published_behind
 from dice_core.stage_runner import run_stage
 from dice_core.storage import FolderStorage, StorageError
 
-SLOW_SECONDS = 0.05
+WAIT_SECONDS = 30
 
 
 def prompts(name):
@@ -22,42 +22,32 @@ def run(uri, work, inputs=None):
     return run_stage("generate", uri, work, format_version=1, settings={}, arguments={}, inputs=inputs or {})
 
 
-@pytest.fixture
-def transfers(monkeypatch):
-    """Make every transfer slow, and list them."""
-    seen = []
+def test_parts_are_stored_while_the_next_is_made_and_not_read_again(tmp_path, monkeypatch):
+    used, stored, downloaded, is_next_made = {}, [], [], threading.Event()
+    upload, download = FolderStorage.upload, FolderStorage.download
 
-    def slow(method, kind):
-        def transfer(self, *arguments):
-            time.sleep(SLOW_SECONDS)
-            seen.append((kind, next(a for a in arguments if isinstance(a, str))))
-            method(self, *arguments)
+    def late_upload(self, path, key):
+        assert is_next_made.wait(WAIT_SECONDS)
+        upload(self, path, key)
+        stored.append(key)
 
-        return transfer
-
-    monkeypatch.setattr(FolderStorage, "upload", slow(FolderStorage.upload, "upload"))
-    monkeypatch.setattr(FolderStorage, "download", slow(FolderStorage.download, "download"))
-    return seen
-
-
-def test_parts_are_stored_while_the_next_is_made_and_not_read_again(tmp_path, transfers):
-    used, waited = {}, []
+    monkeypatch.setattr(FolderStorage, "upload", late_upload)
+    monkeypatch.setattr(FolderStorage, "download", lambda *arguments: downloaded.append(download(*arguments)))
 
     def work(context):
         with published_behind(context, records.PROMPTS, used.__setitem__) as publish:
-            for index in range(3):
-                time.sleep(2 * SLOW_SECONDS)
-                start = time.monotonic()
-                publish(index, prompts(f"{index}"))
-                waited.append(time.monotonic() - start)
+            publish(0, prompts("0"))
+            assert not stored
+            is_next_made.set()
+            publish(1, prompts("1"))
         return context.publish({}, {})
 
     run(str(tmp_path / "out"), work)
-    assert max(waited) < SLOW_SECONDS
-    assert {name: table["prompt_id"][0].as_py() for name, table in used.items()} == {
-        part_name(index): f"{index}" for index in range(3)
+    assert {name: table["prompt_id"].to_pylist() for name, table in used.items()} == {
+        part_name(0): ["0"],
+        part_name(1): ["1"],
     }
-    assert [kind for kind, _ in transfers] == ["upload"] * 3
+    assert (len(stored), downloaded) == (2, [])
 
 
 def test_the_part_of_an_attempt_at_the_same_time_is_the_one_that_is_used(tmp_path):
@@ -94,7 +84,8 @@ def test_a_part_that_cannot_be_stored_stops_the_stage(tmp_path, monkeypatch):
     assert len(made) == 2
 
 
-def test_tables_of_many_shards_come_in_order_and_their_ways_overlap(tmp_path, transfers):
+def test_tables_of_many_shards_come_in_order_and_their_ways_overlap(tmp_path, monkeypatch):
+    """A download ends only when four are under way."""
     num_shards, num_parts = 2, 12
     inputs = {}
     for shard in range(num_shards):
@@ -104,13 +95,16 @@ def test_tables_of_many_shards_come_in_order_and_their_ways_overlap(tmp_path, tr
             records.write_table(prompts(f"{shard}/{index}"), records.PROMPTS, files[part_name(index)])
         inputs[f"data/{shard}"] = str(tmp_path / f"shard-{shard}")
         publish_files(inputs[f"data/{shard}"], files, Manifest(stage="generate", fingerprint="", files={}))
-    found = []
+    meeting, download, found = threading.Barrier(4, timeout=WAIT_SECONDS), FolderStorage.download, []
+
+    def meet(self, key, path):
+        meeting.wait()
+        download(self, key, path)
 
     def work(context):
-        start = time.monotonic()
-        found.extend(table["prompt_id"][0].as_py() for table in group_tables(context, "data", records.PROMPTS))
-        assert time.monotonic() - start < num_shards * num_parts * SLOW_SECONDS / 3
-        assert list(stored_parts(context, records.PROMPTS)) == []
+        with monkeypatch.context() as patch:
+            patch.setattr(FolderStorage, "download", meet)
+            found.extend(table["prompt_id"][0].as_py() for table in group_tables(context, "data", records.PROMPTS))
         return context.publish({}, {})
 
     run(str(tmp_path / "out"), work, inputs)
