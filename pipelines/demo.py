@@ -186,6 +186,7 @@ def _environment(folder: Path, scratch: Path) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "TMPDIR": str(scratch),
         "DICE_CACHE": str(folder / "models"),
+        "DICE_SCRATCH": str(scratch),
         # glibc gives memory of large tensors back at once, and clearing it anew took a fifth of the CPU time.
         "MALLOC_MMAP_THRESHOLD_": os.environ.get("MALLOC_MMAP_THRESHOLD_", str(2**30)),
         "MALLOC_TRIM_THRESHOLD_": os.environ.get("MALLOC_TRIM_THRESHOLD_", str(2**32)),

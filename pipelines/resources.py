@@ -171,7 +171,8 @@ def _mount(task: dsl.PipelineTask, stage: Stage, cluster: ClusterConfig) -> None
     if shm_size and has_models:
         kubernetes.empty_dir_mount(task, "dshm", "/dev/shm", "Memory", shm_size)
     kubernetes.empty_dir_mount(task, "scratch", "/tmp", size_limit=cluster.scratch_size or None)
-    if cluster.model_cache_claim and has_models:
+    # What an import has downloaded from the Hub lies there too, where a retried pod finds it.
+    if cluster.model_cache_claim and (has_models or stage == "import-model"):
         kubernetes.mount_pvc(task, cluster.model_cache_claim, CACHE_FOLDER)
     else:
         kubernetes.empty_dir_mount(task, "cache", CACHE_FOLDER)

@@ -132,12 +132,13 @@ def test_gpu_tasks_have_shared_memory_and_all_have_room_for_temporary_files(zeph
     assert all("/tmp" in mounts(executor) for executor in zephyr.executors())
 
 
-def test_models_are_kept_on_the_claim_by_the_tasks_that_load_them(zephyr: Compiled, tmp_path: Path) -> None:
-    for executor in zephyr.executors(*GPU_STAGES):
+def test_models_are_kept_on_the_claim_by_the_tasks_that_load_or_import_them(zephyr: Compiled, tmp_path: Path) -> None:
+    for executor in zephyr.executors("import-model", *GPU_STAGES):
         assert [(mount["constant"], mount["mountPath"]) for mount in executor.platform["pvcMount"]] == [
             ("dice-model-cache", "/cache")
         ]
-    assert all("pvcMount" not in executor.platform for executor in zephyr.executors(*CPU_STAGES))
+    others = [stage for stage in CPU_STAGES if stage != "import-model"]
+    assert all("pvcMount" not in executor.platform for executor in zephyr.executors(*others))
     without = compiled(tmp_path, "cluster.model_cache_claim=")
     assert all("pvcMount" not in executor.platform for executor in without.executors())
     assert all("/cache" in mounts(executor) for executor in without.executors())
