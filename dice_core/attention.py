@@ -151,7 +151,10 @@ def _mask(model: PreTrainedModel, row: Row, window: int | None, dtype: torch.dty
         return segment_table(row, window)
     row = row if window is None else windowed(row, window)
     starts = torch.from_numpy(np.stack([row.own_starts, row.prompt_starts, row.prompt_ends])[:, None])
-    own, prompt, end = starts.to(model.device)
+    if model.device.type == "cuda":
+        # Pinned, so that a device at work on the row before is not waited for.
+        starts = starts.pin_memory()
+    own, prompt, end = starts.to(model.device, non_blocking=True)
     if model.config._attn_implementation == "flex_attention":
         return block_mask(own, prompt, end)
     visible = dense_mask(own, prompt, end)

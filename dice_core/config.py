@@ -161,7 +161,8 @@ class TrainingConfig(Settings):
     """Exponential moving average of the weights, saved in place of the last ones; 0 is off."""
     reference_logps: Literal["reuse", "recompute"] = "reuse"
     """`reuse` takes scoring's numbers; `recompute` makes one pass with training's own kernels and batches."""
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool = Field(default=True, json_schema_extra=OPERATIONAL)
+    """Keep one activation a layer and compute the others again: a third more time for a fraction of the memory."""
     per_device_batch_size: Int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
     """Pairs of a micro-batch on the average: a step's pairs are packed into rows of like numbers of tokens."""
     deepspeed: Literal["none", "zero2", "zero3"] = Field(default="none", json_schema_extra=OPERATIONAL)
