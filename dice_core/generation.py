@@ -31,7 +31,8 @@ from dice_core.records import PROMPTS, RESPONSES, RecordError, conform
 if TYPE_CHECKING:
     from vllm import LLMEngine, RequestOutput
 
-_CPU_BLOCK_TOKENS = 32
+CPU_BLOCK_TOKENS = 32
+"""Of the cache, on a CPU: what is shared of a prompt is whole blocks."""
 
 Progress = Callable[[int, int, int], None]
 """Called with the prompts done, all prompts, and the response tokens so far (of this call)."""
@@ -207,7 +208,7 @@ def _engine(model_folder: Path, config: GenerationConfig, max_model_len: int) ->
         memory = config.cpu_kv_cache_gib << 30
         settings = {"enforce_eager": True, "enable_chunked_prefill": False, "kv_cache_memory_bytes": memory}
         # Prefix caching works in whole blocks, and vLLM's 128 tokens are longer than most prompts.
-        settings["block_size"] = _CPU_BLOCK_TOKENS
+        settings["block_size"] = CPU_BLOCK_TOKENS
     set_num_threads = torch.set_num_threads
     engine = None
     try:
@@ -277,7 +278,8 @@ def _run(engine: "LLMEngine", job: _Job, on_progress: Progress | None) -> Iterat
     from vllm.v1.engine.exceptions import EngineDeadError
 
     # Enough prompts wait that the engine stays busy while a part is decoded here and stored by the caller.
-    num_ahead = job.config.prompts_per_part + engine.vllm_config.scheduler_config.max_num_seqs
+    num_together = engine.vllm_config.scheduler_config.max_num_seqs // job.config.num_responses + 1
+    num_ahead = job.config.prompts_per_part + num_together
     waiting, num_running = deque(job.token_ids), 0
     done: dict[int, dict[int, RequestOutput]] = {}
     num_done = num_tokens = 0

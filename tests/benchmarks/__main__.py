@@ -65,6 +65,7 @@ def run(
     Raises:
         BenchmarkError: the work cannot be prepared.
     """
+    wants_gpu = _wants_gpu(stages)
     comparisons, left_out = _available([c for stage in stages for c in STAGES.get(stage, [])])
     found = Results(
         command=shlex.join(["python", "-m", "tests.benchmarks", *sys.argv[1:]]),
@@ -75,7 +76,7 @@ def run(
     )
     if comparisons:
         _measure_stages(prepare(size, finish_work), comparisons, found, with_curves, on_stage)
-    for shape in gpu.SHAPES if _wants_gpu(stages) else ():
+    for shape in gpu.SHAPES if wants_gpu else ():
         with _noted(found, f"gpu, {shape}"):
             found.gpu.extend(run_way("gpu:measure", Path(), shape).values["lines"])
         on_stage(found)

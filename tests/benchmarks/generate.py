@@ -91,7 +91,7 @@ def _raw(work: Work, num_prompts: int, num_samples: int, first_seed: int, prefix
     from vllm.sampling_params import RequestOutputKind
 
     from dice_core.chat import chat_format
-    from dice_core.generation import request_seed
+    from dice_core.generation import CPU_BLOCK_TOKENS, request_seed
     from dice_core.models import load_tokenizer
 
     config, chat = _settings(work)
@@ -114,6 +114,9 @@ def _raw(work: Work, num_prompts: int, num_samples: int, first_seed: int, prefix
     if on_cpu:
         memory = config.cpu_kv_cache_gib << 30
         settings = {"enforce_eager": True, "enable_chunked_prefill": False, "kv_cache_memory_bytes": memory}
+        if prefix_caching:
+            # As ours: what is compared is the loop around the engine.
+            settings["block_size"] = CPU_BLOCK_TOKENS
     engine = LLM(
         model=str(work.policy),
         dtype=config.dtype,
