@@ -21,8 +21,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table, write the files."""
     options = _parser().parse_args(arguments)
 
+    before = results.measured_before(options.out) if options.out and options.stage else None
+
     def keep(found: Results) -> None:
-        """Write what there is: an interrupted run has its finished stages."""
+        """Write what there is: an interrupted run has its finished stages, a run of one stage keeps the others'."""
+        found = results.with_others_of(before, found) if before else found
         if options.json:
             options.json.write_text(results.to_json(found))
         if options.out:
@@ -46,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", choices=list(SIZES), default="full", help="smoke only shows that everything runs")
     parser.add_argument("--no-curves", action="store_true", help="leave out time and memory against work")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
-    parser.add_argument("--out", type=Path, help="write RESULTS.md, results.json and the curves into this folder")
+    parser.add_argument("--out", type=Path, help="write RESULTS.md, results.json and curves into this folder")
     return parser
 
 
