@@ -31,8 +31,7 @@ from dice_core.records import PROMPTS, RESPONSES, RecordError, conform
 if TYPE_CHECKING:
     from vllm import LLMEngine, RequestOutput
 
-CPU_BLOCK_TOKENS = 32
-"""Of the cache, on a CPU: what is shared of a prompt is whole blocks."""
+_CPU_BLOCK_TOKENS = 32
 
 Progress = Callable[[int, int, int], None]
 """Called with the prompts done, all prompts, and the response tokens so far (of this call)."""
@@ -208,7 +207,7 @@ def _engine(model_folder: Path, config: GenerationConfig, max_model_len: int) ->
         memory = config.cpu_kv_cache_gib << 30
         settings = {"enforce_eager": True, "enable_chunked_prefill": False, "kv_cache_memory_bytes": memory}
         # Prefix caching works in whole blocks, and vLLM's 128 tokens are longer than most prompts.
-        settings["block_size"] = CPU_BLOCK_TOKENS
+        settings["block_size"] = _CPU_BLOCK_TOKENS
     set_num_threads = torch.set_num_threads
     engine = None
     try:

@@ -1,7 +1,8 @@
 """Generation: ours, upstream's K launches of n=1, and one raw LLM.generate with the very same requests.
 
 Upstream (generate_responses.py, pipeline.sh) starts vLLM K times, once for each sample. Done in its favour here: one
-batch a launch, the engine settings that start fastest. Left out: its queue, drained every few prompts.
+batch a launch, the engine settings that start fastest. Left out: its queue, drained every few prompts. Raw vLLM has its
+own limits and cache blocks: on a CPU these hold 128 tokens, of which a short prompt fills none, and ours 32.
 """
 
 import os
@@ -91,7 +92,7 @@ def _raw(work: Work, num_prompts: int, num_samples: int, first_seed: int, prefix
     from vllm.sampling_params import RequestOutputKind
 
     from dice_core.chat import chat_format
-    from dice_core.generation import CPU_BLOCK_TOKENS, request_seed
+    from dice_core.generation import request_seed
     from dice_core.models import load_tokenizer
 
     config, chat = _settings(work)
@@ -114,9 +115,6 @@ def _raw(work: Work, num_prompts: int, num_samples: int, first_seed: int, prefix
     if on_cpu:
         memory = config.cpu_kv_cache_gib << 30
         settings = {"enforce_eager": True, "enable_chunked_prefill": False, "kv_cache_memory_bytes": memory}
-        if prefix_caching:
-            # As ours: what is compared is the loop around the engine.
-            settings["block_size"] = CPU_BLOCK_TOKENS
     engine = LLM(
         model=str(work.policy),
         dtype=config.dtype,
