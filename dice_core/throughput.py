@@ -46,8 +46,9 @@ class Speedometer(TrainerCallback):
         """Stop the clock of a step."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+        seconds = time.monotonic() - self._step_start
         for work in (self._all, self._since):
-            work.seconds += time.monotonic() - self._step_start
+            work.seconds += seconds
             work.num_steps += 1
 
     def since_last_line(self, policy: PreTrainedModel) -> dict[str, float]:

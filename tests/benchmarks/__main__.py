@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -73,7 +74,8 @@ def run(
     found = Results(
         command=shlex.join(["python", "-m", "tests.benchmarks", *sys.argv[1:]]),
         machine=results.machine(),
-        work=asdict(size),
+        # As it comes back from the file.
+        work=json.loads(json.dumps(asdict(size))),
         repeats=repeats,
         left_out=left_out,
     )
