@@ -15,7 +15,7 @@ KEEP_S3 ?=
 S3_PORT ?=
 BENCH ?=
 
-# Images: where they go, their tag (the last commit that changed what is in them: a tag never changes its content), and
+# Images: where they go, their tag (the last commit that changed what is in them: a tag names the sources, not the accelerator or the build arguments), and
 # what builds them.
 REGISTRY ?= dice-suite
 IMAGE_SOURCES := .dockerignore LICENSE components dice_core images pipelines pyproject.toml requirements
@@ -34,7 +34,8 @@ IMAGE_ARGS = --build-arg VERSION=$(TAG) --build-arg REVISION=$$($(call IMAGE_COM
   $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(INDEX_URL),--build-arg INDEX_URL=$(INDEX_URL)) $(BUILD_FLAGS)
 
 # The cluster: which overlay of manifests/, and the releases that manifests/README.md tells of.
-OVERLAY ?= kind
+# kind, a100 or kueue; to deploy one it must be named
+OVERLAY ?=
 # a context of your kubeconfig; empty: the current one
 CONTEXT ?=
 KUBECTL = kubectl $(if $(CONTEXT),--context $(CONTEXT))
@@ -165,10 +166,11 @@ lock-images: $(STAMP) ## Write the locks of the GPU and core images, with hashes
 
 .PHONY: manifests
 manifests: ## Print what OVERLAY (kind, a100, kueue) comes to; needs no cluster.
-	@kubectl kustomize manifests/overlays/$(OVERLAY)
+	@kubectl kustomize manifests/overlays/$(or $(OVERLAY),kind)
 
 .PHONY: deploy
 deploy: $(if $(filter kind,$(OVERLAY)),kind-secret) ## Apply OVERLAY to the cluster of CONTEXT.
+	@test -n "$(OVERLAY)" || { echo "make: OVERLAY= is needed: kind, a100 or kueue" >&2; exit 1; }
 	@$(KUBECTL) apply --kustomize manifests/overlays/$(OVERLAY)
 
 .PHONY: kind-up

@@ -12,6 +12,12 @@ _REGISTRY = os.environ.get("DICE_REGISTRY", "dice-suite").rstrip("/")
 _TAG = os.environ.get("DICE_TAG", __version__)
 
 
+def names_a_registry(image: str) -> bool:
+    """Return whether an image's name says which registry has it; otherwise nodes would ask Docker Hub."""
+    first, slash, _ = image.partition("/")
+    return bool(slash) and (first == "localhost" or any(mark in first for mark in ".:"))
+
+
 def _image(name: str) -> str:
     return os.environ.get(f"DICE_{name.upper()}_IMAGE", f"{_REGISTRY}/dice-{name}:{_TAG}")
 

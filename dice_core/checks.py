@@ -69,6 +69,14 @@ def _check_fit(
             )
     if scoring.policy_logps == "generation" and not generation.policy_logps:
         raise ConfigError("scoring.policy_logps: 'generation' needs generation.policy_logps true, which keeps them")
+    if scoring.policy_logps == "generation" and scoring.max_logps_difference < 1:
+        for name, dtype in (("generation", generation.dtype), ("scoring", scoring.dtype)):
+            if dtype != "float32":
+                raise ConfigError(
+                    f"{name}.dtype: with scoring.policy_logps 'generation', vLLM and a forward pass agree to "
+                    f"scoring.max_logps_difference {scoring.max_logps_difference:g} in float32 only: set both dtypes "
+                    f"'float32', or allow 1 or more, got {dtype!r}"
+                )
     num_processes = launch.num_nodes * launch.processes_per_node
     training.accumulation_steps(num_processes)
     if warm_start_training is not None:

@@ -13,7 +13,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dice_core.pod_settings import OptionalQuantity, Tolerations
+from dice_core.pod_settings import Annotations, Labels, OptionalQuantity, Tolerations
 from dice_core.settings import OPERATIONAL, ConfigError, DType, Int, Ints, Settings
 
 __all__ = [
@@ -105,7 +105,7 @@ class ScoringConfig(Settings):
     """`generation` takes vLLM's (it must have kept them) and saves the policy's forward pass. Its kernels are not those
     that score the reference: in float32 they agree to 0.001 nats a response, in bfloat16 they differ by up to 1."""
     num_checked_responses: Int = Field(default=64, ge=1)
-    """With `generation`: so many of each shard are scored by a forward pass too, and compared."""
+    """With `generation`: so many of the first part of each shard are scored by a forward pass too, and compared."""
     max_logps_difference: float = Field(default=0.01, gt=0)
     """Nats. With `generation`: a checked response that differs by more ends the stage."""
     tokens_per_batch: Int = Field(default=16384, ge=64, json_schema_extra=OPERATIONAL)
@@ -247,13 +247,13 @@ class LaunchConfig(Settings):
     """User and group of the processes. Never root."""
     env: dict[str, str] = Field(default_factory=dict)
     """More environment variables of the pods, such as NCCL_SOCKET_IFNAME; they win over the built-in ones."""
-    labels: dict[str, str] = Field(default_factory=dict)
+    labels: Labels = Field(default_factory=dict)
     """More labels of the pods, such as a cost centre; the suite's own win."""
-    annotations: dict[str, str] = Field(default_factory=dict)
+    annotations: Annotations = Field(default_factory=dict)
     credentials_secret: str = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: the service account gives access."""
     image_pull_secrets: list[str] = Field(default_factory=list)
-    node_selector: dict[str, str] = Field(default_factory=dict)
+    node_selector: Labels = Field(default_factory=dict)
     tolerations: Tolerations = Field(default_factory=list)
     queue_name: str = ""
     """Kueue's LocalQueue: the job is created suspended and starts when Kueue admits it. Empty: no queue."""

@@ -235,13 +235,12 @@ class DPOTrainer(Trainer):
         model = self.model_wrapped
         was_training = model.training
         model.eval()
-        found, num_done = [], 0
+        found = []
         with torch.no_grad():
-            for row in mine:
+            for number, row in enumerate(mine, 1):
                 found.append(model([pairs[k] for k in row]))
-                num_done += len(row) * num
                 if on_progress:
-                    on_progress(min(len(pairs), num_done), len(pairs))
+                    on_progress(sum(map(len, rows[: number * num])), len(pairs))
         model.train(was_training)
         values = torch.cat(found).tolist() if found else []
         mine_by_pair = dict(zip(itertools.chain.from_iterable(mine), values, strict=True))

@@ -277,7 +277,8 @@ def _run(engine: "LLMEngine", job: _Job, on_progress: Progress | None) -> Iterat
     from vllm.v1.engine.exceptions import EngineDeadError
 
     # Enough prompts wait that the engine stays busy while a part is decoded here and stored by the caller.
-    num_ahead = job.config.prompts_per_part + engine.vllm_config.scheduler_config.max_num_seqs
+    num_together = engine.vllm_config.scheduler_config.max_num_seqs // job.config.num_responses + 1
+    num_ahead = job.config.prompts_per_part + num_together
     waiting, num_running = deque(job.token_ids), 0
     done: dict[int, dict[int, RequestOutput]] = {}
     num_done = num_tokens = 0

@@ -9,7 +9,8 @@ Upstream (generate_lc_paired_set.py) sweeps a grid instead, which misses penalti
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -34,13 +35,24 @@ class LengthPenalty:
         value: nats per unit of length, for rewards without beta; `reward.paper_length_penalty` gives the paper's.
         gap: mean of length(chosen) - length(rejected) over the prompts at that value, signed.
         unpenalised_gap: the same at 0.
-        curve: penalties [points] ascending, with 0 and the value among them, and the gaps [points] there.
+        scores: what it was chosen for.
+        steps: of these, where choosing needed them.
     """
 
     value: float
     gap: float
     unpenalised_gap: float
-    curve: tuple[Floats, Floats]
+    scores: ScoredPrompts = field(repr=False)
+    steps: "GapSteps | None" = field(repr=False)
+
+    @cached_property
+    def curve(self) -> tuple[Floats, Floats]:
+        """Penalties [points] ascending, with 0 and the value among them, and the gaps [points] there."""
+        steps = self.steps or gap_steps(self.scores)
+        penalties = _curve_points(self.value, steps)
+        gaps = steps.at(penalties) / len(self.scores.prompt_ids)
+        gaps[penalties == 0], gaps[penalties == self.value] = self.unpenalised_gap, self.gap
+        return penalties, gaps
 
 
 @dataclass(frozen=True)
@@ -73,18 +85,15 @@ def choose_length_penalty(
         PairError: as `group_scores`.
     """
     grouped = scores if isinstance(scores, ScoredPrompts) else group_scores(scores, config)
-    steps = gap_steps(grouped)
+    steps = None
     if config.length_penalty == "exact":
+        steps = gap_steps(grouped)
         value = exact_length_penalty(grouped, steps)
     elif config.length_penalty == "grid":
         value = grid_length_penalty(grouped)
     else:
         value = float(config.length_penalty)
-    gap, unpenalised_gap = grouped.mean_length_gap(value), grouped.mean_length_gap(0.0)
-    penalties = _curve_points(value, steps)
-    gaps = steps.at(penalties) / len(grouped.prompt_ids)
-    gaps[penalties == 0], gaps[penalties == value] = unpenalised_gap, gap
-    return LengthPenalty(value, gap, unpenalised_gap, (penalties, gaps))
+    return LengthPenalty(value, grouped.mean_length_gap(value), grouped.mean_length_gap(0.0), grouped, steps)
 
 
 def grid_length_penalty(grouped: ScoredPrompts) -> float:

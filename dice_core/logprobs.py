@@ -17,8 +17,8 @@ from dice_core.packing import Piece, PromptGroup, Row, fill_rows, length_batches
 
 __all__ = ["PromptGroup", "group_logps", "packed_token_logps"]
 
-# On a CPU longer rows are not faster, and take more memory.
-_CPU_ROW_TOKENS = 2048
+# On a CPU longer rows are not faster and take more memory; a dense mask grows with their square.
+_SHORT_ROW_TOKENS = 2048
 
 # Which responses a batch holds, as (group, index in the group), and the log-probs of their tokens one after another.
 Batch = tuple[list[tuple[int, int]], Tensor]
@@ -30,8 +30,9 @@ def packed_token_logps(
     """Return the log-prob of every response token, with gradient: for training.
 
     The model's decoder runs once and its head is called once, whatever the groups are, so processes that share weights
-    (ZeRO-3, FSDP) stay in step. Call it inside the forward of the module that DDP or DeepSpeed wraps, with the plain
-    model, which is how hooks on the wrapped module and on the model's parts see everything:
+    (ZeRO-3) stay in step; a model with positions that stretch with the batch is the exception, and cannot share. Call
+    it inside the forward of the module that DDP or DeepSpeed wraps, with the plain model, which is how hooks on the
+    wrapped module and on the model's parts see everything:
 
         class PairScorer(nn.Module):
             def forward(self, groups): return packed_token_logps(self.policy, groups)
@@ -56,10 +57,9 @@ def packed_token_logps(
     check_head(model)
     way = packed_way(model)
     if way == "separate":
-        logps = _separate_logps(model, [(group, index) for group in groups for index in range(len(group.responses))])
+        parts = iter(_separate_token_logps(model, groups))
     else:
-        logps = _row_logps(model, filled(pack_row(groups), way), chunk_size)
-    parts = iter(logps.split(sizes))
+        parts = iter(_row_logps(model, filled(pack_row(groups), way), chunk_size).split(sizes))
     return [[next(parts) for _ in group.responses] for group in groups]
 
 
@@ -115,7 +115,11 @@ def _batches(model: PreTrainedModel, groups: Sequence[PromptGroup], tokens_per_b
     if way == "separate":
         yield from _separate_batches(model, groups, tokens_per_batch)
         return
-    num_tokens = min(tokens_per_batch, _CPU_ROW_TOKENS) if model.device.type == "cpu" else tokens_per_batch
+    num_tokens = tokens_per_batch
+    if model.device.type == "cpu" or way == "dense":
+        # A long prompt must not be repeated for every response, for want of room beside it.
+        longest = max((len(group.prompt_token_ids) for group in groups), default=0)
+        num_tokens = min(tokens_per_batch, max(_SHORT_ROW_TOKENS, 2 * longest))
     for pieces in fill_rows(split_groups(groups, num_tokens), num_tokens):
         yield _places(pieces), _row_logps(model, filled(pack_row([piece.content for piece in pieces]), way))
 
@@ -155,6 +159,21 @@ def _separate_batches(model: PreTrainedModel, groups: Sequence[PromptGroup], tok
     for batch in length_batches(lengths, tokens_per_batch):
         chosen = [places[i] for i in batch]
         yield chosen, _separate_logps(model, [(groups[number], index) for number, index in chosen])
+
+
+def _separate_token_logps(model: PreTrainedModel, groups: Sequence[PromptGroup]) -> list[Tensor]:
+    """Run each response in a row of its own. Result: a tensor of (response tokens,) for each, in order."""
+    responses = [(group, index) for group in groups for index in range(len(group.responses))]
+    lengths = [len(group.prompt_token_ids) + len(group.responses[index]) for group, index in responses]
+    # Rows of nearly equal lengths, but all at once where another process waits for this one's only forward.
+    is_shared = hasattr(next(model.parameters()), "ds_id")
+    batches = [list(range(len(responses)))] if is_shared else length_batches(lengths, max(lengths))
+    found: dict[int, Tensor] = {}
+    for batch in batches:
+        chosen = [responses[i] for i in batch]
+        parts = _separate_logps(model, chosen).split([len(group.responses[index]) for group, index in chosen])
+        found |= zip(batch, parts, strict=True)
+    return [found[i] for i in range(len(responses))]
 
 
 def _separate_logps(model: PreTrainedModel, responses: Sequence[tuple[PromptGroup, int]]) -> Tensor:

@@ -3,6 +3,7 @@
 Says what a source is and brings it to this machine; checking and publishing are models.py's business.
 """
 
+import errno
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from dice_core.model_files import (
 )
 from dice_core.storage import open_storage
 
+# Not the Hub's: there is no room for its files here, or no right to write them.
+_LOCAL_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -123,7 +126,7 @@ def _from_hub(source: Source, with_code: bool) -> Path:
 
 
 def _explain_hub(source: Source, error: Exception) -> str:
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     name = source.address + (f"@{source.revision}" if source.revision else "")
     if isinstance(error, errors.GatedRepoError):
@@ -136,6 +139,11 @@ def _explain_hub(source: Source, error: Exception) -> str:
         return (
             f"{name}: no such folder here, and the Hub cannot be reached ({_first_line(error.__cause__ or error)}): "
             "check the network and HF_ENDPOINT, or bring the model as a folder"
+        )
+    if isinstance(error, OSError) and error.errno in _LOCAL_FAULTS:
+        return (
+            f"{name}: the download cannot be kept in {constants.HF_HUB_CACHE} ({error.strerror}): make room there, or "
+            "set HF_HUB_CACHE to a folder that can be written"
         )
     return f"{name}: the Hub did not deliver it: {_first_line(error)}"
 

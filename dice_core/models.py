@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,10 +77,12 @@ def import_model(source: str, uri: str, *, revision: str = "", trust_remote_code
     fingerprint = sha256(f"{_STAGE} {_FORMAT_VERSION} {found.identity} {trust_remote_code}".encode()).hexdigest()
     present = read_manifest(uri)
     if present is not None:
-        if present.fingerprint != fingerprint and present.content_digest != _published_digest(found):
+        # Whoever asks for no revision of a Hub model takes what somebody has imported of it, without asking the Hub.
+        is_any = found.kind == "hub" and not revision and present.settings.get("source") == source
+        if not is_any and fingerprint != present.fingerprint and _published_digest(found) != present.content_digest:
             raise StorageError(
-                f"{uri}: holds a model from {present.settings.get('source', present.stage)}, not this {source}: "
-                "import to another place, or pass --overwrite"
+                f"{uri}: holds a model from {_named(present.settings, present.stage)}, not from "
+                f"{_named({'source': source, 'revision': revision})}: import to another place, or pass --overwrite"
             )
         return present
     log(f"{_STAGE}: {source}")
@@ -92,6 +95,12 @@ def import_model(source: str, uri: str, *, revision: str = "", trust_remote_code
             "inputs": {"model": f"{source}@{found.manifest.content_digest}"} if found.manifest else {},
         }
         return _import(found, uri, Path(scratch), trust_remote_code, fields, start)
+
+
+def _named(settings: Mapping[str, Any], stage: str = "") -> str:
+    """Return where a model comes from, for people; a trained one comes from a stage."""
+    revision = settings.get("revision")
+    return str(settings.get("source", stage)) + (f"@{revision}" if revision else "")
 
 
 def _published_digest(source: Source) -> str | None:

@@ -1,4 +1,4 @@
-"""Types of settings that end up in the spec of a pod: quantities and tolerations, checked as Kubernetes reads them."""
+"""Types of settings that end up in a pod: quantities, tolerations and labels, checked as Kubernetes reads them."""
 
 import re
 from collections.abc import Callable
@@ -10,6 +10,8 @@ from pydantic_core import PydanticCustomError
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _FACTORS = {"m": 1e-3, None: 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _FACTORS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_LABEL = re.compile(r"[A-Za-z0-9](?:[-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?")
+_DNS_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
 _TOLERATION_KEYS = {"key", "operator", "value", "effect", "tolerationSeconds"}
 _TOLERATION_WORDS = {
     "operator": ("Equal", "Exists"),
@@ -70,6 +72,30 @@ def _check_tolerations(value: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return value
 
 
+def _check_keys(value: dict[str, str]) -> dict[str, str]:
+    for key in value:
+        prefix, slash, name = key.rpartition("/")
+        if not _LABEL.fullmatch(name) or (slash and not _DNS_NAME.fullmatch(prefix)):
+            raise _refusal(
+                "a key is a name of up to 63 letters, digits, '-', '_' and '.', with a domain and '/' before it or "
+                f"without, and not {key!r}"
+            )
+    return value
+
+
+def _check_labels(value: dict[str, str]) -> dict[str, str]:
+    for key, text in _check_keys(value).items():
+        if text and not _LABEL.fullmatch(text):
+            raise _refusal(
+                f"the value of {key} is up to 63 letters, digits, '-', '_' and '.', with a letter or digit at both "
+                f"ends, and not {text!r}"
+            )
+    return value
+
+
 Quantity = Annotated[str, checked(quantity)]
 OptionalQuantity = Annotated[str, checked(quantity, may_be_empty=True)]
 Tolerations = Annotated[list[dict[str, Any]], BeforeValidator(_whole_seconds), AfterValidator(_check_tolerations)]
+Labels = Annotated[dict[str, str], AfterValidator(_check_labels)]
+"""Of pods, or those by which nodes are selected."""
+Annotations = Annotated[dict[str, str], AfterValidator(_check_keys)]

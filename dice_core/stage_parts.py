@@ -16,7 +16,8 @@ from dice_core.storage import StorageError
 from dice_core.transfers import read_ahead, write_behind
 
 # Tables of thousands of parts: little is done with each, so that their way here decides.
-_NUM_AHEAD = 8
+# Each may take ten of the storage's forty connections.
+_NUM_AHEAD = 4
 
 
 def part_name(index: int) -> str:
@@ -27,7 +28,7 @@ def part_name(index: int) -> str:
 def group_tables(context: StageContext, group: str, schema: pa.Schema) -> Iterator[pa.Table]:
     """Read all tables of a group of inputs, in order, a few ahead of the caller."""
     parts = [(source, name) for source in context.group(group) for name in source.tables()]
-    return read_ahead(lambda part: _read(context, part[0], schema, part[1]), parts, _NUM_AHEAD)
+    return context.until_end(read_ahead(lambda part: _read(context, part[0], schema, part[1]), parts, _NUM_AHEAD))
 
 
 def read_input(context: StageContext, source: Input, schema: pa.Schema, prefix: str) -> pa.Table:
@@ -50,7 +51,7 @@ def stored_parts(context: StageContext, schema: pa.Schema) -> Iterator[tuple[str
     """Read the finished parts, by name."""
     names, stored = sorted(context.parts), context.stored
     tables = read_ahead(lambda name: _read(context, stored, schema, context.parts[name].key), names, _NUM_AHEAD)
-    return zip(names, tables, strict=True)
+    return zip(names, context.until_end(tables), strict=True)
 
 
 @contextmanager

@@ -7,12 +7,12 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
@@ -33,6 +33,8 @@ from dice_core.manifest import (
 )
 from dice_core.progress import log
 from dice_core.storage import StorageError, open_storage
+
+Value = TypeVar("Value")
 
 _USERS_FILE = "file"
 # An upload that a killed attempt began is dead by then; one of an attempt that still runs may not be.
@@ -102,6 +104,8 @@ class StageContext:
     manifest_fields: dict[str, Any]
     parts: dict[str, Part] = field(default_factory=dict)
     """Finished parts by name; an interrupted attempt's at first."""
+    cleanup: ExitStack = field(default_factory=ExitStack)
+    """Closed when the work has ended or failed, before the scratch folder goes."""
 
     @property
     def stored(self) -> Input:
@@ -119,6 +123,11 @@ class StageContext:
         model, folder = self.inputs[name], self.folder / name
         model.fetch(folder, [file for file in model.manifest.files if not file.endswith(".safetensors")])
         return folder
+
+    def until_end(self, values: Generator[Value, None, None]) -> Generator[Value, None, None]:
+        """Return a generator that is closed with the work, so that what it does in threads does not outlive that."""
+        self.cleanup.callback(values.close)
+        return values
 
     def write_table(self, table: pa.Table, schema: pa.Schema, name: str) -> Path:
         """Write a table to the scratch folder, ready to be published."""
@@ -227,7 +236,8 @@ def _run(context: StageContext, work: Callable[[StageContext], Manifest]) -> Sta
     _delete_dead_uploads(stage, output_uri)
     start = time.monotonic()
     skipped = next((entry.manifest.skipped for entry in context.inputs.values() if entry.manifest.skipped), "")
-    manifest = context.skip(skipped) if skipped else work(context)
+    with context.cleanup:
+        manifest = context.skip(skipped) if skipped else work(context)
     if manifest.skipped:
         log(f"{stage}: skipped: {manifest.skipped}")
         return StageReport(output_uri, "skipped", {}, manifest.skipped)

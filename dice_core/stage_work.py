@@ -8,7 +8,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,7 +110,7 @@ def score(context: StageContext, *, config: ScoringConfig) -> Manifest:
     for name, table in stored_parts(context, records.SCORES):
         _keep_rewards(rewards, name, table)
     # Lazily: a shard's responses need not fit in memory. Parts already scored are read for their counts alone.
-    valid = _valid_parts(context, names, wanted, config, dropped)
+    valid = context.until_end(_valid_parts(context, names, wanted, config, dropped))
     if wanted:
         folders = [fetch_model(context.inputs[name].uri) for name in ("policy", "reference")]
         with published_behind(context, records.SCORES, partial(_keep_rewards, rewards)) as publish:
@@ -136,7 +136,7 @@ def _keep_rewards(rewards: dict[str, np.ndarray], name: str, scores: pa.Table) -
 
 def _valid_parts(
     context: StageContext, names: list[str], wanted: list[int], config: ScoringConfig, counts: Counter[str]
-) -> Iterator[tuple[int, pa.Table]]:
+) -> Generator[tuple[int, pa.Table], None, None]:
     from dice_core.scoring import filter_responses
 
     def read(name: str) -> "Filtered":

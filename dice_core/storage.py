@@ -25,8 +25,6 @@ from dice_core import layout
 _UNFINISHED, _LOCK = ".unfinished", ".lock"
 _PRIVATE = re.compile(r"\..+(\.unfinished|\.lock)")
 
-# Amazon's naming rule, and the underscores that other servers allow.
-
 
 class StorageError(RuntimeError):
     """Storage that cannot be used as asked. The message is one line: the URI, the cause, what to do."""

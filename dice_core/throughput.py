@@ -46,12 +46,13 @@ class Speedometer(TrainerCallback):
         """Stop the clock of a step."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+        seconds = time.monotonic() - self._step_start
         for work in (self._all, self._since):
-            work.seconds += time.monotonic() - self._step_start
+            work.seconds += seconds
             work.num_steps += 1
 
     def since_last_line(self, policy: PreTrainedModel) -> dict[str, float]:
-        """Return tokens_per_second, peak_memory_bytes and on GPUs mfu since the last call. Every process calls it."""
+        """Return tokens_per_second and on GPUs mfu since the last call, and peak_memory_bytes. All processes call."""
         work, self._since = self._since, _Work()
         return _numbers(work, policy)
 

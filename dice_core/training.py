@@ -156,6 +156,7 @@ def _train_and_publish(
     job: TrainingJob, pairs: TrainingPairs, arguments: "TrainingArguments", store: "CheckpointStore", scratch: Path
 ) -> None:
     from dice_core import processes
+    from dice_core.attention import stretches_positions
     from dice_core.checkpoints import CheckpointCallback
     from dice_core.dpo_trainer import DPOTrainer
     from dice_core.models import context_length, fetch_model, load_model
@@ -169,6 +170,12 @@ def _train_and_publish(
         log(f"train: resuming from {checkpoint.name}" if checkpoint else "train: starting at step 0")
     policy = load_model(policy_folder, "float32")
     _check_context(job, pairs, context_length(policy.config))
+    if config.deepspeed == "zero3" and stretches_positions(policy):
+        # Each response then runs alone, and processes that collect weights together must make as many forwards.
+        raise ConfigError(
+            f"training.deepspeed: 'zero3' cannot train {policy.config.model_type}, whose positions depend on the "
+            "longest row of a batch: set 'zero2' or 'none'"
+        )
     average = WeightAverage(config.ema_decay, checkpoint) if config.ema_decay else None
     needs_masters = config.deepspeed != "none" and config.precision == "bf16"
     # The store comes after what adds files to a checkpoint.

@@ -6,7 +6,7 @@ storage.py does.
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
@@ -41,7 +41,9 @@ def side_by_side(function: Callable[[Item], Result], items: Iterable[Item]) -> l
         return [future.result() for future in futures]
 
 
-def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], num_ahead: int) -> Iterator[Result]:
+def read_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], num_ahead: int
+) -> Generator[Result, None, None]:
     """Yield the function's results in the items' order, with the next few under way while the caller uses one.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from dice_core.config import Int, Settings
-from dice_core.pod_settings import OptionalQuantity, Quantity, Tolerations, checked, quantity
+from dice_core.pod_settings import Annotations, Labels, OptionalQuantity, Quantity, Tolerations, checked, quantity
 from pipelines.durations import to_seconds
 
 Stage = Literal[
@@ -62,9 +62,9 @@ class ClusterConfig(Settings):
     """What the device plugin calls a GPU; empty: there are none, and all tasks run on CPUs (kind)."""
     gpus_per_task: Int = Field(default=1, ge=1)
     """Of a task that generates, scores or evaluates: each of these loads one copy of the models."""
-    gpu_node_selector: dict[str, str] = Field(default={})
+    gpu_node_selector: Labels = Field(default={})
     gpu_tolerations: Tolerations = Field(default=[])
-    cpu_node_selector: dict[str, str] = Field(default={})
+    cpu_node_selector: Labels = Field(default={})
     cpu_tolerations: Tolerations = Field(default=[])
     gpu_task_cpu: Quantity = "8"
     gpu_task_memory: Quantity = "96Gi"
@@ -107,9 +107,9 @@ class ClusterConfig(Settings):
     """Limit of a task's temporary files, on the disk of its node; empty: none."""
     run_as_user: Int = Field(default=10001, ge=0)
     """Of the images' files. 0 leaves the choice to the cluster (OpenShift); root is refused either way."""
-    labels: dict[str, str] = Field(default={})
+    labels: Labels = Field(default={})
     """More labels of every pod, such as a cost centre."""
-    annotations: dict[str, str] = Field(default={})
+    annotations: Annotations = Field(default={})
 
     @model_validator(mode="after")
     def _memory_holds_shm(self) -> Self:

@@ -67,9 +67,10 @@ class ClusterApi:
         found = self.get(path, **query)
         return list(found["items"]) if found else []
 
-    def delete(self, path: str, uid: str) -> None:
-        """Delete an object and what belongs to it; one that is gone, or another of its name, is left alone."""
-        self._call("DELETE", path, body={"propagationPolicy": "Background", "preconditions": {"uid": uid}})
+    def delete(self, path: str, uid: str) -> bool:
+        """Delete an object and what belongs to it; False: it is gone already, or another has its name."""
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        return self._call("DELETE", path, body=body) is not None
 
     def may(self, account: str, verb: str, group: str, resource: str) -> bool:
         """Return whether a service account of the namespace has a right in it.

@@ -13,7 +13,7 @@ from pipelines.cluster_api import ClusterApi, ClusterError
 def check_images(cluster: ClusterApi) -> str:
     """Find images that no registry has on the nodes: a cluster of kind gets them by make kind-load."""
     wanted = [images.CORE, images.GENERATE, images.TRAIN]
-    if any(mark in wanted[0].partition("/")[0] for mark in ".:"):
+    if images.names_a_registry(wanted[0]):
         if changed := [image for image in wanted if image.endswith("-dirty")]:
             raise ClusterError(
                 f"{', '.join(changed)}: built from sources with changes, and make push pushes no such tag: commit, "

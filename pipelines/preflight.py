@@ -41,7 +41,7 @@ _TRAINING_RIGHTS: _Rights = [
     *((verb, "kubeflow.org", "pytorchjobs") for verb in ("create", "get", "list", "watch", "delete")),
     *((verb, "", "pods") for verb in ("get", "list", "watch")),
     ("get", "", "pods/log"),
-    ("list", "", "events"),
+    *((verb, "", "events") for verb in ("get", "list", "watch")),
 ]
 _DEPLOY = "make deploy OVERLAY=... makes it"
 
@@ -154,14 +154,22 @@ def check_object(cluster: ClusterApi, resource: str, name: str, keys: tuple[str,
 
 
 def check_claim(cluster: ClusterApi, name: str) -> str:
-    """Find the volume claim; one that waits for its first pod is as good as a bound one."""
+    """Find the volume claim; one that waits for its first pod is as good as a bound one, if its class exists."""
     found = cluster.named("persistentvolumeclaims", name)
     if found is None:
         raise ClusterError(f"no claim {name} in namespace {cluster.namespace}: {_DEPLOY}")
     phase = found.get("status", {}).get("phase", "Pending")
     if phase == "Lost":
         raise ClusterError(f"claim {name} has lost its volume: delete it and deploy again")
-    return f"claim {name} is {phase}" + (" (bound by the first pod that mounts it)" if phase == "Pending" else "")
+    if phase != "Pending":
+        return f"claim {name} is {phase}"
+    wanted = found["spec"].get("storageClassName")
+    if wanted and cluster.get(f"/apis/storage.k8s.io/v1/storageclasses/{wanted}") is None:
+        raise ClusterError(
+            f"claim {name} waits for the storage class {wanted}, which the cluster does not have: install it, or name "
+            "one that it has in the overlay, delete the claim and deploy again"
+        )
+    return f"claim {name} is Pending (bound by the first pod that mounts it)"
 
 
 def check_operator(cluster: ClusterApi) -> str:

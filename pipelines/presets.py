@@ -208,8 +208,8 @@ def _training() -> TrainingConfig:
         warmup_steps=0,
         max_steps=300,  # upstream
         global_batch_size=32,  # upstream: 8 GPUs x 1 x accumulation 4
-        # upstream: 1. ZeRO-3 collects the weights twice a step in place of four times, and the largest row is the
-        # longest pair's in either case. More would not fit two nodes.
+        # upstream: 1. ZeRO-3 collects the weights twice a step in place of four times, and the largest row is mostly
+        # the longest pair's in either case. More would not fit two nodes.
         per_device_batch_size=2,
         max_length=4096,  # upstream: cutoff_len
         precision="bf16",  # upstream

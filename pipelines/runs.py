@@ -19,6 +19,7 @@ from pipelines.training_jobs import own_name, stop_training
 
 POLL_SECONDS = 10.0
 _PATIENCE_SECONDS = 600.0
+_AS_BEFORE = "with the same PRESET, REGISTRY and SET"
 _WAITING = "waiting"
 _MARKS = {"SUCCEEDED": "ok", "SKIPPED": "skipped", "FAILED": "FAILED", "RUNNING": "running", "PENDING": "pending"}
 FINAL = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
@@ -65,7 +66,9 @@ def cancel(options: argparse.Namespace) -> int:
     else:
         api.terminate(run.run_id)
         next_step = (
-            "its schedule starts the next" if run.recurring_run_id else f"make submit RUN={options.run} continues it"
+            "its schedule starts the next"
+            if run.recurring_run_id
+            else f"make submit RUN={options.run} {_AS_BEFORE} continues it"
         )
         print(f"run {options.run}: is being stopped; {next_step}")
     if run.state != "SUCCEEDED":
@@ -120,7 +123,7 @@ def follow(api: KfpApi, run_id: str, name: str) -> int:
     reason = f": {run.error.message}" if run.error and run.error.message else ""
     print(f"run {name}: {run.state}{reason}")
     if run.state != "SUCCEEDED":
-        print(f"why: make logs RUN={name}; make submit RUN={name} continues it", file=sys.stderr)
+        print(f"why: make logs RUN={name}; make submit RUN={name} {_AS_BEFORE} continues it", file=sys.stderr)
     return int(run.state != "SUCCEEDED")
 
 

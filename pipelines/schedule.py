@@ -18,7 +18,7 @@ from pipelines.cron import check_cron
 from pipelines.durations import show_duration, to_seconds
 from pipelines.kfp_api import Connection, KfpApi, KfpError
 from pipelines.presets import Preset
-from pipelines.submit import chosen_root, prepare, root_of_cluster, show, upload
+from pipelines.submit import check_images, chosen_root, prepare, root_of_cluster, show, upload
 
 _JOB_ID = "0" * 32
 _SHORTEST_SECONDS = 3600
@@ -36,6 +36,7 @@ def schedule(options: argparse.Namespace, preset: Preset) -> int:
             print(f"schedule:        {name}, {show_trigger(trigger)}, one at a time, no catching up")
             print(show(submission))
             return 0
+        check_images(preset)
         api = KfpApi(Connection.from_environment(options.host, options.namespace))
         version = upload(api, submission)
     settings = {

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from components import images
 from dice_core import layout
 from dice_core.config import ConfigError
 from pipelines.cluster import CONFIG_MAP, PIPELINE_ACCOUNT
@@ -55,8 +56,10 @@ def submit(options: argparse.Namespace, preset: Preset) -> int:
         if options.dry_run:
             print(show(submission))
             return 0
+        check_images(preset)
         api = KfpApi(Connection.from_environment(options.host, options.namespace))
         check_not_active(api, name)
+        check_same_pipeline(api, name, submission.pipeline)
         run = send(api, submission)
     print(f"run {name}: {api.address('runs', run.run_id)}")
     if not options.wait:
@@ -173,6 +176,33 @@ def check_sources(parameters: Mapping[str, Any]) -> None:
         # The split of a data set on the Hub has a colon too, after a slash.
         if _SCHEME.match(value):
             layout.check_s3(value, name)
+
+
+def check_images(preset: Preset) -> None:
+    """Raise an error for images without a registry where nodes pull them: Docker Hub may have others of their names.
+
+    A cluster without GPUs is kind's, which gets them by make kind-load.
+
+    Raises:
+        ConfigError: one line naming an image and what to do.
+    """
+    wanted = (images.CORE, images.GENERATE, images.TRAIN)
+    bare = next((image for image in wanted if not images.names_a_registry(image)), "")
+    if bare and preset.cluster is not None and preset.cluster.gpu_resource:
+        raise ConfigError(
+            f"images: {bare} names no registry, and nodes would ask Docker Hub: give the REGISTRY= of make images push"
+        )
+
+
+def check_same_pipeline(api: KfpApi, name: str, pipeline: str) -> None:
+    """Raise KfpError when a name is that of another pipeline's run: its data is what a forgotten PRESET= would take."""
+    for run in api.runs(name)[:1]:
+        found = api.pipeline_spec(run).get("pipelineInfo", {}).get("name", pipeline)
+        if found != pipeline:
+            raise KfpError(
+                f"run {name!r} is one of {found} and not of {pipeline}: give its PRESET= (and REGISTRY=, TAG= and SET= "
+                "as before), or take another RUN="
+            )
 
 
 def check_not_active(api: KfpApi, name: str) -> None:

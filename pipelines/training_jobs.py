@@ -37,8 +37,9 @@ def stop_training(context: str, namespace: str, run: Any) -> None:
     try:
         cluster = ClusterApi(context, namespace)
         for job in unfinished_jobs(cluster, layout.run(str(parameters["root"]), name)):
-            cluster.delete(f"{_jobs(cluster)}/{job['metadata']['name']}", job["metadata"]["uid"])
-            print(f"run {name}: PyTorchJob {namespace}/{job['metadata']['name']} is deleted")
+            path = f"{_jobs(cluster)}/{job['metadata']['name']}"
+            done = "is deleted" if cluster.delete(path, job["metadata"]["uid"]) else "has ended meanwhile"
+            print(f"run {name}: PyTorchJob {namespace}/{job['metadata']['name']} {done}")
     except ClusterError as error:
         print(f"pipelines: {error}; training may go on, to stop it: {by_hand}", file=sys.stderr)
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.benchmarks import __main__ as main_module
 from tests.benchmarks import gpu, pair, results, score, storage
-from tests.benchmarks.measure import Comparison, Outcome, Timed, compare, run_way
+from tests.benchmarks.measure import BenchmarkError, Comparison, Outcome, Timed, compare, run_way
 from tests.benchmarks.work import SIZES, Work, prepare
 
 
@@ -80,6 +80,21 @@ def test_a_run_writes_a_table_plain_numbers_and_curves(
     assert [row["stage"] for row in numbers["rows"]] == ["pair"]
     assert [point["amount"] for point in numbers["curves"][0]["ours"]] == [30, 60]
     assert "<svg" in (tmp_path / "pairing-seconds.svg").read_text()
+    before = results.measured_before(tmp_path)
+    assert before is not None and results.markdown(before) == page
+
+
+def test_a_stage_measured_again_replaces_its_own_rows_and_keeps_the_others() -> None:
+    def found(*stages: str, command: str, machine: str = "here") -> results.Results:
+        outcomes = {way: [Outcome(1.0, 1.0, 10, {})] for way in ("x:a", "x:b")}
+        rows = [compare(Comparison(s, command, ("x:a",), ("x:b",), "part", lambda *_: ""), outcomes) for s in stages]
+        return results.Results(command, {"processor": machine, "load before": command}, {"n": 1}, 3, [], rows)
+
+    both = results.with_others_of(found("score", "pair", command="all"), found("pair", command="again"))
+    assert [(row.stage, row.against) for row in both.rows] == [("score", "all"), ("pair", "again")]
+    assert both.command == "all; then again"
+    with pytest.raises(BenchmarkError, match="results of another machine"):
+        results.with_others_of(found("score", command="all", machine="there"), found("pair", command="again"))
 
 
 def test_a_row_is_the_median_ratio_and_the_ratio_of_peaks() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table, write the files."""
     options = _parser().parse_args(arguments)
 
+    before = results.measured_before(options.out) if options.out and options.stage else None
+
     def keep(found: Results) -> None:
-        """Write what there is: an interrupted run has its finished stages."""
+        """Write what there is: an interrupted run has its finished stages, a run of one stage keeps the others'."""
+        found = results.with_others_of(before, found) if before else found
         if options.json:
             options.json.write_text(results.to_json(found))
         if options.out:
@@ -46,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", choices=list(SIZES), default="full", help="smoke only shows that everything runs")
     parser.add_argument("--no-curves", action="store_true", help="leave out time and memory against work")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
-    parser.add_argument("--out", type=Path, help="write RESULTS.md, results.json and the curves into this folder")
+    parser.add_argument("--out", type=Path, help="write RESULTS.md, results.json and curves into this folder")
     return parser
 
 
@@ -65,17 +69,19 @@ def run(
     Raises:
         BenchmarkError: the work cannot be prepared.
     """
+    wants_gpu = _wants_gpu(stages)
     comparisons, left_out = _available([c for stage in stages for c in STAGES.get(stage, [])])
     found = Results(
         command=shlex.join(["python", "-m", "tests.benchmarks", *sys.argv[1:]]),
         machine=results.machine(),
-        work=asdict(size),
+        # As it comes back from the file.
+        work=json.loads(json.dumps(asdict(size))),
         repeats=repeats,
         left_out=left_out,
     )
     if comparisons:
         _measure_stages(prepare(size, finish_work), comparisons, found, with_curves, on_stage)
-    for shape in gpu.SHAPES if _wants_gpu(stages) else ():
+    for shape in gpu.SHAPES if wants_gpu else ():
         with _noted(found, f"gpu, {shape}"):
             found.gpu.extend(run_way("gpu:measure", Path(), shape).values["lines"])
         on_stage(found)

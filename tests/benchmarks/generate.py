@@ -1,7 +1,8 @@
 """Generation: ours, upstream's K launches of n=1, and one raw LLM.generate with the very same requests.
 
 Upstream (generate_responses.py, pipeline.sh) starts vLLM K times, once for each sample. Done in its favour here: one
-batch a launch, the engine settings that start fastest. Left out: its queue, drained every few prompts.
+batch a launch, the engine settings that start fastest. Left out: its queue, drained every few prompts. Raw vLLM has its
+own limits and cache blocks: on a CPU these hold 128 tokens, of which a short prompt fills none, and ours 32.
 """
 
 import os

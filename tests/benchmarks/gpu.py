@@ -239,15 +239,35 @@ def _in_turns(runs: dict[str, Callable[[], Any]]) -> dict[str, tuple[list[float]
     return {what: (seconds[what], memory[what]) for what in runs}
 
 
+def _gradient_sizes(
+    model: "PreTrainedModel",
+    pairs: Sequence[PromptGroup],
+    train: Callable[["PreTrainedModel", Sequence[PromptGroup]], list[float]],
+) -> list[float]:
+    """Return the norm of each weight's gradient after the last pair."""
+    sizes: dict[str, float] = {}
+    handles = [
+        weight.register_post_accumulate_grad_hook(
+            lambda weight, name=name: sizes.__setitem__(name, float(weight.grad.norm()))
+        )
+        for name, weight in model.named_parameters()
+    ]
+    train(model, pairs)
+    for handle in handles:
+        handle.remove()
+    return [sizes[name] for name in sorted(sizes)]
+
+
 def check(model: "PreTrainedModel", groups: Sequence[PromptGroup]) -> None:
     """Compare both ways on a float32 model.
 
     Raises:
-        BenchmarkError: a log-prob or a loss differs by more than the tolerance.
+        BenchmarkError: a log-prob, a loss or a gradient's norm differs by more than the tolerance.
     """
     for mine, theirs in (
         (score_ours(model, groups), score_upstream(model, groups)),
         (train_ours(model, groups), train_upstream(model, groups)),
+        (_gradient_sizes(model, groups, train_ours), _gradient_sizes(model, groups, train_upstream)),
     ):
         farthest = float(np.abs(np.subtract(mine, theirs)).max())
         if farthest > TOLERANCE_NATS:

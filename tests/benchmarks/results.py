@@ -4,13 +4,13 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from dice_core.charts import Axis, Line, line_chart
-from tests.benchmarks.measure import Row
+from tests.benchmarks.measure import BenchmarkError, Memory, Row
 
 _STYLE = """
 svg { background: #ffffff; font-family: system-ui, sans-serif; }
@@ -180,6 +180,47 @@ def write(results: Results, folder: Path) -> None:
     for curve in results.curves:
         for name, svg in charts(curve).items():
             (folder / name).write_text(svg)
+
+
+def measured_before(folder: Path) -> Results | None:
+    """Return what an earlier run wrote into a folder; None where there is nothing."""
+    path = folder / "results.json"
+    if not path.is_file():
+        return None
+    values = json.loads(path.read_text())
+    values["rows"] = [_row(row) for row in values["rows"]]
+    values["curves"] = [
+        Curve(entry["name"], entry["unit"], *([Point(**p) for p in entry[side]] for side in ("ours", "peer")))
+        for entry in values["curves"]
+    ]
+    return Results(**values)
+
+
+def _row(values: Mapping[str, Any]) -> Row:
+    known = {item.name: values[item.name] for item in fields(Row)}
+    return Row(**{**known, **{name: Memory(**known[name]) for name in ("our_bytes", "peer_bytes")}})
+
+
+def with_others_of(before: Results, new: Results) -> Results:
+    """Return the new results, and of the stages that they do not have those of before.
+
+    Raises:
+        BenchmarkError: the two were measured on other machines, packages or work.
+    """
+    ignored = ("load before",)
+    then, now = ({k: v for k, v in each.machine.items() if k not in ignored} for each in (before, new))
+    if then != now or before.work != new.work:
+        raise BenchmarkError("the folder has results of another machine, of other packages or work: measure all stages")
+    stages = {row.stage for row in new.rows}
+    names = {curve.name for curve in new.curves}
+    return replace(
+        new,
+        command=f"{before.command}; then {new.command}",
+        rows=[row for row in before.rows if row.stage not in stages] + list(new.rows),
+        curves=[curve for curve in before.curves if curve.name not in names] + list(new.curves),
+        gpu=list(new.gpu or before.gpu),
+        failed=[line for line in before.failed if line.partition(":")[0] not in stages] + list(new.failed),
+    )
 
 
 def to_json(results: Results) -> str:

@@ -1,4 +1,7 @@
-"""Training: ours and TRL's DPOTrainer on the same pairs in the same order and batches, all in float32.
+"""Training: ours and TRL's DPOTrainer on the same pairs in the same order, the same pairs a step, all in float32.
+
+Ours takes a step of four pairs in four micro-batches, which changes neither its result nor its speed and halves its
+memory; TRL takes it in one.
 
 Half of the pairs come with reference log-probs, as from scoring, and half without, as replayed ones: ours fills these
 in within the time measured. TRL 1.16 runs a reference model beside the policy, or all pairs through it beforehand.

@@ -28,6 +28,10 @@ def test_every_preset_fits_itself(name):
             {"scoring": {"policy_logps": "generation"}},
             "scoring.policy_logps: 'generation' needs .*logps true",
         ),
+        (
+            {"scoring": {"policy_logps": "generation"}, "generation": {"policy_logps": True}},
+            r"generation.dtype: .* agree to scoring.max_logps_difference 0.01 in float32 only",
+        ),
         ({"launch": {"processes_per_node": 5}}, "training.global_batch_size: must be a multiple of"),
     ],
 )

@@ -1,5 +1,6 @@
 """What a source is, and the Hub: its real client against a small server that answers as the Hub does."""
 
+import errno
 import http.server
 import json
 import os
@@ -13,7 +14,10 @@ from typing import ClassVar
 import pytest
 
 from dice_core import model_sources
-from dice_core.model_sources import ModelError, find_source
+from dice_core.manifest import Manifest, publish_files
+from dice_core.model_sources import ModelError, Source, _explain_hub, find_source
+from dice_core.models import import_model
+from dice_core.storage import StorageError
 
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _INDEX = json.dumps({"weight_map": {"a": "model-00001-of-00001.safetensors"}})
@@ -185,3 +189,22 @@ def test_a_gguf_file_is_the_same_source_wherever_it_lies(tmp_path: Path) -> None
         (tmp_path / name).write_bytes(b"same")
 
     assert find_source(str(tmp_path / "one.gguf"), "").identity == find_source(str(tmp_path / "two.gguf"), "").identity
+
+
+def test_a_full_disk_is_not_blamed_on_the_hub() -> None:
+    error = OSError(errno.ENOSPC, "No space left on device")
+    explained = _explain_hub(Source("hub", "org/model", "", ""), error)
+    assert explained.startswith("org/model: the download cannot be kept in ")
+    assert "(No space left on device): make room there, or set HF_HUB_CACHE" in explained
+
+
+def test_a_revision_that_somebody_imported_is_taken_by_whoever_asks_for_none(tmp_path: Path) -> None:
+    """As on a site without the internet: the Hub is not asked."""
+    uri = str(tmp_path / "model")
+    settings = {"source": "org/model", "revision": "v1", "trust_remote_code": True}
+    published = publish_files(uri, {}, Manifest(stage="import-model", fingerprint="v1", files={}, settings=settings))
+    assert import_model("org/model", uri) == published
+    with pytest.raises(StorageError, match=r"holds a model from org/model@v1, not from org/model@v2:"):
+        import_model("org/model", uri, revision="v2")
+    with pytest.raises(StorageError, match=r"holds a model from org/model@v1, not from org/other:"):
+        import_model("org/other", uri)

@@ -52,7 +52,7 @@ def test_the_same_source_again_returns_at_once(
 def test_another_source_at_the_same_place_is_refused(model_copy: Path, sharded_model: Path, tmp_path: Path) -> None:
     import_model(str(model_copy), str(tmp_path / "imported"))
 
-    with pytest.raises(StorageError, match=r"holds a model from .*not this"):
+    with pytest.raises(StorageError, match=r"holds a model from .*, not from"):
         import_model(str(sharded_model), str(tmp_path / "imported"))
 
 

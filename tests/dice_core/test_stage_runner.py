@@ -52,6 +52,24 @@ def uri(tmp_path):
     return str(tmp_path / "out")
 
 
+def test_what_reads_ahead_is_closed_when_the_work_fails_and_before_its_folder_goes(uri):
+    seen = []
+
+    def work(context):
+        def values():
+            try:
+                yield 1
+            finally:
+                seen.append(context.folder.exists())
+
+        next(context.until_end(values()))
+        raise records.RecordError("broken")
+
+    with pytest.raises(records.RecordError, match="broken"):
+        run(uri, work)
+    assert seen == [True]
+
+
 def test_the_same_stage_again_returns_at_once_with_the_same_metrics(uri):
     first, again = Work(), Work()
     assert run(uri, first).status == "completed"

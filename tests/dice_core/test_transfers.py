@@ -49,7 +49,7 @@ def test_after_the_first_error_nothing_more_begins():
     gauge = Gauge(bad=(1,))
     with pytest.raises(ValueError, match="number 1"):
         side_by_side(gauge, range(1000))
-    assert len(gauge.begun) < 1000
+    assert len(gauge.begun) <= 20
 
 
 def test_a_window_is_read_ahead_in_order_and_no_more():

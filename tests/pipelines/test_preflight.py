@@ -109,6 +109,8 @@ def node(change: Any) -> Any:
         (without_results, [], "may not create workflowtaskresults, patch workflowtaskresults: make deploy"),
         (without_results, ["cluster.training_backend=torchrun"], "may not create workflowtaskresults"),
         (without(f"{NAMESPACE}/persistentvolumeclaims/dice-model-cache"), [], "model cache: no claim dice-model-cache"),
+        (lambda c: c.objects[f"{NAMESPACE}/persistentvolumeclaims/dice-model-cache"].update(
+            status={"phase": "Pending"}, spec={"storageClassName": "efs"}), [], "waits for the storage class efs"),
         (lambda c: c.objects[f"{NAMESPACE}/configmaps/dice-config"]["data"].pop("AWS_REGION"), [], "no key AWS_REGION"),
         (lambda _: None, ["cluster.credentials_secret=dice-s3"], "secret dice-s3: there is none in namespace kubeflow"),
         (lambda c: c.objects.update({f"{NAMESPACE}/secrets/hub": {"data": {"TOKEN": ""}}}),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from components import images
 from components.choose_inputs import choose_inputs
 from dice_core.config import ConfigError
 from pipelines.cli import main
@@ -21,6 +22,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
     with running_kfp_server() as server:
         monkeypatch.setenv("KFP_HOST", server.host)
         monkeypatch.setenv("DICE_ROOT", "s3://bucket/dice")
+        for name in ("CORE", "GENERATE", "TRAIN"):
+            monkeypatch.setattr(images, name, f"registry.example.com/dice/{name.lower()}:1")
         yield server
 
 

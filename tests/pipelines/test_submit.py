@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from components import images
 from pipelines import runs
 from pipelines.cli import main
 from pipelines.submit import check_sources
@@ -27,7 +28,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
         monkeypatch.setenv("DICE_ROOT", ROOT)
         for name in ("KFP_TOKEN", "KFP_COOKIES", "KFP_UI_HOST", "DICE_NAMESPACE"):
             monkeypatch.delenv(name, raising=False)
+        name_a_registry(monkeypatch)
         yield server
+
+
+def name_a_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CORE", "GENERATE", "TRAIN"):
+        monkeypatch.setattr(images, name, f"registry.example.com/dice/{name.lower()}:1")
 
 
 def submit(*arguments: str) -> int:
@@ -108,6 +115,40 @@ def test_the_same_name_continues_a_run_that_ended_and_is_refused_while_it_runs(
     server.runs[0]["state"] = "FAILED"
     assert submit("--run", "twice") == 0
     assert [row["display_name"] for row in server.runs] == ["twice", "twice"]
+
+
+def test_a_name_of_a_run_of_another_preset_is_refused(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit("--run", "x") == 0
+    server.runs[0]["state"] = "FAILED"
+    assert main(["submit", "--preset", "llama3", "--run", "x", "--set", *SMALL]) == 1
+    assert "run 'x' is one of dice-zephyr and not of dice-llama3: give its PRESET=" in capsys.readouterr().err
+    assert len(server.runs) == 1
+
+
+def test_images_without_a_registry_are_refused_where_nodes_would_ask_docker_hub(
+    server: KfpServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "GENERATE", "dice-suite/dice-generate:1")
+    assert submit("--run", "x") == main(["schedule", "--preset", "zephyr", "--every", "7d", "--set", *SMALL]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and all("images: dice-suite/dice-generate:1 names no registry" in line for line in errors)
+    # kind has its images loaded.
+    assert main(["submit", "--preset", "demo", "--run", "y"]) == 0
+    assert [row["display_name"] for row in server.runs] == ["y"]
+
+
+@pytest.mark.parametrize(
+    ("image", "names"),
+    [
+        ("registry.example.com/dice-core:1", True),
+        ("localhost/dice-core:1", True),
+        ("mirror:5000/dice-core:1", True),
+        ("dice-suite/dice-core:1.2", False),
+        ("dice-core:1.2", False),
+    ],
+)
+def test_the_first_part_of_a_name_is_a_registry_by_a_dot_or_a_port(image: str, names: bool) -> None:
+    assert images.names_a_registry(image) is names
 
 
 def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(
@@ -260,3 +301,4 @@ def test_waiting_for_a_run_that_fails_exits_with_1_and_the_cause(
     printed = capsys.readouterr()
     assert "iteration 1: train" in printed.out and "FAILED" in printed.out and "out of memory" in printed.out
     assert "run x: FAILED: boom" in printed.out and "make logs RUN=x" in printed.err
+    assert "make submit RUN=x with the same PRESET, REGISTRY and SET continues it" in printed.err
