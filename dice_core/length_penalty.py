@@ -33,17 +33,23 @@ class LengthPenalty:
 
     Attributes:
         value: nats per unit of length, for rewards without beta; `reward.paper_length_penalty` gives the paper's.
-        gap: mean of length(chosen) - length(rejected) over the prompts at that value, signed.
-        unpenalised_gap: the same at 0.
         scores: what it was chosen for.
         steps: of these, where choosing needed them.
     """
 
     value: float
-    gap: float
-    unpenalised_gap: float
     scores: ScoredPrompts = field(repr=False)
     steps: "GapSteps | None" = field(repr=False)
+
+    @cached_property
+    def gap(self) -> float:
+        """Mean of length(chosen) - length(rejected) over the prompts at that value, signed."""
+        return self.scores.mean_length_gap(self.value)
+
+    @cached_property
+    def unpenalised_gap(self) -> float:
+        """The same at 0."""
+        return self.scores.mean_length_gap(0.0)
 
     @cached_property
     def curve(self) -> tuple[Floats, Floats]:
@@ -93,7 +99,7 @@ def choose_length_penalty(
         value = grid_length_penalty(grouped)
     else:
         value = float(config.length_penalty)
-    return LengthPenalty(value, grouped.mean_length_gap(value), grouped.mean_length_gap(0.0), grouped, steps)
+    return LengthPenalty(value, grouped, steps)
 
 
 def grid_length_penalty(grouped: ScoredPrompts) -> float:
