@@ -119,7 +119,7 @@ def markdown(results: Results) -> str:
     head = (
         "# Measured\n\nWritten by the command below; README.md says what each row compares, and what keeps a goal from "
         "being reached. A ratio is the peer's time over ours, the median of interleaved repeats "
-        f"({results.repeats}) with their spread; each way ran in a process of its own; peak memory is ours over the "
+        f"({results.repeats} or more) with their spread; each way ran in a process of its own; peak memory is ours over the "
         "peer's."
     )
     parts = [head, table(results.rows)]
@@ -216,6 +216,7 @@ def with_others_of(before: Results, new: Results) -> Results:
     return replace(
         new,
         command=f"{before.command}; then {new.command}",
+        repeats=min(before.repeats, new.repeats),
         rows=[row for row in before.rows if row.stage not in stages] + list(new.rows),
         curves=[curve for curve in before.curves if curve.name not in names] + list(new.curves),
         gpu=list(new.gpu or before.gpu),
