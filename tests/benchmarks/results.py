@@ -119,8 +119,8 @@ def markdown(results: Results) -> str:
     head = (
         "# Measured\n\nWritten by the command below; README.md says what each row compares, and what keeps a goal from "
         "being reached. A ratio is the peer's time over ours, the median of interleaved repeats "
-        f"({results.repeats} or more) with their spread; each way ran in a process of its own; peak memory is ours over "
-        "the peer's."
+        f"({results.repeats} or more) with their spread; each way ran in a process of its own, and peak memory is ours "
+        "over the peer's."
     )
     parts = [head, table(results.rows)]
     notes = [f"- Left out: {line}" for line in results.left_out] + [f"- FAILED: {line}" for line in results.failed]
