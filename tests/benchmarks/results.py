@@ -167,7 +167,9 @@ def charts(curve: Curve) -> dict[str, str]:
             for style, points in (("chosen", curve.ours), ("rejected", curve.peer))
         ]
         svg = line_chart(f"{curve.name}: {label}", Axis(curve.unit, (0,), True), Axis(label, (0,)), lines)
-        head = f'<svg xmlns="http://www.w3.org/2000/svg" width="570" height="354"><style>{_STYLE}</style>'
+        # The last label of an axis reaches beyond it.
+        svg = svg.replace("<svg ", '<svg width="570" height="354" overflow="visible" ', 1)
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" width="610" height="354"><style>{_STYLE}</style>'
         drawn[_file_name(curve, what)] = f"{head}{svg}</svg>\n"
     return drawn
 
