@@ -57,9 +57,8 @@ def packed_token_logps(
     check_head(model)
     way = packed_way(model)
     if way == "separate":
-        parts = iter(_separate_token_logps(model, groups))
-    else:
-        parts = iter(_row_logps(model, filled(pack_row(groups), way), chunk_size).split(sizes))
+        return _separate_token_logps(model, groups)
+    parts = iter(_row_logps(model, filled(pack_row(groups), way), chunk_size).split(sizes))
     return [[next(parts) for _ in group.responses] for group in groups]
 
 
@@ -161,19 +160,17 @@ def _separate_batches(model: PreTrainedModel, groups: Sequence[PromptGroup], tok
         yield chosen, _separate_logps(model, [(groups[number], index) for number, index in chosen])
 
 
-def _separate_token_logps(model: PreTrainedModel, groups: Sequence[PromptGroup]) -> list[Tensor]:
-    """Run each response in a row of its own. Result: a tensor of (response tokens,) for each, in order."""
-    responses = [(group, index) for group in groups for index in range(len(group.responses))]
-    lengths = [len(group.prompt_token_ids) + len(group.responses[index]) for group, index in responses]
+def _separate_token_logps(model: PreTrainedModel, groups: Sequence[PromptGroup]) -> list[list[Tensor]]:
+    """Run each response in a row of its own. Result: a tensor of (response tokens,) for each group and response."""
+    longest = max(len(group.prompt_token_ids) + len(response) for group in groups for response in group.responses)
     # Rows of nearly equal lengths, but all at once where another process waits for this one's only forward.
     is_shared = hasattr(next(model.parameters()), "ds_id")
-    batches = [list(range(len(responses)))] if is_shared else length_batches(lengths, max(lengths))
-    found: dict[int, Tensor] = {}
-    for batch in batches:
-        chosen = [responses[i] for i in batch]
-        parts = _separate_logps(model, chosen).split([len(group.responses[index]) for group, index in chosen])
-        found |= zip(batch, parts, strict=True)
-    return [found[i] for i in range(len(responses))]
+    num_rows = sum(len(group.responses) for group in groups) if is_shared else 1
+    found: dict[tuple[int, int], Tensor] = {}
+    for places, logps in _separate_batches(model, groups, longest * num_rows):
+        parts = logps.split([len(groups[number].responses[index]) for number, index in places])
+        found |= zip(places, parts, strict=True)
+    return [[found[number, index] for index in range(len(group.responses))] for number, group in enumerate(groups)]
 
 
 def _separate_logps(model: PreTrainedModel, responses: Sequence[tuple[PromptGroup, int]]) -> Tensor:
