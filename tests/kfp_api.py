@@ -20,7 +20,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import kfp_server_api
+import pytest
 import yaml
+
+from components import images
 
 Row = dict[str, Any]
 _NUMBER_AS_TEXT = {"max_concurrency", "interval_second"}
@@ -285,6 +288,12 @@ def _handler(server: KfpServer) -> type[BaseHTTPRequestHandler]:
         do_GET = do_POST = do_DELETE = _serve
 
     return Handler
+
+
+def name_a_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile for images of a registry, as whoever submits to a pool of GPUs has to."""
+    for name in ("CORE", "GENERATE", "TRAIN"):
+        monkeypatch.setattr(images, name, f"registry.example.com/dice/{name.lower()}:1")
 
 
 @contextmanager

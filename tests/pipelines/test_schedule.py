@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from components import images
 from components.choose_inputs import choose_inputs
 from dice_core.config import ConfigError
 from pipelines.cli import main
 from pipelines.cron import check_cron
 from pipelines.schedule import chosen_trigger
-from tests.kfp_api import KfpServer, running_kfp_server
+from tests.kfp_api import KfpServer, name_a_registry, running_kfp_server
 
 SMALL = ["--set", "iterations=1", "num_shards=1"]
 PROMPTS = "s3://bucket/prompts/"
@@ -22,8 +21,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
     with running_kfp_server() as server:
         monkeypatch.setenv("KFP_HOST", server.host)
         monkeypatch.setenv("DICE_ROOT", "s3://bucket/dice")
-        for name in ("CORE", "GENERATE", "TRAIN"):
-            monkeypatch.setattr(images, name, f"registry.example.com/dice/{name.lower()}:1")
+        name_a_registry(monkeypatch)
         yield server
 
 

@@ -15,7 +15,7 @@ from pipelines import runs
 from pipelines.cli import main
 from pipelines.submit import check_sources
 from tests.cluster_objects import NAMESPACE, running_cluster
-from tests.kfp_api import KfpServer, running_kfp_server
+from tests.kfp_api import KfpServer, name_a_registry, running_kfp_server
 
 SMALL = ["iterations=1", "num_shards=1"]
 ROOT = "s3://bucket/dice"
@@ -30,11 +30,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
             monkeypatch.delenv(name, raising=False)
         name_a_registry(monkeypatch)
         yield server
-
-
-def name_a_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CORE", "GENERATE", "TRAIN"):
-        monkeypatch.setattr(images, name, f"registry.example.com/dice/{name.lower()}:1")
 
 
 def submit(*arguments: str) -> int:
