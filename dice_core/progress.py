@@ -9,9 +9,11 @@ def log(message: str) -> None:
     """Print a line with the time of day to standard error.
 
     Where nobody reads it any more, the work goes on: the last a launcher does in a pod is done when its reader is gone.
+    The line and its end are one write: print makes two, and another thread's line comes in between.
     """
     with suppress(BrokenPipeError):
-        print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {message}\n")
+        sys.stderr.flush()
 
 
 class Throttle:

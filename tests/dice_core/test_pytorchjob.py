@@ -3,10 +3,12 @@
 With DICE_TEST_KUBECONFIG set (and DICE_TEST_CRD naming the PyTorchJob definition) these run against that server.
 """
 
+import io
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +133,14 @@ def test_a_queued_job_may_wait_longer_than_its_pods_may(cluster: HandOperated, j
         launcher.result()
 
 
-def test_a_second_launcher_adopts_the_running_job_as_it_is(
-    cluster: HandOperated, job_uri: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_launcher_adopts_the_running_job_as_it_is(cluster: HandOperated, job_uri: str) -> None:
     first = Launcher(job_uri)
     job = cluster.the_job()
     cluster.set_pod(cluster.create_pod(), "Running", state=RUNNING)
     # Settings that ask for more pods are for the next job: this one misses none.
-    second = Launcher(job_uri, num_nodes=4, pending_deadline_seconds=1)
-    wait_until(lambda: "adopting PyTorchJob" in capfd.readouterr().err)
+    with redirect_stderr(io.StringIO()) as screen:
+        second = Launcher(job_uri, num_nodes=4, pending_deadline_seconds=1)
+        wait_until(lambda: "adopting PyTorchJob" in screen.getvalue())
     second.join(1.5)
     assert second.is_alive()
     cluster.set_condition("Succeeded")

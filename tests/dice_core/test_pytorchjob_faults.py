@@ -3,8 +3,10 @@
 The processes are a few lines, for the sake of time; test_pytorchjob_training.py trains.
 """
 
+import io
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,15 +185,16 @@ def test_an_eviction_is_the_cause_where_pods_are_not_replaced(
 
 
 def test_a_pod_in_image_pull_backoff_ends_at_the_deadline_and_one_that_recovers_trains(
-    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, capfd: pytest.CaptureFixture[str]
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make
 ) -> None:
     operator.kubelet.image_pull_fails = True
     with pytest.raises(LaunchError, match=r'ImagePullBackOff: Back-off pulling image "training:1" \(job'):
         Launcher(job_uri, worker(""), pending_deadline_seconds=1).result()
     wait_until(lambda: not pods(server))
 
-    launcher = Launcher(job_uri, worker(""), pending_deadline_seconds=20)
-    wait_until(lambda: capfd.readouterr().err.count("ImagePullBackOff") > 0)
+    with redirect_stderr(io.StringIO()) as screen:
+        launcher = Launcher(job_uri, worker(""), pending_deadline_seconds=20)
+        wait_until(lambda: "ImagePullBackOff" in screen.getvalue())
     operator.kubelet.image_pull_fails = False
     launcher.result()
 
