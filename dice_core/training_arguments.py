@@ -101,8 +101,15 @@ def training_arguments(config: TrainingConfig, folder: Path, *, has_eval_pairs: 
         data_seed=seed,
     )
     if config.deepspeed != "none" and on_cpu:
-        import deepspeed
-
-        # Otherwise DeepSpeed looks for MPI and for its own CPU communication library.
-        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+        _join_on_cpu()
     return arguments
+
+
+def _join_on_cpu() -> None:
+    import deepspeed
+
+    # An operator for inference, which DeepSpeed would build with a C++ compiler here. A build that was killed leaves
+    # its lock in the home directory, and every training after it waits for that lock for ever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Otherwise DeepSpeed looks for MPI and for its own CPU communication library.
+    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)

@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import json
 import shutil
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,13 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("DICE_CACHE", str(tmp_path_factory.mktemp("model-cache")))
         patch.setenv("DICE_SCRATCH", str(tmp_path_factory.mktemp("scratch")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Let the processes of tests be stopped by Ctrl-C, also where the tests run in the background of a shell."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

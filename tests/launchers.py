@@ -51,7 +51,7 @@ class Launcher(threading.Thread):
         except Exception as error:
             self.error = error
 
-    def result(self, seconds: float = 30) -> None:
+    def result(self, seconds: float = 120) -> None:
         self.join(seconds)
         assert not self.is_alive(), "the launcher has not ended"
         if self.error is not None:

@@ -60,10 +60,10 @@ def test_two_replicas_train_and_a_launcher_killed_on_the_way_is_replaced(
     with ApiServer(tmp_path) as server, TrainingOperator(server, variables):
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
         killed = start_process(job_uri, **settings)
-        wait_until(lambda: b"3 steps" in master_log(server), 60)
+        wait_until(lambda: b"3 steps" in master_log(server), 300)
         killed.kill()
         killed.wait()
-        Launcher(job_uri, **settings).result(120)
+        Launcher(job_uri, **settings).result(300)
         assert server.count("POST", "/pytorchjobs") == 1
     published = manifest.require_manifest(job.output_uri)
     assert published.fingerprint == job.fingerprint

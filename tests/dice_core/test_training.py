@@ -215,9 +215,13 @@ def test_two_processes_equal_one_with_the_same_global_batch(
 
 
 @pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
-def test_zero_in_two_processes_equals_one_process_without(
-    deepspeed: str, policy_uri: str, pairs_uri: str, tmp_path: Path
+def test_zero_in_two_processes_equals_one_process_without_and_compiles_nothing(
+    deepspeed: str, policy_uri: str, pairs_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The lock of a build that was killed: whoever builds waits for it, for ever.
+    (tmp_path / "extensions" / "deepspeed_shm_comm").mkdir(parents=True)
+    (tmp_path / "extensions" / "deepspeed_shm_comm" / "lock").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     one = train(tmp_path / "one", policy_uri, pairs_uri, max_steps=2)
     job = make_job(tmp_path / "zero", policy_uri, pairs_uri, {"max_steps": 2, "deepspeed": deepspeed})
     launch_training(job.write(), LaunchConfig(processes_per_node=2))

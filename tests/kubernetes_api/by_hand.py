@@ -163,8 +163,8 @@ class HandOperated:
         _retry_conflicts(write)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait for something to become true."""
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait for something to become true. Only a failure takes all the seconds: a loaded machine gets them."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "nothing happened in time"
