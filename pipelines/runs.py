@@ -42,6 +42,15 @@ class TaskState:
         return f"{self.label:<28} {_MARKS.get(self.state, self.state.lower())}{spent}{error}"
 
 
+@dataclass(frozen=True)
+class TaskName:
+    """A task of a compiled pipeline: KFP's name of it, ours, and the conditions that it is inside of."""
+
+    key: str
+    label: str
+    conditions: frozenset[str] = frozenset()
+
+
 def status(options: argparse.Namespace) -> int:
     """Show the newest run of a name with its tasks, or without a name the latest runs; 1 if the run has failed."""
     api = KfpApi(Connection.from_environment(options.host, options.namespace))
@@ -51,7 +60,7 @@ def status(options: argparse.Namespace) -> int:
         return 0
     run = api.run(newest(api, options.run).run_id)
     print(f"run {options.run}: {run.state}, {api.address('runs', run.run_id)}")
-    for task in task_states(run, task_labels(api.pipeline_spec(run))):
+    for task in task_states(run, task_names(api.pipeline_spec(run))):
         print(f"  {task}")
     return int(run.state == "FAILED")
 
@@ -106,12 +115,12 @@ def follow(api: KfpApi, run_id: str, name: str) -> int:
     A connection that breaks for a while (a port-forward that is restarted) does not end it.
     """
     shown: dict[int, str] = {}
-    labels: list[tuple[str, str]] | None = None
+    names: list[TaskName] | None = None
     try:
         for run in _polls(api, run_id):
-            if labels is None:
-                labels = task_labels(api.pipeline_spec(run))
-            tasks = task_states(run, labels)
+            if names is None:
+                names = task_names(api.pipeline_spec(run))
+            tasks = task_states(run, names)
             num_done = sum(task.state in FINAL for task in tasks)
             for index, task in enumerate(tasks):
                 if task.state != _WAITING and shown.get(index) != task.state:
@@ -147,26 +156,28 @@ def _polls(api: KfpApi, run_id: str) -> Iterator[Any]:
         time.sleep(POLL_SECONDS)
 
 
-def task_labels(pipeline_spec: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (KFP's name of a task, our name of it) for all tasks that are pods, in the order of the graph.
+def task_names(pipeline_spec: Mapping[str, Any]) -> list[TaskName]:
+    """Return the names of all tasks that are pods, in the order of the graph.
 
     Args:
-        pipeline_spec: as compiled; empty gives no label.
+        pipeline_spec: as compiled; empty gives no name.
     """
-    components, labels = pipeline_spec.get("components", {}), []
+    components, names = pipeline_spec.get("components", {}), []
 
-    def visit(dag: Mapping[str, Any], path: str) -> None:
+    def visit(dag: Mapping[str, Any], path: str, conditions: frozenset[str]) -> None:
         for key, task in _in_order(dag["tasks"]):
             component, name = components[task["componentRef"]["name"]], task["taskInfo"]["name"]
             if "dag" in component:
-                # The exit handler is a frame around the run, not a part that a person knows.
-                visit(component["dag"], f"{path}{name}: " if name.startswith("iteration") else path)
+                # The exit handler and conditions are frames around tasks, not a part that a person knows.
+                inner = f"{path}{name}: " if name.startswith("iteration") else path
+                is_condition = "condition" in task.get("triggerPolicy", {})
+                visit(component["dag"], inner, conditions | {key} if is_condition else conditions)
             else:
-                labels.append((key, path + name))
+                names.append(TaskName(key, path + name, conditions))
 
     if "root" in pipeline_spec:
-        visit(pipeline_spec["root"]["dag"], "")
-    return labels
+        visit(pipeline_spec["root"]["dag"], "", frozenset())
+    return names
 
 
 def _in_order(tasks: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -179,31 +190,40 @@ def _in_order(tasks: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return ordered
 
 
-def task_states(run: Any, labels: Sequence[tuple[str, str]]) -> list[TaskState]:
+def task_states(run: Any, names: Sequence[TaskName]) -> list[TaskState]:
     """Return the states of a run's tasks.
 
-    A name that several iterations share is told apart by time: iterations follow one another.
+    A name that several iterations share is told apart by time: iterations follow one another. KFP reports nothing of
+    the tasks inside a condition that did not hold, only the condition.
 
     Args:
         run: with details.
-        labels: of task_labels; empty shows what KFP reports, under its own names.
+        names: of task_names; empty shows what KFP reports, under its own names.
     """
     details = sorted(
         (run.run_details.task_details or ()) if run.run_details else (), key=lambda detail: _time(detail.create_time)
     )
-    if not labels:
+    if not names:
         own = [detail for detail in details if not _is_machinery(detail.display_name or "")]
         return [_state(detail.display_name or "", detail) for detail in own]
     found: dict[str, list[Any]] = {}
     for detail in details:
         found.setdefault(detail.display_name or "", []).append(detail)
+    skipped = {detail.display_name for detail in details if detail.state == "SKIPPED"}
     return [
-        _state(label, found[name].pop(0)) if found.get(name) else TaskState(label, _WAITING) for name, label in labels
+        _state(name.label, found[name.key].pop(0))
+        if found.get(name.key)
+        else TaskState(name.label, "SKIPPED" if name.conditions & skipped else _WAITING)
+        for name in names
     ]
 
 
 def _is_machinery(name: str) -> bool:
-    return name == "root" or name.endswith("-driver") or name.startswith(("executor", "dice-", "exit-handler"))
+    return (
+        name == "root"
+        or name.endswith("-driver")
+        or name.startswith(("executor", "dice-", "exit-handler", "condition-"))
+    )
 
 
 def _state(label: str, detail: Any) -> TaskState:

@@ -12,7 +12,7 @@ from dice_core.pytorchjob_spec import training_job
 from pipelines import runs
 from pipelines.cli import main
 from pipelines.cluster_api import ClusterApi
-from pipelines.runs import task_labels, task_states
+from pipelines.runs import task_names, task_states
 from pipelines.training_jobs import unfinished_jobs
 from tests.cluster_objects import ClusterObjects, running_cluster
 from tests.kfp_api import KfpServer, running_kfp_server
@@ -77,11 +77,29 @@ def test_status_names_tasks_as_the_ui_does_and_tells_iterations_apart_by_time(
     assert list(shown).index("iteration 1: pair") < list(shown).index("iteration 1: train")
 
 
+def test_tasks_inside_a_condition_that_did_not_hold_are_shown_as_skipped(
+    server: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """KFP reports the condition alone; its tasks would look as if they were still to come."""
+    submit("x")
+    server.runs[0]["state"] = "RUNNING"
+    rows = [("evaluate", "SUCCEEDED", 1), ("condition-2-driver", "SUCCEEDED", 2), ("condition-2", "SKIPPED", 3)]
+    server.runs[0]["run_details"] = details(*rows)
+    capsys.readouterr()
+    assert main(["status", "--run", "x"]) == 0
+    shown = {line[2:30].strip(): line[30:].strip() for line in capsys.readouterr().out.splitlines()[1:]}
+    assert shown["iteration 1: evaluate"].startswith("ok")
+    assert {state for name, state in shown.items() if name.startswith("iteration 2")} == {"skipped"}
+    assert shown["report"] == "waiting"
+
+
 def test_without_the_compiled_pipeline_tasks_have_kfps_names() -> None:
-    rows = details(("root", "RUNNING", 0), ("pair", "RUNNING", 1), ("pair-driver", "SUCCEEDED", 1))["task_details"]
-    given = [kfp_server_api.V2beta1PipelineTaskDetail(display_name=row["display_name"]) for row in rows]
+    rows = details(
+        ("root", "RUNNING", 0), ("pair", "RUNNING", 1), ("pair-driver", "SUCCEEDED", 1), ("condition-2", "SKIPPED", 2)
+    )
+    given = [kfp_server_api.V2beta1PipelineTaskDetail(display_name=row["display_name"]) for row in rows["task_details"]]
     run = kfp_server_api.V2beta1Run(run_details=kfp_server_api.V2beta1RunDetails(task_details=given))
-    assert [task.label for task in task_states(run, task_labels({}))] == ["pair"]
+    assert [task.label for task in task_states(run, task_names({}))] == ["pair"]
 
 
 def test_status_without_a_name_lists_the_latest_runs(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
