@@ -212,8 +212,12 @@ logs: $(STAMP) ## Show the logs of RUN's pods; TASK=train only of that stage, TA
 	@exec $(PY) -m pipelines logs $(CLUSTER_OPTIONS) --run "$(RUN)" $(if $(TASK),--task "$(TASK)") $(if $(TAIL),--tail "$(TAIL)")
 
 .PHONY: cancel
-cancel: $(STAMP) ## Stop RUN; make submit RUN= continues it.
+cancel: $(STAMP) ## Stop RUN; make retry continues it.
 	@exec $(PY) -m pipelines cancel $(CLUSTER_OPTIONS) --run "$(RUN)"
+
+.PHONY: retry
+retry: $(STAMP) ## Continue RUN, a recurring one too, after it failed or was stopped, with the images and settings it had; WAIT=1 follows it.
+	@exec $(PY) -m pipelines retry $(CLUSTER_OPTIONS) --run "$(RUN)" $(if $(WAIT),--wait)
 
 .PHONY: schedule
 schedule: $(STAMP) ## Run PRESET again and again: CRON="0 0 3 * * 1" (seconds first) or EVERY=7d; PROMPTS=s3://bucket/prefix/ takes the newest below it.

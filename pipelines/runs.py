@@ -1,4 +1,4 @@
-"""`make status`, `make cancel`, and how a run is followed: its tasks, what they are called in our words, their states.
+"""`make status`, `make retry`, `make cancel`, and how a run is followed: its tasks, by our names, and their states.
 
 Kubeflow Pipelines reports a flat list of all it started: drivers, executors, and graphs among the tasks. The compiled
 pipeline says which of them are tasks. Logs are logs.py's business.
@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from dice_core import recurring
+from dice_core import layout, recurring
 from pipelines.durations import show_duration
 from pipelines.kfp_api import Connection, KfpApi, KfpError
-from pipelines.training_jobs import own_name, stop_training
+from pipelines.training_jobs import own_name, parameters_of, stop_training
 
 POLL_SECONDS = 10.0
 _PATIENCE_SECONDS = 600.0
-_AS_BEFORE = "with the same PRESET, REGISTRY and SET"
 _WAITING = "waiting"
 _MARKS = {"SUCCEEDED": "ok", "SKIPPED": "skipped", "FAILED": "FAILED", "RUNNING": "running", "PENDING": "pending"}
 FINAL = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
@@ -65,8 +64,41 @@ def status(options: argparse.Namespace) -> int:
     return int(run.state == "FAILED")
 
 
+def retry(options: argparse.Namespace) -> int:
+    """Start the newest run of a name again at what failed, with its own pipeline and settings; follow it with --wait.
+
+    Of a recurring run too, where submit would compile another pipeline and take the preset's sources.
+
+    Raises:
+        KfpError: there is no such run, it is under way, or it has succeeded.
+    """
+    api, name = KfpApi(Connection.from_environment(options.host, options.namespace)), options.run
+    run = api.run(newest(api, name).run_id)
+    if run.state in ("SUCCEEDED", "SKIPPED"):
+        raise KfpError(f"run {name!r} has {run.state}: there is nothing to retry")
+    if run.state not in FINAL:
+        raise KfpError(
+            f"run {name!r} is {run.state}: wait for its end (make status RUN={name}), or make cancel RUN={name} first"
+        )
+    api.retry(run.run_id)
+    print(f"run {name}: goes on where it failed, {api.address('runs', run.run_id)}")
+    if command := _report_command(run, api.pipeline_spec(run)):
+        print(f"KFP makes no second report of a run: when it has ended, {command}")
+    return follow(api, run.run_id, name) if options.wait else 0
+
+
+def _report_command(run: Any, pipeline_spec: Mapping[str, Any]) -> str:
+    """Return what writes a run's report anew: Argo keeps an exit task that has succeeded, whatever is retried."""
+    root, name = str(parameters_of(run).get("root", "")), own_name(run)
+    num_iterations = sum(key.startswith("comp-iteration-") for key in pipeline_spec.get("components", ()))
+    if not (root and name and num_iterations):
+        return ""
+    uri = layout.run(root, name)
+    return f"dice report --run {uri} --output {layout.report(uri)} --num-iterations {num_iterations}"
+
+
 def cancel(options: argparse.Namespace) -> int:
-    """Stop the newest run of a name and its training; what it has finished stays, and the same name continues it."""
+    """Stop the newest run of a name and its training; what it has finished stays, and retry continues it."""
     connection = Connection.from_environment(options.host, options.namespace)
     api = KfpApi(connection)
     run = newest(api, options.run)
@@ -74,12 +106,7 @@ def cancel(options: argparse.Namespace) -> int:
         print(f"run {options.run}: is {run.state} already")
     else:
         api.terminate(run.run_id)
-        next_step = (
-            "its schedule starts the next"
-            if run.recurring_run_id
-            else f"make submit RUN={options.run} {_AS_BEFORE} continues it"
-        )
-        print(f"run {options.run}: is being stopped; {next_step}")
+        print(f"run {options.run}: is being stopped; make retry RUN={options.run} continues it")
     if run.state != "SUCCEEDED":
         # Of a run that has ended too: one that was terminated in the UI may have left its job.
         stop_training(options.context, connection.namespace, api.run(run.run_id))
@@ -87,17 +114,22 @@ def cancel(options: argparse.Namespace) -> int:
 
 
 def newest(api: KfpApi, name: str) -> Any:
-    """Return the newest run of a name: KFP's, or for a recurring run that of its place in S3.
+    """Return the newest run of a name, as runs_of has them.
 
     Raises:
         KfpError: there is none, or the name is empty, which would be a run of anybody.
     """
-    runs = (api.runs(name) or _recurring_run(api, name)) if name else []
+    runs = runs_of(api, name) if name else []
     if not runs:
         latest = list(dict.fromkeys(run.display_name for run in api.runs()))[:5]
         fault = f"there is none called {name!r}" if name else "RUN= is needed, the name of a run"
         raise KfpError(f"run: {fault}; the latest are: {', '.join(latest) or 'none'}")
     return runs[0]
+
+
+def runs_of(api: KfpApi, name: str) -> list[Any]:
+    """Return the runs of a name, the newest first: KFP's, or the recurring run of that place in S3."""
+    return api.runs(name) or _recurring_run(api, name)
 
 
 def _recurring_run(api: KfpApi, name: str) -> list[Any]:
@@ -132,7 +164,7 @@ def follow(api: KfpApi, run_id: str, name: str) -> int:
     reason = f": {run.error.message}" if run.error and run.error.message else ""
     print(f"run {name}: {run.state}{reason}")
     if run.state != "SUCCEEDED":
-        print(f"why: make logs RUN={name}; make submit RUN={name} {_AS_BEFORE} continues it", file=sys.stderr)
+        print(f"why: make logs RUN={name}; make retry RUN={name} continues it", file=sys.stderr)
     return int(run.state != "SUCCEEDED")
 
 

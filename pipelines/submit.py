@@ -25,6 +25,7 @@ from pipelines.cluster import CONFIG_MAP, PIPELINE_ACCOUNT
 from pipelines.cluster_api import ClusterApi, ClusterError
 from pipelines.kfp_api import Connection, KfpApi, KfpError
 from pipelines.presets import PRESETS, Preset
+from pipelines.runs import follow, runs_of
 
 MAX_PARAMETER_BYTES = 10_000
 """What KFP's API server takes for all parameters of a run together."""
@@ -58,15 +59,14 @@ def submit(options: argparse.Namespace, preset: Preset) -> int:
             return 0
         check_images(preset)
         api = KfpApi(Connection.from_environment(options.host, options.namespace))
-        check_not_active(api, name)
-        check_same_pipeline(api, name, submission.pipeline)
+        if options.run:
+            check_not_active(api, name)
+            check_same_pipeline(api, name, submission.pipeline)
         run = send(api, submission)
     print(f"run {name}: {api.address('runs', run.run_id)}")
     if not options.wait:
         print(f"follow it: make status RUN={name}   stop it: make cancel RUN={name}")
         return 0
-    from pipelines.runs import follow
-
     return follow(api, run.run_id, name)
 
 
@@ -196,7 +196,12 @@ def check_images(preset: Preset) -> None:
 
 def check_same_pipeline(api: KfpApi, name: str, pipeline: str) -> None:
     """Raise KfpError when a name is that of another pipeline's run: its data is what a forgotten PRESET= would take."""
-    for run in api.runs(name)[:1]:
+    for run in runs_of(api, name)[:1]:
+        if run.recurring_run_id:
+            raise KfpError(
+                f"run {name!r} is a recurring one, with inputs that it chose itself: make retry RUN={name} continues "
+                "it, for a run of your own take another RUN="
+            )
         found = api.pipeline_spec(run).get("pipelineInfo", {}).get("name", pipeline)
         if found != pipeline:
             raise KfpError(

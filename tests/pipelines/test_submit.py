@@ -120,6 +120,22 @@ def test_a_name_of_a_run_of_another_preset_is_refused(server: KfpServer, capsys:
     assert len(server.runs) == 1
 
 
+@pytest.mark.parametrize("name", ["weekly-3f2a9c1b", "run-of-weekly"])
+def test_a_name_of_a_recurring_run_is_refused_with_what_continues_it(
+    server: KfpServer, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its name in S3 too, which is not KFP's: submit would train there from the preset's own sources."""
+    parameters = {"root": ROOT, "run": "weekly"}
+    identity = {"run_id": "3f2a9c1b-77aa-4000-8000-000000000000", "recurring_run_id": "r", "state": "FAILED"}
+    run = {"display_name": "run-of-weekly", "created_at": "2026-01-01T00:00:00Z", **identity}
+    server.runs.append({**run, "runtime_config": {"parameters": parameters}})
+    assert submit("--run", name) == 1
+    assert f"run {name!r} is a recurring one, with inputs that it chose itself: make retry RUN={name}" in (
+        capsys.readouterr().err
+    )
+    assert len(server.runs) == 1
+
+
 def test_images_without_a_registry_are_refused_where_nodes_would_ask_docker_hub(
     server: KfpServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,4 +312,4 @@ def test_waiting_for_a_run_that_fails_exits_with_1_and_the_cause(
     printed = capsys.readouterr()
     assert "iteration 1: train" in printed.out and "FAILED" in printed.out and "out of memory" in printed.out
     assert "run x: FAILED: boom" in printed.out and "make logs RUN=x" in printed.err
-    assert "make submit RUN=x with the same PRESET, REGISTRY and SET continues it" in printed.err
+    assert "make retry RUN=x continues it" in printed.err
