@@ -9,10 +9,9 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,12 +25,11 @@ from pipelines.cluster_api import ClusterApi, ClusterError
 from pipelines.kfp_api import Connection, KfpApi, KfpError
 from pipelines.presets import PRESETS, Preset
 from pipelines.runs import follow, runs_of
+from pipelines.sources import check_sources
 
 MAX_PARAMETER_BYTES = 10_000
 """What KFP's API server takes for all parameters of a run together."""
 ACTIVE = ("PENDING", "RUNNING", "CANCELING", "PAUSED")
-_IN_THE_IMAGE = "pipelines/data/"
-_SCHEME = re.compile(r"\w+:/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,30 +150,6 @@ def shape_of(preset: Preset) -> Preset:
     if original.has_warm_start != preset.has_warm_start:
         changes["reference_source"] = preset.reference_source
     return dataclasses.replace(original, **changes)
-
-
-def check_sources(parameters: Mapping[str, Any]) -> None:
-    """Raise an error for a source that pods cannot read: on this machine, or at no address.
-
-    Raises:
-        ValueError: one line naming the source and what is allowed.
-    """
-    for name, value in parameters.items():
-        if not name.endswith("_source") or value.startswith(_IN_THE_IMAGE):
-            continue
-        if value.endswith(".gguf"):
-            raise ConfigError(
-                f"{name}: pods import no GGUF file, got {value!r}: dice import-model --source FILE brings it from this "
-                "machine to s3://, name that"
-            )
-        if value.startswith((".", "/", "~", "file:")):
-            raise ConfigError(
-                f"{name}: pods do not see the files of this machine, got {value!r}: copy it to s3://, or name it on "
-                "the Hub (org/name)"
-            )
-        # The split of a data set on the Hub has a colon too, after a slash.
-        if _SCHEME.match(value):
-            layout.check_s3(value, name)
 
 
 def check_images(preset: Preset) -> None:

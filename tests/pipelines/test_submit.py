@@ -13,7 +13,6 @@ import pytest
 from components import images
 from pipelines import runs
 from pipelines.cli import main
-from pipelines.submit import check_sources
 from tests.cluster_objects import NAMESPACE, running_cluster
 from tests.kfp_api import KfpServer, name_a_registry, running_kfp_server
 
@@ -183,6 +182,7 @@ def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(
         (["policy_source=model.gguf"], "policy_source: pods import no GGUF file, got 'model.gguf': dice import-model"),
         (["policy_source=s3://b/m.gguf"], "policy_source: pods import no GGUF file"),
         (["policy_source=s3:/bucket/x"], "policy_source: no address on S3, write s3://bucket/prefix, got"),
+        (["policy_source="], "policy_source: is empty, a run needs one: s3://bucket/prefix, or owner/name on the Hub"),
         (["prompts_source=https://example.com/p"], "prompts_source: no address on S3, write s3://bucket/prefix"),
         (["reference_source=s3://"], "reference_source: no address on S3, write s3://bucket/prefix"),
         (["--run", "My Run"], "got 'My Run'"),
@@ -201,11 +201,6 @@ def test_a_mistake_is_one_line_before_anything_is_sent(
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1
     assert server.requests == []
-
-
-def test_sources_that_pods_can_read_are_taken() -> None:
-    for value in ("org/name", "org/name@v1:default/train", "s3://bucket/p.jsonl", "pipelines/data/x.jsonl", ""):
-        check_sources({"prompts_source": value})
 
 
 def test_a_missing_root_is_asked_of_the_cluster_or_named(
