@@ -211,7 +211,7 @@ def upload(api: KfpApi, submission: Submission) -> Any:
 
 
 def show(submission: Submission) -> str:
-    """Return what would be sent, for people."""
+    """Return what a dry run would have sent, for people."""
     kib = submission.package.stat().st_size >> 10
     lines = [
         f"pipeline:        {submission.pipeline} ({submission.description})",
@@ -221,4 +221,5 @@ def show(submission: Submission) -> str:
         f"service account: {PIPELINE_ACCOUNT}",
         "parameters:",
     ]
-    return "\n".join([*lines, *(f"  {name}: {json.dumps(value)}" for name, value in submission.parameters.items())])
+    lines += (f"  {name}: {json.dumps(value)}" for name, value in submission.parameters.items())
+    return "\n".join([*lines, "a dry run: nothing was sent"])

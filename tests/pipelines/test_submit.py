@@ -168,6 +168,7 @@ def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(
     shown = capsys.readouterr().out
     assert server.requests == []
     assert f'root: "{ROOT}"' in shown and '"beta": 0.2' in shown and "service account: dice-pipeline" in shown
+    assert shown.endswith("a dry run: nothing was sent\n")
     assert submit("--run", "x", "training.beta=0.2") == 0
     assert server.versions[0]["display_name"] in shown
 
