@@ -5,6 +5,7 @@ pipeline says which of them are tasks. Logs are logs.py's business.
 """
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,7 +79,8 @@ def retry(options: argparse.Namespace) -> int:
         raise KfpError(f"run {name!r} has {run.state}: there is nothing to retry")
     if run.state not in FINAL:
         raise KfpError(
-            f"run {name!r} is {run.state}: wait for its end (make status RUN={name}), or make cancel RUN={name} first"
+            f"run {name!r} is {run.state}: wait for its end (make status RUN={shlex.quote(name)}), or make cancel it "
+            "first"
         )
     api.retry(run.run_id)
     print(f"run {name}: goes on where it failed, {api.address('runs', run.run_id)}")
@@ -106,7 +108,7 @@ def cancel(options: argparse.Namespace) -> int:
         print(f"run {options.run}: is {run.state} already")
     else:
         api.terminate(run.run_id)
-        print(f"run {options.run}: is being stopped; make retry RUN={options.run} continues it")
+        print(f"run {options.run}: is being stopped; make retry RUN={shlex.quote(options.run)} continues it")
     if run.state != "SUCCEEDED":
         # Of a run that has ended too: one that was terminated in the UI may have left its job.
         stop_training(options.context, connection.namespace, api.run(run.run_id))
@@ -159,12 +161,14 @@ def follow(api: KfpApi, run_id: str, name: str) -> int:
                     shown[index] = task.state
                     print(f"{datetime.now():%H:%M:%S} [{num_done:2d}/{len(tasks)}] {task}", flush=True)
     except KeyboardInterrupt:
-        print(f"\nthe run goes on; stop it: make cancel RUN={name}", file=sys.stderr)
+        print(f"\nthe run goes on; stop it: make cancel RUN={shlex.quote(name)}", file=sys.stderr)
         return 130
     reason = f": {run.error.message}" if run.error and run.error.message else ""
     print(f"run {name}: {run.state}{reason}")
     if run.state != "SUCCEEDED":
-        print(f"why: make logs RUN={name}; make retry RUN={name} continues it", file=sys.stderr)
+        # KFP's own name of a recurring run has spaces.
+        word = shlex.quote(name)
+        print(f"why: make logs RUN={word}; make retry RUN={word} continues it", file=sys.stderr)
     return int(run.state != "SUCCEEDED")
 
 

@@ -1,5 +1,6 @@
 """`make status`, `retry` and `cancel`: a run's tasks by the names that people know, how it is stopped and continued."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,7 @@ def test_a_recurring_run_is_found_by_its_name_in_s3_as_well_as_by_kfps(
     assert main(["cancel", "--run", name]) == 0
     assert (wanted["state"], other["state"]) == ("CANCELING", "RUNNING")
     assert names_of(cluster) == []
-    assert f"run {name}: is being stopped; make retry RUN={name} continues it" in capsys.readouterr().out
+    assert f"run {name}: is being stopped; make retry RUN={shlex.quote(name)} continues it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["weekly-3f2a9c1b", "Run of weekly"])
@@ -244,7 +245,7 @@ def test_a_recurring_run_that_failed_or_was_stopped_is_continued_as_it_was(
     ("state", "message"),
     [
         ("SUCCEEDED", "run 'x' has SUCCEEDED: there is nothing to retry"),
-        ("RUNNING", "run 'x' is RUNNING: wait for its end (make status RUN=x), or make cancel RUN=x first"),
+        ("RUNNING", "run 'x' is RUNNING: wait for its end (make status RUN=x), or make cancel it first"),
         ("CANCELING", "run 'x' is CANCELING: wait for its end"),
     ],
 )
