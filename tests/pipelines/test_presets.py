@@ -2,6 +2,8 @@
 
 import pytest
 
+from pipelines.dice import default_parameters
+from pipelines.overrides import apply_overrides
 from pipelines.presets import PRESETS, Preset
 
 
@@ -44,3 +46,17 @@ def test_the_demo_starts_from_an_sft_model_and_saves_in_float32() -> None:
 def test_a_longer_context_is_trained_on_than_is_generated(name: str) -> None:
     preset = PRESETS[name]()
     assert preset.chat.max_prompt_tokens + preset.generation.max_new_tokens <= preset.training.max_length
+
+
+@pytest.mark.parametrize(("promote_as", "pointer"), [("", "zephyr"), ("lr-1e-6", "lr-1e-6"), ("none", "")])
+def test_an_experiment_moves_a_pointer_of_its_own_or_none(promote_as: str, pointer: str) -> None:
+    """A schedule starts from the preset's pointer, which an experiment would move."""
+    preset = apply_overrides(PRESETS["zephyr"](), [f"promote_as={promote_as}", "exclude_source=s3://b/x.jsonl"])
+    for recurring in (False, True):
+        parameters = default_parameters(preset, recurring=recurring)
+        assert (parameters["promote_as"], parameters["exclude_source"]) == (pointer, "s3://b/x.jsonl")
+
+
+def test_a_pointer_that_is_no_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="promote_as must be 1 to 63 lower-case letters"):
+        default_parameters(apply_overrides(PRESETS["zephyr"](), ["promote_as=My Model"]))
