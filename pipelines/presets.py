@@ -100,7 +100,8 @@ def zephyr() -> Preset:
         scoring=_scoring(),
         pairing=_pairing(),
         training=_training(),
-        evaluation=EvaluationConfig(),
+        # Fewer answers, or shorter ones, and the length gate would miss a policy that has doubled its answers.
+        evaluation=EvaluationConfig(num_sample_prompts=128),
         launch=LaunchConfig(num_nodes=1, processes_per_node=8),  # upstream: 8 x A100
         cluster=a100(),
     )
