@@ -82,7 +82,7 @@ def gather_weights(policy: PreTrainedModel, *, uses_deepspeed: bool, keep: bool)
     for name, parameter in policy.named_parameters():
         whole = _whole(name, parameter) if uses_deepspeed else parameter.detach()
         if keep:
-            weights[name] = whole.float().cpu().clone()
+            weights[name] = whole.to("cpu", torch.float32, copy=True)
     return weights
 
 
