@@ -65,7 +65,7 @@ def prepare_data(
     """Check, clean and split the user's preference pairs and prompts.
 
     Args:
-        preferences_source: JSONL, Parquet or a Hub data set with prompt, chosen, rejected.
+        preferences_source: JSONL or Parquet (a file or a folder) or a Hub data set, with prompt, chosen, rejected.
         output_uri: gets prompts.parquet, preferences.parquet (for replay) and held_out.parquet (for evaluation).
         policy_uri: whose tokenizer measures prompts.
         prompts_source: prompts to generate on; those of the preference pairs when empty.
