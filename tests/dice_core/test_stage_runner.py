@@ -5,9 +5,9 @@ import os
 import pyarrow as pa
 import pytest
 
-from dice_core import records
+from dice_core import records, stages
 from dice_core.config import GenerationConfig, PairingConfig
-from dice_core.manifest import clear_stage, read_manifest
+from dice_core.manifest import Manifest, clear_stage, publish_files, read_manifest
 from dice_core.stage_parts import read_input
 from dice_core.stage_runner import open_input, run_stage
 from dice_core.storage import FolderStorage, StorageError, open_storage
@@ -100,6 +100,16 @@ def test_another_seed_or_format_at_the_same_place_is_refused(uri, change):
         run(uri, Work(), **change)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_place_of_another_stage_is_refused_as_such(uri, tmp_path, overwrite):
+    publish_files(uri, {}, Manifest(stage="import-model", fingerprint="f", files={}))
+    with pytest.raises(StorageError, match=r"out: holds the result of import-model, which generate leaves alone"):
+        run(uri, Work(), overwrite=overwrite)
+    with pytest.raises(StorageError, match=r"out: holds the result of import-model, which report leaves alone"):
+        stages.report(str(tmp_path), uri, num_iterations=1, allow_empty=True)
+    assert read_manifest(uri).stage == "import-model"
+
+
 def test_operational_settings_may_change_between_attempts(uri):
     with pytest.raises(KeyboardInterrupt):
         run(uri, Work(num_before_kill=1))
@@ -126,9 +136,17 @@ def test_an_input_that_changed_is_refused(uri, tmp_path):
 
 def test_an_unfinished_input_is_refused_before_any_work(uri, tmp_path):
     work = Work()
-    with pytest.raises(StorageError, match="has not finished, or the address is wrong"):
+    with pytest.raises(StorageError, match="`dice prepare-data` has not finished, or the address is wrong"):
         run(uri, work, inputs={"data": str(tmp_path / "nothing")})
     assert work.done == []
+
+
+def test_a_file_where_a_stages_result_is_needed_is_named_with_that_stage(uri, tmp_path):
+    (tmp_path / "ok.jsonl").write_text("{}")
+    with pytest.raises(StorageError, match=r"ok\.jsonl: a file, where the result of `dice prepare-data` is needed"):
+        run(uri, Work(), inputs={"data": str(tmp_path / "ok.jsonl")})
+    with pytest.raises(StorageError, match=r"ok\.jsonl: a file, where the result of `dice score` is needed"):
+        run(uri, Work(), inputs={"scores/0": str(tmp_path / "ok.jsonl")})
 
 
 def test_a_skipped_stage_makes_those_after_it_skip_with_the_same_reason(uri, tmp_path):
