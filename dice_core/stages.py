@@ -126,10 +126,7 @@ def generate(
     """
     layout.check_count(iteration, "iteration")
     layout.check_shard(shard, num_shards)
-    configs = {
-        "generation": GenerationConfig.parse(generation, "generation"),
-        "chat": ChatConfig.parse(chat, "chat"),
-    }
+    configs = {"generation": GenerationConfig.parse(generation, "generation"), "chat": ChatConfig.parse(chat, "chat")}
     inputs = {"policy": policy_uri, "data": data_uri} | ({"gate": gate_uri} if gate_uri else {})
     return run_stage(
         "generate",
@@ -209,6 +206,8 @@ def pair(
         overwrite: delete what this stage left at its output before.
     """
     layout.check_count(iteration, "iteration", 0)
+    if len(scores_uris) != len(responses_uris):
+        raise ConfigError(f"{len(responses_uris)} responses for {len(scores_uris)} scores: give one for each, in order")
     configs = {"pairing": PairingConfig.parse(pairing, "pairing"), "chat": ChatConfig.parse(chat, "chat")}
     shards = {f"scores/{i}": uri for i, uri in enumerate(scores_uris)}
     shards |= {f"responses/{i}": uri for i, uri in enumerate(responses_uris)}

@@ -109,6 +109,7 @@ def test_a_config_file_of_another_form_is_one_line(text, tmp_path, capsys):
         ("generate", "--shard 2 --num-shards 2", "shard must be from 0 to 1, got 2"),
         ("generate", "--iteration 0", "iteration must be at least 1, got 0"),
         ("pair", "--iteration -1", "iteration must be at least 0, got -1"),
+        ("pair", "--scores a b --responses c", "1 responses for 2 scores: give one for each, in order"),
         ("train", "--iteration -1", "iteration must be at least 0, got -1"),
         ("evaluate", "--iteration 0", "iteration must be at least 1, got 0"),
         ("report", "--num-iterations 0", "num_iterations must be at least 1, got 0"),
