@@ -23,7 +23,7 @@ def prepare_data(
     Args:
         root: Where all runs keep their data: s3://bucket/prefix or a folder.
         run: Name of the run.
-        preferences_source: JSONL, Parquet or a Hub data set with prompt, chosen and rejected.
+        preferences_source: JSONL or Parquet (a file or a folder) or a Hub data set, with prompt, chosen and rejected.
         prompts_source: Prompts to generate on; those of the preference pairs when empty.
         exclude_source: Prompts of benchmarks, left out of the run; may be empty.
         policy_uri: Model whose tokenizer measures the prompts.

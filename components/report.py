@@ -24,6 +24,7 @@ def report(root: str, run: str, job_id: str, num_iterations: int, page: dsl.Outp
     from dice_core.storage import open_storage
 
     run_uri = layout.run(root, recurring.run_name(run, job_id) if job_id else run)
-    written = stages.report(run_uri, layout.report(run_uri), num_iterations=num_iterations)
+    # The run may have failed at its first task: its page says that there is nothing.
+    written = stages.report(run_uri, layout.report(run_uri), num_iterations=num_iterations, allow_empty=True)
     open_storage(written.uri).download("report.html", Path(page.path))
     page.metadata.update(written.metrics, uri=written.uri)

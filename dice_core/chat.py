@@ -64,10 +64,6 @@ class ChatFormat:
     _frame: _Frame
     _control_tokens: dict[str, int]
 
-    def prompt_text(self, prompt: str) -> str:
-        """Return the prompt as the model reads it, for people; the ids come from `prompt_token_ids`."""
-        return self._frame.before + self._content(prompt) + self._frame.after
-
     def prompt_token_ids(self, prompt: str) -> list[int]:
         """Return the ids of the framed prompt, up to the place where the response starts.
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pyarrow as pa
 
+from dice_core import layout
 from dice_core.chat import ChatFormat, chat_format
 from dice_core.config import ChatConfig, ConfigError, GenerationConfig, derive_seed
 from dice_core.progress import log
@@ -54,8 +55,7 @@ def shard_rows(num_prompts: int, shard: int, num_shards: int) -> range:
     Raises:
         ValueError: there is no such shard.
     """
-    if not 0 <= shard < num_shards:
-        raise ValueError(f"shard must be from 0 to {num_shards - 1}, got {shard}")
+    layout.check_shard(shard, num_shards)
     size, extra = divmod(num_prompts, num_shards)
     start = shard * size + min(shard, extra)
     return range(start, start + size + (shard < extra))

@@ -39,6 +39,28 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+def check_count(number: int, what: str, minimum: int = 1) -> int:
+    """Return the number if it is large enough.
+
+    Raises:
+        ValueError: one line naming what was wrong.
+    """
+    if number < minimum:
+        raise ValueError(f"{what} must be at least {minimum}, got {number}")
+    return number
+
+
+def check_shard(shard: int, num_shards: int) -> int:
+    """Return the number of a shard (from 0) if there are that many.
+
+    Raises:
+        ValueError: one line naming what was wrong.
+    """
+    if not 0 <= shard < check_count(num_shards, "num_shards"):
+        raise ValueError(f"shard must be from 0 to {num_shards - 1}, got {shard}")
+    return shard
+
+
 def check_s3(uri: str, what: str) -> tuple[str, str]:
     """Return the bucket and the prefix of an address on S3.
 
@@ -99,16 +121,12 @@ def warm_start(run_uri: str, stage: str) -> str:
 
 def stage(run_uri: str, iteration: int, name: str) -> str:
     """Return where a stage of an iteration (from 1) writes."""
-    if iteration < 1:
-        raise ValueError(f"iteration counts from 1, got {iteration}")
-    return join(run_uri, f"iteration-{iteration}", name)
+    return join(run_uri, f"iteration-{check_count(iteration, 'iteration')}", name)
 
 
 def shard(run_uri: str, iteration: int, name: str, index: int, num_shards: int) -> str:
     """Return where one shard (from 0) of a stage of an iteration writes."""
-    if not 0 <= index < num_shards:
-        raise ValueError(f"shard must be from 0 to {num_shards - 1}, got {index}")
-    return join(stage(run_uri, iteration, name), f"shard-{index}-of-{num_shards}")
+    return join(stage(run_uri, iteration, name), f"shard-{check_shard(index, num_shards)}-of-{num_shards}")
 
 
 def report(run_uri: str) -> str:

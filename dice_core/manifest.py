@@ -91,8 +91,12 @@ def read_manifest(uri: str) -> Manifest | None:
     return Manifest.from_json(data, layout.join(uri, layout.MANIFEST))
 
 
-def require_manifest(uri: str) -> Manifest:
+def require_manifest(uri: str, made_by: str = "the stage that writes it") -> Manifest:
     """Return the manifest at a URI.
+
+    Args:
+        uri: where a stage has finished.
+        made_by: what a message calls that stage.
 
     Raises:
         StorageError: none is there, so what lies there is not finished and not to be trusted.
@@ -100,10 +104,22 @@ def require_manifest(uri: str) -> Manifest:
     manifest = read_manifest(uri)
     if manifest is None:
         raise StorageError(
-            f"{uri}: no {layout.MANIFEST} there: the stage that writes it has not finished, or the address is wrong "
+            f"{uri}: no {layout.MANIFEST} there: {made_by} has not finished, or the address is wrong "
             "(a model or a data set of your own comes in through `dice import-model` or `dice prepare-data`)"
         )
     return manifest
+
+
+def require_stage(manifest: Manifest, stage: str, uri: str) -> None:
+    """Check that what lies at a place is the result of the stage that is to write there.
+
+    Raises:
+        StorageError: it is another stage's.
+    """
+    if manifest.stage != stage:
+        raise StorageError(
+            f"{uri}: holds the result of {manifest.stage}, which {stage} leaves alone: choose another place"
+        )
 
 
 def describe_file(path: Path, where: str = "") -> FileEntry:
@@ -239,8 +255,8 @@ def clear_stage(uri: str, stage: str) -> int:
         StorageError: another stage's result is there.
     """
     storage, manifest = open_storage(uri), read_manifest(uri)
-    if manifest is not None and manifest.stage != stage:
-        raise StorageError(f"{uri}: holds the result of {manifest.stage}, --overwrite of {stage} leaves it alone")
-    if manifest is None and not any(found.key.endswith(_NOTE_SUFFIX) for found in storage.list()):
+    if manifest is not None:
+        require_stage(manifest, stage, uri)
+    elif not any(found.key.endswith(_NOTE_SUFFIX) for found in storage.list()):
         return 0
     return storage.delete("")

@@ -27,6 +27,7 @@ from dice_core.storage import open_storage
 
 # Not the Hub's: there is no room for its files here, or no right to write them.
 _LOCAL_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_ALLOWED = "a Hub id (org/name), a folder, s3://bucket/prefix, or a .gguf file"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -53,6 +54,9 @@ def find_source(source: str, revision: str) -> Source:
         ModelError: no such thing, or a revision where there are none.
         StorageError: the address cannot be read.
     """
+    if not source.strip():
+        # A path that is empty would be the current folder.
+        raise ModelError(f"source: is empty; allowed: {_ALLOWED}")
     path = Path(source.removeprefix("file://")).expanduser()
     is_address = source.startswith("s3://")
     if not is_address and not path.exists() and _HUB_ID.fullmatch(source) and not source.endswith(".gguf"):
@@ -64,9 +68,7 @@ def find_source(source: str, revision: str) -> Source:
             raise ModelError(f"{source}: no such file; a GGUF file must be on this machine")
         return Source("gguf", str(path), "", f"gguf {describe_file(path).sha256}")
     if not is_address and not path.is_dir():
-        raise ModelError(
-            f"{source!r}: no such folder; allowed: a Hub id (org/name), a folder, s3://bucket/prefix, or a .gguf file"
-        )
+        raise ModelError(f"{source!r}: no such folder; allowed: {_ALLOWED}")
     address = source if is_address else str(path.absolute())
     manifest = read_manifest(address)
     if manifest is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dice_core.config import DType
-from dice_core.manifest import Manifest, describe_file, fetch_files, read_manifest, require_manifest
+from dice_core.manifest import Manifest, describe_file, fetch_files, read_manifest, require_manifest, require_stage
 from dice_core.model_files import (
     CONFIG,
     TRUST_KEY,
@@ -79,12 +79,13 @@ def import_model(source: str, uri: str, *, revision: str = "", trust_remote_code
     if present is not None:
         # Whoever asks for no revision of a Hub model takes what somebody has imported of it, without asking the Hub.
         is_any = found.kind == "hub" and not revision and present.settings.get("source") == source
-        if not is_any and fingerprint != present.fingerprint and _published_digest(found) != present.content_digest:
-            raise StorageError(
-                f"{uri}: holds a model from {_named(present.settings, present.stage)}, not from "
-                f"{_named({'source': source, 'revision': revision})}: import to another place, or pass --overwrite"
-            )
-        return present
+        if is_any or fingerprint == present.fingerprint or _published_digest(found) == present.content_digest:
+            return present
+        require_stage(present, _STAGE, uri)
+        raise StorageError(
+            f"{uri}: holds a model from {_named(present.settings)}, not from "
+            f"{_named({'source': source, 'revision': revision})}: import to another place, or pass --overwrite"
+        )
     log(f"{_STAGE}: {source}")
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="dice-", dir=os.environ.get("DICE_SCRATCH")) as scratch:
@@ -97,10 +98,10 @@ def import_model(source: str, uri: str, *, revision: str = "", trust_remote_code
         return _import(found, uri, Path(scratch), trust_remote_code, fields, start)
 
 
-def _named(settings: Mapping[str, Any], stage: str = "") -> str:
-    """Return where a model comes from, for people; a trained one comes from a stage."""
+def _named(settings: Mapping[str, Any]) -> str:
+    """Return where an imported model comes from, for people."""
     revision = settings.get("revision")
-    return str(settings.get("source", stage)) + (f"@{revision}" if revision else "")
+    return str(settings.get("source")) + (f"@{revision}" if revision else "")
 
 
 def _published_digest(source: Source) -> str | None:

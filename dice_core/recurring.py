@@ -10,6 +10,7 @@ from dice_core import layout
 from dice_core.manifest import require_manifest
 from dice_core.progress import log
 from dice_core.promotion import Promotion, read_promotion
+from dice_core.source_files import is_hidden
 from dice_core.storage import StorageError, open_storage
 
 _JOB_CHARACTERS = 8
@@ -93,7 +94,7 @@ def newest_prompts(source: str) -> str:
     if not source.endswith("/"):
         return source
     names = {found.key.partition("/")[0] for found in open_storage(source).list()}
-    names = {name for name in names if not name.startswith(("_", "."))}
+    names = {name for name in names if not is_hidden(name)}
     if not names:
         raise StorageError(f"{source}: no prompts are there: put a JSONL or Parquet file below it, named by date")
     return layout.join(source, max(names))

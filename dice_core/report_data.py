@@ -98,6 +98,12 @@ class RunData:
     """What could not be read, and why."""
     package_version: str = __version__
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no stage of the run has finished."""
+        stages = [self.data, *(stage for one in self.iterations for stage in one.stages.values())]
+        return all(stage.state == "missing" for stage in stages)
+
 
 def collect(run_uri: str, num_iterations: int, *, tables: bool = True) -> RunData:
     """Read what a run has made so far.

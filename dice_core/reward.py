@@ -52,8 +52,3 @@ def paper_length_penalty(length_penalty: float, beta: float) -> float:
         beta: DPO's beta.
     """
     return beta * length_penalty
-
-
-def code_length_penalty(paper_alpha: float, beta: float) -> float:
-    """Return the length penalty to configure for an alpha quoted on the paper's scale: paper alpha / beta."""
-    return paper_alpha / beta

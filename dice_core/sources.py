@@ -4,11 +4,13 @@ Brings every row to plain text columns and names the line at fault. Duplicates, 
 business; bringing a file from S3 to this machine is the stage's.
 """
 
+import gzip
 import json
 import os
 import re
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dice_core.records import RecordError
+from dice_core.source_files import files_below
 
 ROWS_PER_BATCH = 8192
 
@@ -52,8 +55,8 @@ def read_prompts(source: str, *, name: str = "") -> Rows:
     """Read rows with `prompt` (or upstream DICE's `instruction`): a text, or a list of messages.
 
     Args:
-        source: a file (JSONL or Parquet, told apart by content), a folder of such files, or a Hub data set as
-            `ORG/NAME[@REVISION][:[CONFIG/]SPLIT]`.
+        source: a file (JSONL, plain or as .gz, or Parquet: told apart by content), a folder of such files at any
+            depth (source_files.py), or a Hub data set as `ORG/NAME[@REVISION][:[CONFIG/]SPLIT]`.
         name: what messages call it, where `source` is the copy of something remote.
 
     Raises:
@@ -121,11 +124,8 @@ def _raw_rows(source: str, shown: str, columns: Sequence[str]) -> Iterator[tuple
     path = Path(source)
     # os.path, since a source that is too long for a name raises in pathlib.
     if os.path.isdir(path):
-        files = sorted(file for file in path.iterdir() if file.suffix in (".jsonl", ".parquet"))
-        if not files:
-            raise RecordError(f"{shown}: the folder has no *.jsonl and no *.parquet file")
-        for file in files:
-            yield from _file_rows(file, f"{shown.rstrip('/')}/{file.name}", columns)
+        for name in files_below(path, shown):
+            yield from _file_rows(path / name, f"{shown.rstrip('/')}/{name}", columns)
     elif os.path.exists(path):
         yield from _file_rows(path, shown, columns)
     else:
@@ -135,34 +135,37 @@ def _raw_rows(source: str, shown: str, columns: Sequence[str]) -> Iterator[tuple
 def _file_rows(path: Path, shown: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with path.open("rb") as file:
-            is_parquet = file.read(4) == b"PAR1"
-        yield from (_parquet_rows if is_parquet else _jsonl_rows)(path, shown, columns)
-    except OSError as error:
-        raise RecordError(f"{shown}: cannot be read: {error.strerror or error}") from None
+            magic = file.read(4)
+        if magic == b"PAR1":
+            yield from _parquet_rows(path, shown, columns)
+        else:
+            with (gzip.open if magic.startswith(b"\x1f\x8b") else open)(path, "rb") as file:
+                yield from _jsonl_rows(file, shown, columns)
+    except (OSError, EOFError, zlib.error) as error:
+        raise RecordError(f"{shown}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _jsonl_rows(path: Path, shown: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{shown} line {number}"
-            try:
-                # Some editors begin a UTF-8 file with a byte order mark.
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if not text.strip():
-                    continue
-                row = json.loads(text)
-            except UnicodeDecodeError as error:
-                raise RecordError(
-                    f"{where}: not UTF-8 at byte {error.start + 1} (0x{line[error.start]:02x}): "
-                    "save the file as UTF-8 JSONL, uncompressed"
-                ) from None
-            except (ValueError, RecursionError) as error:
-                raise RecordError(
-                    f'{where}: not valid JSON ({error}): each line must be one JSON object, such as {{"prompt": "..."}}'
-                ) from None
-            if not isinstance(row, dict):
-                raise RecordError(f"{where}: must be one JSON object with {', '.join(columns)}, got {_kind(row)}")
-            yield where, row
+def _jsonl_rows(lines: Iterable[bytes], shown: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(lines, 1):
+        where = f"{shown} line {number}"
+        try:
+            # Some editors begin a UTF-8 file with a byte order mark.
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if not text.strip():
+                continue
+            row = json.loads(text)
+        except UnicodeDecodeError as error:
+            raise RecordError(
+                f"{where}: not UTF-8 at byte {error.start + 1} (0x{line[error.start]:02x}): "
+                "save the file as UTF-8 JSONL, plain or as .gz"
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise RecordError(
+                f'{where}: not valid JSON ({error}): each line must be one JSON object, such as {{"prompt": "..."}}'
+            ) from None
+        if not isinstance(row, dict):
+            raise RecordError(f"{where}: must be one JSON object with {', '.join(columns)}, got {_kind(row)}")
+        yield where, row
 
 
 def _parquet_rows(path: Path, shown: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:

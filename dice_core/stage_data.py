@@ -4,6 +4,7 @@ data.py decides what is kept; sources.py reads the rows; stage_work.py has the w
 """
 
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,9 @@ from pathlib import Path
 from dice_core import records
 from dice_core.config import ChatConfig, DataConfig
 from dice_core.manifest import Manifest
+from dice_core.source_files import files_below, files_to_read
 from dice_core.stage_runner import StageContext, scratch_folder
-from dice_core.storage import StorageError, open_storage
+from dice_core.storage import MissingObjectError, StorageError, open_storage
 from dice_core.transfers import side_by_side
 
 
@@ -36,20 +38,27 @@ def local_sources(sources: Mapping[str, str]) -> Iterator[dict[str, LocalSource]
 
 
 def _local_source(source: str, folder: Path) -> LocalSource:
-    path = Path(source)
-    if source.startswith("s3://"):
-        parent, _, name = source.rstrip("/").rpartition("/")
-        storage = open_storage(parent)
-        keys = [found.key for found in storage.list(name) if found.key == name or found.key.startswith(f"{name}/")]
-        if not keys:
-            raise StorageError(f"{source}: no such file or folder")
-        side_by_side(lambda key: storage.download(key, folder / key), keys)
-        path = folder / name
-    if not path.exists():
+    path = _from_s3(source, folder) if source.startswith("s3://") else Path(source)
+    # os.path, since a source that is too long for a name raises in pathlib.
+    if not os.path.exists(path):
         return LocalSource(source, source, source)
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = [path / name for name in files_below(path, source)] if path.is_dir() else [path]
     digests = "".join(side_by_side(_digest, files))
     return LocalSource(str(path), source, hashlib.sha256(digests.encode()).hexdigest())
+
+
+def _from_s3(source: str, folder: Path) -> Path:
+    """Bring a file, or the files with rows below a prefix, to this machine and return where they are."""
+    storage = open_storage(source)
+    if keys := [found.key for found in storage.list()]:
+        side_by_side(lambda name: storage.download(name, folder / name), files_to_read(keys, source))
+        return folder
+    parent, _, name = source.rstrip("/").rpartition("/")
+    try:
+        open_storage(parent).download(name, folder / name)
+    except MissingObjectError:
+        raise StorageError(f"{source}: no such file or folder") from None
+    return folder / name
 
 
 def _digest(path: Path) -> str:

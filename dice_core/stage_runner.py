@@ -30,6 +30,7 @@ from dice_core.manifest import (
     publish_part,
     read_manifest,
     require_manifest,
+    require_stage,
 )
 from dice_core.progress import log
 from dice_core.storage import StorageError, open_storage
@@ -37,6 +38,19 @@ from dice_core.storage import StorageError, open_storage
 Value = TypeVar("Value")
 
 _USERS_FILE = "file"
+_MODEL = ("import-model", "train")
+# The stages that make the input of a name, or of a group of names (`scores/0`).
+_MADE_BY = {
+    "policy": _MODEL,
+    "reference": _MODEL,
+    "previous": _MODEL,
+    "base_reference": _MODEL,
+    "data": ("prepare-data",),
+    "responses": ("generate",),
+    "scores": ("score",),
+    "pairs": ("pair",),
+    "gate": ("evaluate",),
+}
 # An upload that a killed attempt began is dead by then; one of an attempt that still runs may not be.
 _DEAD_UPLOAD_SECONDS = 24 * 3600
 
@@ -166,18 +180,26 @@ class StageContext:
         return publish_files(self.uri, {}, Manifest(files={}, skipped=reason, **self.manifest_fields))
 
 
-def open_input(uri: str, folder: Path) -> Input:
+def open_input(name: str, uri: str, folder: Path) -> Input:
     """Return a finished stage's output, or a single Parquet file that is taken as it is.
 
     Args:
+        name: of the input, which says what stage makes it: `data`, `scores/0`.
         uri: of either.
         folder: gets the single file.
 
     Raises:
-        StorageError: nothing finished is there.
+        StorageError: nothing finished is there, or the result of a stage that makes no such input.
     """
     if not uri.endswith(".parquet"):
-        return Input(uri, require_manifest(uri))
+        makers = _MADE_BY[name.partition("/")[0]]
+        made_by = " or ".join(f"`dice {stage}`" for stage in makers)
+        if os.path.isfile(uri):
+            raise StorageError(f"{uri}: a file, where the result of {made_by} is needed: give the folder it wrote")
+        manifest = require_manifest(uri, made_by)
+        if manifest.stage not in makers:
+            raise StorageError(f"{uri}: holds the result of {manifest.stage}, where that of {made_by} is needed")
+        return Input(uri, manifest)
     parent, _, name = uri.rpartition("/")
     open_storage(parent or ".").download(name, folder / name)
     entry = describe_file(folder / name, uri)
@@ -212,12 +234,13 @@ def run_stage(
         StorageError: an input is not finished, or the place holds the result of other settings or inputs.
     """
     with scratch_folder() as folder:
-        resolved = {name: open_input(uri, folder / "inputs" / name) for name, uri in inputs.items()}
+        resolved = {name: open_input(name, uri, folder / "inputs" / name) for name, uri in inputs.items()}
         fingerprint = _fingerprint(stage, format_version, settings, arguments, resolved)
         if overwrite:
             log(f"{stage}: {clear_stage(output_uri, stage)} files of an earlier run deleted below {output_uri}")
         present = read_manifest(output_uri)
         if present is not None:
+            require_stage(present, stage, output_uri)
             return _reuse(present, fingerprint, output_uri, settings)
         fields = {
             "stage": stage,

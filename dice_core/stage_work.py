@@ -27,7 +27,7 @@ from dice_core.config import (
     ScoringConfig,
     TrainingConfig,
 )
-from dice_core.manifest import Manifest, Metric, publish_files, require_manifest
+from dice_core.manifest import Manifest, Metric, publish_files, read_manifest, require_manifest, require_stage
 from dice_core.progress import Throttle, log
 from dice_core.promotion import promote
 from dice_core.stage_parts import group_tables, part_name, published_behind, read_input, stored_parts
@@ -254,12 +254,19 @@ def evaluate(
     return context.publish({}, {**values["metrics"], "seconds": values["seconds"]})
 
 
-def report(run_uri: str, output_uri: str, *, num_iterations: int) -> StageReport:
+def report(run_uri: str, output_uri: str, *, num_iterations: int, allow_empty: bool) -> StageReport:
     """Write the page and the numbers of a run as it is now."""
     from dice_core.report import build_report, collect
     from dice_core.run_summary import summary
 
+    if present := read_manifest(output_uri):
+        require_stage(present, "report", output_uri)
     data = collect(run_uri, num_iterations)
+    if data.is_empty and not allow_empty:
+        raise StorageError(
+            f"{run_uri}: no stage of a run has finished there: give the run's own place, ROOT/runs/NAME, or pass "
+            "--allow-empty for a page that says so"
+        )
     with tempfile.TemporaryDirectory(prefix="dice-") as folder:
         page, numbers = Path(folder) / "report.html", Path(folder) / "summary.json"
         page.write_text(build_report(data))

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from dice_core import stage_data, stage_work
+from dice_core import layout, stage_data, stage_work
 from dice_core.config import (
     ChatConfig,
+    ConfigError,
     DataConfig,
     EvaluationConfig,
     GenerationConfig,
@@ -65,7 +66,7 @@ def prepare_data(
     """Check, clean and split the user's preference pairs and prompts.
 
     Args:
-        preferences_source: JSONL, Parquet or a Hub data set with prompt, chosen, rejected.
+        preferences_source: JSONL or Parquet (a file or a folder) or a Hub data set, with prompt, chosen, rejected.
         output_uri: gets prompts.parquet, preferences.parquet (for replay) and held_out.parquet (for evaluation).
         policy_uri: whose tokenizer measures prompts.
         prompts_source: prompts to generate on; those of the preference pairs when empty.
@@ -75,6 +76,8 @@ def prepare_data(
         seed: of the run.
         overwrite: delete what this stage left at its output before.
     """
+    if not preferences_source:
+        raise ConfigError("preferences_source: is empty, name a file, a folder, an s3:// address or a Hub data set")
     configs = {"data": DataConfig.parse(data, "data"), "chat": ChatConfig.parse(chat, "chat")}
     with stage_data.local_sources(
         {"preferences": preferences_source, "prompts": prompts_source, "exclude": exclude_source}
@@ -121,10 +124,9 @@ def generate(
         seed: of the run.
         overwrite: delete what this stage left at its output before.
     """
-    configs = {
-        "generation": GenerationConfig.parse(generation, "generation"),
-        "chat": ChatConfig.parse(chat, "chat"),
-    }
+    layout.check_count(iteration, "iteration")
+    layout.check_shard(shard, num_shards)
+    configs = {"generation": GenerationConfig.parse(generation, "generation"), "chat": ChatConfig.parse(chat, "chat")}
     inputs = {"policy": policy_uri, "data": data_uri} | ({"gate": gate_uri} if gate_uri else {})
     return run_stage(
         "generate",
@@ -203,6 +205,9 @@ def pair(
         seed: of the run.
         overwrite: delete what this stage left at its output before.
     """
+    layout.check_count(iteration, "iteration", 0)
+    if len(scores_uris) != len(responses_uris):
+        raise ConfigError(f"{len(responses_uris)} responses for {len(scores_uris)} scores: give one for each, in order")
     configs = {"pairing": PairingConfig.parse(pairing, "pairing"), "chat": ChatConfig.parse(chat, "chat")}
     shards = {f"scores/{i}": uri for i, uri in enumerate(scores_uris)}
     shards |= {f"responses/{i}": uri for i, uri in enumerate(responses_uris)}
@@ -246,6 +251,7 @@ def train(
     """
     from dice_core.training import delete_leftovers
 
+    layout.check_count(iteration, "iteration", 0)
     config, launch_config = TrainingConfig.parse(training, "training"), LaunchConfig.parse(launch, "launch")
     config.accumulation_steps(launch_config.num_nodes * launch_config.processes_per_node)
     report = run_stage(
@@ -295,6 +301,7 @@ def evaluate(
         seed: of the run.
         overwrite: delete what this stage left at its output before.
     """
+    layout.check_count(iteration, "iteration")
     configs = {
         "evaluation": EvaluationConfig.parse(evaluation, "evaluation"),
         "generation": GenerationConfig.parse(generation, "generation"),
@@ -324,7 +331,7 @@ def evaluate(
     )
 
 
-def report(run_uri: str, output_uri: str, *, num_iterations: int) -> StageReport:
+def report(run_uri: str, output_uri: str, *, num_iterations: int, allow_empty: bool = False) -> StageReport:
     """Write one page on a run: what was made, dropped, trained and measured, and why.
 
     Always written anew: it shows the state of the run, finished or not.
@@ -332,6 +339,11 @@ def report(run_uri: str, output_uri: str, *, num_iterations: int) -> StageReport
     Args:
         run_uri: the run's own place (layout.run).
         output_uri: gets report.html and summary.json.
-        num_iterations: of the run.
+        num_iterations: of the run, from 1.
+        allow_empty: write the page also of a run that has made nothing; an error by default.
+
+    Raises:
+        StorageError: the run has made nothing, or the place holds another stage's result.
     """
-    return stage_work.report(run_uri, output_uri, num_iterations=num_iterations)
+    layout.check_count(num_iterations, "num_iterations")
+    return stage_work.report(run_uri, output_uri, num_iterations=num_iterations, allow_empty=allow_empty)

@@ -124,7 +124,8 @@ def _stage_inputs(work: Work, num_prompts: int) -> Path:
     shutil.rmtree(place, ignore_errors=True)
     scratch = place / "scratch"
     scratch.mkdir(parents=True)
-    manifest = Manifest(stage="benchmark", fingerprint="", files={})
+    makers = {"scores": "score", "responses": "generate", "data": "prepare-data", "policy": "import-model"}
+    made = {name: Manifest(stage=stage, fingerprint="", files={}) for name, stage in makers.items()}
     names: list[pa.Array] = []
     parts: dict[str, list[Path]] = {"scores": [], "responses": []}
     for number, scores in enumerate(_parts_of(work, num_prompts)):
@@ -135,14 +136,14 @@ def _stage_inputs(work: Work, num_prompts: int) -> Path:
     for kind, paths in parts.items():
         for shard in range(_NUM_SHARDS):
             chosen = paths[shard * len(paths) // _NUM_SHARDS : (shard + 1) * len(paths) // _NUM_SHARDS]
-            publish_files(str(place / f"{kind}-{shard}"), {path.name: path for path in chosen}, manifest)
+            publish_files(str(place / f"{kind}-{shard}"), {path.name: path for path in chosen}, made[kind])
     ids = pa.chunked_array(names)
     data = {"prompts": pa.Table.from_arrays([ids, ids], schema=PROMPTS), "preferences": PREFERENCES.empty_table()}
     for name, table in data.items():
         write_table(table, table.schema, scratch / f"{name}.parquet")
-    publish_files(str(place / "data"), {f"{name}.parquet": scratch / f"{name}.parquet" for name in data}, manifest)
+    publish_files(str(place / "data"), {f"{name}.parquet": scratch / f"{name}.parquet" for name in data}, made["data"])
     tokenizer = {path.name: path for path in work.policy.iterdir() if path.suffix in (".json", ".jinja", ".txt")}
-    publish_files(str(place / "policy"), tokenizer, manifest)
+    publish_files(str(place / "policy"), tokenizer, made["policy"])
     shutil.rmtree(scratch)
     (place / "complete").touch()
     return place

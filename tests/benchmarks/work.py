@@ -26,7 +26,7 @@ CACHE = ROOT / ".cache" / "benchmarks"
 # Shared with the tests, which convert the same file.
 _MODELS = ROOT / ".cache" / "models"
 _DEMO_PAIRS = ROOT / "pipelines" / "data" / "demo_preferences.jsonl"
-_VERSION = 2
+_VERSION = 3
 _PARTS = 65_536
 
 

@@ -173,6 +173,13 @@ def test_iteration_0_is_the_warm_start(name: str, monkeypatch: pytest.MonkeyPatc
     assert uri == f"s3://b/runs/r/warm-start/{name}"
 
 
+def test_a_run_whose_first_task_failed_has_a_report_that_says_so(tmp_path: Path) -> None:
+    """The report is the last task of every run, also of one that has made nothing."""
+    page = FakeArtifact(tmp_path / "page")
+    component("report").python_func(root=str(tmp_path / "root"), run="r", job_id="", num_iterations=2, page=page)
+    assert "not started" in Path(page.path).read_text()
+
+
 def test_a_model_that_was_imported_elsewhere_and_carried_over_is_asked_of_nobody(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

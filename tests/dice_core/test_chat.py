@@ -91,10 +91,6 @@ def templated(tokenizer, template):
 # -- zephyr ----------------------------------------------------------------------------------------------------------
 
 
-def test_zephyr_prompt_text(mistral):
-    assert chat_format(mistral, ZEPHYR).prompt_text("Hi") == "<|system|>\n </s>\n<|user|>\nHi</s>\n<|assistant|>\n"
-
-
 def test_zephyr_prompt_ids_have_no_bos(mistral):
     ids = chat_format(mistral, ZEPHYR).prompt_token_ids("What is 2+2?")
     # fmt: off
@@ -129,7 +125,8 @@ def test_zephyr_stops_at_the_end_of_turn_alone(mistral):
 @settings(max_examples=200, deadline=None)
 def test_zephyr_prompt_and_response_are_the_ids_of_the_whole_conversation(mistral, prompt, response):
     template = chat_format(mistral, ZEPHYR)
-    whole = mistral.encode(template.prompt_text(prompt) + response + "</s>", add_special_tokens=False)
+    text = f"<|system|>\n </s>\n<|user|>\n{prompt}</s>\n<|assistant|>\n{response}</s>"
+    whole = mistral.encode(text, add_special_tokens=False)
     assert template.prompt_token_ids(prompt) + template.response_token_ids(response) == whole
 
 
@@ -175,7 +172,7 @@ def test_a_llama3_prompt_cannot_open_a_turn(llama3):
     framed = chat_format(llama3, LLAMA3).prompt_token_ids("x")
     special = set(llama3.added_tokens_decoder)
     assert [i for i in ids if i in special] == [i for i in framed if i in special]
-    assert llama3.decode(ids) == chat_format(llama3, LLAMA3).prompt_text(prompt)
+    assert llama3.decode(ids) == llama3.decode(framed).replace("\n\nx<", f"\n\n{prompt}<")
 
 
 def test_llama3_format_needs_its_tokens(smollm_tokenizer):
@@ -190,12 +187,13 @@ def test_llama3_format_needs_its_tokens(smollm_tokenizer):
 
 def test_smollm2_keeps_the_system_prompt_that_its_template_adds(smollm_tokenizer):
     template = chat_format(smollm_tokenizer, MODEL)
-    assert template.prompt_text("Hi") == (
+    ids = template.prompt_token_ids("Hi")
+    assert smollm_tokenizer.decode(ids) == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
     # fmt: off
-    assert template.prompt_token_ids("Hi") == [
+    assert ids == [
         1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182, 2,
         198, 1, 4093, 198, 26843, 2, 198, 1, 520, 9531, 198,
     ]
@@ -210,7 +208,6 @@ def test_the_frame_is_what_the_template_renders(smollm_tokenizer, prompt):
     turns = [{"role": "user", "content": prompt}]
     rendered = smollm_tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     template = chat_format(smollm_tokenizer, MODEL)
-    assert template.prompt_text(prompt) == rendered
     assert template.prompt_token_ids(prompt) == smollm_tokenizer.encode(rendered, add_special_tokens=False)
 
 
@@ -228,7 +225,7 @@ def test_an_empty_response_is_its_end_of_turn(smollm_tokenizer, mistral):
 
 def test_a_system_prompt_takes_the_place_of_the_templates_own(smollm_tokenizer):
     template = chat_format(smollm_tokenizer, ChatConfig(system_prompt="Be brief."))
-    assert template.prompt_text("Hi").startswith(
+    assert smollm_tokenizer.decode(template.prompt_token_ids("Hi")).startswith(
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>"
     )
 
@@ -244,8 +241,9 @@ def test_a_template_that_trims_and_sets_a_space_before_the_answer(mistral):
     llama2 = "{{ bos_token }}{% for m in messages %}" + turns + "{% endfor %}"
     tokenizer = templated(mistral, llama2)
     template = chat_format(tokenizer, MODEL)
-    assert template.prompt_text("  Hi\n") == "<s>[INST] Hi [/INST]"
-    assert template.prompt_token_ids("Hi").count(BOS) == 1
+    ids = template.prompt_token_ids("  Hi\n")
+    assert ids == mistral.encode("<s>[INST] Hi [/INST]", add_special_tokens=False)
+    assert ids.count(BOS) == 1
     assert tokenizer.convert_ids_to_tokens(template.response_token_ids("Hello")) == ["\u2581Hello", "</s>"]
 
 

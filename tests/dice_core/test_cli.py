@@ -100,3 +100,41 @@ def test_a_config_file_of_another_form_is_one_line(text, tmp_path, capsys):
     assert code == 1
     assert "c.json" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "fault"),
+    [
+        ("generate", "--num-shards 0", "num_shards must be at least 1, got 0"),
+        ("generate", "--shard 2 --num-shards 2", "shard must be from 0 to 1, got 2"),
+        ("generate", "--iteration 0", "iteration must be at least 1, got 0"),
+        ("pair", "--iteration -1", "iteration must be at least 0, got -1"),
+        ("pair", "--scores a b --responses c", "1 responses for 2 scores: give one for each, in order"),
+        ("train", "--iteration -1", "iteration must be at least 0, got -1"),
+        ("evaluate", "--iteration 0", "iteration must be at least 1, got 0"),
+        ("report", "--num-iterations 0", "num_iterations must be at least 1, got 0"),
+        ("report", "--num-iterations -1 --allow-empty", "num_iterations must be at least 1, got -1"),
+        ("prepare-data", "--preferences=", "preferences_source: is empty"),
+        ("import-model", "--source=", "source: is empty; allowed: a Hub id"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_before_anything_is_read(stage, options, fault, capsys, tmp_path):
+    """None of the addresses exists: what is out of range is told first."""
+    parser = cli.build_parser()._subparsers._group_actions[0].choices[stage]
+    given = options.replace("=", " ").split()
+    needed = [option for action in parser._actions if action.required for option in action.option_strings]
+    addresses = [word for option in needed if option not in given for word in (option, str(tmp_path / "none"))]
+    code, _, err = run(capsys, stage, *addresses, *options.split())
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith(f"dice: error: {fault}")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_report_of_a_run_that_is_not_there_is_refused_unless_it_is_asked_for(capsys, tmp_path):
+    arguments = ["--run", str(tmp_path / "nonesuch"), "--output", str(tmp_path / "out"), "--num-iterations", "2"]
+    code, _, err = run(capsys, "report", *arguments)
+    assert code == 1
+    assert "nonesuch: no stage of a run has finished there: give the run's own place, ROOT/runs/NAME" in err
+    assert not (tmp_path / "out").exists()
+    assert run(capsys, "report", *arguments, "--allow-empty")[0] == 0
+    assert "not started" in (tmp_path / "out" / "report.html").read_text()

@@ -48,6 +48,8 @@ def test_texts_that_differ_in_case_width_or_spaces_are_one():
     # full-width letters, the fi ligature, sharp s, a no-break space, a combining accent
     assert normalised_text("\uff28\uff29\u00a0 \ufb01ne  Stra\u00dfe cafe\u0301 ") == "hi fine strasse caf\u00e9"
     assert normalised_text("  A\tb\n") == "a b"
+    # A square KB becomes its two letters first, and only then small ones.
+    assert normalised_text("512 \u3385") == normalised_text("512 kb")
 
 
 @given(st.text())

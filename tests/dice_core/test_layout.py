@@ -34,10 +34,12 @@ def test_a_run_name_that_is_no_key_or_label_is_refused(name):
 
 
 def test_iterations_count_from_one_and_shards_from_zero():
-    with pytest.raises(ValueError, match="iteration counts from 1, got 0"):
+    with pytest.raises(ValueError, match="iteration must be at least 1, got 0"):
         layout.stage("r", 0, "pair")
     with pytest.raises(ValueError, match="shard must be from 0 to 7, got 8"):
         layout.shard("r", 1, "score", 8, 8)
+    with pytest.raises(ValueError, match="num_shards must be at least 1, got 0"):
+        layout.shard("r", 1, "score", 0, 0)
 
 
 def test_an_address_on_s3_has_a_bucket():

@@ -128,7 +128,7 @@ def test_overwriting_deletes_a_stage_of_that_name_and_nothing_else(published, tm
     uri, _ = published
     (tmp_path / "thesis.txt").write_text("mine")
     assert clear_stage(str(tmp_path), "pair") == 0
-    with pytest.raises(StorageError, match="holds the result of pair, --overwrite of train leaves it alone"):
+    with pytest.raises(StorageError, match="holds the result of pair, which train leaves alone"):
         clear_stage(uri, "train")
     assert clear_stage(uri, "pair") == 3
     assert (tmp_path / "thesis.txt").exists()

@@ -154,6 +154,8 @@ def test_a_hub_out_of_reach_is_one_line(tmp_path: Path, variables: dict[str, str
 @pytest.mark.parametrize(
     ("source", "revision", "fault"),
     [
+        ("", "", "source: is empty; allowed: a Hub id"),
+        (" ", "main", "source: is empty; allowed: a Hub id"),
         ("/no/such/folder", "", "no such folder; allowed: a Hub id"),
         ("no-such-folder", "", "no such folder; allowed: a Hub id"),
         ("weights.gguf", "", "no such file"),

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dice_core import models
-from dice_core.manifest import read_manifest
+from dice_core.manifest import Manifest, publish_files, read_manifest
 from dice_core.model_files import TRUST_KEY
 from dice_core.models import ModelError, fetch_model, import_model, load_model, load_tokenizer, save_model
 from dice_core.storage import StorageError, open_storage
@@ -54,6 +54,13 @@ def test_another_source_at_the_same_place_is_refused(model_copy: Path, sharded_m
 
     with pytest.raises(StorageError, match=r"holds a model from .*, not from"):
         import_model(str(sharded_model), str(tmp_path / "imported"))
+
+
+def test_a_place_of_another_stage_is_refused_as_such(model_copy: Path, tmp_path: Path) -> None:
+    publish_files(str(tmp_path / "data"), {}, Manifest(stage="prepare-data", fingerprint="f", files={}))
+
+    with pytest.raises(StorageError, match=r"holds the result of prepare-data, which import-model leaves alone"):
+        import_model(str(model_copy), str(tmp_path / "data"))
 
 
 def test_a_published_model_is_copied_by_its_manifest(model_copy: Path, s3: str, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dice_core.reward import code_length_penalty, implicit_reward, length_regularised_reward, paper_length_penalty
+from dice_core.reward import implicit_reward, length_regularised_reward, paper_length_penalty
 
 
 def test_reward_is_policy_minus_reference_in_nats_without_beta():
@@ -29,7 +29,6 @@ def test_negative_penalty_rewards_length():
 def test_paper_alpha_is_beta_times_code_alpha():
     """Upstream's 0.023 for Zephyr at beta 0.1 is 0.0023 in Eq. 5."""
     assert paper_length_penalty(0.023, beta=0.1) == pytest.approx(0.0023)
-    assert code_length_penalty(0.0023, beta=0.1) == pytest.approx(0.023)
 
 
 def test_both_scales_differ_by_beta_alone_so_they_rank_alike():

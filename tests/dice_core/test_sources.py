@@ -1,3 +1,4 @@
+import gzip
 import json
 import re
 import socket
@@ -135,11 +136,25 @@ def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path):
 def test_a_folder_is_read_file_by_file_in_order_of_name(tmp_path):
     jsonl(tmp_path / "b.jsonl", {"prompt": "two"})
     parquet(tmp_path / "a.parquet", {"prompt": "one"})
-    (tmp_path / "notes.txt").write_text("not data")
     assert read_prompts(str(tmp_path)).table["prompt"].to_pylist() == ["one", "two"]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(RecordError, match=r"empty: the folder has no \*\.jsonl and no \*\.parquet file"):
-        read_prompts(str(tmp_path / "empty"))
+
+
+def test_a_row_at_fault_below_a_folder_is_named_by_file_and_line(tmp_path):
+    (tmp_path / "2026").mkdir()
+    jsonl(tmp_path / "2026" / "d.jsonl", {"prompt": "one"}, {"text": "two"})
+    with pytest.raises(RecordError, match=r"^s3://bucket/data/2026/d\.jsonl line 2: has neither"):
+        read_prompts(str(tmp_path), name="s3://bucket/data/")
+
+
+def test_gzip_is_read_whatever_the_name_and_a_cut_file_is_one_line(tmp_path):
+    content = gzip.compress(b'{"prompt": "one"}\n{"prompt": "two"}\n')
+    for name in ("p.jsonl.gz", "p.jsonl"):
+        (tmp_path / name).write_bytes(content)
+        assert read_prompts(str(tmp_path / name)).table["prompt"].to_pylist() == ["one", "two"]
+    for number, broken in enumerate((content[:-12], content[:12] + b"\xff" + content[13:])):
+        (tmp_path / f"{number}.jsonl.gz").write_bytes(broken)
+        with pytest.raises(RecordError, match=rf"{number}\.jsonl\.gz: cannot be read: "):
+            read_prompts(str(tmp_path / f"{number}.jsonl.gz"))
 
 
 def test_a_file_that_is_not_there_or_not_readable_is_named(tmp_path, monkeypatch):

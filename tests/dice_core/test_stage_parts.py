@@ -93,8 +93,8 @@ def test_tables_of_many_shards_come_in_order_and_their_ways_overlap(tmp_path, mo
         for index in range(num_parts):
             files[part_name(index)] = tmp_path / f"{shard}-{index}.parquet"
             records.write_table(prompts(f"{shard}/{index}"), records.PROMPTS, files[part_name(index)])
-        inputs[f"data/{shard}"] = str(tmp_path / f"shard-{shard}")
-        publish_files(inputs[f"data/{shard}"], files, Manifest(stage="generate", fingerprint="", files={}))
+        inputs[f"responses/{shard}"] = str(tmp_path / f"shard-{shard}")
+        publish_files(inputs[f"responses/{shard}"], files, Manifest(stage="generate", fingerprint="", files={}))
     meeting, download, found = threading.Barrier(4, timeout=WAIT_SECONDS), FolderStorage.download, []
 
     def meet(self, key, path):
@@ -104,7 +104,7 @@ def test_tables_of_many_shards_come_in_order_and_their_ways_overlap(tmp_path, mo
     def work(context):
         with monkeypatch.context() as patch:
             patch.setattr(FolderStorage, "download", meet)
-            found.extend(table["prompt_id"][0].as_py() for table in group_tables(context, "data", records.PROMPTS))
+            found.extend(table["prompt_id"][0].as_py() for table in group_tables(context, "responses", records.PROMPTS))
         return context.publish({}, {})
 
     run(str(tmp_path / "out"), work, inputs)

@@ -5,9 +5,9 @@ import os
 import pyarrow as pa
 import pytest
 
-from dice_core import records
-from dice_core.config import GenerationConfig, PairingConfig
-from dice_core.manifest import clear_stage, read_manifest
+from dice_core import records, stages
+from dice_core.config import GenerationConfig
+from dice_core.manifest import Manifest, clear_stage, publish_files, read_manifest
 from dice_core.stage_parts import read_input
 from dice_core.stage_runner import open_input, run_stage
 from dice_core.storage import FolderStorage, StorageError, open_storage
@@ -100,6 +100,16 @@ def test_another_seed_or_format_at_the_same_place_is_refused(uri, change):
         run(uri, Work(), **change)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_place_of_another_stage_is_refused_as_such(uri, tmp_path, overwrite):
+    publish_files(uri, {}, Manifest(stage="import-model", fingerprint="f", files={}))
+    with pytest.raises(StorageError, match=r"out: holds the result of import-model, which generate leaves alone"):
+        run(uri, Work(), overwrite=overwrite)
+    with pytest.raises(StorageError, match=r"out: holds the result of import-model, which report leaves alone"):
+        stages.report(str(tmp_path), uri, num_iterations=1, allow_empty=True)
+    assert read_manifest(uri).stage == "import-model"
+
+
 def test_operational_settings_may_change_between_attempts(uri):
     with pytest.raises(KeyboardInterrupt):
         run(uri, Work(num_before_kill=1))
@@ -109,34 +119,43 @@ def test_operational_settings_may_change_between_attempts(uri):
 def test_an_input_that_changed_is_refused(uri, tmp_path):
     source = str(tmp_path / "in")
     run(source, Work())
-    run(uri, Work(), inputs={"data": source})
+    run(uri, Work(), inputs={"responses": source})
     clear_stage(source, "generate")
-    run_stage(
-        "pair",
-        source,
-        lambda context: context.publish({}, {}),
-        format_version=1,
-        settings={"pairing": PairingConfig()},
-        arguments={},
-        inputs={},
-    )
+    run(source, lambda context: context.publish({}, {}))
     with pytest.raises(StorageError, match="inputs or seed differ"):
-        run(uri, Work(), inputs={"data": source})
+        run(uri, Work(), inputs={"responses": source})
 
 
 def test_an_unfinished_input_is_refused_before_any_work(uri, tmp_path):
     work = Work()
-    with pytest.raises(StorageError, match="has not finished, or the address is wrong"):
+    with pytest.raises(StorageError, match="`dice prepare-data` has not finished, or the address is wrong"):
         run(uri, work, inputs={"data": str(tmp_path / "nothing")})
     assert work.done == []
+
+
+def test_a_file_where_a_stages_result_is_needed_is_named_with_that_stage(uri, tmp_path):
+    (tmp_path / "ok.jsonl").write_text("{}")
+    with pytest.raises(StorageError, match=r"ok\.jsonl: a file, where the result of `dice prepare-data` is needed"):
+        run(uri, Work(), inputs={"data": str(tmp_path / "ok.jsonl")})
+    with pytest.raises(StorageError, match=r"ok\.jsonl: a file, where the result of `dice score` is needed"):
+        run(uri, Work(), inputs={"scores/0": str(tmp_path / "ok.jsonl")})
+
+
+def test_the_result_of_another_stage_is_no_input(uri, tmp_path):
+    """Two addresses that were mixed up are told before a model is loaded or a training is launched."""
+    run(str(tmp_path / "responses"), Work())
+    with pytest.raises(StorageError, match=r"responses: holds the result of generate, where that of `dice pair` is"):
+        run(uri, Work(), inputs={"pairs": str(tmp_path / "responses")})
+    with pytest.raises(StorageError, match=r"where that of `dice import-model` or `dice train` is needed"):
+        run(uri, Work(), inputs={"policy": str(tmp_path / "responses")})
 
 
 def test_a_skipped_stage_makes_those_after_it_skip_with_the_same_reason(uri, tmp_path):
     last, work = str(tmp_path / "last"), Work()
     assert run(uri, lambda context: context.skip("refused: too long")).status == "skipped"
-    report = run(last, work, inputs={"data": uri})
+    report = run(last, work, inputs={"responses": uri})
     assert (report.status, report.message, work.done) == ("skipped", "refused: too long", [])
-    assert run(last, work, inputs={"data": uri}).status == "skipped"
+    assert run(last, work, inputs={"responses": uri}).status == "skipped"
 
 
 def test_overwrite_deletes_what_was_there(uri):
@@ -155,25 +174,18 @@ def test_overwrite_deletes_nothing_when_an_input_is_wrong(uri, tmp_path):
 def test_an_input_made_from_something_else_is_refused(uri, tmp_path):
     first, second, made = (str(tmp_path / name) for name in ("first", "second", "made"))
     run(first, Work())
-    run_stage(
-        "pair",
-        second,
-        lambda context: context.publish({}, {}),
-        format_version=1,
-        settings={},
-        arguments={},
-        inputs={},
-    )
-    run(made, Work(), inputs={"policy": first})
-    open_input(made, tmp_path).require_same("policy", open_input(first, tmp_path))
-    with pytest.raises(StorageError, match=r"made with policy .*first, which is not what lies at .*second"):
-        open_input(made, tmp_path).require_same("policy", open_input(second, tmp_path))
+    run(second, lambda context: context.publish({}, {}))
+    run(made, Work(), inputs={"responses": first})
+    scores = open_input("responses", made, tmp_path)
+    scores.require_same("responses", open_input("responses", first, tmp_path))
+    with pytest.raises(StorageError, match=r"made with responses .*first, which is not what lies at .*second"):
+        scores.require_same("responses", open_input("responses", second, tmp_path))
 
 
 def test_a_parquet_file_of_the_users_is_an_input_by_its_content(tmp_path):
     path = tmp_path / "mine.parquet"
     records.write_table(PROMPTS, records.PROMPTS, path)
-    source = open_input(str(path), tmp_path / "in")
+    source = open_input("data", str(path), tmp_path / "in")
     assert source.tables() == ["mine.parquet"]
     assert source.manifest.files["mine.parquet"].num_rows == 1
 
