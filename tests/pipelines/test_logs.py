@@ -1,4 +1,4 @@
-"""`make logs`: the logs of a run's pods, and why a pod has none yet."""
+"""`make logs`: the logs of a run's pods; there and in `make status`, why a pod does not run yet."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,13 +25,14 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         yield cluster
 
 
+def pod(name: str, stage: str, time: str, status: Any) -> dict[str, Any]:
+    labels = {"pipeline/runid": "r1", **({"app.kubernetes.io/component": stage} if stage else {})}
+    return {"metadata": {"name": name, "labels": labels, "creationTimestamp": time}, "status": status}
+
+
 def test_logs_are_those_of_the_runs_stages_oldest_first(
     cluster: ClusterObjects, kfp: KfpServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def pod(name: str, stage: str, time: str, status: Any) -> Any:
-        labels = {"pipeline/runid": "r1", **({"app.kubernetes.io/component": stage} if stage else {})}
-        return {"metadata": {"name": name, "labels": labels, "creationTimestamp": time}, "status": status}
-
     pulling = {"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "ErrImagePull"}}}]}
     cluster.objects[f"{NAMESPACE}/pods"] = [
         pod("b", "train", "2026-01-01T00:00:05Z", {"phase": "Running"}),
@@ -57,3 +58,43 @@ def test_logs_are_those_of_the_runs_stages_oldest_first(
     assert "pair" not in capsys.readouterr().out
     assert main(["logs", "--run", "x", "--task", "score"]) == 1
     assert "no pod of stage 'score' is left" in capsys.readouterr().err
+
+
+RUN = {"run_id": "r1", "display_name": "x", "state": "RUNNING", "created_at": "2026-01-01T00:00:00Z"}
+NO_NODE = {
+    "phase": "Pending",
+    "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}],
+}
+NO_LAUNCHER = {
+    "phase": "Pending",
+    "initContainerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff", "message": "launcher"}}}],
+    "containerStatuses": [{"state": {"waiting": {"reason": "PodInitializing"}}}],
+}
+
+
+def test_the_status_of_a_run_says_why_pods_wait_kfps_own_among_them(
+    cluster: ClusterObjects, kfp: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.objects[f"{NAMESPACE}/pods"] = [
+        pod("b", "generate", "2026-01-01T00:00:05Z", NO_LAUNCHER),
+        pod("driver", "", "2026-01-01T00:00:01Z", NO_NODE),
+        pod("c", "train", "2026-01-01T00:00:07Z", {"phase": "Running"}),
+    ]
+    kfp.runs = [RUN]
+    assert main(["status", "--run", "x"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "  driver does not run yet: 0/3 nodes are available",
+        "  generate does not run yet: ImagePullBackOff: launcher",
+    ]
+
+
+def test_the_status_of_a_run_needs_no_kubernetes_api(
+    cluster: ClusterObjects, kfp: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.forbidden.add(f"{NAMESPACE}/pods")
+    kfp.runs = [RUN]
+    assert main(["status", "--run", "x"]) == 0
+    assert "why tasks wait is not shown" in capsys.readouterr().err
+    kfp.runs = [{**RUN, "state": "SUCCEEDED"}]
+    assert main(["status", "--run", "x"]) == 0
+    assert capsys.readouterr().err == ""
