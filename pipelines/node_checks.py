@@ -75,8 +75,8 @@ def check_nodes(cluster: ClusterApi, pods: Pods) -> str:
     """Find nodes that can take the pods.
 
     Raises:
-        UncertainError: too few are there, and none says that more would not do: an autoscaler may make them.
-        ClusterError: nodes are there, and none of them can.
+        UncertainError: too few are there now; an autoscaler may make more.
+        ClusterError: there are nodes, and none of them can.
     """
     selector = ",".join(f"{name}={value}" for name, value in pods.selector.items())
     nodes = cluster.list(_NODES, **({"labelSelector": selector} if selector else {}))

@@ -15,9 +15,11 @@ def stage_pods(cluster: ClusterApi, run_id: str, stage: str = "") -> list[dict[s
 
 def waiting_pods(cluster: ClusterApi, run_id: str) -> list[tuple[str, str]]:
     """Return (stage, or a pod's name where it is KFP's own; why it waits) for the pods of a run that do not run yet."""
-    pods = [pod for pod in _pods(cluster, f"{_RUN_LABEL}={run_id}") if pod.get("status", {}).get("phase") == "Pending"]
-    names = [pod["metadata"]["labels"].get(STAGE_LABEL) or pod["metadata"]["name"] for pod in pods]
-    return [(name, waiting_reason(pod["status"])) for name, pod in zip(names, pods, strict=True)]
+    return [
+        (pod["metadata"]["labels"].get(STAGE_LABEL) or pod["metadata"]["name"], waiting_reason(pod["status"]))
+        for pod in _pods(cluster, f"{_RUN_LABEL}={run_id}")
+        if pod.get("status", {}).get("phase") == "Pending"
+    ]
 
 
 def waiting_reason(status: dict[str, Any]) -> str:
