@@ -54,8 +54,11 @@ PROMPTS ?=
 WAIT ?=
 DRY_RUN ?=
 CLUSTER_OPTIONS = $(if $(CONTEXT),--context "$(CONTEXT)")
-# The shell takes SET from the environment, so that the quotes of JSON in it stay.
-PIPELINE_OPTIONS = $(CLUSTER_OPTIONS) --preset "$(PRESET)" $(if $(SET),--set $$SET)
+# The shell takes SET from the environment, so that the quotes of JSON in it stay; `set -f` before it keeps its brackets.
+SET_OPTION = $(if $(SET),--set $$SET)
+PIPELINE_OPTIONS = $(CLUSTER_OPTIONS) --preset "$(PRESET)" $(SET_OPTION)
+# $(call on,WAIT): WAIT=0 is off as well as none at all.
+on = $(filter-out 0,$($(1)))
 
 define FIND_PYTHON
 found=""; for candidate in python3.11 python3.12 python3; do \
@@ -76,7 +79,7 @@ install: $(STAMP) ## Make the virtual environment in .venv; at once when it is a
 
 .PHONY: demo
 demo: $(STAMP) ## Align a small chat model for two iterations here. KEEP_S3=1 leaves its S3 server running, S3_PORT= sets its port.
-	@exec $(PY) -m pipelines.demo $(if $(KEEP_S3),--keep-s3) $(if $(S3_PORT),--port $(S3_PORT)) $(if $(SET),--set $(SET))
+	@set -f; exec $(PY) -m pipelines.demo $(if $(call on,KEEP_S3),--keep-s3) $(if $(S3_PORT),--port "$(S3_PORT)") $(SET_OPTION)
 
 .PHONY: stop-s3
 stop-s3: $(STAMP) ## Stop the S3 server that KEEP_S3=1 left running.
@@ -114,7 +117,7 @@ check: lint typecheck ## Lint and typecheck.
 .PHONY: lock
 lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml; UPGRADE=1 takes the newest releases that fit.
 	@links="$$($(PY) -m pip config get global.find-links 2>/dev/null || true)"; \
-	$(PY) -m uv pip compile --quiet --python $(PY) --python-version 3.11 $(if $(UPGRADE),--upgrade) $${links:+--find-links $$links} \
+	$(PY) -m uv pip compile --quiet --python $(PY) --python-version 3.11 $(if $(call on,UPGRADE),--upgrade) $${links:+--find-links $$links} \
 	  --excludes requirements/excludes.txt --constraints requirements/constraints.txt --annotation-style line \
 	  --custom-compile-command "make lock" \
 	  --extra core --extra train --extra generate-cpu --extra pipelines --extra demo --extra test \
@@ -125,7 +128,7 @@ lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml; UPGRADE=1 tak
 
 .PHONY: compile
 compile: $(STAMP) ## Compile PRESET (zephyr, llama3, demo) to OUT for Kubeflow Pipelines. SET="training.learning_rate=1e-6 iterations=3".
-	@set -f; $(PY) -m pipelines compile --preset $(PRESET) -o $(OUT) $(if $(SET),--set $$SET)
+	@set -f; exec $(PY) -m pipelines compile --preset "$(PRESET)" -o "$(OUT)" $(SET_OPTION)
 
 # A pipeline names the images that `make images` builds.
 compile submit schedule preflight: export DICE_REGISTRY = $(REGISTRY)
@@ -145,16 +148,20 @@ endif
 	@echo "built: $(IMAGE_NAMES:%=$(REGISTRY)/dice-%:$(TAG))"
 
 .PHONY: push
-push: ## Push the images to REGISTRY; not those of sources with changes, whose tag would not say what is in them.
+push: ## Push the images to REGISTRY; not under a tag that would not say what is in them.
 	@case "$(TAG)" in \
-	  latest|*-dirty) echo "make: TAG=$(TAG) does not say what is in the images: commit first, or give TAG=" >&2; exit 1;; \
+	  latest|untracked|*-dirty) echo "make: TAG=$(TAG) does not say what is in the images: commit first, or give TAG= a name that you use once" >&2; exit 1;; \
+	esac
+	@registry="$(REGISTRY)"; case "$${registry%%/*}" in \
+	  localhost|*[.:]*) ;; \
+	  *) echo "make: REGISTRY=$(REGISTRY) names no host, and would be pushed to Docker Hub: give REGISTRY=registry.example.com/dice (docker.io/... for Docker Hub)" >&2; exit 1;; \
 	esac
 	@for name in $(IMAGE_NAMES); do $(BUILDER) push $(REGISTRY)/dice-$$name:$(TAG); done
 
 .PHONY: lock-images
 lock-images: $(STAMP) ## Write the locks of the GPU and core images, with hashes; UPGRADE=1 takes the newest releases that fit.
 	@compile="$(PY) -m uv pip compile --quiet --config-file requirements/uv.toml --python-version 3.11 \
-	  --python-platform x86_64-manylinux_2_28 --generate-hashes --annotation-style line $(if $(UPGRADE),--upgrade) \
+	  --python-platform x86_64-manylinux_2_28 --generate-hashes --annotation-style line $(if $(call on,UPGRADE),--upgrade) \
 	  --constraints requirements/constraints.txt --extra pipelines pyproject.toml -"; \
 	export UV_CUSTOM_COMPILE_COMMAND="make lock-images"; \
 	echo setuptools | $$compile --extra core --excludes requirements/image-core-excludes.txt --output-file requirements/core.lock; \
@@ -201,7 +208,7 @@ preflight: $(STAMP) ## Look whether the cluster has what PRESET needs: a line ea
 
 .PHONY: submit
 submit: $(STAMP) ## Start a run of PRESET. RUN= names it, an old name continues; WAIT=1 follows it, DRY_RUN=1 only shows it; SET= as for compile.
-	@set -f; exec $(PY) -m pipelines submit $(PIPELINE_OPTIONS) $(if $(RUN),--run "$(RUN)") $(if $(WAIT),--wait) $(if $(DRY_RUN),--dry-run)
+	@set -f; exec $(PY) -m pipelines submit $(PIPELINE_OPTIONS) $(if $(RUN),--run "$(RUN)") $(if $(call on,WAIT),--wait) $(if $(call on,DRY_RUN),--dry-run)
 
 .PHONY: status
 status: $(STAMP) ## Show RUN and its tasks, or the latest runs.
@@ -212,13 +219,17 @@ logs: $(STAMP) ## Show the logs of RUN's pods; TASK=train only of that stage, TA
 	@exec $(PY) -m pipelines logs $(CLUSTER_OPTIONS) --run "$(RUN)" $(if $(TASK),--task "$(TASK)") $(if $(TAIL),--tail "$(TAIL)")
 
 .PHONY: cancel
-cancel: $(STAMP) ## Stop RUN; make submit RUN= continues it.
+cancel: $(STAMP) ## Stop RUN; make retry continues it.
 	@exec $(PY) -m pipelines cancel $(CLUSTER_OPTIONS) --run "$(RUN)"
+
+.PHONY: retry
+retry: $(STAMP) ## Continue RUN, a recurring one too, after it failed or was stopped, with the images and settings it had; WAIT=1 follows it.
+	@exec $(PY) -m pipelines retry $(CLUSTER_OPTIONS) --run "$(RUN)" $(if $(call on,WAIT),--wait)
 
 .PHONY: schedule
 schedule: $(STAMP) ## Run PRESET again and again: CRON="0 0 3 * * 1" (seconds first) or EVERY=7d; PROMPTS=s3://bucket/prefix/ takes the newest below it.
 	@set -f; exec $(PY) -m pipelines schedule $(PIPELINE_OPTIONS) $(if $(NAME),--name "$(NAME)") $(if $(CRON),--cron "$(CRON)") \
-	  $(if $(EVERY),--every "$(EVERY)") $(if $(PROMPTS),--prompts "$(PROMPTS)") $(if $(DRY_RUN),--dry-run)
+	  $(if $(EVERY),--every "$(EVERY)") $(if $(PROMPTS),--prompts "$(PROMPTS)") $(if $(call on,DRY_RUN),--dry-run)
 
 .PHONY: unschedule
 unschedule: $(STAMP) ## Delete the schedule NAME (the preset's by default); its runs go on.
@@ -228,7 +239,7 @@ unschedule: $(STAMP) ## Delete the schedule NAME (the preset's by default); its 
 
 .PHONY: clean
 clean: ## Remove caches and build results; the environment and the demo's data stay.
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis local_outputs
+	@rm -rf build dist *.egg-info dice-*.yaml .pytest_cache .ruff_cache .mypy_cache .hypothesis local_outputs
 	@find components dice_core pipelines tests -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: clean-all

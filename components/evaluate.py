@@ -1,5 +1,7 @@
 """Component of the evaluate stage."""
 
+from typing import NamedTuple
+
 from kfp import dsl
 
 from components import images
@@ -20,7 +22,7 @@ def evaluate(
     chat: dict,
     seed: int,
     metrics: dsl.Output[dsl.Metrics],
-) -> str:
+) -> NamedTuple("Evaluation", [("Output", str), ("decision", str)]):
     """Measure the new policy against the one before it; promote it only if it is accepted and better.
 
     Accepted: neither its held-out accuracy nor the length of its answers breaks a bound of the settings by more than
@@ -44,6 +46,7 @@ def evaluate(
     Returns:
         metrics: Held-out accuracy and margin, answer lengths before and after, whether it was accepted, whether it
             improved, and why.
+        decision: `accepted` or `refused`; the latter of a policy that was never made too.
         Output: Address of the evaluation.
     """
     from dice_core import layout, stages
@@ -62,4 +65,4 @@ def evaluate(
         seed=seed,
     )
     metrics.metadata.update(report.metrics, status=report.status, uri=report.uri)
-    return report.uri
+    return report.uri, "accepted" if report.metrics.get("accepted") else "refused"

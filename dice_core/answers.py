@@ -14,7 +14,7 @@ from dice_core.chat import ChatFormat
 from dice_core.config import GenerationConfig, derive_seed
 
 # Fixed, not a setting: which random numbers a prompt gets depends on its place in a batch.
-_PROMPTS_PER_BATCH = 16
+_PROMPTS_PER_BATCH = 32
 
 
 @dataclass(frozen=True)

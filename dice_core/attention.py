@@ -22,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
 from dice_core.packing import Row, padded, windowed
+from dice_core.rotary import stretches_positions
 
 Mask = Tensor | BlockMask
 Way = Literal["flex", "segments", "dense", "separate"]
@@ -30,7 +31,6 @@ BLOCK = 128
 _MASKED_LAYERS = {"full_attention", "sliding_attention"}
 _SEGMENTS = "dice_segments"
 _MASKED_ATTENTIONS = {"sdpa", "eager", "flex_attention", _SEGMENTS}
-_BATCH_ROPES = {"dynamic", "longrope"}
 # What flash-attn 2 has kernels for: Ampere, Ada and Hopper, 16 bits, heads of up to 256.
 _FLASH_GENERATIONS, _FLASH_DTYPES, _FLASH_HEAD_SIZE = {8, 9}, {torch.bfloat16, torch.float16}, 256
 
@@ -114,14 +114,6 @@ def _use_flash_attention(model: PreTrainedModel) -> None:
         head_size=head_size,
     ):
         model.set_attn_implementation("flash_attention_2")
-
-
-def stretches_positions(model: PreTrainedModel) -> bool:
-    """Return whether rotary positions depend on the longest sequence of a batch: then neighbours change log-probs."""
-    parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    # One for all layers, or one for each type of layer.
-    each = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
-    return any(rope.get("rope_type") in _BATCH_ROPES for rope in each)
 
 
 def attention_masks(model: PreTrainedModel, row: Row, dtype: torch.dtype) -> Mask | dict[str, Mask]:

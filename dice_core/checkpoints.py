@@ -64,7 +64,8 @@ class CheckpointStore:
         step, is_local = processes.broadcast(self._choose() if processes.rank() == 0 else None)
         folder = self._folder / f"checkpoint-{step}"
         if processes.local_rank() == 0:
-            self._delete_local_except(folder)
+            # One of another number of processes may have a higher step than all that follow.
+            self._delete_local_except(step)
         if not step:
             return None
         if not is_local and processes.local_rank() == 0:
@@ -75,13 +76,15 @@ class CheckpointStore:
     def save(self, step: int) -> None:
         """Mark a checkpoint that every process of this node has written, and start to copy it to storage.
 
-        Waits for the copy before it: a machine never has more than one on its way.
+        Waits for the copy before it: a machine never has more than one on its way. Older ones of this machine go; the
+        Trainer would delete those of the first node only.
         """
         folder = self._folder / f"checkpoint-{step}"
         temporary = folder / f"{_COMPLETE}.unfinished"
         temporary.write_text(json.dumps(asdict(self._owner)))
         os.replace(temporary, folder / _COMPLETE)
         self.wait()
+        self._delete_local_except(*self._on_disk()[-NUM_KEPT:])
         self._pending = self._uploads.submit(self._upload, step, folder)
 
     def wait(self) -> None:
@@ -107,20 +110,23 @@ class CheckpointStore:
 
     def _local_steps(self) -> list[int]:
         # With several nodes another one may have been replaced: storage alone has all of a checkpoint.
-        if self._owner.num_nodes > 1 or not self._folder.is_dir():
+        if self._owner.num_nodes > 1:
             return []
-        steps = []
-        for folder in self._folder.iterdir():
-            marker, match = folder / _COMPLETE, _STEP.fullmatch(folder.name)
-            if match and marker.is_file() and self._owner.accepts(json.loads(marker.read_text())):
-                steps.append(int(match[1]))
-        return steps
+        markers = {step: self._folder / f"checkpoint-{step}" / _COMPLETE for step in self._on_disk()}
+        return [
+            step
+            for step, marker in markers.items()
+            if marker.is_file() and self._owner.accepts(json.loads(marker.read_text()))
+        ]
 
-    def _delete_local_except(self, kept: Path) -> None:
-        # The trainer deletes the lowest steps of its folder, and one of another number of processes may be higher.
-        for folder in self._folder.iterdir() if self._folder.is_dir() else ():
-            if _STEP.fullmatch(folder.name) and folder != kept:
-                shutil.rmtree(folder)
+    def _on_disk(self) -> list[int]:
+        """Return the steps of this machine's folders in order, complete or not."""
+        folders = self._folder.iterdir() if self._folder.is_dir() else ()
+        return sorted(int(match[1]) for folder in folders if (match := _STEP.fullmatch(folder.name)))
+
+    def _delete_local_except(self, *kept: int) -> None:
+        for step in set(self._on_disk()) - set(kept):
+            shutil.rmtree(self._folder / f"checkpoint-{step}")
 
     def _stored_steps(self) -> list[int]:
         found = (_STORED.fullmatch(entry.key) for entry in open_storage(self._uri).list())

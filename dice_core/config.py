@@ -207,7 +207,9 @@ class EvaluationConfig(Settings):
     """Prompts answered by the old and the new policy, for the length gate and for people to read."""
     num_shown_samples: Int = Field(default=6, ge=1)
     """Of these, shown side by side in the report."""
-    max_new_tokens: Int = Field(default=512, ge=1)
+    max_new_tokens: Int = Field(default=0, ge=0)
+    """Of an answer; 0: as many as generation.max_new_tokens. Fewer take less time, and the length gate sees no growth
+    beyond them."""
     max_length_growth: float = Field(default=0.5, gt=0)
     """The new policy is refused when its mean answer is longer by more than this share."""
     max_accuracy_drop: float = Field(default=0.05, ge=0, le=1)

@@ -105,7 +105,7 @@ def evaluate_policy(
         held_out: records.PREFERENCES; its first distinct prompts are answered (its order is random already).
         evaluation: how much is measured, and the gate's bounds.
         chat: as in every stage of the run.
-        generation: how answers are sampled; their length limit is evaluation.max_new_tokens.
+        generation: how answers are sampled; evaluation.max_new_tokens, where it is given, takes the place of its limit.
         seed: of the samples.
 
     Raises:
@@ -128,7 +128,7 @@ def evaluate_policy(
                 data.template,
                 data.prompts,
                 generation=generation,
-                max_new_tokens=evaluation.max_new_tokens,
+                max_new_tokens=evaluation.max_new_tokens or generation.max_new_tokens,
                 seed=seed,
             )
         log(f"evaluate: log-probs of {len(data.groups)} held-out pairs, {role}")

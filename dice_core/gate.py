@@ -41,7 +41,7 @@ class Findings:
     num_distinct_answers: int
     share_empty: float
     share_cut: float
-    """Ended by evaluation.max_new_tokens."""
+    """Ended by the limit of tokens."""
     share_cut_previous: float
     num_non_finite_pairs: int = 0
     """Held-out pairs for which the policy gave a log-prob that is not a number."""
@@ -142,7 +142,7 @@ def _limits_of_measurement(findings: Findings) -> list[str]:
         warnings.append("the previous policy's answers are all empty: the growth in length is unknown")
     elif max(findings.share_cut, findings.share_cut_previous) > 0.5:
         warnings.append(
-            f"evaluation.max_new_tokens cuts {findings.share_cut:.0%} of the answers "
+            f"the limit of tokens cuts {findings.share_cut:.0%} of the answers "
             f"({findings.share_cut_previous:.0%} of the previous policy's): longer ones would not show as longer"
         )
     return warnings

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dice_core.attention import attention_masks, filled, packed_way, stretches_positions
+from dice_core.attention import attention_masks, filled, packed_way
 from dice_core.output_head import check_head, target_logps
 from dice_core.packing import Piece, PromptGroup, Row, fill_rows, length_batches, pack_row, split_groups
+from dice_core.rotary import stretches_positions
 
 __all__ = ["PromptGroup", "group_logps", "packed_token_logps"]
 

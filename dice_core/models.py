@@ -228,7 +228,10 @@ def load_model(
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.integrations import is_deepspeed_zero3_enabled
     from transformers.utils.logging import disable_progress_bar
+
+    from dice_core.rotary import restore_frequencies
 
     disable_progress_bar()  # a batch job's log has no cursor
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trusts_remote_code(folder)}
@@ -252,6 +255,8 @@ def load_model(
         raise ModelError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}: import the model again")
     for part in (model.config, model.config.get_text_config()):
         part.use_cache = False
+    if is_deepspeed_zero3_enabled():
+        restore_frequencies(model)
     model.eval()
     return model.to(device) if device is not None else model
 

@@ -111,12 +111,23 @@ def collect(run_uri: str, num_iterations: int, *, tables: bool = True) -> RunDat
     iterations = []
     for number in range(num_iterations + 1):
         stages = _warm_start(run_uri) if number == 0 else _iteration(run_uri, number)
-        if number == 0 and all(stage.state == "missing" for stage in stages.values()):
-            continue
+        if all(stage.state == "missing" for stage in stages.values()):
+            if number == 0:
+                continue
+            reason = _why_none_follows(iterations[-1]) if iterations else ""
+            stages = {name: StageData("skipped", skipped=reason) for name in stages} if reason else stages
         details = _details(stages, notes) if tables else {}
         iterations.append(IterationData(number, stages, **details))
     written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return RunData(run_uri, tuple(iterations), _one(layout.data(run_uri)), written, tuple(notes))
+
+
+def _why_none_follows(iteration: IterationData) -> str:
+    """Return why the next iteration has left nothing, where the gate is the reason: a cluster starts none of it."""
+    evaluate = iteration.stage("evaluate")
+    if evaluate.state != "completed" or evaluate.metrics.get("accepted"):
+        return evaluate.skipped
+    return f"the policy was refused by {next(iter(evaluate.manifests))}: {evaluate.metrics.get('reason')}"
 
 
 def histogram(groups: Mapping[str, ArrayLike]) -> Histogram | None:

@@ -156,10 +156,10 @@ def _train_and_publish(
     job: TrainingJob, pairs: TrainingPairs, arguments: "TrainingArguments", store: "CheckpointStore", scratch: Path
 ) -> None:
     from dice_core import processes
-    from dice_core.attention import stretches_positions
     from dice_core.checkpoints import CheckpointCallback
     from dice_core.dpo_trainer import DPOTrainer
     from dice_core.models import context_length, fetch_model, load_model
+    from dice_core.rotary import stretches_positions
     from dice_core.trained_model import ExactMasterWeights, gather_weights
     from dice_core.weight_average import WeightAverage
 

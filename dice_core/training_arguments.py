@@ -86,7 +86,6 @@ def training_arguments(config: TrainingConfig, folder: Path, *, has_eval_pairs: 
         eval_steps=config.eval_steps,
         save_strategy="steps",
         save_steps=config.save_steps,
-        save_total_limit=2,
         logging_strategy="steps",
         logging_steps=config.logging_steps,
         # The loss before the first update is a number of the result: no run ends, and no checkpoint is made, before it

@@ -1,4 +1,4 @@
-"""The commands for runs on a cluster, and their options: submit, status, logs, cancel, schedule, unschedule, preflight.
+"""The commands for runs on a cluster and their options: submit, status, logs, cancel, retry, preflight, schedules.
 
 A command's module is loaded when it runs: kfp takes seconds, and `--help` needs none of it.
 """
@@ -56,7 +56,10 @@ def add_commands(
     parser.add_argument("--name", required=True, help="of the schedule")
     parser = add("status", "runs", "show a run and its tasks, or the latest runs")
     parser.add_argument("--run", default="", metavar="NAME", help="of the run")
-    parser = add("cancel", "runs", "stop a run; the same name continues it")
+    parser = add("retry", "runs", "continue a run that failed or was stopped, with its own pipeline and settings")
+    parser.add_argument("--run", required=True, metavar="NAME", help="of the run")
+    parser.add_argument("--wait", action="store_true", help="follow the run and exit by its result")
+    parser = add("cancel", "runs", "stop a run; retry continues it")
     parser.add_argument("--run", required=True, metavar="NAME", help="of the run")
     parser = add("logs", "logs", "show the logs of a run's pods")
     parser.add_argument("--run", required=True, metavar="NAME", help="of the run")

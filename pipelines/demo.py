@@ -5,6 +5,7 @@ and the result, and stops all it started. The second time it goes on where the f
 """
 
 import argparse
+import dataclasses
 import fcntl
 import importlib.util
 import json
@@ -122,13 +123,13 @@ def claim(folder: Path) -> Iterator[None]:
 
 
 def prepare_preset(assignments: Sequence[str]) -> Preset:
-    """Return the preset with the sources that are on this machine.
+    """Return the preset with the sources that are on this machine, for a run on it.
 
     Raises:
         ConfigError: a setting that does not exist or is out of range.
         DemoError: the package with the chat model is not installed.
     """
-    return apply_overrides(demo(), [*_sources(), *assignments])
+    return dataclasses.replace(apply_overrides(demo(), [*_sources(), *assignments]), cluster=None)
 
 
 def check_disk(folder: Path) -> None:

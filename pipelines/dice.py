@@ -6,12 +6,14 @@
     a recurring run chooses its name, policy, reference and prompts first
 
 A person may edit every setting of a stage in the UI: they are parameters, a JSON object per stage. How many iterations
-and shards there are decides the graph, so that is fixed at compile time. Addresses travel as strings; what a gate
-decides is read by the stages themselves, so that the pipeline runs the same where conditions are not supported.
+and shards there are decides the graph, so that is fixed at compile time. Addresses travel as strings. What a gate
+decides is read by the stages themselves, so that the pipeline runs the same where conditions are not supported; on a
+cluster a condition saves the pods of the iterations after a refused policy as well.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from kfp import dsl
@@ -58,6 +60,8 @@ _HANDED_ON = ("policy_uri", "reference_uri", "base_reference_uri", "data_uri", "
 
 OUTPUT = "Output"
 """kfp's name of what a component returns: here the address of what the stage made."""
+ACCEPTED = "accepted"
+"""What component evaluate says of a policy with which the next iteration goes on."""
 
 Given = Mapping[str, Any]
 """Inputs of a pipeline by name: the placeholders that kfp wires to tasks."""
@@ -68,6 +72,7 @@ class IterationOutputs(NamedTuple):
 
     policy_uri: str
     evaluation_uri: str
+    decision: str
 
 
 def build_pipeline(preset: Preset, *, recurring: bool = False) -> GraphComponent:
@@ -117,8 +122,8 @@ def default_parameters(preset: Preset, *, recurring: bool = False) -> dict[str, 
         **reference,
         "preferences_source": preset.preferences_source,
         "prompts_source": preset.prompts_source,
-        "exclude_source": "",
-        "promote_as": preset.name,
+        "exclude_source": preset.exclude_source,
+        "promote_as": preset.pointer,
         "seed": preset.seed,
         **{name: settings.to_dict() for name, settings in run_sections(preset).items()},
     }
@@ -154,18 +159,24 @@ def _run_stages(preset: Preset, iterations: list[GraphComponent], given: Given, 
     else:
         imported = import_model(root=given["root"], source=given["reference_source"]).after(checked)
         reference = configure_task(imported, "import-model", "import reference", preset).outputs[OUTPUT]
-    base_reference, gate = reference, ""
-    for number, iteration in enumerate(iterations, start=1):
-        done = iteration(
-            **_take(given, *_COMMON),
-            policy_uri=policy,
-            reference_uri=reference,
-            base_reference_uri=base_reference,
-            data_uri=data,
-            gate_uri=gate,
-        ).set_display_name(f"iteration {number}")
-        # Of the next iteration: pi_t is the policy, pi_{t-1} the reference.
-        policy, reference, gate = done.outputs["policy_uri"], policy, done.outputs["evaluation_uri"]
+    _run_iterations(preset, iterations, {**given, "policy_uri": policy, "reference_uri": reference, "data_uri": data})
+
+
+def _run_iterations(preset: Preset, iterations: list[GraphComponent], given: Given) -> None:
+    """Run one after another; on a cluster each is inside the condition that the one before it has accepted its policy.
+
+    kfp.local resolves no condition on what a task returns: it would skip the branch and call the run a success.
+    """
+    given = {**given, "base_reference_uri": given["reference_uri"], "gate_uri": ""}
+    with ExitStack() as branches:
+        for number, iteration in enumerate(iterations, start=1):
+            done = iteration(**_take(given, *_COMMON, *_HANDED_ON)).set_display_name(f"iteration {number}")
+            # Of the next iteration: pi_t is the policy, pi_{t-1} the reference.
+            handed_on = {"policy_uri": done.outputs["policy_uri"], "reference_uri": given["policy_uri"]}
+            given = {**given, **handed_on, "gate_uri": done.outputs["evaluation_uri"]}
+            if preset.cluster and number < len(iterations):
+                is_accepted = done.outputs["decision"] == ACCEPTED
+                branches.enter_context(dsl.If(is_accepted, name=f"if iteration {number} is accepted"))
 
 
 def _warm_start(preset: Preset, given: Given, sft: Any, data: Any) -> Any:
@@ -201,7 +212,8 @@ def _pair_train_evaluate(preset: Preset, given: Given, scored: list[dsl.Pipeline
         policy_uri=policy,
         previous_uri=given["policy_uri"],
     )
-    return IterationOutputs(policy, configure_task(evaluated, "evaluate", "evaluate", preset).outputs[OUTPUT])
+    outputs = configure_task(evaluated, "evaluate", "evaluate", preset).outputs
+    return IterationOutputs(policy, outputs[OUTPUT], outputs["decision"])
 
 
 def _take(given: Given, *names: str) -> dict[str, Any]:

@@ -158,6 +158,11 @@ class KfpApi:
         with self._explained(f"stop run {run_id}"):
             self._client.terminate_run(run_id)
 
+    def retry(self, run_id: str) -> None:
+        """Start a run that failed or was stopped again, at what did not succeed; it stays the same run."""
+        with self._explained(f"retry run {run_id}"):
+            self._client.runs.run_service_retry_run(run_id)
+
     def pipeline_spec(self, run: Any) -> Mapping[str, Any]:
         """Return the compiled pipeline of a run; empty where KFP does not keep it."""
         spec, reference = run.pipeline_spec, run.pipeline_version_reference

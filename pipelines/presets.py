@@ -7,6 +7,7 @@ is arXiv 2406.09760. What is not written here is the default of the settings cla
 import dataclasses
 from collections.abc import Callable
 
+from dice_core import layout
 from dice_core.config import (
     ChatConfig,
     DataConfig,
@@ -19,6 +20,9 @@ from dice_core.config import (
     TrainingConfig,
 )
 from pipelines.cluster import ClusterConfig, a100, kind
+
+NO_POINTER = "none"
+"""Value of `promote_as` of a run whose policies are promoted nowhere, and which starts from no promoted one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,10 @@ class Preset:
     preferences_source: str
     prompts_source: str = ""
     """Empty: the prompts of the preference pairs."""
+    exclude_source: str = ""
+    """Prompts of benchmarks; what matches them is left out. Empty: nothing is."""
+    promote_as: str = ""
+    """The promoted pointer that an accepted, better policy moves. Empty: of the preset's name; NO_POINTER: none."""
     iterations: int = 2
     num_shards: int = 1
     """Tasks that generate, and that score, in parallel: a GPU each."""
@@ -61,6 +69,15 @@ class Preset:
         """Return whether the first policy is made by this run."""
         return not self.reference_source
 
+    @property
+    def pointer(self) -> str:
+        """Return the name of the promoted pointer, a parameter of the pipeline; empty: there is none.
+
+        Raises:
+            ValueError: not a name.
+        """
+        return "" if self.promote_as == NO_POINTER else layout.check_name(self.promote_as or self.name, "promote_as")
+
     def sections(self) -> dict[str, Settings]:
         """Return the settings by name: those of the stages in their order, and where they run on a cluster."""
         values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
@@ -83,7 +100,8 @@ def zephyr() -> Preset:
         scoring=_scoring(),
         pairing=_pairing(),
         training=_training(),
-        evaluation=EvaluationConfig(),
+        # Fewer answers, or shorter ones, and the length gate would miss a policy that has doubled its answers.
+        evaluation=EvaluationConfig(num_sample_prompts=128),
         launch=LaunchConfig(num_nodes=1, processes_per_node=8),  # upstream: 8 x A100
         cluster=a100(),
     )

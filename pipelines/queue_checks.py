@@ -31,7 +31,7 @@ def check_queue(cluster: ClusterApi, launch: LaunchConfig) -> str:
     kueue = cluster.get(_KUEUE)
     if kueue is None:
         raise ClusterError(
-            f"launch.queue_name is {name!r} and the API knows no Kueue, so that training would wait for ever: install "
+            f"launch.queue_name is {name!r} and the API knows no Kueue, so that training would only wait: install "
             "it (manifests/README.md names the release), or SET=launch.queue_name="
         )
     queues = f"/apis/{kueue['preferredVersion']['groupVersion']}/namespaces/{namespace}/localqueues"
@@ -39,7 +39,7 @@ def check_queue(cluster: ClusterApi, launch: LaunchConfig) -> str:
     if queue is None:
         known = ", ".join(entry["metadata"]["name"] for entry in cluster.list(queues)) or "none"
         raise ClusterError(
-            f"no LocalQueue {name} in namespace {namespace}, training would wait for ever; there are: {known}: correct "
+            f"no LocalQueue {name} in namespace {namespace}, training would only wait; there are: {known}: correct "
             "launch.queue_name, or make deploy OVERLAY=kueue, which makes dice"
         )
     conditions = {entry["type"]: entry for entry in queue.get("status", {}).get("conditions", ())}

@@ -1,10 +1,11 @@
-"""`make status`, `make cancel`, and how a run is followed: its tasks, what they are called in our words, their states.
+"""`make status`, `make retry`, `make cancel`, and how a run is followed: its tasks, by our names, and their states.
 
 Kubeflow Pipelines reports a flat list of all it started: drivers, executors, and graphs among the tasks. The compiled
 pipeline says which of them are tasks. Logs are logs.py's business.
 """
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,16 +13,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from dice_core import recurring
+from dice_core import layout, recurring
 from pipelines.cluster_api import ClusterApi, ClusterError
 from pipelines.durations import show_duration
 from pipelines.kfp_api import Connection, KfpApi, KfpError
 from pipelines.pods import waiting_pods
-from pipelines.training_jobs import own_name, stop_training
+from pipelines.training_jobs import own_name, parameters_of, stop_training
 
 POLL_SECONDS = 10.0
 _PATIENCE_SECONDS = 600.0
-_AS_BEFORE = "with the same PRESET, REGISTRY and SET"
 _WAITING = "waiting"
 _MARKS = {"SUCCEEDED": "ok", "SKIPPED": "skipped", "FAILED": "FAILED", "RUNNING": "running", "PENDING": "pending"}
 FINAL = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
@@ -44,6 +44,15 @@ class TaskState:
         return f"{self.label:<28} {_MARKS.get(self.state, self.state.lower())}{spent}{error}"
 
 
+@dataclass(frozen=True)
+class TaskName:
+    """A task of a compiled pipeline: KFP's name of it, ours, and the conditions that it is inside of."""
+
+    key: str
+    label: str
+    conditions: frozenset[str] = frozenset()
+
+
 def status(options: argparse.Namespace) -> int:
     """Show the newest run of a name with its tasks, or without a name the latest runs; 1 if the run has failed."""
     connection = Connection.from_environment(options.host, options.namespace)
@@ -54,7 +63,7 @@ def status(options: argparse.Namespace) -> int:
         return 0
     run = api.run(newest(api, options.run).run_id)
     print(f"run {options.run}: {run.state}, {api.address('runs', run.run_id)}")
-    for task in task_states(run, task_labels(api.pipeline_spec(run))):
+    for task in task_states(run, task_names(api.pipeline_spec(run))):
         print(f"  {task}")
     if run.state not in FINAL:
         _show_waiting(options.context, connection.namespace, run.run_id)
@@ -70,8 +79,42 @@ def _show_waiting(context: str, namespace: str, run_id: str) -> None:
         print(f"pipelines: {error}; why tasks wait is not shown", file=sys.stderr)
 
 
+def retry(options: argparse.Namespace) -> int:
+    """Start the newest run of a name again at what failed, with its own pipeline and settings; follow it with --wait.
+
+    Of a recurring run too, where submit would compile another pipeline and take the preset's sources.
+
+    Raises:
+        KfpError: there is no such run, it is under way, or it has succeeded.
+    """
+    api, name = KfpApi(Connection.from_environment(options.host, options.namespace)), options.run
+    run = api.run(newest(api, name).run_id)
+    if run.state in ("SUCCEEDED", "SKIPPED"):
+        raise KfpError(f"run {name!r} has {run.state}: there is nothing to retry")
+    if run.state not in FINAL:
+        raise KfpError(
+            f"run {name!r} is {run.state}: wait for its end (make status RUN={shlex.quote(name)}), or make cancel it "
+            "first"
+        )
+    api.retry(run.run_id)
+    print(f"run {name}: goes on where it failed, {api.address('runs', run.run_id)}")
+    if command := _report_command(run, api.pipeline_spec(run)):
+        print(f"KFP makes no second report of a run: when it has ended, {command}")
+    return follow(api, run.run_id, name) if options.wait else 0
+
+
+def _report_command(run: Any, pipeline_spec: Mapping[str, Any]) -> str:
+    """Return what writes a run's report anew: Argo keeps an exit task that has succeeded, whatever is retried."""
+    root, name = str(parameters_of(run).get("root", "")), own_name(run)
+    num_iterations = sum(key.startswith("comp-iteration-") for key in pipeline_spec.get("components", ()))
+    if not (root and name and num_iterations):
+        return ""
+    uri = layout.run(root, name)
+    return f"dice report --run {uri} --output {layout.report(uri)} --num-iterations {num_iterations}"
+
+
 def cancel(options: argparse.Namespace) -> int:
-    """Stop the newest run of a name and its training; what it has finished stays, and the same name continues it."""
+    """Stop the newest run of a name and its training; what it has finished stays, and retry continues it."""
     connection = Connection.from_environment(options.host, options.namespace)
     api = KfpApi(connection)
     run = newest(api, options.run)
@@ -79,12 +122,7 @@ def cancel(options: argparse.Namespace) -> int:
         print(f"run {options.run}: is {run.state} already")
     else:
         api.terminate(run.run_id)
-        next_step = (
-            "its schedule starts the next"
-            if run.recurring_run_id
-            else f"make submit RUN={options.run} {_AS_BEFORE} continues it"
-        )
-        print(f"run {options.run}: is being stopped; {next_step}")
+        print(f"run {options.run}: is being stopped; make retry RUN={shlex.quote(options.run)} continues it")
     if run.state != "SUCCEEDED":
         # Of a run that has ended too: one that was terminated in the UI may have left its job.
         stop_training(options.context, connection.namespace, api.run(run.run_id))
@@ -92,17 +130,22 @@ def cancel(options: argparse.Namespace) -> int:
 
 
 def newest(api: KfpApi, name: str) -> Any:
-    """Return the newest run of a name: KFP's, or for a recurring run that of its place in S3.
+    """Return the newest run of a name, as runs_of has them.
 
     Raises:
         KfpError: there is none, or the name is empty, which would be a run of anybody.
     """
-    runs = (api.runs(name) or _recurring_run(api, name)) if name else []
+    runs = runs_of(api, name) if name else []
     if not runs:
         latest = list(dict.fromkeys(run.display_name for run in api.runs()))[:5]
         fault = f"there is none called {name!r}" if name else "RUN= is needed, the name of a run"
         raise KfpError(f"run: {fault}; the latest are: {', '.join(latest) or 'none'}")
     return runs[0]
+
+
+def runs_of(api: KfpApi, name: str) -> list[Any]:
+    """Return the runs of a name, the newest first: KFP's, or the recurring run of that place in S3."""
+    return api.runs(name) or _recurring_run(api, name)
 
 
 def _recurring_run(api: KfpApi, name: str) -> list[Any]:
@@ -120,24 +163,26 @@ def follow(api: KfpApi, run_id: str, name: str) -> int:
     A connection that breaks for a while (a port-forward that is restarted) does not end it.
     """
     shown: dict[int, str] = {}
-    labels: list[tuple[str, str]] | None = None
+    names: list[TaskName] | None = None
     try:
         for run in _polls(api, run_id):
-            if labels is None:
-                labels = task_labels(api.pipeline_spec(run))
-            tasks = task_states(run, labels)
+            if names is None:
+                names = task_names(api.pipeline_spec(run))
+            tasks = task_states(run, names)
             num_done = sum(task.state in FINAL for task in tasks)
             for index, task in enumerate(tasks):
                 if task.state != _WAITING and shown.get(index) != task.state:
                     shown[index] = task.state
                     print(f"{datetime.now():%H:%M:%S} [{num_done:2d}/{len(tasks)}] {task}", flush=True)
     except KeyboardInterrupt:
-        print(f"\nthe run goes on; stop it: make cancel RUN={name}", file=sys.stderr)
+        print(f"\nthe run goes on; stop it: make cancel RUN={shlex.quote(name)}", file=sys.stderr)
         return 130
     reason = f": {run.error.message}" if run.error and run.error.message else ""
     print(f"run {name}: {run.state}{reason}")
     if run.state != "SUCCEEDED":
-        print(f"why: make logs RUN={name}; make submit RUN={name} {_AS_BEFORE} continues it", file=sys.stderr)
+        # KFP's own name of a recurring run has spaces.
+        word = shlex.quote(name)
+        print(f"why: make logs RUN={word}; make retry RUN={word} continues it", file=sys.stderr)
     return int(run.state != "SUCCEEDED")
 
 
@@ -161,26 +206,28 @@ def _polls(api: KfpApi, run_id: str) -> Iterator[Any]:
         time.sleep(POLL_SECONDS)
 
 
-def task_labels(pipeline_spec: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (KFP's name of a task, our name of it) for all tasks that are pods, in the order of the graph.
+def task_names(pipeline_spec: Mapping[str, Any]) -> list[TaskName]:
+    """Return the names of all tasks that are pods, in the order of the graph.
 
     Args:
-        pipeline_spec: as compiled; empty gives no label.
+        pipeline_spec: as compiled; empty gives no name.
     """
-    components, labels = pipeline_spec.get("components", {}), []
+    components, names = pipeline_spec.get("components", {}), []
 
-    def visit(dag: Mapping[str, Any], path: str) -> None:
+    def visit(dag: Mapping[str, Any], path: str, conditions: frozenset[str]) -> None:
         for key, task in _in_order(dag["tasks"]):
             component, name = components[task["componentRef"]["name"]], task["taskInfo"]["name"]
             if "dag" in component:
-                # The exit handler is a frame around the run, not a part that a person knows.
-                visit(component["dag"], f"{path}{name}: " if name.startswith("iteration") else path)
+                # The exit handler and conditions are frames around tasks, not a part that a person knows.
+                inner = f"{path}{name}: " if name.startswith("iteration") else path
+                is_condition = "condition" in task.get("triggerPolicy", {})
+                visit(component["dag"], inner, conditions | {key} if is_condition else conditions)
             else:
-                labels.append((key, path + name))
+                names.append(TaskName(key, path + name, conditions))
 
     if "root" in pipeline_spec:
-        visit(pipeline_spec["root"]["dag"], "")
-    return labels
+        visit(pipeline_spec["root"]["dag"], "", frozenset())
+    return names
 
 
 def _in_order(tasks: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -193,31 +240,40 @@ def _in_order(tasks: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return ordered
 
 
-def task_states(run: Any, labels: Sequence[tuple[str, str]]) -> list[TaskState]:
+def task_states(run: Any, names: Sequence[TaskName]) -> list[TaskState]:
     """Return the states of a run's tasks.
 
-    A name that several iterations share is told apart by time: iterations follow one another.
+    A name that several iterations share is told apart by time: iterations follow one another. KFP reports nothing of
+    the tasks inside a condition that did not hold, only the condition.
 
     Args:
         run: with details.
-        labels: of task_labels; empty shows what KFP reports, under its own names.
+        names: of task_names; empty shows what KFP reports, under its own names.
     """
     details = sorted(
         (run.run_details.task_details or ()) if run.run_details else (), key=lambda detail: _time(detail.create_time)
     )
-    if not labels:
+    if not names:
         own = [detail for detail in details if not _is_machinery(detail.display_name or "")]
         return [_state(detail.display_name or "", detail) for detail in own]
     found: dict[str, list[Any]] = {}
     for detail in details:
         found.setdefault(detail.display_name or "", []).append(detail)
+    skipped = {detail.display_name for detail in details if detail.state == "SKIPPED"}
     return [
-        _state(label, found[name].pop(0)) if found.get(name) else TaskState(label, _WAITING) for name, label in labels
+        _state(name.label, found[name.key].pop(0))
+        if found.get(name.key)
+        else TaskState(name.label, "SKIPPED" if name.conditions & skipped else _WAITING)
+        for name in names
     ]
 
 
 def _is_machinery(name: str) -> bool:
-    return name == "root" or name.endswith("-driver") or name.startswith(("executor", "dice-", "exit-handler"))
+    return (
+        name == "root"
+        or name.endswith("-driver")
+        or name.startswith(("executor", "dice-", "exit-handler", "condition-"))
+    )
 
 
 def _state(label: str, detail: Any) -> TaskState:

@@ -7,6 +7,7 @@ replaced schedule started may go on beside the next, and is named.
 
 import argparse
 import dataclasses
+import shlex
 import sys
 import tempfile
 from functools import partial
@@ -116,7 +117,7 @@ def warn_of_runs(api: KfpApi, schedule_ids: frozenset[str]) -> None:
             name = own_name(api.run(run.run_id)) or run.display_name
             print(
                 f"run {name}: {run.state}, of the replaced schedule: the next run does not wait for it; if they must "
-                f"not overlap: make cancel RUN={name} ({api.address('runs', run.run_id)})",
+                f"not overlap: make cancel RUN={shlex.quote(name)} ({api.address('runs', run.run_id)})",
                 file=sys.stderr,
             )
 

@@ -9,10 +9,9 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,12 +24,12 @@ from pipelines.cluster import CONFIG_MAP, PIPELINE_ACCOUNT
 from pipelines.cluster_api import ClusterApi, ClusterError
 from pipelines.kfp_api import Connection, KfpApi, KfpError
 from pipelines.presets import PRESETS, Preset
+from pipelines.runs import follow, runs_of
+from pipelines.sources import check_sources
 
 MAX_PARAMETER_BYTES = 10_000
 """What KFP's API server takes for all parameters of a run together."""
 ACTIVE = ("PENDING", "RUNNING", "CANCELING", "PAUSED")
-_IN_THE_IMAGE = "pipelines/data/"
-_SCHEME = re.compile(r"\w+:/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +57,14 @@ def submit(options: argparse.Namespace, preset: Preset) -> int:
             return 0
         check_images(preset)
         api = KfpApi(Connection.from_environment(options.host, options.namespace))
-        check_not_active(api, name)
-        check_same_pipeline(api, name, submission.pipeline)
+        if options.run:
+            check_not_active(api, name)
+            check_same_pipeline(api, name, submission.pipeline)
         run = send(api, submission)
     print(f"run {name}: {api.address('runs', run.run_id)}")
     if not options.wait:
         print(f"follow it: make status RUN={name}   stop it: make cancel RUN={name}")
         return 0
-    from pipelines.runs import follow
-
     return follow(api, run.run_id, name)
 
 
@@ -154,30 +152,6 @@ def shape_of(preset: Preset) -> Preset:
     return dataclasses.replace(original, **changes)
 
 
-def check_sources(parameters: Mapping[str, Any]) -> None:
-    """Raise an error for a source that pods cannot read: on this machine, or at no address.
-
-    Raises:
-        ValueError: one line naming the source and what is allowed.
-    """
-    for name, value in parameters.items():
-        if not name.endswith("_source") or value.startswith(_IN_THE_IMAGE):
-            continue
-        if value.endswith(".gguf"):
-            raise ConfigError(
-                f"{name}: pods import no GGUF file, got {value!r}: dice import-model --source FILE brings it from this "
-                "machine to s3://, name that"
-            )
-        if value.startswith((".", "/", "~", "file:")):
-            raise ConfigError(
-                f"{name}: pods do not see the files of this machine, got {value!r}: copy it to s3://, or name it on "
-                "the Hub (org/name)"
-            )
-        # The split of a data set on the Hub has a colon too, after a slash.
-        if _SCHEME.match(value):
-            layout.check_s3(value, name)
-
-
 def check_images(preset: Preset) -> None:
     """Raise an error for images without a registry where nodes pull them: Docker Hub may have others of their names.
 
@@ -196,7 +170,12 @@ def check_images(preset: Preset) -> None:
 
 def check_same_pipeline(api: KfpApi, name: str, pipeline: str) -> None:
     """Raise KfpError when a name is that of another pipeline's run: its data is what a forgotten PRESET= would take."""
-    for run in api.runs(name)[:1]:
+    for run in runs_of(api, name)[:1]:
+        if run.recurring_run_id:
+            raise KfpError(
+                f"run {name!r} is a recurring one, with inputs that it chose itself: make retry RUN={name} continues "
+                "it, for a run of your own take another RUN="
+            )
         found = api.pipeline_spec(run).get("pipelineInfo", {}).get("name", pipeline)
         if found != pipeline:
             raise KfpError(
@@ -232,7 +211,7 @@ def upload(api: KfpApi, submission: Submission) -> Any:
 
 
 def show(submission: Submission) -> str:
-    """Return what would be sent, for people."""
+    """Return what a dry run would have sent, for people."""
     kib = submission.package.stat().st_size >> 10
     lines = [
         f"pipeline:        {submission.pipeline} ({submission.description})",
@@ -242,4 +221,5 @@ def show(submission: Submission) -> str:
         f"service account: {PIPELINE_ACCOUNT}",
         "parameters:",
     ]
-    return "\n".join([*lines, *(f"  {name}: {json.dumps(value)}" for name, value in submission.parameters.items())])
+    lines += (f"  {name}: {json.dumps(value)}" for name, value in submission.parameters.items())
+    return "\n".join([*lines, "a dry run: nothing was sent"])

@@ -137,6 +137,7 @@ class KfpServer:
             ("POST", "/runs", self._add_run),
             ("GET", "/runs/([^/:]+)", self._get_run),
             ("POST", "/runs/([^/:]+):terminate", self._terminate),
+            ("POST", "/runs/([^/:]+):retry", self._retry),
             ("GET", "/recurringruns", lambda query, **_: {"recurringRuns": self._list(self.recurring_runs, query)}),
             ("POST", "/recurringruns", self._add_recurring_run),
             ("DELETE", "/recurringruns/([^/]+)", self._delete_recurring_run),
@@ -222,6 +223,13 @@ class KfpServer:
 
     def _terminate(self, run_id: str, **_: Any) -> Row:
         _only(self.runs, run_id=run_id)["state"] = "CANCELING"
+        return {}
+
+    def _retry(self, run_id: str, **_: Any) -> Row:
+        row = _only(self.runs, run_id=run_id)
+        if row["state"] not in ("FAILED", "CANCELED"):
+            raise Refused(400, "workflow cannot be retried: Workflow must be Failed/Error to retry")
+        row["state"] = "RUNNING"
         return {}
 
     def _add_recurring_run(self, *, body: Any, **_: Any) -> Row:

@@ -48,7 +48,7 @@ NO_GAIN = "no gain: accuracy 87.5% -> 81.2% (-6.2 +/- 5.1 points)"
 def evaluation(accepted: bool, samples: list[tuple[str, str, str]]) -> dict[str, Any]:
     reasons = [] if accepted else ["answers grew by 82.0% (standard error 9.0)"]
     gate = {"accepted": accepted, "improved": True, "comparison": GAIN, "reasons": reasons}
-    warnings = ["evaluation.max_new_tokens cuts 56% of the answers"] if accepted else []
+    warnings = ["the limit of tokens cuts 56% of the answers"] if accepted else []
     return {
         "gate": {**gate, "warnings": warnings},
         "samples": [

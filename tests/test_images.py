@@ -276,13 +276,6 @@ def test_make_images_for_the_cpu_gives_one_image_three_names() -> None:
     assert all(f"--tag dice-suite/dice-{name}:1" in plan for name in LOCKS)
 
 
-@pytest.mark.parametrize("tag", ["latest", "0123456789ab-dirty"])
-def test_make_push_refuses_a_tag_that_does_not_say_what_is_in_the_image(tag: str) -> None:
-    result = _make("push", f"TAG={tag}", "BUILDER=false")
-    assert result.returncode != 0
-    assert f"TAG={tag} does not say what is in the images" in result.stderr
-
-
 # ---- the core image itself
 
 BUILDS_IMAGES = os.environ.get("DICE_TEST_IMAGES") == "1" and shutil.which("buildah") is not None

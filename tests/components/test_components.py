@@ -136,11 +136,31 @@ def test_each_body_calls_its_stage_with_the_addresses_of_the_run(
         monkeypatch.setattr(stages, name, stand_in(name))
         spec, metrics = component(name).component_spec, FakeArtifact(tmp_path / "metrics")
         given = {key: values.get(key, {} if entry.type == "STRUCT" else key) for key, entry in spec.inputs.items()}
-        assert component(name).python_func(**given, metrics=metrics) == uri
+        returned = component(name).python_func(**given, metrics=metrics)
+        assert returned == ((uri, "refused") if name == "evaluate" else uri)
         assert metrics.metadata == {"count": 3, "status": "completed", "uri": uri}
     assert called["pair"]["scores_uris"] == [f"s3://b/runs/r/iteration-1/score/shard-{i}-of-2" for i in (0, 1)]
     assert called["pair"]["responses_uris"] == [f"s3://b/runs/r/iteration-1/generate/shard-{i}-of-2" for i in (0, 1)]
     assert called["evaluate"]["promoted_uri"] == "s3://b/promoted/p.json"
+
+
+@pytest.mark.parametrize(
+    ("status", "metrics", "decision"),
+    [
+        ("completed", {"accepted": 1, "improved": 0}, "accepted"),
+        ("already complete", {"accepted": 0}, "refused"),
+        ("skipped", {}, "refused"),
+    ],
+)
+def test_evaluate_returns_its_decision_beside_the_address(
+    status: Any, metrics: dict[str, int], decision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(stages, "evaluate", lambda *args, **kwargs: StageReport(args[4], status, dict(metrics)))
+    spec = component("evaluate").component_spec
+    given = {key: {} if entry.type == "STRUCT" else key for key, entry in spec.inputs.items()}
+    given |= {"root": "s3://b", "run": "r", "iteration": 1}
+    found = component("evaluate").python_func(**given, metrics=FakeArtifact(tmp_path / "metrics"))
+    assert found == ("s3://b/runs/r/iteration-1/evaluate", decision)
 
 
 @pytest.mark.parametrize("name", ["pair", "train"])

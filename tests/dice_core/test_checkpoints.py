@@ -47,6 +47,17 @@ def test_only_the_last_two_are_kept_and_those_of_another_run_go_when_passed(tmp_
     assert kept == [100, 150, 400]
 
 
+@pytest.mark.parametrize("node", [0, 1])
+def test_every_node_keeps_only_the_last_two_on_its_own_disk(
+    node: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", str(node))
+    monkeypatch.setenv("GROUP_RANK", str(node))
+    save(tmp_path, CheckpointOwner("this", num_processes=2, num_nodes=2, deepspeed="zero3"), 50, 100, 150, node=node)
+    [machine] = tmp_path.glob("machine-*")
+    assert {path.name for path in machine.iterdir()} == {"checkpoint-100", "checkpoint-150"}
+
+
 def test_another_runs_files_at_the_same_step_are_not_counted_as_this_runs(tmp_path: Path) -> None:
     save(tmp_path, CheckpointOwner("that", num_processes=2, num_nodes=1, deepspeed="zero3"), 50)
     (tmp_path / "stored/checkpoint-50/node-0/shard-of-process-1").write_text("left over")

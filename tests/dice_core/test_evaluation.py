@@ -75,6 +75,16 @@ def test_the_same_weights_in_two_folders_give_the_same_answers(tiny_model: Path,
     assert [sample.policy for sample in result.samples] == [sample.previous for sample in result.samples]
 
 
+def test_answers_are_as_long_as_those_of_generation_where_no_other_limit_is_given(tiny_model: Path) -> None:
+    def answers(evaluation: EvaluationConfig, generation: GenerationConfig) -> list[Sample]:
+        options = {"evaluation": evaluation, "generation": generation, "chat": CHAT, "seed": 3}
+        return evaluate_policy(tiny_model, tiny_model, tiny_model, HELD_OUT, **options).samples
+
+    unlimited = EVALUATION.model_copy(update={"max_new_tokens": 0})
+    short = GENERATION.model_copy(update={"max_new_tokens": 8})
+    assert answers(unlimited, short) == answers(EVALUATION, GENERATION)
+
+
 def test_rewards_of_both_policies_are_taken_against_the_base(tiny_model: Path, changed_model: Path) -> None:
     metrics = evaluate(changed_model, tiny_model, tiny_model).metrics()
     assert metrics["heldout_reward_margin_previous"] == 0

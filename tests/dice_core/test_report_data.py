@@ -111,3 +111,23 @@ def test_the_table_of_a_stored_run_needs_its_manifests_only(stored_run: str) -> 
 def test_a_run_that_does_not_exist_is_a_run_that_has_not_begun(tmp_path: Path) -> None:
     data = collect(str(tmp_path / "nothing"), 2)
     assert [status(one) for one in data.iterations] == ["not started", "not started"]
+
+
+@pytest.mark.parametrize(
+    ("accepted", "states"), [(0, ["refused", "skipped", "skipped"]), (1, ["no gain", "not started", "not started"])]
+)
+def test_iterations_that_a_cluster_did_not_start_after_a_refused_policy_are_skipped(
+    accepted: int, states: list[str], tmp_path: Path
+) -> None:
+    """Nothing of them is stored: the pipeline's condition saves even the pods that would say so."""
+    run_uri = str(tmp_path / "run")
+    publish(layout.shard(run_uri, 1, "generate", 0, 1), "generate", tmp_path, {})
+    publish(layout.shard(run_uri, 1, "score", 0, 1), "score", tmp_path, {})
+    for name in ("pair", "train"):
+        publish(layout.stage(run_uri, 1, name), name, tmp_path, {})
+    metrics = {"accepted": accepted, "improved": 0, "reason": "answers grew"}
+    publish(layout.stage(run_uri, 1, "evaluate"), "evaluate", tmp_path, {}, metrics=metrics)
+    data = collect(run_uri, 3)
+    assert [status(one) for one in data.iterations] == states
+    told = f"the policy was refused by {layout.stage(run_uri, 1, 'evaluate')}: answers grew"
+    assert summary_table(run_uri, 3).count(told) == (0 if accepted else 2)

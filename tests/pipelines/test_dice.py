@@ -1,5 +1,6 @@
 """The compiled pipeline: what a cluster gets. Read back from the YAML, as a cluster reads it."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ MAX_YAML_BYTES = 500_000
 MAX_PARAMETER_BYTES = 10_000
 
 
-def compiled(preset: Preset, folder: Path) -> dict[str, Any]:
+def compiled(preset: Preset, folder: Path, *, recurring: bool = False) -> dict[str, Any]:
     path = folder / "pipeline.yaml"
-    compiler.Compiler().compile(build_pipeline(preset), str(path))
+    compiler.Compiler().compile(build_pipeline(preset, recurring=recurring), str(path))
     assert path.stat().st_size < MAX_YAML_BYTES
     return dict(next(yaml.safe_load_all(path.read_text())))
 
@@ -56,6 +57,29 @@ def dependencies(spec: dict[str, Any], graph: str) -> dict[str, set[str]]:
     return {names[key]: {names[other] for other in task.get("dependentTasks", [])} for key, task in tasks.items()}
 
 
+def holder(spec: dict[str, Any], reference: str) -> tuple[str, dict[str, Any]]:
+    """Return the graph with the one task of a component, and the task."""
+    graphs = {name: spec["components"].get(name, spec["root"]) for name in ("root", *spec["components"])}
+    (found,) = [
+        (name, task)
+        for name, graph in graphs.items()
+        for task in graph.get("dag", {"tasks": {}})["tasks"].values()
+        if task["componentRef"]["name"] == reference
+    ]
+    return found
+
+
+def origin(spec: dict[str, Any], reference: str, name: str) -> str:
+    """Return where a component's task has an input from, through the graphs around it: `OUTPUT.TASK` or a value."""
+    graph, task = holder(spec, reference)
+    value = task["inputs"]["parameters"][name]
+    if "componentInputParameter" in value:
+        return origin(spec, graph, value["componentInputParameter"])
+    if "runtimeValue" in value:
+        return str(value["runtimeValue"]["constant"])
+    return ".".join(value["taskOutputParameter"].values())
+
+
 def test_the_graph_reads_as_iterations_with_shards_inside(tmp_path: Path) -> None:
     preset = apply_overrides(PRESETS["zephyr"](), ["num_shards=2", "iterations=2"])
     iteration = dict.fromkeys(
@@ -63,7 +87,7 @@ def test_the_graph_reads_as_iterations_with_shards_inside(tmp_path: Path) -> Non
     )
     start = dict.fromkeys(["check settings", "import policy", "prepare data", "import reference"])
     assert outline(compiled(preset, tmp_path)) == {
-        "zephyr": start | {"iteration 1": iteration, "iteration 2": iteration},
+        "zephyr": start | {"iteration 1": iteration, "if iteration 1 is accepted": {"iteration 2": iteration}},
         "report": None,
     }
 
@@ -91,22 +115,45 @@ def test_stages_wait_for_what_they_read(tmp_path: Path) -> None:
 def test_iteration_t_scores_against_the_policy_before_last(tmp_path: Path) -> None:
     """pi_{t-1} is the policy, pi_{t-2} the reference, and the gate is the evaluation of the iteration before."""
     spec = compiled(apply_overrides(PRESETS["zephyr"](), ["iterations=3", "num_shards=1"]), tmp_path)
-    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
-
-    def source(iteration: int, name: str) -> str:
-        value = tasks[f"iteration-{iteration}"]["inputs"]["parameters"][name]
-        if "runtimeValue" in value:
-            return str(value["runtimeValue"]["constant"])
-        return ".".join(value["taskOutputParameter"].values())
-
-    wired = {t: [source(t, name) for name in ("policy_uri", "reference_uri", "gate_uri")] for t in (1, 2, 3)}
+    names = ("policy_uri", "reference_uri", "gate_uri")
+    wired = {t: [origin(spec, f"comp-iteration-{t}", name) for name in names] for t in (1, 2, 3)}
     policy, reference = "Output.import-model", "Output.import-model-2"
     assert wired == {
         1: [policy, reference, ""],
         2: ["policy_uri.iteration-1", policy, "evaluation_uri.iteration-1"],
         3: ["policy_uri.iteration-2", "policy_uri.iteration-1", "evaluation_uri.iteration-2"],
     }
-    assert {source(t, "base_reference_uri") for t in (1, 2, 3)} == {reference}
+    assert {origin(spec, f"comp-iteration-{t}", "base_reference_uri") for t in (1, 2, 3)} == {reference}
+
+
+@pytest.mark.parametrize("recurring", [False, True])
+def test_on_a_cluster_an_iteration_starts_only_when_the_one_before_it_was_accepted(
+    recurring: bool, tmp_path: Path
+) -> None:
+    """Else a refused gate costs a pod of the next iteration for each task, to say that it was skipped."""
+    preset = apply_overrides(PRESETS["zephyr"](), ["iterations=3", "num_shards=1"])
+    spec = compiled(preset, tmp_path, recurring=recurring)
+    assert holder(spec, "comp-iteration-1")[0] == "comp-exit-handler-1"
+    for number in (1, 2):
+        branch, _ = holder(spec, f"comp-iteration-{number + 1}")
+        graph, condition = holder(spec, branch)
+        # The next condition is inside this one: its iteration has to run for there to be a decision.
+        assert graph == holder(spec, f"comp-iteration-{number}")[0]
+        decision = f"pipelinechannel--iteration-{number}-decision"
+        assert condition["triggerPolicy"] == {"condition": f"inputs.parameter_values['{decision}'] == 'accepted'"}
+        assert f"iteration-{number}" in condition["dependentTasks"]
+        assert origin(spec, branch, decision) == f"decision.iteration-{number}"
+        iteration = spec["components"][f"comp-iteration-{number}"]
+        assert iteration["outputDefinitions"]["parameters"]["decision"] == {"parameterType": "STRING"}
+        handed_on = iteration["dag"]["outputs"]["parameters"]["decision"]["valueFromParameter"]
+        assert handed_on == {"outputParameterKey": "decision", "producerSubtask": "evaluate"}
+
+
+def test_what_this_machine_runs_has_no_condition(tmp_path: Path) -> None:
+    """kfp.local would skip the branch whatever evaluate returns; the stages read the gate themselves."""
+    spec = compiled(dataclasses.replace(PRESETS["demo"](), cluster=None), tmp_path)
+    assert {"iteration 1", "iteration 2"} < outline(spec)["demo"].keys()
+    assert not [name for name in spec["components"] if name.startswith("comp-condition")]
 
 
 def test_the_report_is_written_whatever_happened(spec: dict[str, Any]) -> None:

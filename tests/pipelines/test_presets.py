@@ -1,7 +1,11 @@
 """Presets keep to the published numbers (design: arXiv 2406.09760 and sail-sg/dice)."""
 
+import numpy as np
 import pytest
 
+from dice_core.estimates import growth
+from pipelines.dice import default_parameters
+from pipelines.overrides import apply_overrides
 from pipelines.presets import PRESETS, Preset
 
 
@@ -21,6 +25,19 @@ def test_published_presets_have_upstreams_numbers(name: str) -> None:
     assert (pairing.replay_ratio, pairing.min_valid_responses, pairing.num_eval_pairs) == (0.5, 8, 576)
     assert preset.scoring.min_valid_responses == pairing.min_valid_responses
     assert generation.max_new_tokens == 2048
+
+
+@pytest.mark.parametrize("name", ["zephyr", "llama3"])
+def test_the_length_gate_of_the_published_presets_sees_answers_that_have_doubled(name: str) -> None:
+    preset = PRESETS[name]()
+    evaluation = preset.evaluation
+    limit = evaluation.max_new_tokens or preset.generation.max_new_tokens
+    for seed in range(20):
+        # A question decides most of how long its answers are.
+        random = np.random.default_rng(seed)
+        lengths = np.exp(random.normal(np.log(300), 0.5, 128) + random.normal(0, 0.4, (2, 128)))
+        before, after = np.minimum(lengths[:, : evaluation.num_sample_prompts] * [[1], [2]], limit)
+        assert growth(after, before).low > evaluation.max_length_growth
 
 
 def test_sampling_differs_between_the_published_presets() -> None:
@@ -44,3 +61,17 @@ def test_the_demo_starts_from_an_sft_model_and_saves_in_float32() -> None:
 def test_a_longer_context_is_trained_on_than_is_generated(name: str) -> None:
     preset = PRESETS[name]()
     assert preset.chat.max_prompt_tokens + preset.generation.max_new_tokens <= preset.training.max_length
+
+
+@pytest.mark.parametrize(("promote_as", "pointer"), [("", "zephyr"), ("lr-1e-6", "lr-1e-6"), ("none", "")])
+def test_an_experiment_moves_a_pointer_of_its_own_or_none(promote_as: str, pointer: str) -> None:
+    """A schedule starts from the preset's pointer, which an experiment would move."""
+    preset = apply_overrides(PRESETS["zephyr"](), [f"promote_as={promote_as}", "exclude_source=s3://b/x.jsonl"])
+    for recurring in (False, True):
+        parameters = default_parameters(preset, recurring=recurring)
+        assert (parameters["promote_as"], parameters["exclude_source"]) == (pointer, "s3://b/x.jsonl")
+
+
+def test_a_pointer_that_is_no_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="promote_as must be 1 to 63 lower-case letters"):
+        default_parameters(apply_overrides(PRESETS["zephyr"](), ["promote_as=My Model"]))

@@ -37,9 +37,7 @@ def test_a_queue_that_is_active_is_found_where_training_runs(check: Any, setting
 
 
 def test_a_misspelled_queue_is_told_with_those_that_are_there(check: Any) -> None:
-    with pytest.raises(
-        ClusterError, match=r"no LocalQueue dcie in namespace kubeflow, .* wait for ever; there are: dice"
-    ):
+    with pytest.raises(ClusterError, match=r"no LocalQueue dcie in namespace kubeflow, .* only wait; there are: dice"):
         check(queues(), "dcie")
 
 

@@ -1,5 +1,6 @@
-"""`make status` and `make cancel`: a run's tasks under the names that people know, and how it is stopped."""
+"""`make status`, `retry` and `cancel`: a run's tasks by the names that people know, how it is stopped and continued."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from dice_core.pytorchjob_spec import training_job
 from pipelines import runs
 from pipelines.cli import main
 from pipelines.cluster_api import ClusterApi
-from pipelines.runs import task_labels, task_states
+from pipelines.runs import task_names, task_states
 from pipelines.training_jobs import unfinished_jobs
 from tests.cluster_objects import ClusterObjects, running_cluster
 from tests.kfp_api import KfpServer, running_kfp_server
@@ -77,11 +78,29 @@ def test_status_names_tasks_as_the_ui_does_and_tells_iterations_apart_by_time(
     assert list(shown).index("iteration 1: pair") < list(shown).index("iteration 1: train")
 
 
+def test_tasks_inside_a_condition_that_did_not_hold_are_shown_as_skipped(
+    server: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """KFP reports the condition alone; its tasks would look as if they were still to come."""
+    submit("x")
+    server.runs[0]["state"] = "RUNNING"
+    rows = [("evaluate", "SUCCEEDED", 1), ("condition-2-driver", "SUCCEEDED", 2), ("condition-2", "SKIPPED", 3)]
+    server.runs[0]["run_details"] = details(*rows)
+    capsys.readouterr()
+    assert main(["status", "--run", "x"]) == 0
+    shown = {line[2:30].strip(): line[30:].strip() for line in capsys.readouterr().out.splitlines()[1:]}
+    assert shown["iteration 1: evaluate"].startswith("ok")
+    assert {state for name, state in shown.items() if name.startswith("iteration 2")} == {"skipped"}
+    assert shown["report"] == "waiting"
+
+
 def test_without_the_compiled_pipeline_tasks_have_kfps_names() -> None:
-    rows = details(("root", "RUNNING", 0), ("pair", "RUNNING", 1), ("pair-driver", "SUCCEEDED", 1))["task_details"]
-    given = [kfp_server_api.V2beta1PipelineTaskDetail(display_name=row["display_name"]) for row in rows]
+    rows = details(
+        ("root", "RUNNING", 0), ("pair", "RUNNING", 1), ("pair-driver", "SUCCEEDED", 1), ("condition-2", "SKIPPED", 2)
+    )
+    given = [kfp_server_api.V2beta1PipelineTaskDetail(display_name=row["display_name"]) for row in rows["task_details"]]
     run = kfp_server_api.V2beta1Run(run_details=kfp_server_api.V2beta1RunDetails(task_details=given))
-    assert [task.label for task in task_states(run, task_labels({}))] == ["pair"]
+    assert [task.label for task in task_states(run, task_names({}))] == ["pair"]
 
 
 def test_status_without_a_name_lists_the_latest_runs(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,8 +123,8 @@ def test_a_run_that_is_not_there_is_one_line_with_those_that_are(
     assert "there is none called 'frist'; the latest are: first" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["cancel", "logs"])
-def test_without_a_name_nothing_is_cancelled_and_no_log_is_shown(
+@pytest.mark.parametrize("command", ["cancel", "retry", "logs"])
+def test_without_a_name_nothing_is_cancelled_or_retried_and_no_log_is_shown(
     server: KfpServer, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`make cancel` passes what RUN is, and that may be nothing."""
@@ -204,7 +223,51 @@ def test_a_recurring_run_is_found_by_its_name_in_s3_as_well_as_by_kfps(
     assert main(["cancel", "--run", name]) == 0
     assert (wanted["state"], other["state"]) == ("CANCELING", "RUNNING")
     assert names_of(cluster) == []
-    assert f"run {name}: is being stopped; its schedule starts the next" in capsys.readouterr().out
+    assert f"run {name}: is being stopped; make retry RUN={shlex.quote(name)} continues it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["weekly-3f2a9c1b", "Run of weekly"])
+@pytest.mark.parametrize("state", ["FAILED", "CANCELED"])
+def test_a_recurring_run_that_failed_or_was_stopped_is_continued_as_it_was(
+    server: KfpServer, name: str, state: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = add_recurring_run(server, "weekly", "3f2a9c1b-77aa-4000-8000-000000000000")
+    wanted |= {"state": state, "pipeline_spec": {"components": {"comp-iteration-1": {}, "comp-iteration-2": {}}}}
+    assert main(["retry", "--run", name]) == 0
+    assert wanted["state"] == "RUNNING" and len(server.runs) == 1
+    printed = capsys.readouterr().out
+    assert f"run {name}: goes on where it failed, {server.host}/#/runs/details/3f2a9c1b" in printed
+    uri = "s3://bucket/dice/runs/weekly-3f2a9c1b"
+    assert f"dice report --run {uri} --output {uri}/report --num-iterations 2" in printed
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ("SUCCEEDED", "run 'x' has SUCCEEDED: there is nothing to retry"),
+        ("RUNNING", "run 'x' is RUNNING: wait for its end (make status RUN=x), or make cancel it first"),
+        ("CANCELING", "run 'x' is CANCELING: wait for its end"),
+    ],
+)
+def test_only_the_newest_run_is_retried_and_only_after_a_failure(
+    server: KfpServer, state: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_run(server, "x", "FAILED")
+    add_run(server, "x", state, second=5)
+    assert main(["retry", "--run", "x"]) == 1
+    assert message in capsys.readouterr().err
+    assert [row["state"] for row in server.runs] == ["FAILED", state]
+
+
+def test_a_retried_run_can_be_followed_to_its_end(
+    server: KfpServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "POLL_SECONDS", 0.01)
+    add_run(server, "x", "FAILED")
+    server.script = [{}, {}, {"state": "FAILED"}]
+    assert main(["retry", "--run", "x", "--wait"]) == 1
+    printed = capsys.readouterr()
+    assert "run x: FAILED" in printed.out and "make retry RUN=x continues it" in printed.err
 
 
 @pytest.mark.parametrize("name", ["nightly-3f2a9c1b", "weekly-3f2a9c1c", "3f2a9c1b", "weekly"])

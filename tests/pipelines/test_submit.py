@@ -13,7 +13,6 @@ import pytest
 from components import images
 from pipelines import runs
 from pipelines.cli import main
-from pipelines.submit import check_sources
 from tests.cluster_objects import NAMESPACE, running_cluster
 from tests.kfp_api import KfpServer, name_a_registry, running_kfp_server
 
@@ -120,6 +119,22 @@ def test_a_name_of_a_run_of_another_preset_is_refused(server: KfpServer, capsys:
     assert len(server.runs) == 1
 
 
+@pytest.mark.parametrize("name", ["weekly-3f2a9c1b", "run-of-weekly"])
+def test_a_name_of_a_recurring_run_is_refused_with_what_continues_it(
+    server: KfpServer, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its name in S3 too, which is not KFP's: submit would train there from the preset's own sources."""
+    parameters = {"root": ROOT, "run": "weekly"}
+    identity = {"run_id": "3f2a9c1b-77aa-4000-8000-000000000000", "recurring_run_id": "r", "state": "FAILED"}
+    run = {"display_name": "run-of-weekly", "created_at": "2026-01-01T00:00:00Z", **identity}
+    server.runs.append({**run, "runtime_config": {"parameters": parameters}})
+    assert submit("--run", name) == 1
+    assert f"run {name!r} is a recurring one, with inputs that it chose itself: make retry RUN={name}" in (
+        capsys.readouterr().err
+    )
+    assert len(server.runs) == 1
+
+
 def test_images_without_a_registry_are_refused_where_nodes_would_ask_docker_hub(
     server: KfpServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +168,7 @@ def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(
     shown = capsys.readouterr().out
     assert server.requests == []
     assert f'root: "{ROOT}"' in shown and '"beta": 0.2' in shown and "service account: dice-pipeline" in shown
+    assert shown.endswith("a dry run: nothing was sent\n")
     assert submit("--run", "x", "training.beta=0.2") == 0
     assert server.versions[0]["display_name"] in shown
 
@@ -167,6 +183,7 @@ def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(
         (["policy_source=model.gguf"], "policy_source: pods import no GGUF file, got 'model.gguf': dice import-model"),
         (["policy_source=s3://b/m.gguf"], "policy_source: pods import no GGUF file"),
         (["policy_source=s3:/bucket/x"], "policy_source: no address on S3, write s3://bucket/prefix, got"),
+        (["policy_source="], "policy_source: is empty, a run needs one: s3://bucket/prefix, or owner/name on the Hub"),
         (["prompts_source=https://example.com/p"], "prompts_source: no address on S3, write s3://bucket/prefix"),
         (["reference_source=s3://"], "reference_source: no address on S3, write s3://bucket/prefix"),
         (["--run", "My Run"], "got 'My Run'"),
@@ -185,11 +202,6 @@ def test_a_mistake_is_one_line_before_anything_is_sent(
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1
     assert server.requests == []
-
-
-def test_sources_that_pods_can_read_are_taken() -> None:
-    for value in ("org/name", "org/name@v1:default/train", "s3://bucket/p.jsonl", "pipelines/data/x.jsonl", ""):
-        check_sources({"prompts_source": value})
 
 
 def test_a_missing_root_is_asked_of_the_cluster_or_named(
@@ -296,4 +308,4 @@ def test_waiting_for_a_run_that_fails_exits_with_1_and_the_cause(
     printed = capsys.readouterr()
     assert "iteration 1: train" in printed.out and "FAILED" in printed.out and "out of memory" in printed.out
     assert "run x: FAILED: boom" in printed.out and "make logs RUN=x" in printed.err
-    assert "make submit RUN=x with the same PRESET, REGISTRY and SET continues it" in printed.err
+    assert "make retry RUN=x continues it" in printed.err

@@ -1,0 +1,87 @@
+"""What the Makefile makes of its variables: what the project's commands get, with a stand-in for Python or Docker."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from components import images
+
+PROJECT = Path(__file__).parents[1]
+Make = Callable[..., list[str]]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Run a target with a Python that prints its arguments, and return these."""
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    python.chmod(0o755)
+    # Newer than the lock: nothing is installed.
+    (tmp_path / "venv" / ".installed").touch()
+
+    def run(*arguments: str) -> list[str]:
+        command = ["make", "--silent", f"VENV={tmp_path / 'venv'}", *arguments]
+        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("target", ["demo", "compile", "preflight", "submit", "schedule"])
+def test_settings_reach_a_command_as_they_were_written(make: Make, target: str) -> None:
+    settings = ['launch.env={"A":"1","B":"2"}', "generation.stop_token_ids=[1,2]", "seed=7"]
+    found = make(target, f"SET={' '.join(settings)}")
+    start = found.index("--set") + 1
+    assert found[start : start + 3] == settings
+
+
+def test_a_file_may_have_a_space_in_its_name(make: Make) -> None:
+    found = make("compile", "OUT=a b.yaml")
+    assert found[found.index("-o") + 1] == "a b.yaml"
+
+
+@pytest.mark.parametrize(
+    ("target", "variable", "option"),
+    [
+        ("demo", "KEEP_S3", "--keep-s3"),
+        ("submit", "DRY_RUN", "--dry-run"),
+        ("submit", "WAIT", "--wait"),
+        ("retry", "WAIT", "--wait"),
+        ("schedule", "DRY_RUN", "--dry-run"),
+    ],
+)
+def test_a_switch_is_on_by_1_and_off_by_0(make: Make, target: str, variable: str, option: str) -> None:
+    assert option in make(target, f"{variable}=1")
+    assert option not in make(target, f"{variable}=0")
+    assert option not in make(target, f"{variable}=")
+
+
+def push(tag: str, registry: str) -> subprocess.CompletedProcess[str]:
+    """Run the target with `echo` in place of docker."""
+    command = ["make", "--silent", "push", f"TAG={tag}", f"REGISTRY={registry}", "BUILDER=echo"]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("tag", ["latest", "untracked", "0123456789ab-dirty"])
+def test_a_tag_that_does_not_say_what_is_in_the_images_is_not_pushed(tag: str) -> None:
+    """Sources without git are `untracked`, whatever is in them."""
+    result = push(tag, "registry.example.com/dice")
+    assert result.returncode != 0 and result.stdout == ""
+    assert f"TAG={tag} does not say what is in the images" in result.stderr
+
+
+@pytest.mark.parametrize("registry", ["dice-suite", "team/dice", ""])
+def test_a_registry_without_a_host_is_not_pushed_to(registry: str) -> None:
+    """Docker would take it for a name on Docker Hub, where anybody may have it."""
+    result = push("1", registry)
+    assert result.returncode != 0 and result.stdout == ""
+    assert f"REGISTRY={registry} names no host" in result.stderr
+
+
+@pytest.mark.parametrize("registry", ["registry.example.com/team/dice", "localhost/dice", "mirror:5000"])
+def test_each_image_is_pushed_to_a_registry(registry: str) -> None:
+    names = [f"{registry}/dice-{name}:1" for name in ("core", "generate", "train")]
+    assert all(images.names_a_registry(name) for name in names)
+    assert push("1", registry).stdout.splitlines() == [f"push {name}" for name in names]
