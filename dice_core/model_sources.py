@@ -4,6 +4,7 @@ Says what a source is and brings it to this machine; checking and publishing are
 """
 
 import errno
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -144,8 +145,8 @@ def _explain_hub(source: Source, error: Exception) -> str:
         )
     if isinstance(error, OSError) and error.errno in _LOCAL_FAULTS:
         return (
-            f"{name}: the download cannot be kept in {constants.HF_HUB_CACHE} ({error.strerror}): make room there, or "
-            "set HF_HUB_CACHE to a folder that can be written"
+            f"{name}: the download cannot be kept in {constants.HF_HUB_CACHE} ({error.strerror}): make room there, let "
+            f"user {os.geteuid()} write there, or set HF_HUB_CACHE to another folder"
         )
     return f"{name}: the Hub did not deliver it: {_first_line(error)}"
 

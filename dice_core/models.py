@@ -166,7 +166,7 @@ def fetch_model(uri: str, cache_dir: Path | None = None) -> Path:
         cache_dir: where models are kept; by default the variable DICE_CACHE, or ~/.cache/dice/models.
 
     Raises:
-        StorageError: no finished model is there.
+        StorageError: no finished model is there, or the cache cannot be written.
         ModelError: what is there is no model.
     """
     from filelock import FileLock
@@ -181,9 +181,13 @@ def fetch_model(uri: str, cache_dir: Path | None = None) -> Path:
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(cache / f"{manifest.content_digest}.lock").acquire()
     except OSError as error:
-        raise StorageError(f"{cache}: the model cache cannot be made ({error.strerror}): set DICE_CACHE") from None
-    with FileLock(cache / f"{manifest.content_digest}.lock"):
+        raise StorageError(
+            f"{cache}: user {os.geteuid()} cannot write the model cache ({error.strerror}): let it write there (a "
+            "volume: chown of its root), or set DICE_CACHE to another folder"
+        ) from None
+    with lock:
         if not folder.is_dir():
             names = [name for name in manifest.files if is_model_file(name)]
             kept = _keep_whole_files(unfinished, manifest)

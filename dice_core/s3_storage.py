@@ -21,6 +21,7 @@ from dice_core import layout
 from dice_core.storage import (
     ConflictError,
     MissingObjectError,
+    NoAccessError,
     StorageError,
     StoredObject,
     check_key,
@@ -249,9 +250,9 @@ def _refused(where: str, bucket: str, operation: str, details: dict[str, Any]) -
         "AuthorizationHeaderMalformed": f"wrong region for this bucket: set AWS_REGION ({_one_line(details)})",
         "PermanentRedirect": f"bucket {bucket!r} is in another region: set AWS_REGION",
     }
-    denied = f"{server} denies {operation} with these credentials: grant it for bucket {bucket!r}, or use others"
-    for name in ("AccessDenied", "AllAccessDisabled", "403"):
-        causes[name] = denied
+    if code in ("AccessDenied", "AllAccessDisabled", "403"):
+        remedy = f"grant it for bucket {bucket!r}, or use others"
+        return NoAccessError(f"{where}: {server} denies {operation} with these credentials: {remedy}")
     return StorageError(f"{where}: {causes.get(code) or f'{operation} failed: {code} {_one_line(details)}'}")
 
 
@@ -259,7 +260,7 @@ def _unreachable(where: str, error: Exception) -> StorageError:
     """Return one line for a request that got no answer, or could not be made."""
     server = _endpoint() or "AWS"
     if isinstance(error, boto_errors.NoCredentialsError):
-        return StorageError(f"{where}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        return NoAccessError(f"{where}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if isinstance(error, boto_errors.PartialCredentialsError):
         return StorageError(f"{where}: incomplete credentials: {_one_line(error)}")
     if isinstance(error, boto_errors.SSLError):

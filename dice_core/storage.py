@@ -34,6 +34,10 @@ class MissingObjectError(StorageError):
     """No object at that key."""
 
 
+class NoAccessError(StorageError):
+    """This process has no credentials, or ones without the right."""
+
+
 class ConflictError(StorageError):
     """A conditional write lost: somebody else wrote the object first."""
 

@@ -89,8 +89,9 @@ class ClusterConfig(Settings):
     train_timeout: Duration = "24h"
     evaluate_timeout: Duration = "3h"
     pending_timeout: Duration = "3d"
-    """Time that pods may wait for nodes: of a task, all attempts together, for retries go on that much longer; of the
-    training pods, each attempt."""
+    """Time that the training pods of an attempt may wait for nodes. KFP sets no limit to a task that no node can take
+    (make status says why it waits); the time in which tasks are retried is that much longer, for waiting counts in it.
+    """
     credentials_secret: str = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: the service account has the rights (IRSA)."""
     env: dict[str, str] = Field(default={})

@@ -73,7 +73,7 @@ class ClusterApi:
         return self._call("DELETE", path, body=body) is not None
 
     def may(self, account: str, verb: str, group: str, resource: str) -> bool:
-        """Return whether a service account of the namespace has a right in it.
+        """Return whether a service account of the namespace, or with none whoever asks, has a right in it.
 
         Raises:
             ForbiddenError: the person who asks may not ask that.
@@ -81,19 +81,22 @@ class ClusterApi:
         accounts = "system:serviceaccounts"
         resource, _, subresource = resource.partition("/")
         attributes = {"namespace": self.namespace, "verb": verb, "group": group, "resource": resource}
+        spec: dict[str, Any] = {
+            "resourceAttributes": attributes | ({"subresource": subresource} if subresource else {})
+        }
+        # Whoever administers the namespace alone may create the local kind; everybody the one about oneself.
+        kind, path = "SelfSubjectAccessReview", "selfsubjectaccessreviews"
+        if account:
+            spec["user"] = f"system:serviceaccount:{self.namespace}:{account}"
+            spec["groups"] = [accounts, f"{accounts}:{self.namespace}", "system:authenticated"]
+            kind, path = "LocalSubjectAccessReview", f"namespaces/{self.namespace}/localsubjectaccessreviews"
         review = {
             "apiVersion": "authorization.k8s.io/v1",
-            # Whoever administers the namespace alone may create this kind.
-            "kind": "LocalSubjectAccessReview",
-            "metadata": {"namespace": self.namespace},
-            "spec": {
-                "user": f"system:serviceaccount:{self.namespace}:{account}",
-                "groups": [accounts, f"{accounts}:{self.namespace}", "system:authenticated"],
-                "resourceAttributes": attributes | ({"subresource": subresource} if subresource else {}),
-            },
+            "kind": kind,
+            "metadata": {"namespace": self.namespace} if account else {},
+            "spec": spec,
         }
-        path = f"/apis/authorization.k8s.io/v1/namespaces/{self.namespace}/localsubjectaccessreviews"
-        found = self._call("POST", path, body=review)
+        found = self._call("POST", f"/apis/authorization.k8s.io/v1/{path}", body=review)
         return bool(found["status"].get("allowed"))
 
     def _call(

@@ -7,15 +7,14 @@ import contextlib
 import io
 import json
 import os
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.connection_errors import innermost
+from pipelines.connection_errors import innermost, is_untrusted
+from pipelines.http_route import TRUST_HINT, Route, route_to
 
 PROBE_SECONDS = 5
 _LOCAL_HOST = "http://localhost:8080"
@@ -62,7 +61,11 @@ class KfpApi:
             KfpError: not reachable, not allowed, or not Kubeflow Pipelines 2.
         """
         self.host, self._connection = connection.host, connection
-        self.is_multi_user = bool(probe(connection).get("multi_user"))
+        try:
+            route = route_to(connection.host)
+        except ValueError as error:
+            raise KfpError(str(error)) from None
+        self.is_multi_user = bool(probe(connection, route).get("multi_user"))
         self._namespace = connection.namespace if self.is_multi_user else None
         with warnings.catch_warnings(), self._explained("connect"):
             warnings.simplefilter("ignore")
@@ -74,6 +77,8 @@ class KfpApi:
                 namespace=self._namespace or "kubeflow",
                 existing_token=connection.token or None,
                 cookies=connection.cookies or None,
+                proxy=route.proxy or None,
+                ssl_ca_cert=route.ca_file or None,
             )
 
     def upload_once(self, pipeline: str, version: str, package: Path, description: str) -> tuple[Any, bool]:
@@ -216,26 +221,27 @@ class KfpApi:
             raise KfpError(f"{self.host}: cannot {action}: {innermost(error)}; is it still reachable?") from None
 
 
-def probe(connection: Connection) -> dict[str, Any]:
+def probe(connection: Connection, route: Route) -> dict[str, Any]:
     """Return what Kubeflow Pipelines says of its health.
 
     Raises:
         KfpError: not reachable, not allowed, or not Kubeflow Pipelines 2.
     """
+    import urllib3
+
     headers = {"Accept": "application/json"}
     headers |= {"Authorization": f"Bearer {connection.token}"} if connection.token else {}
     headers |= {"Cookie": connection.cookies} if connection.cookies else {}
-    request = urllib.request.Request(f"{connection.host}/apis/v2beta1/healthz", headers=headers)
+    address, once = f"{connection.host}/apis/v2beta1/healthz", urllib3.Retry(connect=0, read=0, other=0, redirect=3)
     try:
-        with urllib.request.urlopen(request, timeout=PROBE_SECONDS) as response:
-            body = response.read()
-    except urllib.error.HTTPError as error:
-        raise KfpError(_explain_status(connection, "ask for its health", error.code, error.read())) from None
-    except (OSError, ValueError) as error:
-        hint = _HINT.format(connection.namespace)
+        response = route.pool().request("GET", address, headers=headers, timeout=PROBE_SECONDS, retries=once)
+    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        hint = TRUST_HINT if is_untrusted(error) else _HINT.format(connection.namespace)
         raise KfpError(f"{connection.host}: cannot be reached ({innermost(error)}): {hint}") from None
+    if response.status >= 400:
+        raise KfpError(_explain_status(connection, "ask for its health", response.status, response.data))
     try:
-        found = json.loads(body)
+        found = json.loads(response.data)
     except ValueError:
         found = None
     if not isinstance(found, dict):

@@ -10,10 +10,8 @@ from typing import Any
 
 from pipelines.cluster_api import ClusterApi, ClusterError
 from pipelines.kfp_api import Connection, KfpApi
+from pipelines.pods import STAGE_LABEL, stage_pods, waiting_reason
 from pipelines.runs import newest
-
-STAGE_LABEL = "app.kubernetes.io/component"
-_RUN_LABEL = "pipeline/runid"
 
 
 def logs(options: argparse.Namespace) -> int:
@@ -34,13 +32,6 @@ def logs(options: argparse.Namespace) -> int:
     return 0
 
 
-def stage_pods(cluster: ClusterApi, run_id: str, stage: str = "") -> list[dict[str, Any]]:
-    """Return the pods of a run that do the work of a stage, oldest first, without KFP's own beside them."""
-    selector = f"{_RUN_LABEL}={run_id},{STAGE_LABEL}" + (f"={stage}" if stage else "")
-    pods = cluster.list(f"/api/v1/namespaces/{cluster.namespace}/pods", labelSelector=selector)
-    return sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
-
-
 def show(cluster: ClusterApi, pod: dict[str, Any], num_lines: int) -> None:
     """Print the end of a pod's log; what keeps a pod from starting where it has none."""
     metadata, status = pod["metadata"], pod.get("status", {})
@@ -55,13 +46,3 @@ def show(cluster: ClusterApi, pod: dict[str, Any], num_lines: int) -> None:
         return
     for line in text.splitlines():
         print(f"[{stage}] {line}")
-
-
-def waiting_reason(status: dict[str, Any]) -> str:
-    """Return why a pod does not run yet, such as `ImagePullBackOff: ...`; empty where it says nothing."""
-    for container in status.get("containerStatuses", ()):
-        waiting = container.get("state", {}).get("waiting")
-        if waiting:
-            return f"{waiting.get('reason')}: {waiting.get('message', '')}".rstrip(": ")
-    conditions = [entry for entry in status.get("conditions", ()) if entry.get("status") == "False"]
-    return "; ".join(entry["message"] for entry in conditions if entry.get("message"))

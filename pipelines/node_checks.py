@@ -1,6 +1,7 @@
-"""What preflight asks of the nodes: do they have the images, can one of them take a training pod."""
+"""What preflight asks of the nodes: do they have the images, can they take the pods of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from components import images
@@ -8,6 +9,45 @@ from dice_core.config import LaunchConfig
 from dice_core.pod_settings import quantity
 from pipelines.cluster import ClusterConfig
 from pipelines.cluster_api import ClusterApi, ClusterError
+from pipelines.findings import UncertainError
+
+_NODES = "/api/v1/nodes"
+
+
+@dataclass(frozen=True)
+class Pods:
+    """Pods that run at a time, what each requests, where they may go."""
+
+    what: str
+    number: int
+    requests: Mapping[str, str]
+    pool: str
+    """What the settings of their nodes begin with."""
+    selector: Mapping[str, str]
+    tolerations: Sequence[Mapping[str, Any]]
+    sizes: str
+    """The settings that decide the requests."""
+
+
+def training_pods(config: ClusterConfig, launch: LaunchConfig) -> Pods:
+    """Return the pods of training; the other tasks with GPUs go to the same nodes and are smaller."""
+    requests = {"cpu": launch.cpu or config.trainer_cpu, "memory": launch.memory or config.trainer_memory}
+    if config.gpu_resource:
+        requests[config.gpu_resource] = str(launch.processes_per_node)
+    selector, tolerations = config.gpu_node_selector, config.gpu_tolerations
+    sizes = "cluster.trainer_cpu, cluster.trainer_memory, launch.processes_per_node"
+    return Pods("a training pod", launch.num_nodes, requests, "cluster.gpu", selector, tolerations, sizes)
+
+
+def cpu_task_pods(config: ClusterConfig) -> Pods:
+    """Return the largest task without a GPU."""
+    requests = {
+        "cpu": max(config.cpu_task_cpu, config.launcher_cpu, key=quantity),
+        "memory": max(config.cpu_task_memory, config.import_memory, config.launcher_memory, key=quantity),
+    }
+    selector, tolerations = config.cpu_node_selector, config.cpu_tolerations
+    sizes = "cluster.cpu_task_cpu, cluster.cpu_task_memory, cluster.import_memory"
+    return Pods("the largest CPU task", 1, requests, "cluster.cpu", selector, tolerations, sizes)
 
 
 def check_images(cluster: ClusterApi) -> str:
@@ -20,7 +60,7 @@ def check_images(cluster: ClusterApi) -> str:
                 "then make images push, or give TAG="
             )
         return f"{', '.join(wanted)}, to be pulled"
-    nodes = cluster.list("/api/v1/nodes")
+    nodes = cluster.list(_NODES)
     names = {name for node in nodes for image in node["status"].get("images", ()) for name in image.get("names") or ()}
     missing = [image for image in wanted if not any(f"/{name}".endswith(f"/{image}") for name in names)]
     if missing:
@@ -31,42 +71,48 @@ def check_images(cluster: ClusterApi) -> str:
     return f"{', '.join(wanted)}, on the nodes"
 
 
-def check_nodes(cluster: ClusterApi, config: ClusterConfig, launch: LaunchConfig) -> str:
-    """Find nodes that can take the training pods, and with them the smaller ones of the other stages."""
-    selector = ",".join(f"{name}={value}" for name, value in config.gpu_node_selector.items())
-    nodes = cluster.list("/api/v1/nodes", **({"labelSelector": selector} if selector else {}))
-    if not nodes and not selector:
-        raise ClusterError("there is none: start the pool")
-    if not nodes:
-        raise ClusterError(f"none has the labels {selector}: start the pool, or SET='cluster.gpu_node_selector=...'")
-    needs = {
-        "cpu": launch.cpu or config.trainer_cpu,
-        "memory": launch.memory or config.trainer_memory,
-        **({config.gpu_resource: str(launch.processes_per_node)} if config.gpu_resource else {}),
-    }
-    faults = {node["metadata"]["name"]: _fault(node, needs, config) for node in nodes}
+def check_nodes(cluster: ClusterApi, pods: Pods) -> str:
+    """Find nodes that can take the pods.
+
+    Raises:
+        UncertainError: too few are there now; an autoscaler may make more.
+        ClusterError: there are nodes, and none of them can.
+    """
+    selector = ",".join(f"{name}={value}" for name, value in pods.selector.items())
+    nodes = cluster.list(_NODES, **({"labelSelector": selector} if selector else {}))
+    if not selector:
+        # What has no such resource at all is no node of the pool.
+        gpus = pods.requests.keys() - {"cpu", "memory"}
+        nodes = [node for node in nodes if gpus <= node["status"].get("allocatable", {}).keys()]
+    faults = {node["metadata"]["name"]: _fault(node, pods) for node in nodes}
     usable = [name for name, fault in faults.items() if not fault]
-    if len(usable) < launch.num_nodes:
-        reasons = "; ".join(f"{name} {fault}" for name, fault in list(faults.items())[:3] if fault)
-        raise ClusterError(f"training needs {launch.num_nodes}, {len(usable)} of {len(nodes)} can take it: {reasons}")
-    wanted = ", ".join(f"{value} {name}" for name, value in needs.items())
-    return f"{len(usable)} of {len(nodes)} can take a training pod ({wanted})"
+    wanted = f"{pods.what} ({', '.join(f'{value} {name}' for name, value in pods.requests.items())})"
+    if len(usable) >= pods.number:
+        return f"{len(usable)} of {len(nodes)} can take {wanted}"
+    if nodes and not usable:
+        reasons = "; ".join(f"{name} {fault}" for name, fault in list(faults.items())[:3])
+        raise ClusterError(
+            f"none of {len(nodes)} can take {wanted}: {reasons}. Add one that can; the requests come from {pods.sizes}"
+        )
+    raise UncertainError(
+        f"{len(usable)} {f'with the labels {selector} ' if selector else ''}can take {wanted} now, {pods.number} are "
+        f"needed: right where an autoscaler makes more (from zero too); otherwise start them, or SET='{pods.pool}"
+        "_node_selector=...'"
+    )
 
 
-def _fault(node: Mapping[str, Any], needs: Mapping[str, str], config: ClusterConfig) -> str:
-    """Return why a node cannot take a training pod; empty if it can."""
+def _fault(node: Mapping[str, Any], pods: Pods) -> str:
+    """Return why a node cannot take a pod; empty if it can."""
     ready = {entry["type"]: entry["status"] for entry in node["status"].get("conditions", ())}.get("Ready")
     if ready != "True":
         return "is not ready"
     if node["spec"].get("unschedulable"):
         return "is cordoned"
     for taint in node["spec"].get("taints", ()):
-        if taint["effect"] != "PreferNoSchedule" and not any(
-            _tolerates(rule, taint) for rule in config.gpu_tolerations
-        ):
-            return f"has the taint {taint['key']}:{taint['effect']}, which cluster.gpu_tolerations does not tolerate"
+        if taint["effect"] != "PreferNoSchedule" and not any(_tolerates(rule, taint) for rule in pods.tolerations):
+            return f"has the taint {taint['key']}:{taint['effect']}, which {pods.pool}_tolerations does not tolerate"
     offered = node["status"].get("allocatable", {})
-    for name, value in needs.items():
+    for name, value in pods.requests.items():
         if quantity(offered.get(name, "0")) < quantity(value):
             return f"offers {offered.get(name, 'no')} {name}, {value} are needed"
     return ""

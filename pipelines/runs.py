@@ -14,8 +14,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dice_core import layout, recurring
+from pipelines.cluster_api import ClusterApi, ClusterError
 from pipelines.durations import show_duration
 from pipelines.kfp_api import Connection, KfpApi, KfpError
+from pipelines.pods import waiting_pods
 from pipelines.training_jobs import own_name, parameters_of, stop_training
 
 POLL_SECONDS = 10.0
@@ -53,7 +55,8 @@ class TaskName:
 
 def status(options: argparse.Namespace) -> int:
     """Show the newest run of a name with its tasks, or without a name the latest runs; 1 if the run has failed."""
-    api = KfpApi(Connection.from_environment(options.host, options.namespace))
+    connection = Connection.from_environment(options.host, options.namespace)
+    api = KfpApi(connection)
     if not options.run:
         for run in api.runs()[:_SHOWN_RUNS]:
             print(f"{run.display_name:<40} {run.state:<10} {run.created_at:%Y-%m-%d %H:%M}")
@@ -62,7 +65,18 @@ def status(options: argparse.Namespace) -> int:
     print(f"run {options.run}: {run.state}, {api.address('runs', run.run_id)}")
     for task in task_states(run, task_names(api.pipeline_spec(run))):
         print(f"  {task}")
+    if run.state not in FINAL:
+        _show_waiting(options.context, connection.namespace, run.run_id)
     return int(run.state == "FAILED")
+
+
+def _show_waiting(context: str, namespace: str, run_id: str) -> None:
+    """Print why pods do not run yet: KFP shows a task that no node can take like one at work."""
+    try:
+        for name, reason in waiting_pods(ClusterApi(context, namespace), run_id):
+            print(f"  {name} does not run yet: {reason or 'no reason given'}")
+    except ClusterError as error:
+        print(f"pipelines: {error}; why tasks wait is not shown", file=sys.stderr)
 
 
 def retry(options: argparse.Namespace) -> int:

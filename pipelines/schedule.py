@@ -1,11 +1,14 @@
 """`make schedule` and `make unschedule`: recurring runs. Each starts from the last promoted policy, on newest prompts.
 
 KFP has no call that changes a recurring run: one of the same name is deleted once the new one is there. It never runs
-twice at a time and never catches up on what it missed.
+twice at a time and never catches up on what it missed. KFP counts the runs of each recurring run alone: one that the
+replaced schedule started may go on beside the next, and is named.
 """
 
 import argparse
 import dataclasses
+import shlex
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -18,7 +21,8 @@ from pipelines.cron import check_cron
 from pipelines.durations import show_duration, to_seconds
 from pipelines.kfp_api import Connection, KfpApi, KfpError
 from pipelines.presets import Preset
-from pipelines.submit import check_images, chosen_root, prepare, root_of_cluster, show, upload
+from pipelines.submit import ACTIVE, check_images, chosen_root, prepare, root_of_cluster, show, upload
+from pipelines.training_jobs import own_name
 
 _JOB_ID = "0" * 32
 _SHORTEST_SECONDS = 3600
@@ -48,9 +52,10 @@ def schedule(options: argparse.Namespace, preset: Preset) -> int:
         "params": submission.parameters,
         "service_account": PIPELINE_ACCOUNT,
     }
-    created, num_replaced = replace_schedule(api, api.experiment(submission.pipeline), name, settings)
+    created, replaced = replace_schedule(api, api.experiment(submission.pipeline), name, settings)
     address = api.address("recurringrun", created.recurring_run_id)
-    print(f"schedule {name}: {show_trigger(trigger)}{', replaced' if num_replaced else ''}: {address}")
+    print(f"schedule {name}: {show_trigger(trigger)}{', replaced' if replaced else ''}: {address}")
+    warn_of_runs(api, replaced)
     if not preset.prompts_source.endswith("/"):
         print("each run takes the same prompts: PROMPTS=s3://bucket/prefix/ gives each the newest file below it")
     return 0
@@ -89,8 +94,10 @@ def unschedule(options: argparse.Namespace) -> int:
     return 0
 
 
-def replace_schedule(api: KfpApi, experiment_id: str, name: str, settings: dict[str, Any]) -> tuple[Any, int]:
-    """Create a recurring run, delete those that had its name before; return it and how many these were.
+def replace_schedule(
+    api: KfpApi, experiment_id: str, name: str, settings: dict[str, Any]
+) -> tuple[Any, frozenset[str]]:
+    """Create a recurring run, delete those that had its name before; return it and the ids of these.
 
     In this order: where the new one is refused, the old one stays.
     """
@@ -98,7 +105,21 @@ def replace_schedule(api: KfpApi, experiment_id: str, name: str, settings: dict[
     created = api.create_schedule(experiment_id, name, **settings)
     for entry in before:
         api.delete_schedule(entry.recurring_run_id)
-    return created, len(before)
+    return created, frozenset(str(entry.recurring_run_id) for entry in before)
+
+
+def warn_of_runs(api: KfpApi, schedule_ids: frozenset[str]) -> None:
+    """Name the runs under way of schedules that are replaced: the new one does not wait for them."""
+    if not schedule_ids:
+        return
+    for run in api.recurring_runs():
+        if run.recurring_run_id in schedule_ids and run.state in ACTIVE:
+            name = own_name(api.run(run.run_id)) or run.display_name
+            print(
+                f"run {name}: {run.state}, of the replaced schedule: the next run does not wait for it; if they must "
+                f"not overlap: make cancel RUN={shlex.quote(name)} ({api.address('runs', run.run_id)})",
+                file=sys.stderr,
+            )
 
 
 def chosen_trigger(cron: str, every: str) -> dict[str, Any]:

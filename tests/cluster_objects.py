@@ -17,6 +17,7 @@ import yaml
 
 NAMESPACE = "/api/v1/namespaces/kubeflow"
 REVIEWS = "/apis/authorization.k8s.io/v1/namespaces/kubeflow/localsubjectaccessreviews"
+OWN_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _ROLES = sorted((Path(__file__).parents[1] / "manifests" / "base").glob("role-[tw]*.yaml"))
 Object = dict[str, Any]
 
@@ -31,6 +32,8 @@ class ClusterObjects:
     """Paths that answer 403."""
     role_rules: list[Object] = field(default_factory=lambda: [rule for path in _ROLES for rule in _rules(path)])
     """Of the service account dice-pipeline."""
+    refused: set[str] = field(default_factory=set)
+    """What the person who asks may not, such as `delete pytorchjobs`."""
     port: int = 0
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
@@ -44,6 +47,10 @@ class ClusterObjects:
             ):
                 return 400, {"message": "the namespace of the review is not that of the request"}
             return 201, {**body, "status": {"allowed": self._allows(body["spec"])}}
+        if method == "POST" and path == OWN_REVIEWS:
+            if body["kind"] != "SelfSubjectAccessReview" or body["spec"].keys() != {"resourceAttributes"}:
+                return 400, {"message": "not a review of one's own rights"}
+            return 201, {**body, "status": {"allowed": _right(body["spec"]) not in self.refused}}
         if method == "DELETE":
             return self._delete(path, body)
         if path not in self.objects:
@@ -65,7 +72,7 @@ class ClusterObjects:
 
     def _allows(self, spec: Object) -> bool:
         wanted = spec["resourceAttributes"]
-        resource = "/".join(filter(None, [wanted["resource"], wanted.get("subresource")]))
+        resource = _right(spec).partition(" ")[2]
         return spec["user"] == "system:serviceaccount:kubeflow:dice-pipeline" and any(
             wanted["verb"] in rule["verbs"] and wanted["group"] in rule["apiGroups"] and resource in rule["resources"]
             for rule in self.role_rules
@@ -84,6 +91,12 @@ class ClusterObjects:
         }
         path.write_text(yaml.safe_dump(config))
         return path
+
+
+def _right(spec: Object) -> str:
+    wanted = spec["resourceAttributes"]
+    resource = "/".join(filter(None, [wanted["resource"], wanted.get("subresource")]))
+    return f"{wanted['verb']} {resource}"
 
 
 def _rules(path: Path) -> list[Object]:

@@ -7,6 +7,7 @@ value is a 400, as the real server answers. What it was sent stays in `requests`
 import json
 import re
 import socket
+import ssl
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from datetime import UTC, datetime
 from email.message import Message
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -97,12 +99,14 @@ class KfpServer:
     """What becomes of a run: each time one is read, the next entry is merged into it."""
     faults: list[int | None] = field(default_factory=list)
     """Statuses to answer the next calls with, instead of serving them; 0 breaks the connection, None serves."""
+    certificate: Path | None = None
+    """A PEM file with a key too: it then speaks TLS."""
     port: int = 0
 
     @property
     def host(self) -> str:
         """Its address."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.certificate else 'http'}://127.0.0.1:{self.port}"
 
     def posted(self, path: str) -> list[Any]:
         """Return the bodies sent to a path."""
@@ -310,6 +314,10 @@ def running_kfp_server(**wishes: Any) -> Iterator[KfpServer]:
     server = KfpServer(**wishes)
     http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(server))
     server.port = http.server_address[1]
+    if server.certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(server.certificate)
+        http.socket = context.wrap_socket(http.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

@@ -31,7 +31,7 @@ PURE = {
 BUILDING = {"dice_core"} | {f"dice_core.{name}" for name in ("checks", "config", "layout", "overrides", "pod_settings")}
 RUNNING = BUILDING | {"dice_core.manifest", "dice_core.report", "dice_core.storage"}
 RUNNING |= {"dice_core.failure_report", "dice_core.pytorchjob_spec", "dice_core.recurring"}
-RUNNERS = {"demo", "preflight", "runs", "schedule", "screen", "training_jobs"}
+RUNNERS = {"demo", "findings", "runs", "s3_checks", "schedule", "screen", "training_jobs"}
 
 
 def modules(package: str) -> list[Path]:

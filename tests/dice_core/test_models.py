@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -236,6 +238,33 @@ def test_a_fetched_model_is_taken_from_the_cache(
     monkeypatch.setattr(models, "fetch_files", lambda *_: pytest.fail("downloaded again"))
 
     assert fetch_model(uri, tmp_path / "cache") == first
+
+
+@contextmanager
+def as_nobody_special() -> Iterator[int]:
+    """Run as a user who is not root, as the images do; gives its id."""
+    user, is_root = os.geteuid(), os.geteuid() == 0
+    if is_root:
+        os.seteuid(10001)
+    try:
+        yield os.geteuid()
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("cache", [".", "models"])
+def test_a_cache_that_the_user_may_not_write_is_told_with_the_user(
+    cache: str, model_copy: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A volume whose root folder belongs to root, in a pod without fsGroup."""
+    import_model(str(model_copy), uri := f"{s3}/models/unkept/{cache.strip('.')}x")
+    # By a relative path: only whoever runs the tests may pass the folders above.
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o555)
+    with as_nobody_special() as user, pytest.raises(StorageError) as caught:
+        fetch_model(uri, Path(cache))
+    tmp_path.chmod(0o755)
+    assert f"user {user} cannot write the model cache (Permission denied): let it write there" in str(caught.value)
 
 
 def test_the_cache_is_where_the_variable_says(

@@ -1,4 +1,4 @@
-"""`make preflight` and `make logs`: what is told of a cluster that has everything, that lacks something, of none."""
+"""`make preflight`: what is told of a cluster that has everything, that lacks something, of none."""
 
 import copy
 from collections.abc import Iterator
@@ -22,6 +22,15 @@ NODE = {
         "allocatable": {"cpu": "95690m", "memory": "1150Gi", "nvidia.com/gpu": "8"},
     },
 }
+CPU_NODE = {
+    "metadata": {"name": "cpu-1"},
+    "spec": {},
+    "status": {
+        "conditions": [{"type": "Ready", "status": "True"}],
+        "allocatable": {"cpu": "7910m", "memory": "60Gi"},
+    },
+}
+CLAIM = f"{NAMESPACE}/persistentvolumeclaims/dice-model-cache"
 
 
 def everything(root: str) -> dict[str, Any]:
@@ -35,9 +44,9 @@ def everything(root: str) -> dict[str, Any]:
         f"{NAMESPACE}/configmaps/dice-config": {
             "data": {"AWS_ENDPOINT_URL": "", "AWS_REGION": "us-east-1", "DICE_ROOT": root}
         },
-        f"{NAMESPACE}/persistentvolumeclaims/dice-model-cache": {"status": {"phase": "Bound"}},
+        CLAIM: {"spec": {"accessModes": ["ReadWriteMany"]}, "status": {"phase": "Bound"}},
         f"{NAMESPACE}/resourcequotas": [quota],
-        "/api/v1/nodes": [copy.deepcopy(NODE)],
+        "/api/v1/nodes": [copy.deepcopy(NODE), copy.deepcopy(CPU_NODE)],
     }
 
 
@@ -78,9 +87,11 @@ def test_a_cluster_that_has_everything_is_ok_line_by_line(
         "model cache",
         "training operator",
         "rights of dice-pipeline",
+        "your rights",
         "images",
         "shared memory",
-        "nodes",
+        "nodes for training",
+        "nodes for CPU tasks",
         "quota",
         "root",
         "S3, from this machine",
@@ -108,24 +119,22 @@ def node(change: Any) -> Any:
         (lambda c: c.role_rules.pop(0), [], "may not create pytorchjobs, get pytorchjobs"),
         (without_results, [], "may not create workflowtaskresults, patch workflowtaskresults: make deploy"),
         (without_results, ["cluster.training_backend=torchrun"], "may not create workflowtaskresults"),
-        (without(f"{NAMESPACE}/persistentvolumeclaims/dice-model-cache"), [], "model cache: no claim dice-model-cache"),
-        (lambda c: c.objects[f"{NAMESPACE}/persistentvolumeclaims/dice-model-cache"].update(
-            status={"phase": "Pending"}, spec={"storageClassName": "efs"}), [], "waits for the storage class efs"),
+        (without(CLAIM), [], "model cache: no claim dice-model-cache"),
+        (lambda c: c.objects[CLAIM].update(status={"phase": "Pending"}, spec={"storageClassName": "efs"}), [],
+         "waits for the storage class efs"),
         (lambda c: c.objects[f"{NAMESPACE}/configmaps/dice-config"]["data"].pop("AWS_REGION"), [], "no key AWS_REGION"),
         (lambda _: None, ["cluster.credentials_secret=dice-s3"], "secret dice-s3: there is none in namespace kubeflow"),
         (lambda c: c.objects.update({f"{NAMESPACE}/secrets/hub": {"data": {"TOKEN": ""}}}),
          ["cluster.env_secret=hub"], "secret hub: has no key HF_TOKEN"),
         (lambda _: None, ['cluster.image_pull_secrets=["r"]'], "image pull secret r: there is none"),
-        (lambda _: None, ['cluster.gpu_node_selector={"pool":"x"}'], "none has the labels pool=x: start the pool"),
-        (lambda c: c.objects["/api/v1/nodes"].clear(), ["cluster.gpu_node_selector={}"], "nodes: there is none: start"),
-        (node(lambda n: n["metadata"]["labels"].clear()), [], "none has the labels node.kubernetes.io/instance-type="),
         (node(lambda n: n["spec"].update(unschedulable=True)), [], "gpu-1 is cordoned"),
         (node(lambda n: n["status"]["conditions"].clear()), [], "gpu-1 is not ready"),
         (node(lambda n: n["spec"]["taints"][0].update(key="team")), [], "gpu-1 has the taint team:NoSchedule"),
         (node(lambda n: n["status"]["allocatable"].pop("nvidia.com/gpu")), [], "offers no nvidia.com/gpu, 8 are"),
         (node(lambda n: n["status"]["allocatable"].update(memory="500Gi")), [], "offers 500Gi memory, 900Gi are"),
+        (lambda c: c.objects["/api/v1/nodes"].pop(), [], "nodes for CPU tasks: none of 1 can take the"),
+        (lambda _: None, ["launch.queue_name=dcie"], "queue: launch.queue_name is 'dcie' and the API knows no Kueue"),
         (node(lambda n: n["status"]["images"].pop(1)), [], f"images: {images.GENERATE}: on no node"),
-        (lambda _: None, ["launch.num_nodes=2"], "training needs 2, 1 of 1 can take it"),
         (lambda _: None, ["cluster.trainer_shm_size=700Gi"], "/dev/shm of a training pod is 700Gi of its 900Gi"),
         (lambda _: None, ["cluster.trainer_shm_size="], "NCCL needs more: SET=cluster"),
         (lambda c: c.objects[f"{NAMESPACE}/resourcequotas"][0]["spec"]["hard"].update({"requests.nvidia.com/gpu": "0"}),
@@ -192,20 +201,52 @@ def test_what_one_may_not_look_at_is_told_and_does_not_fail(
     cluster.forbidden |= {"/api/v1/nodes", REVIEWS}
     code, lines = preflight(capsys)
     asked = [line for line in lines if line.startswith("?")]
-    assert code == 0 and len(asked) == 3
+    assert code == 0 and len(asked) == 4
     assert (
         "kubectl auth can-i create pytorchjobs.kubeflow.org --namespace kubeflow --as system:serviceaccount" in asked[0]
     )
 
 
-def test_an_s3_server_inside_the_cluster_is_not_looked_for_from_outside(
-    cluster: ClusterObjects, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def doubtful(lines: list[str]) -> str:
+    (line,) = [line for line in lines if line.startswith("?")]
+    return line
+
+
+def test_what_a_person_may_not_do_later_is_told_and_does_not_fail(
+    cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cluster.objects[f"{NAMESPACE}/configmaps/dice-config"]["data"]["AWS_ENDPOINT_URL"] = "http://dice-object-store:8333"
-    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    cluster.refused = {"delete pytorchjobs", "get pods/log"}
     code, lines = preflight(capsys)
     assert code == 0
-    assert lines[-1].startswith("?     S3: http://dice-object-store:8333 is inside the cluster")
+    assert doubtful(lines).startswith("?     your rights: you may not get pods/log, delete pytorchjobs: make logs or")
+
+
+def test_a_volume_of_one_node_is_doubted_where_there_are_several(
+    cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.objects[CLAIM]["spec"]["accessModes"] = ["ReadWriteOnce"]
+    code, lines = preflight(capsys)
+    assert code == 0
+    assert doubtful(lines).startswith(
+        "?     model cache: claim dice-model-cache is ReadWriteOnce: while pods of one node"
+    )
+    assert "ReadWriteMany, or SET=cluster.model_cache_claim=" in doubtful(lines)
+
+
+def test_a_pool_that_is_scaled_to_zero_does_not_fail(
+    cluster: ClusterObjects, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CORE", "GENERATE", "TRAIN"):
+        monkeypatch.setattr(images, name, f"registry.example.com/dice/dice-{name.lower()}:1")
+    del cluster.objects["/api/v1/nodes"][0]
+    code, lines = preflight(capsys)
+    assert code == 0 and doubtful(lines).startswith("?     nodes for training: 0 with the labels node.kubernetes.io/")
+
+
+def test_what_the_operator_adds_to_workers_is_told(cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]) -> None:
+    _, lines = preflight(capsys, "launch.num_nodes=2")
+    (line,) = [line for line in lines if "training operator:" in line]
+    assert line.startswith("ok") and "alpine:3.10" in line
 
 
 def test_s3_without_the_right_keys_is_one_line(
@@ -213,7 +254,7 @@ def test_s3_without_the_right_keys_is_one_line(
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     code, lines = preflight(capsys)
-    assert code == 1 and [line for line in lines if line.startswith("FAIL  S3, from this machine: s3://")]
+    assert code == 1 and [line for line in lines if line.startswith("FAIL  S3, from this machine: http")]
 
 
 def test_the_cpu_preset_asks_for_no_gpu_and_for_its_secret(
@@ -226,39 +267,5 @@ def test_the_cpu_preset_asks_for_no_gpu_and_for_its_secret(
     cluster.objects["/api/v1/nodes"] = [laptop]
     code, lines = preflight(capsys, preset="demo")
     assert code == 0, lines
-    assert "ok    nodes: 1 of 1 can take a training pod (1 cpu, 6Gi memory)" in lines
+    assert "ok    nodes for training: 1 of 1 can take a training pod (1 cpu, 6Gi memory)" in lines
     assert not [line for line in lines if "quota" in line]
-
-
-def test_logs_are_those_of_the_runs_stages_oldest_first(
-    cluster: ClusterObjects, kfp: KfpServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def pod(name: str, stage: str, time: str, status: Any) -> Any:
-        labels = {"pipeline/runid": "r1", **({"app.kubernetes.io/component": stage} if stage else {})}
-        return {"metadata": {"name": name, "labels": labels, "creationTimestamp": time}, "status": status}
-
-    pulling = {"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "ErrImagePull"}}}]}
-    cluster.objects[f"{NAMESPACE}/pods"] = [
-        pod("b", "train", "2026-01-01T00:00:05Z", {"phase": "Running"}),
-        pod("a", "pair", "2026-01-01T00:00:01Z", {"phase": "Succeeded"}),
-        pod("c", "evaluate", "2026-01-01T00:00:09Z", pulling),
-        pod("driver", "", "2026-01-01T00:00:00Z", {}),
-    ]
-    cluster.objects |= {f"{NAMESPACE}/pods/a/log": "one\ntwo\n", f"{NAMESPACE}/pods/b/log": "step 1\n"}
-    cluster.forbidden.add(f"{NAMESPACE}/pods/c/log")
-    kfp.runs = [{"run_id": "r1", "display_name": "x", "state": "RUNNING", "created_at": "2026-01-01T00:00:00Z"}]
-    assert main(["logs", "--run", "x"]) == 0
-    printed = capsys.readouterr()
-    assert printed.out.splitlines() == [
-        "== pair: a (Succeeded)",
-        "[pair] one",
-        "[pair] two",
-        "== train: b (Running)",
-        "[train] step 1",
-        "== evaluate: c (Pending)",
-    ]
-    assert "no log: ErrImagePull" in printed.err
-    assert main(["logs", "--run", "x", "--task", "train"]) == 0
-    assert "pair" not in capsys.readouterr().out
-    assert main(["logs", "--run", "x", "--task", "score"]) == 1
-    assert "no pod of stage 'score' is left" in capsys.readouterr().err

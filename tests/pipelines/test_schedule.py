@@ -57,13 +57,29 @@ def test_the_same_name_replaces_the_schedule(server: KfpServer, capsys: pytest.C
     assert {row["display_name"] for row in server.recurring_runs} == {"weekly", "other"}
 
 
+def test_a_run_that_a_replaced_schedule_left_under_way_is_named(
+    server: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert schedule("--every", "7d", "--name", "weekly") == schedule("--every", "7d", "--name", "other") == 0
+    ids = {row["display_name"]: row["recurring_run_id"] for row in server.recurring_runs}
+    for number, (name, state) in enumerate([("weekly", "RUNNING"), ("weekly", "SUCCEEDED"), ("other", "RUNNING")]):
+        row = {"run_id": f"{number}f2a9c1b-77aa", "display_name": f"Run of {name} {number}", "state": state}
+        row |= {"recurring_run_id": ids[name], "created_at": "2026-01-01T00:00:00Z"}
+        server.runs.append(row | {"runtime_config": {"parameters": {"run": name}}})
+    assert "of the replaced schedule" not in capsys.readouterr().err
+    assert schedule("--every", "2d", "--name", "weekly") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("run weekly-0f2a9c1b: RUNNING, of the replaced schedule: the next run does not wait for it")
+    assert "make cancel RUN=weekly-0f2a9c1b" in line
+
+
 def test_a_schedule_that_is_refused_leaves_the_old_one(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert schedule("--every", "7d") == 0
     num_calls = len(server.requests)
     assert schedule("--every", "7d") == 0
     before = [row["recurring_run_id"] for row in server.recurring_runs]
-    # The last call but one: the recurring run itself; the pipeline is there already.
-    server.faults = [None] * (len(server.requests) - num_calls - 2) + [500]
+    calls = [(method, path) for method, path, _ in server.requests[num_calls:]]
+    server.faults = [None] * calls.index(("POST", "/recurringruns")) + [500]
     assert schedule("--every", "1d") == 1
     assert [row["recurring_run_id"] for row in server.recurring_runs] == before
     assert "HTTP 500" in capsys.readouterr().err
