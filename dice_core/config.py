@@ -243,8 +243,8 @@ class LaunchConfig(Settings):
     """Size of /dev/shm in memory, such as "64Gi"; empty: the container runtime's own (64 MB with most)."""
     model_cache_claim: str = ""
     """Volume claim to keep models on; empty: each pod downloads its own."""
-    run_as_user: Int = Field(default=10001, ge=1)
-    """User and group of the processes. Never root."""
+    run_as_user: Int = Field(default=10001, ge=0)
+    """User and group of the processes. 0 leaves the choice to the cluster (OpenShift); root is refused either way."""
     env: dict[str, str] = Field(default_factory=dict)
     """More environment variables of the pods, such as NCCL_SOCKET_IFNAME; they win over the built-in ones."""
     labels: Labels = Field(default_factory=dict)

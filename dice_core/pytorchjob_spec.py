@@ -139,14 +139,13 @@ def _torchrun(launch: LaunchConfig) -> list[str]:
 
 
 def _replica(number: int, container: Mapping[str, Any], launch: LaunchConfig) -> dict[str, Any]:
+    user = launch.run_as_user
     pod: dict[str, Any] = {
         "containers": [container],
         "volumes": _volumes(launch),
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": launch.run_as_user,
-            "runAsGroup": launch.run_as_user,
-            "fsGroup": launch.run_as_user,
+            **({name: user for name in ("runAsUser", "runAsGroup", "fsGroup")} if user else {}),
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },

@@ -104,7 +104,7 @@ def launch_on_cluster(preset: Preset) -> LaunchConfig:
         "model_cache_claim": cluster.model_cache_claim,
         "pending_deadline_seconds": to_seconds(cluster.pending_timeout),
         "active_deadline_seconds": cluster.timeout_seconds("train"),
-        **({"run_as_user": cluster.run_as_user} if cluster.run_as_user else {}),
+        "run_as_user": cluster.run_as_user,
     }
     defaults = LaunchConfig()
     left = {name: value for name, value in values.items() if getattr(launch, name) == getattr(defaults, name)}

@@ -155,6 +155,13 @@ def test_pods_run_as_nobody_special_on_a_read_only_root_with_room_where_it_is_ne
     assert (values["DICE_SCRATCH"], values["HOME"]) == ("/scratch", "/tmp")
 
 
+def test_a_user_of_0_leaves_the_choice_to_the_cluster_and_still_refuses_root() -> None:
+    by_default, chosen = (pod_of(spec_of(**settings))["securityContext"] for settings in ({}, {"run_as_user": 0}))
+    users = {name: 10001 for name in ("runAsUser", "runAsGroup", "fsGroup")}
+    assert by_default == chosen | users
+    assert chosen["runAsNonRoot"] is True and not users.keys() & chosen.keys()
+
+
 def test_training_keeps_models_where_the_images_and_the_other_tasks_do() -> None:
     in_images = {
         place

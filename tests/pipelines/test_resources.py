@@ -186,6 +186,7 @@ def test_no_pod_runs_as_root(zephyr: Compiled, tmp_path: Path) -> None:
         assert executor.platform["securityContext"] == {"runAsUser": "10001", "runAsNonRoot": True}
     chosen = compiled(tmp_path, "cluster.run_as_user=0")
     assert chosen.executors("pair")[0].platform["securityContext"] == {"runAsNonRoot": True}
+    assert (zephyr.launch["run_as_user"], chosen.launch["run_as_user"]) == (10001, 0)
 
 
 def test_the_place_of_s3_comes_from_the_config_map(zephyr: Compiled) -> None:
