@@ -264,8 +264,11 @@ class LaunchConfig(Settings):
     after a signal or eviction only, without limit but the deadline; `Never` leaves retries to the pipeline."""
     backoff_limit: Int = Field(default=3, ge=0)
     pending_deadline_seconds: Int = Field(default=1800, ge=1)
-    """A job whose pods have not all started by then is deleted, with the reason. Time in Kueue's queue is free."""
+    """A job whose pods have not all started by then is deleted, with the reason. Time in Kueue's queue is not
+    counted: on a cluster cluster.queue_timeout bounds it."""
     active_deadline_seconds: Int = Field(default=172_800, ge=1)
+    """A job that has trained for so long is deleted; waiting for pods is not counted. The operator counts that too and
+    is given pending_deadline_seconds more: it ends a job that no launcher follows."""
     ttl_seconds_after_finished: Int = Field(default=86_400, ge=0)
     """The finished job stays for so long; its pods' logs can be read meanwhile."""
     clean_pod_policy: Literal["Running", "All", "None"] = "Running"

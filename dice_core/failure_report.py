@@ -74,7 +74,7 @@ def restarts(pod: Mapping[str, Any]) -> int:
     return sum(status.get("restartCount", 0) for status in _statuses(pod))
 
 
-def failure_report(job: Mapping[str, Any], pods: Pods, events: Events, last_lines: LastLines) -> str:
+def failure_report(job: Mapping[str, Any], pods: Pods, events: Events, last_lines: LastLines, cause: str = "") -> str:
     """Return why a job failed. First line: the cause and the exit code; then conditions, pods, events, last lines.
 
     Args:
@@ -82,12 +82,13 @@ def failure_report(job: Mapping[str, Any], pods: Pods, events: Events, last_line
         pods: every pod of it, as last seen; it may be gone by now.
         events: of these pods and the job, oldest first.
         last_lines: of each process, by its name; without any, what the containers' states have kept of their logs.
+        cause: where it is known; empty: what these tell.
     """
     metadata = job["metadata"]
     last_lines = last_lines or _termination_messages(pods)
     name, exit_code = _first_failure(pods)
     where = f", exit code {exit_code}{_meaning(exit_code)} in {name}" if name else ""
-    cause = _cause(job, pods, last_lines)
+    cause = cause or _cause(job, pods, last_lines)
     lines = [f"training failed{where}: {cause} (job {metadata.get('namespace', '')}/{metadata['name']})"]
     for condition in _true_conditions(job):
         if condition["type"] == "Created":
@@ -114,6 +115,10 @@ def find_cause(lines: Iterable[str]) -> str:
 
 
 def _cause(job: Mapping[str, Any], pods: Pods, last_lines: LastLines) -> str:
+    said = [str(condition.get("message", "")) for condition in _true_conditions(job) if condition["type"] == "Failed"]
+    # The operator then ends the processes, whose last words are of that end.
+    if late := [message for message in said if "deadline" in message]:
+        return late[0]
     # By time: what fails first makes the others fail.
     cause = find_cause(line.text for line in sorted(line for lines in last_lines.values() for line in lines))
     if cause:
@@ -125,8 +130,7 @@ def _cause(job: Mapping[str, Any], pods: Pods, last_lines: LastLines) -> str:
     for _, ended in _endings(pods):
         if ended.get("exitCode") and ended.get("reason", "Error") != "Error":
             return str(ended["reason"])
-    messages = [condition.get("message", "") for condition in _true_conditions(job) if condition["type"] == "Failed"]
-    return next((message for message in messages if message), "no reason was given")
+    return next(iter(filter(None, said)), "no reason was given")
 
 
 def _first_failure(pods: Pods) -> tuple[str, int]:
@@ -170,9 +174,7 @@ def _pod_state(pod: Mapping[str, Any]) -> str:
         ended = (container.get("state") or {}).get("terminated") or (container.get("lastState") or {}).get("terminated")
         if ended:
             parts.append(f"exit code {ended['exitCode']}" + (f" ({ended['reason']})" if ended.get("reason") else ""))
-        waiting = (container.get("state") or {}).get("waiting")
-        if waiting:
-            parts.append(_reason_and_message(waiting))
+    parts += _stuck(pod)
     if restarts(pod):
         parts.append(f"{restarts(pod)} restarts")
     return ", ".join(parts)

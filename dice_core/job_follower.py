@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -37,7 +38,9 @@ class JobFollower:
         self._pods_ever: Objects = {}
         self._states: dict[str, str] = {}
         self._said = ""
+        # One of two clocks runs: pods are waited for, or all of them train.
         self._waiting_since = time.monotonic()
+        self._training_since, self._seconds_before = 0.0, 0.0
         self._reminder = Throttle(self._patience.reminder)
         # What the job was made with counts: an adopted one may be older than the settings.
         replicas = job["spec"]["pytorchReplicaSpecs"].values()
@@ -48,7 +51,7 @@ class JobFollower:
         """Return when the job has succeeded.
 
         Raises:
-            LaunchError: it failed, was deleted, or its pods did not start in time.
+            LaunchError: it failed, was deleted, or its pods did not start or end in time.
             KubernetesError: the API cannot be followed.
         """
         changes: SimpleQueue[tuple[str, Any]] = SimpleQueue()
@@ -70,7 +73,7 @@ class JobFollower:
             thread.start()
         try:
             while not self._has_succeeded():
-                self._check_start()
+                self._check_time()
                 self._take(changes)
             self._logs.close(self._patience.drain)
             log(f"train: PyTorchJob {self._name} succeeded")
@@ -130,20 +133,46 @@ class JobFollower:
                 log(f"train: pod {name} is gone")
 
     def _seconds_left(self) -> float:
-        passed = time.monotonic() - self._waiting_since
-        return max(0.01, self._launch.pending_deadline_seconds - passed) if self._waiting_since else float("inf")
+        """Return for how long the clock that runs may go on."""
+        if self._waiting_since:
+            left = self._launch.pending_deadline_seconds - (time.monotonic() - self._waiting_since)
+        else:
+            left = self._launch.active_deadline_seconds - self._seconds_trained()
+        return max(0.01, left)
 
-    def _check_start(self) -> None:
-        """Say why pods do not start, and give up when the deadline has passed."""
+    def _seconds_trained(self) -> float:
+        return self._seconds_before + (time.monotonic() - self._training_since if self._training_since else 0.0)
+
+    def _check_time(self) -> None:
+        """Say why the job does not train, and give up when that, or the training, has taken longer than it may."""
+        reasons = waiting_reasons(self._pods, {}, self._num_expected)
+        if not reasons and not is_suspended(self._job):
+            self._check_training()
+            return
+        self._seconds_before, self._training_since = self._seconds_trained(), 0.0
         if is_suspended(self._job):
             # Whoever waits in a queue is not late; the time counts from the admission.
             self._waiting_since = time.monotonic()
             self._say(f"is suspended until Kueue admits it (launch.queue_name = {self._launch.queue_name!r})")
+        else:
+            self._check_start(reasons)
+
+    def _check_training(self) -> None:
+        """Give up when pods have trained for longer than they may."""
+        self._waiting_since, limit = 0.0, self._launch.active_deadline_seconds
+        if not self._training_since:
+            # An adopted job may have trained for hours already.
+            before = 0.0 if self._seconds_before else _seconds_running(self._pods)
+            self._training_since = time.monotonic() - before
+        if self._seconds_trained() < limit:
             return
-        reasons = waiting_reasons(self._pods, {}, self._num_expected)
-        if not reasons:
-            self._waiting_since = 0.0
-            return
+        cause = f"it did not end within launch.active_deadline_seconds = {limit} of training; "
+        report = self._report(f"{cause}started again, the stage goes on from the newest checkpoint")
+        self._cluster.delete_job(self._name, self._uid)
+        raise LaunchError(report)
+
+    def _check_start(self, reasons: list[str]) -> None:
+        """Say why pods do not start, and give up when the deadline has passed."""
         self._waiting_since = self._waiting_since or time.monotonic()
         passed, deadline = time.monotonic() - self._waiting_since, self._launch.pending_deadline_seconds
         is_over, is_reminder = passed >= deadline, self._reminder.is_due()
@@ -166,10 +195,10 @@ class JobFollower:
             self._said = text
             log(f"train: PyTorchJob {self._name} {text}")
 
-    def _report(self) -> str:
+    def _report(self, cause: str = "") -> str:
         self._logs.close(self._patience.drain)
         self._read_pods()
-        return failure_report(self._job, self._pods_ever, self._events(), self._logs.last_lines())
+        return failure_report(self._job, self._pods_ever, self._events(), self._logs.last_lines(), cause)
 
     def _read_pods(self) -> None:
         try:
@@ -187,3 +216,11 @@ class JobFollower:
         except (ApiException, KubernetesError) as error:
             log(f"train: events cannot be read: {reason(error)}")
             return {}
+
+
+def _seconds_running(pods: Objects) -> float:
+    """Return for how long all pods have run, by the clock of the node whose pod started last."""
+    statuses = [status for pod in pods.values() for status in pod["status"].get("containerStatuses") or []]
+    running = [(status.get("state") or {}).get("running") or {} for status in statuses]
+    starts = [datetime.fromisoformat(state["startedAt"]).timestamp() for state in running if state.get("startedAt")]
+    return max(0.0, time.time() - max(starts)) if starts else 0.0

@@ -115,7 +115,8 @@ def training_job(
     run_policy: dict[str, Any] = {
         "cleanPodPolicy": launch.clean_pod_policy,
         "ttlSecondsAfterFinished": launch.ttl_seconds_after_finished,
-        "activeDeadlineSeconds": launch.active_deadline_seconds,
+        # The operator counts from when it first saw the job, the wait for nodes included; the launcher counts better.
+        "activeDeadlineSeconds": launch.active_deadline_seconds + launch.pending_deadline_seconds,
         "backoffLimit": launch.backoff_limit,
     }
     if launch.queue_name:

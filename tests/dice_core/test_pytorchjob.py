@@ -20,7 +20,7 @@ from dice_core.manifest import clear_stage
 from tests.kubernetes_api.by_hand import HandOperated, hand_operated, wait_until
 from tests.launchers import Launcher, publish_result, start_process, write_job
 
-RUNNING = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
+RUNNING = {"running": {"startedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}}
 
 
 @pytest.fixture
@@ -147,6 +147,20 @@ def test_a_second_launcher_adopts_the_running_job_as_it_is(cluster: HandOperated
     first.result()
     second.result()
     assert [uid(job)] == [uid(left) for left in cluster.jobs()]
+
+
+def test_a_launcher_that_adopts_a_job_counts_the_time_it_has_trained_already(
+    cluster: HandOperated, job_uri: str
+) -> None:
+    killed = start_process(job_uri)
+    pod = cluster.create_pod()
+    killed.kill()
+    killed.wait()
+    cluster.set_pod(pod, "Running", state={"running": {"startedAt": "2026-01-01T00:00:00Z"}})
+    cluster.set_condition("Running")
+    with pytest.raises(LaunchError, match=r"did not end within launch.active_deadline_seconds = 172800 of training"):
+        Launcher(job_uri).result()
+    assert cluster.jobs() == []
 
 
 def test_a_job_that_has_succeeded_is_the_result_and_one_that_has_failed_is_started_again(

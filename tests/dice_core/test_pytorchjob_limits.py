@@ -1,0 +1,60 @@
+"""How long a training job may wait and train, on a cluster whose operator counts both; pods are local processes."""
+
+import pytest
+
+from dice_core.launch import LaunchError
+from tests.kubernetes_api.by_hand import wait_until
+from tests.kubernetes_api.server import ApiServer
+from tests.kubernetes_api.store import JOB, Object
+from tests.kubernetes_api.training_operator import TrainingOperator
+from tests.launchers import Launcher, Make, num_created, pods, running, start_process
+
+
+def the_job(server: ApiServer) -> Object:
+    [job] = server.store.find(JOB, "default")
+    return job
+
+
+def test_a_job_that_waits_for_its_pods_keeps_all_its_time_to_train(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make
+) -> None:
+    operator.kubelet.image_pull_fails = True
+    launcher = Launcher(job_uri, worker(""), pending_deadline_seconds=120, active_deadline_seconds=3)
+    wait_until(lambda: bool(pods(server)))
+    # Longer than it may train; the operator counts this too.
+    launcher.join(4)
+    assert launcher.is_alive()
+    operator.kubelet.image_pull_fails = False
+    launcher.result()
+    assert num_created(server) == 1
+
+
+def test_a_training_that_lasts_too_long_is_ended_with_the_reason_and_its_last_lines(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make
+) -> None:
+    command = worker('print("[default0]:step 7", flush=True)\ntime.sleep(300)')
+    with pytest.raises(LaunchError) as caught:
+        Launcher(job_uri, command, active_deadline_seconds=2).result()
+    first, *others = str(caught.value).splitlines()
+    assert first.startswith(
+        "training failed: it did not end within launch.active_deadline_seconds = 2 of training; started again, the "
+        "stage goes on from the newest checkpoint (job default/dice-"
+    )
+    assert others[-1] == "[rank 0] step 7"
+    # Without a launcher it would go on.
+    wait_until(lambda: not pods(server) and not server.store.find(JOB, "default"))
+
+
+def test_the_operator_ends_a_job_that_no_launcher_follows(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = worker("time.sleep(300)")
+    killed = start_process(job_uri, command, active_deadline_seconds=3, pending_deadline_seconds=5)
+    running(server)
+    killed.kill()
+    killed.wait()
+    wait_until(lambda: any(found["type"] == "Failed" for found in the_job(server)["status"]["conditions"]))
+    wait_until(lambda: not pods(server))
+    Launcher(job_uri, worker("")).result()
+    assert "ended with: training failed: Job " in (said := capfd.readouterr().err)
+    assert "has failed because it was active longer than specified deadline" in said
