@@ -69,6 +69,24 @@ def stuck_reasons(pods: Pods) -> list[str]:
     return [f"{name}: {'; '.join(stuck)}" for name, pod in _pending(pods) if (stuck := _stuck(pod))]
 
 
+def queue_reasons(workloads: Sequence[Mapping[str, Any]] | None, events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return why Kueue has not admitted a job.
+
+    Args:
+        workloads: Kueue's own objects for the job; None: they cannot be read.
+        events: of the job, oldest first.
+    """
+    states = [found for workload in workloads or () for found in (workload.get("status") or {}).get("conditions") or []]
+    # Such as "LocalQueue x doesn't exist" and "insufficient unused quota".
+    refused = [found for found in states if found["type"] == "QuotaReserved" and found["status"] == "False"]
+    if refused:
+        return [_reason_and_message(found) for found in refused]
+    hint = "" if workloads else "it has no Workload: does Kueue manage PyTorchJobs here?"
+    if workloads is None:
+        hint = "its Workload, which says why, cannot be read"
+    return [text for text in (_newest(events), hint) if text]
+
+
 def restarts(pod: Mapping[str, Any]) -> int:
     """Return how often a pod's containers were restarted."""
     return sum(status.get("restartCount", 0) for status in _statuses(pod))

@@ -14,6 +14,7 @@ from dice_core.failure_report import (
     failure_report,
     is_suspended,
     job_outcome,
+    queue_reasons,
     restarts,
     stuck_reasons,
     waiting_reasons,
@@ -153,9 +154,19 @@ class JobFollower:
         if is_suspended(self._job):
             # Whoever waits in a queue is not late; the time counts from the admission.
             self._waiting_since = time.monotonic()
-            self._say(f"is suspended until Kueue admits it (launch.queue_name = {self._launch.queue_name!r})")
+            self._show_queue()
         else:
             self._check_start(reasons)
+
+    def _show_queue(self) -> None:
+        """Say that the job waits in a queue, and once in a while why: a queue's name may be wrong."""
+        text = f"is suspended until Kueue admits it (launch.queue_name = {self._launch.queue_name!r})"
+        if self._reminder.is_due():
+            events = self._events().get(self._name, [])
+            reasons = queue_reasons(self._cluster.workloads(self._uid), events)
+            self._say("; ".join([text, *reasons]), again=True)
+        elif not self._said.startswith(text):
+            self._say(text)
 
     def _check_training(self) -> None:
         """Give up when pods have trained for longer than they may."""

@@ -1,11 +1,14 @@
 """How long a training job may wait and train, on a cluster whose operator counts both; pods are local processes."""
 
+import io
+from contextlib import redirect_stderr
+
 import pytest
 
 from dice_core.launch import LaunchError
 from tests.kubernetes_api.by_hand import wait_until
 from tests.kubernetes_api.server import ApiServer
-from tests.kubernetes_api.store import JOB, Object
+from tests.kubernetes_api.store import JOB, WORKLOAD, Object
 from tests.kubernetes_api.training_operator import TrainingOperator
 from tests.launchers import Launcher, Make, num_created, pods, running, start_process
 
@@ -58,3 +61,26 @@ def test_the_operator_ends_a_job_that_no_launcher_follows(
     Launcher(job_uri, worker("")).result()
     assert "ended with: training failed: Job " in (said := capfd.readouterr().err)
     assert "has failed because it was active longer than specified deadline" in said
+
+
+def test_a_job_in_a_queue_that_does_not_exist_says_so_again_and_again(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make
+) -> None:
+    with redirect_stderr(io.StringIO()) as screen:
+        launcher = Launcher(job_uri, worker(""), queue_name="dcie", pending_deadline_seconds=1)
+        wait_until(lambda: "it has no Workload: does Kueue manage PyTorchJobs here?" in screen.getvalue())
+        label = {"kueue.x-k8s.io/job-uid": the_job(server)["metadata"]["uid"]}
+        server.store.create(WORKLOAD, "default", {"metadata": {"name": "pytorchjob-1", "labels": label}})
+        message = "LocalQueue dcie doesn't exist"
+        refused = {"type": "QuotaReserved", "status": "False", "reason": "Inadmissible", "message": message}
+        status = {"status": {"conditions": [refused]}}
+        server.store.patch(WORKLOAD, "default", "pytorchjob-1", status, only_status=True)
+        wait_until(
+            lambda: screen.getvalue().count(f"admits it (launch.queue_name = 'dcie'); Inadmissible: {message}") > 1
+        )
+        server.denied.add(("list", "workloads"))
+        wait_until(lambda: "its Workload, which says why, cannot be read" in screen.getvalue())
+    assert launcher.is_alive()
+    name = the_job(server)["metadata"]["name"]
+    server.store.patch(JOB, "default", name, {"spec": {"runPolicy": {"suspend": False}}})
+    launcher.result()
