@@ -40,6 +40,11 @@ def job_outcome(job: Mapping[str, Any]) -> str:
     return next((outcome for outcome in ("Failed", "Succeeded") if outcome in types), "")
 
 
+def is_running(job: Mapping[str, Any]) -> bool:
+    """Return whether the operator has seen its pods run, and has not seen them end since."""
+    return any(condition["type"] == "Running" for condition in _true_conditions(job))
+
+
 def is_suspended(job: Mapping[str, Any]) -> bool:
     """Return whether the job waits in a queue, by its own will or by Kueue's."""
     return bool(job["spec"].get("runPolicy", {}).get("suspend"))

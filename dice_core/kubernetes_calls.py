@@ -190,6 +190,16 @@ class Cluster:
             if error.status not in (404, 409):
                 raise self._refused(f"may not delete pytorchjobs in {self.namespace}", error) from None
 
+    def set_owner(self, name: str, uid: str, owner: Mapping[str, Any]) -> None:
+        """Make an object the only owner of this PyTorchJob: with it the job is deleted, and with no other.
+
+        Raises:
+            client.ApiException: 403; 404 and 409: it is gone, or another has its name.
+        """
+        change = {"metadata": {"uid": uid, "ownerReferences": [dict(owner)]}}
+        patch = self.custom.patch_namespaced_custom_object
+        self.call(f"change the owner of job {name}", patch, *self._jobs(), name, change)
+
     def get_pod(self, name: str, namespace: str) -> dict[str, Any]:
         """Return a pod.
 

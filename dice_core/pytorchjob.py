@@ -1,13 +1,14 @@
 """Training in the pods of a PyTorchJob: start or adopt the job, follow it, and end as it ends.
 
 The launcher holds nothing that it could lose. The job's name follows from what it trains, so that a launcher started
-again finds the job of the one before: a running job is adopted; one that has succeeded is the result, if what it made
-is still there; one that has failed is deleted and made anew, because whoever starts a launcher again wants another try,
-and training resumes from its newest checkpoint. Only Succeeded is success.
+again finds the job of the one before: a running job is adopted, also with other settings; one that waits is adopted if
+it was made with the same ones; one that has succeeded is the result, if what it made is still there. All others are
+deleted and made anew, because whoever starts a launcher again wants another try, and training resumes from its newest
+checkpoint. Only Succeeded is success.
 
-The job belongs to the run: an ownerReference to the launcher pod's controller (the Argo Workflow) deletes it with the
-run, and a launcher told to stop deletes it at once, unless it is only being evicted. In an Argo pod the process is
-killed about a second after it is told, so that takes two calls and nothing else. Loads no torch.
+The job belongs to the run that launched it last: an ownerReference to the launcher pod's controller (the Argo Workflow)
+deletes it with that run, and a launcher told to stop deletes it at once, unless it is only being evicted. In an Argo
+pod the process is killed about a second after it is told, so that takes two calls and nothing else. Loads no torch.
 """
 
 import os
@@ -21,13 +22,13 @@ from typing import Any
 from kubernetes.client import ApiException
 
 from dice_core.config import LaunchConfig
-from dice_core.failure_report import failure_report, job_outcome
+from dice_core.failure_report import failure_report, is_running, job_outcome
 from dice_core.job_follower import JobFollower
 from dice_core.kubernetes_calls import Cluster, KubernetesError, Patience, own_pod, reason
 from dice_core.launch import LaunchError
 from dice_core.manifest import read_manifest
 from dice_core.progress import log
-from dice_core.pytorchjob_spec import job_name, training_job
+from dice_core.pytorchjob_spec import differing_settings, job_name, training_job
 from dice_core.training import TrainingJob
 
 # Of the look whether this pod is evicted, which is not repeated, and of the deletion, which acts once it is sent.
@@ -93,9 +94,9 @@ def _start_or_adopt(cluster: Cluster, name: str, body: dict[str, Any], output_ur
         elif job["metadata"].get("deletionTimestamp"):
             log(f"train: waiting until the PyTorchJob {name} of an earlier attempt is deleted")
         else:
-            fault = _fault(job, output_uri)
+            fault = _fault(job, body, output_uri)
             if not fault:
-                log(f"train: adopting PyTorchJob {cluster.namespace}/{name} ({job_outcome(job) or 'not finished'})")
+                _adopt(cluster, job, body)
                 return job
             log(f"train: {fault}")
             cluster.delete_job(name, job["metadata"]["uid"])
@@ -104,7 +105,22 @@ def _start_or_adopt(cluster: Cluster, name: str, body: dict[str, Any], output_ur
         time.sleep(next(pauses))
 
 
-def _fault(job: dict[str, Any], output_uri: str) -> str:
+def _adopt(cluster: Cluster, job: dict[str, Any], body: dict[str, Any]) -> None:
+    """Say what is adopted, and make it belong to this run: deleting an older one must not delete it."""
+    metadata, name = job["metadata"], f"{cluster.namespace}/{job['metadata']['name']}"
+    log(f"train: adopting PyTorchJob {name} ({job_outcome(job) or 'not finished'})")
+    if differing := differing_settings(job, body):
+        log(f"train: it keeps the launch settings that it was made with; changed since: {', '.join(differing)}")
+    owners = body["metadata"].get("ownerReferences")
+    if not owners or owners == metadata.get("ownerReferences"):
+        return
+    try:
+        cluster.set_owner(metadata["name"], metadata["uid"], owners[0])
+    except ApiException as error:
+        log(f"train: PyTorchJob {name} still belongs to an earlier run, and is deleted with that one: {reason(error)}")
+
+
+def _fault(job: dict[str, Any], body: dict[str, Any], output_uri: str) -> str:
     """Return why the job of an earlier attempt has to be made anew; empty if it can be adopted."""
     outcome = job_outcome(job)
     if outcome == "Failed":
@@ -113,6 +129,9 @@ def _fault(job: dict[str, Any], output_uri: str) -> str:
     # A finished job stays for a day, longer than a result that somebody deletes to have it made again.
     if outcome == "Succeeded" and read_manifest(output_uri) is None:
         return f"an earlier attempt succeeded, but its result is gone from {output_uri}: training again"
+    differing = differing_settings(job, body)
+    if not outcome and differing and not is_running(job):
+        return f"an earlier attempt waits with other launch settings ({', '.join(differing)}): it is made anew"
     return ""
 
 

@@ -263,6 +263,26 @@ def test_a_missing_right_is_named(
         Launcher(job_uri, worker("time.sleep(60)")).result()
 
 
+def test_a_job_whose_owner_may_not_be_changed_is_adopted_and_the_log_says_to_whom_it_belongs(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = start_process(job_uri, worker("time.sleep(60)"))
+    running(server)
+    killed.kill()
+    killed.wait()
+    spec = {"containers": [{"name": "main", "image": "core:1", "command": ["sleep", "60"]}]}
+    server.store.create(POD, "default", {"metadata": {"name": "launcher"}, "spec": spec})
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("POD_NAME", "launcher")
+    monkeypatch.setenv("POD_NAMESPACE", "default")
+    server.denied.add(("patch", "pytorchjobs"))
+    with redirect_stderr(io.StringIO()) as screen:
+        launcher = Launcher(job_uri, worker("time.sleep(60)"))
+        wait_until(lambda: "still belongs to an earlier run, and is deleted with that one: 403" in screen.getvalue())
+    launcher.join(1)
+    assert launcher.is_alive()
+
+
 def test_a_quota_that_is_reached_is_not_told_as_a_missing_right(
     server: ApiServer, job_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -215,7 +216,9 @@ class Kubelet:
 
     def _kill(self, container: _Container) -> None:
         if container.process is not None and container.process.poll() is None:
-            os.killpg(container.process.pid, signal.SIGKILL)
+            # It may end by itself meanwhile, and be reaped by the thread that reads it.
+            with suppress(ProcessLookupError):
+                os.killpg(container.process.pid, signal.SIGKILL)
             container.process.wait()
 
     def _environment(self, pod: Object, spec: Object) -> dict[str, str]:
