@@ -261,7 +261,8 @@ class LaunchConfig(Settings):
 
     restart_policy: Literal["OnFailure", "ExitCode", "Never"] = "OnFailure"
     """`OnFailure` restarts a failed pod up to backoff_limit times; it resumes from its checkpoint. `ExitCode` restarts
-    after a signal or eviction only, without limit but the deadline; `Never` leaves retries to the pipeline."""
+    after a signal or eviction only, without limit but the deadline; `Never` leaves retries to the pipeline. What the
+    training knows to fail again (pairs, settings, a loss that is not finite) is not tried again in the same run."""
     backoff_limit: Int = Field(default=3, ge=0)
     pending_deadline_seconds: Int = Field(default=1800, ge=1)
     """A job whose pods have not all started by then is deleted, with the reason. Time in Kueue's queue is not

@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+ERROR, FINAL_ERROR = "error: ", "final error: "
+"""How a process of training begins a line for a person. A final error is met by every other try too: the pairs, the
+settings or the model have to change. Others may pass, as those of the storage."""
 # The last line of a traceback, which torch prefixes with the rank.
 _EXCEPTION = re.compile(r"(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception)\b.*)")
 # torchrun's report of a process that could not speak for itself any more.
@@ -92,6 +95,11 @@ def queue_reasons(workloads: Sequence[Mapping[str, Any]] | None, events: Sequenc
     return [text for text in (_newest(events), hint) if text]
 
 
+def has_failed(pods: Pods) -> bool:
+    """Return whether a container has ended with an error, also if it was started again."""
+    return bool(_first_failure(pods)[0])
+
+
 def restarts(pod: Mapping[str, Any]) -> int:
     """Return how often a pod's containers were restarted."""
     return sum(status.get("restartCount", 0) for status in _statuses(pod))
@@ -128,9 +136,10 @@ def failure_report(job: Mapping[str, Any], pods: Pods, events: Events, last_line
 def find_cause(lines: Iterable[str]) -> str:
     """Return what tells the cause best: an error written for a person, else the first exception, else ""."""
     lines = list(lines)
-    for line in lines:
-        if line.startswith("error: "):
-            return line.removeprefix("error: ")
+    for prefix in (FINAL_ERROR, ERROR):
+        for line in lines:
+            if line.startswith(prefix):
+                return line.removeprefix(prefix)
     # torchrun's own exception only says that a process failed.
     exceptions = [match[1] for line in lines if (match := _EXCEPTION.match(line)) and "ChildFailedError" not in line]
     signals = [match[1] for line in lines if (match := _SIGNAL.match(line))]

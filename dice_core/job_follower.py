@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NoReturn
 
 from kubernetes.client import ApiException
 
 from dice_core.config import LaunchConfig
 from dice_core.failure_report import (
     failure_report,
+    has_failed,
     is_suspended,
     job_outcome,
     queue_reasons,
@@ -21,7 +22,7 @@ from dice_core.failure_report import (
 )
 from dice_core.kubernetes_calls import Cluster, KubernetesError, reason
 from dice_core.kubernetes_watch import Objects, Watch
-from dice_core.launch import LaunchError
+from dice_core.launch import FinalError, LaunchError
 from dice_core.pod_logs import PodLogs
 from dice_core.progress import Throttle, log
 
@@ -46,24 +47,27 @@ class JobFollower:
         # What the job was made with counts: an adopted one may be older than the settings.
         replicas = job["spec"]["pytorchReplicaSpecs"].values()
         self._num_expected = sum(replica.get("replicas", 1) for replica in replicas)
-        self._logs = PodLogs(cluster, int(job["spec"].get("nprocPerNode", launch.processes_per_node)))
+        self._changes: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+        self._final_error, self._failing_since = "", 0.0
+        per_node = int(job["spec"].get("nprocPerNode", launch.processes_per_node))
+        self._logs = PodLogs(cluster, per_node, self._note_final_error)
 
     def follow(self) -> None:
         """Return when the job has succeeded.
 
         Raises:
-            LaunchError: it failed, was deleted, or its pods did not start or end in time.
+            LaunchError: it failed, was deleted, or its pods did not start or end in time; a FinalError if another try
+                would fail too: the job has ended then, or is deleted.
             KubernetesError: the API cannot be followed.
         """
-        changes: SimpleQueue[tuple[str, Any]] = SimpleQueue()
 
         def watch(what: str, list_objects: Any) -> Watch:
             return Watch(
                 what,
                 self._cluster,
                 list_objects,
-                lambda objects: changes.put((what, objects)),
-                lambda error: changes.put(("error", error)),
+                lambda objects: self._changes.put((what, objects)),
+                lambda error: self._changes.put(("error", error)),
             )
 
         watches = [
@@ -74,8 +78,9 @@ class JobFollower:
             thread.start()
         try:
             while not self._has_succeeded():
+                self._check_final_error()
                 self._check_time()
-                self._take(changes)
+                self._take()
             self._logs.close(self._patience.drain)
             log(f"train: PyTorchJob {self._name} succeeded")
         finally:
@@ -83,10 +88,10 @@ class JobFollower:
                 thread.stop()
             self._logs.close(0)
 
-    def _take(self, changes: "SimpleQueue[tuple[str, Any]]") -> None:
+    def _take(self) -> None:
         """Wait for a change until it is time to look at the clock, and take it."""
         try:
-            what, value = changes.get(timeout=min(self._patience.reminder, self._seconds_left()))
+            what, value = self._changes.get(timeout=min(self._patience.reminder, self._seconds_left()))
         except Empty:
             return
         if what == "error":
@@ -98,6 +103,26 @@ class JobFollower:
             self._pods_ever |= self._pods
             self._logs.update(self._pods)
             self._show_states()
+
+    def _note_final_error(self, error: str) -> None:
+        self._final_error = self._final_error or error
+        # Wakes the thread that follows.
+        self._changes.put(("final error", error))
+
+    def _check_final_error(self) -> None:
+        """End a job that would fail again: the operator would start its processes anew, on all their GPUs."""
+        if not self._final_error:
+            return
+        self._failing_since = self._failing_since or time.monotonic()
+        # The process ends soon, and its exit code belongs into the report.
+        if has_failed(self._pods) or time.monotonic() - self._failing_since >= self._patience.drain:
+            self._end(FinalError, self._final_error)
+
+    def _end(self, error: type[LaunchError], cause: str) -> NoReturn:
+        """Delete the job, which would go on, and raise the error with its report."""
+        report = self._report(cause)
+        self._cluster.delete_job(self._name, self._uid)
+        raise error(report)
 
     def _is_ours(self, pod: Mapping[str, Any]) -> bool:
         # Pods of a deleted job with this name may still be around.
@@ -116,7 +141,8 @@ class JobFollower:
         self._job = job
         outcome = job_outcome(job)
         if outcome == "Failed":
-            raise LaunchError(self._report())
+            report = self._report()
+            raise FinalError(report) if self._final_error else LaunchError(report)
         return outcome == "Succeeded"
 
     def _show_states(self) -> None:
@@ -178,9 +204,7 @@ class JobFollower:
         if self._seconds_trained() < limit:
             return
         cause = f"it did not end within launch.active_deadline_seconds = {limit} of training; "
-        report = self._report(f"{cause}started again, the stage goes on from the newest checkpoint")
-        self._cluster.delete_job(self._name, self._uid)
-        raise LaunchError(report)
+        self._end(LaunchError, f"{cause}started again, the stage goes on from the newest checkpoint")
 
     def _check_start(self, reasons: list[str]) -> None:
         """Say why pods do not start, and give up when the deadline has passed."""

@@ -140,4 +140,6 @@ def test_an_error_for_a_person_is_a_better_cause_than_an_exception() -> None:
         "torch.OutOfMemoryError: CUDA out of memory"
     )
     assert find_cause(["ValueError: x", "error: training.max_length: too long"]) == "training.max_length: too long"
+    passing_and_final = ["error: S3 is away", "final error: the loss is not finite"]
+    assert find_cause(passing_and_final) == "the loss is not finite"
     assert find_cause(["all is well", "an error occurred"]) == ""
