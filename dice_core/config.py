@@ -245,8 +245,8 @@ class LaunchConfig(Settings):
     """Size of /dev/shm in memory, such as "64Gi"; empty: the container runtime's own (64 MB with most)."""
     model_cache_claim: str = ""
     """Volume claim to keep models on; empty: each pod downloads its own."""
-    run_as_user: Int = Field(default=10001, ge=1)
-    """User and group of the processes. Never root."""
+    run_as_user: Int = Field(default=10001, ge=0)
+    """User and group of the processes. 0 leaves the choice to the cluster (OpenShift); root is refused either way."""
     env: dict[str, str] = Field(default_factory=dict)
     """More environment variables of the pods, such as NCCL_SOCKET_IFNAME; they win over the built-in ones."""
     labels: Labels = Field(default_factory=dict)
@@ -263,11 +263,15 @@ class LaunchConfig(Settings):
 
     restart_policy: Literal["OnFailure", "ExitCode", "Never"] = "OnFailure"
     """`OnFailure` restarts a failed pod up to backoff_limit times; it resumes from its checkpoint. `ExitCode` restarts
-    after a signal or eviction only, without limit but the deadline; `Never` leaves retries to the pipeline."""
+    after a signal or eviction only, without limit but the deadline; `Never` leaves retries to the pipeline. What the
+    training knows to fail again (pairs, settings, a loss that is not finite) is not tried again in the same run."""
     backoff_limit: Int = Field(default=3, ge=0)
     pending_deadline_seconds: Int = Field(default=1800, ge=1)
-    """A job whose pods have not all started by then is deleted, with the reason. Time in Kueue's queue is free."""
+    """A job whose pods have not all started by then is deleted, with the reason. Time in Kueue's queue is not
+    counted: on a cluster cluster.queue_timeout bounds it."""
     active_deadline_seconds: Int = Field(default=172_800, ge=1)
+    """A job that has trained for so long is deleted; waiting for pods is not counted. The operator counts that too and
+    is given pending_deadline_seconds more: it ends a job that no launcher follows."""
     ttl_seconds_after_finished: Int = Field(default=86_400, ge=0)
     """The finished job stays for so long; its pods' logs can be read meanwhile."""
     clean_pod_policy: Literal["Running", "All", "None"] = "Running"

@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+ERROR, FINAL_ERROR = "error: ", "final error: "
+"""How a process of training begins a line for a person. A final error is met by every other try too: the pairs, the
+settings or the model have to change. Others may pass, as those of the storage."""
 # The last line of a traceback, which torch prefixes with the rank.
 _EXCEPTION = re.compile(r"(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception)\b.*)")
 # torchrun's report of a process that could not speak for itself any more.
@@ -40,6 +43,11 @@ def job_outcome(job: Mapping[str, Any]) -> str:
     return next((outcome for outcome in ("Failed", "Succeeded") if outcome in types), "")
 
 
+def is_running(job: Mapping[str, Any]) -> bool:
+    """Return whether the operator has seen its pods run, and has not seen them end since."""
+    return any(condition["type"] == "Running" for condition in _true_conditions(job))
+
+
 def is_suspended(job: Mapping[str, Any]) -> bool:
     """Return whether the job waits in a queue, by its own will or by Kueue's."""
     return bool(job["spec"].get("runPolicy", {}).get("suspend"))
@@ -69,12 +77,35 @@ def stuck_reasons(pods: Pods) -> list[str]:
     return [f"{name}: {'; '.join(stuck)}" for name, pod in _pending(pods) if (stuck := _stuck(pod))]
 
 
+def queue_reasons(workloads: Sequence[Mapping[str, Any]] | None, events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return why Kueue has not admitted a job.
+
+    Args:
+        workloads: Kueue's own objects for the job; None: they cannot be read.
+        events: of the job, oldest first.
+    """
+    states = [found for workload in workloads or () for found in (workload.get("status") or {}).get("conditions") or []]
+    # Such as "LocalQueue x doesn't exist" and "insufficient unused quota".
+    refused = [found for found in states if found["type"] == "QuotaReserved" and found["status"] == "False"]
+    if refused:
+        return [_reason_and_message(found) for found in refused]
+    hint = "" if workloads else "it has no Workload: does Kueue manage PyTorchJobs here?"
+    if workloads is None:
+        hint = "its Workload, which says why, cannot be read"
+    return [text for text in (_newest(events), hint) if text]
+
+
+def has_failed(pods: Pods) -> bool:
+    """Return whether a container has ended with an error, also if it was started again."""
+    return bool(_first_failure(pods)[0])
+
+
 def restarts(pod: Mapping[str, Any]) -> int:
     """Return how often a pod's containers were restarted."""
     return sum(status.get("restartCount", 0) for status in _statuses(pod))
 
 
-def failure_report(job: Mapping[str, Any], pods: Pods, events: Events, last_lines: LastLines) -> str:
+def failure_report(job: Mapping[str, Any], pods: Pods, events: Events, last_lines: LastLines, cause: str = "") -> str:
     """Return why a job failed. First line: the cause and the exit code; then conditions, pods, events, last lines.
 
     Args:
@@ -82,12 +113,13 @@ def failure_report(job: Mapping[str, Any], pods: Pods, events: Events, last_line
         pods: every pod of it, as last seen; it may be gone by now.
         events: of these pods and the job, oldest first.
         last_lines: of each process, by its name; without any, what the containers' states have kept of their logs.
+        cause: where it is known; empty: what these tell.
     """
     metadata = job["metadata"]
     last_lines = last_lines or _termination_messages(pods)
     name, exit_code = _first_failure(pods)
     where = f", exit code {exit_code}{_meaning(exit_code)} in {name}" if name else ""
-    cause = _cause(job, pods, last_lines)
+    cause = cause or _cause(job, pods, last_lines)
     lines = [f"training failed{where}: {cause} (job {metadata.get('namespace', '')}/{metadata['name']})"]
     for condition in _true_conditions(job):
         if condition["type"] == "Created":
@@ -104,9 +136,10 @@ def failure_report(job: Mapping[str, Any], pods: Pods, events: Events, last_line
 def find_cause(lines: Iterable[str]) -> str:
     """Return what tells the cause best: an error written for a person, else the first exception, else ""."""
     lines = list(lines)
-    for line in lines:
-        if line.startswith("error: "):
-            return line.removeprefix("error: ")
+    for prefix in (FINAL_ERROR, ERROR):
+        for line in lines:
+            if line.startswith(prefix):
+                return line.removeprefix(prefix)
     # torchrun's own exception only says that a process failed.
     exceptions = [match[1] for line in lines if (match := _EXCEPTION.match(line)) and "ChildFailedError" not in line]
     signals = [match[1] for line in lines if (match := _SIGNAL.match(line))]
@@ -114,6 +147,10 @@ def find_cause(lines: Iterable[str]) -> str:
 
 
 def _cause(job: Mapping[str, Any], pods: Pods, last_lines: LastLines) -> str:
+    said = [str(condition.get("message", "")) for condition in _true_conditions(job) if condition["type"] == "Failed"]
+    # The operator then ends the processes, whose last words are of that end.
+    if late := [message for message in said if "deadline" in message]:
+        return late[0]
     # By time: what fails first makes the others fail.
     cause = find_cause(line.text for line in sorted(line for lines in last_lines.values() for line in lines))
     if cause:
@@ -125,8 +162,7 @@ def _cause(job: Mapping[str, Any], pods: Pods, last_lines: LastLines) -> str:
     for _, ended in _endings(pods):
         if ended.get("exitCode") and ended.get("reason", "Error") != "Error":
             return str(ended["reason"])
-    messages = [condition.get("message", "") for condition in _true_conditions(job) if condition["type"] == "Failed"]
-    return next((message for message in messages if message), "no reason was given")
+    return next(iter(filter(None, said)), "no reason was given")
 
 
 def _first_failure(pods: Pods) -> tuple[str, int]:
@@ -170,9 +206,7 @@ def _pod_state(pod: Mapping[str, Any]) -> str:
         ended = (container.get("state") or {}).get("terminated") or (container.get("lastState") or {}).get("terminated")
         if ended:
             parts.append(f"exit code {ended['exitCode']}" + (f" ({ended['reason']})" if ended.get("reason") else ""))
-        waiting = (container.get("state") or {}).get("waiting")
-        if waiting:
-            parts.append(_reason_and_message(waiting))
+    parts += _stuck(pod)
     if restarts(pod):
         parts.append(f"{restarts(pod)} restarts")
     return ", ".join(parts)

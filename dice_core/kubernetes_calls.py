@@ -24,6 +24,7 @@ _ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespa
 # 401 passes when the token that the kubelet has renewed is read.
 _PASSING = {401, 408, 429, 500, 502, 503, 504}
 _CONNECT_SECONDS = 10.0
+_KUEUE, _JOB_UID_LABEL = ("kueue.x-k8s.io", "v1beta2"), "kueue.x-k8s.io/job-uid"
 
 
 class KubernetesError(RuntimeError):
@@ -189,6 +190,16 @@ class Cluster:
             if error.status not in (404, 409):
                 raise self._refused(f"may not delete pytorchjobs in {self.namespace}", error) from None
 
+    def set_owner(self, name: str, uid: str, owner: Mapping[str, Any]) -> None:
+        """Make an object the only owner of this PyTorchJob: with it the job is deleted, and with no other.
+
+        Raises:
+            client.ApiException: 403; 404 and 409: it is gone, or another has its name.
+        """
+        change = {"metadata": {"uid": uid, "ownerReferences": [dict(owner)]}}
+        patch = self.custom.patch_namespaced_custom_object
+        self.call(f"change the owner of job {name}", patch, *self._jobs(), name, change)
+
     def get_pod(self, name: str, namespace: str) -> dict[str, Any]:
         """Return a pod.
 
@@ -207,6 +218,16 @@ class Cluster:
             field_selector=f"involvedObject.uid={uid}",
         )
         return sorted(listed["items"], key=event_time)
+
+    def workloads(self, job_uid: str) -> list[dict[str, Any]] | None:
+        """Return what Kueue keeps of a job: none where there is no Kueue; None if it cannot be read."""
+        selector = f"{_JOB_UID_LABEL}={job_uid}"
+        try:
+            listing = self.custom.list_namespaced_custom_object
+            listed = self.call("list workloads", listing, *_KUEUE, self.namespace, "workloads", label_selector=selector)
+        except (client.ApiException, KubernetesError) as error:
+            return [] if isinstance(error, client.ApiException) and error.status == 404 else None
+        return list(listed["items"])
 
     def watch_job(self, name: str, **options: Any) -> Any:
         """List or watch this one job; see CoreV1Api for options."""

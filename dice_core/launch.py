@@ -17,13 +17,12 @@ from contextlib import contextmanager
 from typing import IO, Protocol
 
 from dice_core.config import ConfigError, LaunchConfig
+from dice_core.failure_report import find_cause
 from dice_core.progress import log
 
 NUM_LAST_LINES = 12
 STOP_SECONDS = 30.0
 _RANK_LINE = re.compile(r"\[\w*?(\d+)\]:(.*)")
-# The last line of a traceback, which torch prefixes with the rank.
-_EXCEPTION_LINE = re.compile(r"(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception)\b.*)")
 _PR_SET_PDEATHSIG = 1
 # torchrun sets it for its workers.
 _TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
@@ -31,6 +30,10 @@ _TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
 
 class LaunchError(RuntimeError):
     """Training did not succeed. First line: the cause and the exit code; then the last lines of each process."""
+
+
+class FinalError(LaunchError):
+    """Training failed, and would again: its pairs, its settings or its model are at fault. See LaunchError."""
 
 
 class Backend(Protocol):
@@ -189,8 +192,6 @@ def _write(stream: IO[str], line: str) -> None:
 def _failure(job_uri: str, exit_code: int, last_lines: Mapping[str, deque[str]]) -> str:
     workers = {name: lines for name, lines in last_lines.items() if name != "torchrun"} or last_lines
     lines_of_all = [line for lines in workers.values() for line in lines]
-    causes = [line.removeprefix("error: ") for line in lines_of_all if line.startswith("error: ")]
-    exceptions = [match[1] for line in lines_of_all if (match := _EXCEPTION_LINE.match(line))]
-    cause = (causes or exceptions or lines_of_all[-1:] or ["no output"])[0]
+    cause = find_cause(lines_of_all) or (lines_of_all[-1:] or ["no output"])[0]
     tail = [f"[{name}] {line}" for name, lines in sorted(workers.items()) for line in lines]
     return "\n".join([f"training failed, exit code {exit_code}: {cause} (job {job_uri})", *tail])

@@ -9,10 +9,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from dice_core.failure_report import LastLines, Line
+from dice_core.failure_report import FINAL_ERROR, LastLines, Line
 from dice_core.kubernetes_calls import Cluster, is_passing, reason
 from dice_core.kubernetes_watch import lines
 from dice_core.progress import log
@@ -38,9 +38,13 @@ def node_rank(pod: Mapping[str, Any]) -> int:
 class PodLogs:
     """The logs of all pods of a job."""
 
-    def __init__(self, cluster: Cluster, processes_per_node: int) -> None:
-        """Take the cluster, and what turns local ranks into ranks."""
+    def __init__(self, cluster: Cluster, processes_per_node: int, on_final_error: Callable[[str], None]) -> None:
+        """Take the cluster, what turns local ranks into ranks, and what to call with a process's final error.
+
+        It is called in threads of this class.
+        """
         self._cluster, self._processes_per_node = cluster, processes_per_node
+        self._on_final_error = on_final_error
         self._logs: dict[str, _PodLog] = {}
 
     def update(self, pods: Mapping[str, Mapping[str, Any]]) -> None:
@@ -49,7 +53,7 @@ class PodLogs:
         for uid, pod in present.items():
             started = any("waiting" not in (status.get("state") or {}) for status in _statuses(pod))
             if uid not in self._logs and (started or pod["status"].get("phase") in ("Running", *_FINISHED)):
-                self._logs[uid] = _PodLog(self._cluster, pod, self._processes_per_node)
+                self._logs[uid] = _PodLog(self._cluster, pod, self._processes_per_node, self._on_final_error)
                 self._logs[uid].start()
         for uid, pod_log in self._logs.items():
             if uid not in present or present[uid]["status"].get("phase") in _FINISHED:
@@ -77,7 +81,14 @@ class PodLogs:
 class _PodLog(threading.Thread):
     """A thread that follows the log of one pod, through restarts of its container."""
 
-    def __init__(self, cluster: Cluster, pod: Mapping[str, Any], processes_per_node: int) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        pod: Mapping[str, Any],
+        processes_per_node: int,
+        on_final_error: Callable[[str], None],
+    ) -> None:
+        self._on_final_error = on_final_error
         self._pod = pod["metadata"]["name"]
         super().__init__(name=f"log-{self._pod}", daemon=True)
         self._cluster, self._patience = cluster, cluster.patience
@@ -163,6 +174,8 @@ class _PodLog(threading.Thread):
             self._lines.setdefault(name, deque(maxlen=NUM_LAST_LINES)).append(Line(stamp, text))
         sys.stderr.write(f"[{name}] {text}\n")
         sys.stderr.flush()
+        if text.startswith(FINAL_ERROR):
+            self._on_final_error(text.removeprefix(FINAL_ERROR))
 
 
 def _split(line: str) -> tuple[tuple[str, str], str]:

@@ -1,35 +1,41 @@
 """Training in the pods of a PyTorchJob: start or adopt the job, follow it, and end as it ends.
 
 The launcher holds nothing that it could lose. The job's name follows from what it trains, so that a launcher started
-again finds the job of the one before: a running job is adopted; one that has succeeded is the result, if what it made
-is still there; one that has failed is deleted and made anew, because whoever starts a launcher again wants another try,
-and training resumes from its newest checkpoint. Only Succeeded is success.
+again finds the job of the one before: a running job is adopted, also with other settings; one that waits is adopted if
+it was made with the same ones; one that has succeeded is the result, if what it made is still there. All others are
+deleted and made anew, because whoever starts a launcher again wants another try, and training resumes from its newest
+checkpoint. Only Succeeded is success. What failed for good (launch.FinalError) is written down beside the job, and not
+tried again in the same run.
 
-The job belongs to the run: an ownerReference to the launcher pod's controller (the Argo Workflow) deletes it with the
-run, and a launcher told to stop deletes it at once, unless it is only being evicted. In an Argo pod the process is
-killed about a second after it is told, so that takes two calls and nothing else. Loads no torch.
+The job belongs to the run that launched it last: an ownerReference to the launcher pod's controller (the Argo Workflow)
+deletes it with that run, and a launcher told to stop deletes it at once, unless it is only being evicted. In an Argo
+pod the process is killed about a second after it is told, so that takes two calls and nothing else. Loads no torch.
 """
 
+import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from kubernetes.client import ApiException
 
 from dice_core.config import LaunchConfig
-from dice_core.failure_report import failure_report, job_outcome
+from dice_core.failure_report import failure_report, is_running, job_outcome
 from dice_core.job_follower import JobFollower
 from dice_core.kubernetes_calls import Cluster, KubernetesError, Patience, own_pod, reason
-from dice_core.launch import LaunchError
+from dice_core.launch import FinalError, LaunchError
 from dice_core.manifest import read_manifest
 from dice_core.progress import log
-from dice_core.pytorchjob_spec import job_name, training_job
+from dice_core.pytorchjob_spec import differing_settings, job_name, training_job
+from dice_core.storage import MissingObjectError, StorageError, open_storage
 from dice_core.training import TrainingJob
 
+FAILURE_FILE = "failure.json"
+"""Beside the job: which run has failed for good, and why."""
 # Of the look whether this pod is evicted, which is not repeated, and of the deletion, which acts once it is sent.
 _LOOK_SECONDS, _DELETE_SECONDS = 0.4, 2.0
 
@@ -53,7 +59,8 @@ class PyTorchJobBackend:
         """Run the job in pods and return when it has succeeded.
 
         Raises:
-            LaunchError: it failed, was deleted, or did not start in time; or the cluster refused or went away.
+            LaunchError: it failed, was deleted, or did not start or end in time; or the cluster refused or went away.
+            FinalError: it failed, now or earlier in this run, and would fail again.
             ConfigError: no image, or no cluster to talk to.
             StorageError: there is no job at that place.
         """
@@ -63,13 +70,13 @@ class PyTorchJobBackend:
         uid, received = "", 0
         with _signals_raised():
             try:
-                body = training_job(
-                    name, job_uri, launch, environment=os.environ, owner=_owner(cluster), command=self._command
-                )
+                owner = _owner(cluster)
+                _refuse_what_failed(training.output_uri, owner)
+                body = training_job(name, job_uri, launch, environment=os.environ, owner=owner, command=self._command)
                 job = _start_or_adopt(cluster, name, body, training.output_uri)
                 uid = job["metadata"]["uid"]
                 if job_outcome(job) != "Succeeded":
-                    JobFollower(cluster, job, launch).follow()
+                    _follow(JobFollower(cluster, job, launch), training.output_uri, owner)
             except KubernetesError as error:
                 raise LaunchError(f"training failed: {error} (job {cluster.namespace}/{name})") from None
             except _Stopped as stopped:
@@ -78,6 +85,32 @@ class PyTorchJobBackend:
         if received:
             # What stopped us goes on to stop the caller, by its own handler.
             signal.raise_signal(received)
+
+
+def _follow(follower: JobFollower, output_uri: str, owner: Mapping[str, Any] | None) -> None:
+    """Follow a job to its end, and write down for this run's next launcher what it need not try."""
+    try:
+        follower.follow()
+    except FinalError as error:
+        if owner:
+            record = {"run": owner["uid"], "cause": str(error).splitlines()[0]}
+            try:
+                open_storage(output_uri).write_bytes(FAILURE_FILE, json.dumps(record).encode())
+            except StorageError as problem:
+                log(f"train: a retry will train again, though in vain: {problem}")
+        raise
+
+
+def _refuse_what_failed(output_uri: str, owner: Mapping[str, Any] | None) -> None:
+    """Raise FinalError where this run has failed for good already; what failed another run is tried again."""
+    storage = open_storage(output_uri)
+    try:
+        record = json.loads(storage.read_bytes(FAILURE_FILE))
+    except MissingObjectError:
+        return
+    if owner and owner["uid"] == record["run"]:
+        raise FinalError(f"{record['cause']}: it would fail again and is not tried; correct the cause and submit again")
+    storage.delete(FAILURE_FILE)
 
 
 def _start_or_adopt(cluster: Cluster, name: str, body: dict[str, Any], output_uri: str) -> dict[str, Any]:
@@ -93,9 +126,9 @@ def _start_or_adopt(cluster: Cluster, name: str, body: dict[str, Any], output_ur
         elif job["metadata"].get("deletionTimestamp"):
             log(f"train: waiting until the PyTorchJob {name} of an earlier attempt is deleted")
         else:
-            fault = _fault(job, output_uri)
+            fault = _fault(job, body, output_uri)
             if not fault:
-                log(f"train: adopting PyTorchJob {cluster.namespace}/{name} ({job_outcome(job) or 'not finished'})")
+                _adopt(cluster, job, body)
                 return job
             log(f"train: {fault}")
             cluster.delete_job(name, job["metadata"]["uid"])
@@ -104,7 +137,22 @@ def _start_or_adopt(cluster: Cluster, name: str, body: dict[str, Any], output_ur
         time.sleep(next(pauses))
 
 
-def _fault(job: dict[str, Any], output_uri: str) -> str:
+def _adopt(cluster: Cluster, job: dict[str, Any], body: dict[str, Any]) -> None:
+    """Say what is adopted, and make it belong to this run: deleting an older one must not delete it."""
+    metadata, name = job["metadata"], f"{cluster.namespace}/{job['metadata']['name']}"
+    log(f"train: adopting PyTorchJob {name} ({job_outcome(job) or 'not finished'})")
+    if differing := differing_settings(job, body):
+        log(f"train: it keeps the launch settings that it was made with; changed since: {', '.join(differing)}")
+    owners = body["metadata"].get("ownerReferences")
+    if not owners or owners == metadata.get("ownerReferences"):
+        return
+    try:
+        cluster.set_owner(metadata["name"], metadata["uid"], owners[0])
+    except ApiException as error:
+        log(f"train: PyTorchJob {name} still belongs to an earlier run, and is deleted with that one: {reason(error)}")
+
+
+def _fault(job: dict[str, Any], body: dict[str, Any], output_uri: str) -> str:
     """Return why the job of an earlier attempt has to be made anew; empty if it can be adopted."""
     outcome = job_outcome(job)
     if outcome == "Failed":
@@ -113,6 +161,9 @@ def _fault(job: dict[str, Any], output_uri: str) -> str:
     # A finished job stays for a day, longer than a result that somebody deletes to have it made again.
     if outcome == "Succeeded" and read_manifest(output_uri) is None:
         return f"an earlier attempt succeeded, but its result is gone from {output_uri}: training again"
+    differing = differing_settings(job, body)
+    if not outcome and differing and not is_running(job):
+        return f"an earlier attempt waits with other launch settings ({', '.join(differing)}): it is made anew"
     return ""
 
 

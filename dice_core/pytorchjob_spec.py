@@ -6,6 +6,7 @@ torchrun reads as its own options).
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ JOB_NAME_LABEL = "training.kubeflow.org/job-name"
 REPLICA_TYPE_LABEL = "training.kubeflow.org/replica-type"
 REPLICA_INDEX_LABEL = "training.kubeflow.org/replica-index"
 JOB_URI_ANNOTATION = "dice-suite/job-uri"
+LAUNCH_ANNOTATION = "dice-suite/launch"
+"""The settings that a job was made with, as JSON."""
 RUN_LABEL = "dice-suite/run"
 """Of a job that a run started: what a person deletes by."""
 TORCHRUN = ("python", "-m", "torch.distributed.run", "--max-restarts=0", "--tee=3")
@@ -110,12 +113,13 @@ def training_job(
     metadata: dict[str, Any] = {
         "name": name,
         "labels": {**_LABELS, **({RUN_LABEL: run} if run else {})},
-        "annotations": {JOB_URI_ANNOTATION: job_uri},
+        "annotations": {JOB_URI_ANNOTATION: job_uri, LAUNCH_ANNOTATION: _made_with(launch, environment)},
     }
     run_policy: dict[str, Any] = {
         "cleanPodPolicy": launch.clean_pod_policy,
         "ttlSecondsAfterFinished": launch.ttl_seconds_after_finished,
-        "activeDeadlineSeconds": launch.active_deadline_seconds,
+        # The operator counts from when it first saw the job, the wait for nodes included; the launcher counts better.
+        "activeDeadlineSeconds": launch.active_deadline_seconds + launch.pending_deadline_seconds,
         "backoffLimit": launch.backoff_limit,
     }
     if launch.queue_name:
@@ -132,6 +136,20 @@ def training_job(
     return {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "metadata": metadata, "spec": spec}
 
 
+def differing_settings(job: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the names of the settings that two jobs from training_job were not made alike with."""
+    one, two = (
+        json.loads(made["metadata"].get("annotations", {}).get(LAUNCH_ANNOTATION, "{}")) for made in (job, other)
+    )
+    return sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
+
+
+def _made_with(launch: LaunchConfig, environment: Mapping[str, str]) -> str:
+    # What becomes of the job when its launcher is stopped is that launcher's business.
+    settings = {name: value for name, value in launch.to_dict().items() if name != "on_cancel"}
+    return json.dumps({**settings, "variables of S3": _copied(environment)}, sort_keys=True)
+
+
 def _torchrun(launch: LaunchConfig) -> list[str]:
     # A single pod needs no name service and no open port to find itself.
     alone = ["--standalone", f"--nproc-per-node={launch.processes_per_node}"] if launch.num_nodes == 1 else []
@@ -139,14 +157,13 @@ def _torchrun(launch: LaunchConfig) -> list[str]:
 
 
 def _replica(number: int, container: Mapping[str, Any], launch: LaunchConfig) -> dict[str, Any]:
+    user = launch.run_as_user
     pod: dict[str, Any] = {
         "containers": [container],
         "volumes": _volumes(launch),
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": launch.run_as_user,
-            "runAsGroup": launch.run_as_user,
-            "fsGroup": launch.run_as_user,
+            **({name: user for name in ("runAsUser", "runAsGroup", "fsGroup")} if user else {}),
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
@@ -201,13 +218,16 @@ def _container(command: list[str], launch: LaunchConfig, environment: Mapping[st
 
 
 def _variables(launch: LaunchConfig, environment: Mapping[str, str]) -> list[dict[str, Any]]:
-    copied = {name: environment[name] for name in COPIED_VARIABLES if environment.get(name)}
-    values = {**_DEFAULT_VARIABLES, **copied, **launch.env}
+    values = {**_DEFAULT_VARIABLES, **_copied(environment), **launch.env}
     variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in values.items()]
     for name in CREDENTIALS if launch.credentials_secret else ():
         source = {"secretKeyRef": {"name": launch.credentials_secret, "key": name}}
         variables.append({"name": name, "valueFrom": source})
     return variables
+
+
+def _copied(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: environment[name] for name in COPIED_VARIABLES if environment.get(name)}
 
 
 _MOUNTS = {"tmp": "/tmp", "cache": _CACHE, "scratch": _SCRATCH, "dshm": "/dev/shm"}

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dice_core import layout, records
 from dice_core.config import ConfigError, TrainingConfig, finite_or_none
+from dice_core.failure_report import ERROR, FINAL_ERROR
 from dice_core.launch import die_with_torchrun
 from dice_core.manifest import Manifest, Metric, fetch_files, publish_files, read_manifest
 from dice_core.progress import Throttle, log
@@ -319,7 +320,9 @@ def main(arguments: list[str] | None = None) -> int:
         # RuntimeErrors of our own are one line for a person; torch's are not, and keep their traceback.
         if type(error) is RuntimeError or type(error).__module__.partition(".")[0] != "dice_core":
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        # The storage may be there again later; what is wrong with pairs, settings or the model stays so.
+        prefix = ERROR if isinstance(error, StorageError) else FINAL_ERROR
+        print(f"{prefix}{error}", file=sys.stderr, flush=True)
         return 1
     return 0
 

@@ -87,11 +87,16 @@ class ClusterConfig(Settings):
     generate_timeout: Duration = "12h"
     score_timeout: Duration = "6h"
     train_timeout: Duration = "24h"
+    """Of training in pods of its own: counted while all of them run."""
     evaluate_timeout: Duration = "3h"
     pending_timeout: Duration = "3d"
-    """Time that the training pods of an attempt may wait for nodes. KFP sets no limit to a task that no node can take
-    (make status says why it waits); the time in which tasks are retried is that much longer, for waiting counts in it.
+    """Time that training pods may wait for nodes, each time that one has to start. KFP sets no limit to a task that no
+    node can take (make status says why it waits); the time in which tasks are retried is that much longer, for waiting
+    counts in it.
     """
+    queue_timeout: Duration = "30d"
+    """Time that a training job may wait in Kueue's queue (launch.queue_name): the task that follows it may take that
+    much longer than train_timeout and pending_timeout. Without a queue it ends by itself long before."""
     credentials_secret: str = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: the service account has the rights (IRSA)."""
     env: dict[str, str] = Field(default={})

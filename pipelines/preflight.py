@@ -33,7 +33,7 @@ _WORKFLOW_RIGHTS: _Rights = [
     *((verb, "argoproj.io", "workflowtaskresults") for verb in ("create", "patch")),
 ]
 _TRAINING_RIGHTS: _Rights = [
-    *((verb, "kubeflow.org", "pytorchjobs") for verb in ("create", "get", "list", "watch", "delete")),
+    *((verb, "kubeflow.org", "pytorchjobs") for verb in ("create", "get", "list", "watch", "patch", "delete")),
     *((verb, "", "pods") for verb in ("get", "list", "watch")),
     ("get", "", "pods/log"),
     *((verb, "", "events") for verb in ("get", "list", "watch")),

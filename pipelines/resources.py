@@ -68,16 +68,20 @@ def retry_window_seconds(preset: Preset, stage: Stage) -> int:
     attempts = preset.num_retries + 1
     backoff = sum(_BACKOFF_SECONDS * 2**number for number in range(preset.num_retries))
     cluster = preset.cluster or ClusterConfig()
-    return attempts * task_timeout_seconds(cluster, stage) + backoff + to_seconds(cluster.pending_timeout)
+    return attempts * task_timeout_seconds(preset, stage) + backoff + to_seconds(cluster.pending_timeout)
 
 
-def task_timeout_seconds(cluster: ClusterConfig, stage: Stage) -> int:
+def task_timeout_seconds(preset: Preset, stage: Stage) -> int:
     """Return how long one attempt of a task's pod may run.
 
-    The pod of train waits for others: it outlives the deadline of the training job, which then says what happened.
+    The pod of train waits for others: it outlives every deadline of the training job, and says which has passed.
     """
-    waiting = to_seconds(cluster.pending_timeout) if stage == "train" and _trains_elsewhere(cluster) else 0
-    return cluster.timeout_seconds(stage) + waiting
+    cluster = preset.cluster or ClusterConfig()
+    if stage == "train" and _trains_elsewhere(cluster):
+        launch = launch_on_cluster(preset)
+        of_job = launch.pending_deadline_seconds + launch.active_deadline_seconds
+        return to_seconds(cluster.queue_timeout) + of_job
+    return cluster.timeout_seconds(stage)
 
 
 def launch_on_cluster(preset: Preset) -> LaunchConfig:
@@ -104,7 +108,7 @@ def launch_on_cluster(preset: Preset) -> LaunchConfig:
         "model_cache_claim": cluster.model_cache_claim,
         "pending_deadline_seconds": to_seconds(cluster.pending_timeout),
         "active_deadline_seconds": cluster.timeout_seconds("train"),
-        **({"run_as_user": cluster.run_as_user} if cluster.run_as_user else {}),
+        "run_as_user": cluster.run_as_user,
     }
     defaults = LaunchConfig()
     left = {name: value for name, value in values.items() if getattr(launch, name) == getattr(defaults, name)}
@@ -146,7 +150,7 @@ def _place(task: dsl.PipelineTask, stage: Stage, preset: Preset, cluster: Cluste
         seconds = toleration.get("tolerationSeconds")
         others = {name: value for name, value in toleration.items() if name != "tolerationSeconds"}
         kubernetes.add_toleration(task, **others, toleration_seconds=seconds)
-    kubernetes.set_timeout(task, task_timeout_seconds(cluster, stage))
+    kubernetes.set_timeout(task, task_timeout_seconds(preset, stage))
 
 
 def _give_access(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,12 @@ from dice_core.kubernetes_calls import Patience
 from dice_core.manifest import Manifest, publish_files
 from dice_core.pytorchjob import PyTorchJobBackend
 from dice_core.training import TrainingJob
+from tests.kubernetes_api.by_hand import wait_until
+from tests.kubernetes_api.server import ApiServer
+from tests.kubernetes_api.store import POD, Object
 
+Make = Callable[[str], tuple[str, ...]]
+"""Makes a script of a worker's last lines, and returns the command to run it."""
 REPOSITORY = Path(__file__).parents[1]
 PATIENCE = Patience(first_pause=0.05, longest_pause=0.2, give_up=20, watch=2, silence=1, reminder=0.3, drain=5, stop=5)
 SETTINGS = {"backend": "pytorchjob", "image": "training:1"}
@@ -75,3 +80,26 @@ def start_process(
         f"backend.run({job_uri!r}, LaunchConfig.parse({values!r}, 'launch'))"
     )
     return subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env=dict(os.environ), stderr=stderr)
+
+
+def shown(captured: str, name: str) -> list[str]:
+    """Return the lines that were shown of a process."""
+    return [line.removeprefix(f"[{name}] ") for line in captured.splitlines() if line.startswith(f"[{name}] ")]
+
+
+def pods(server: ApiServer) -> list[Object]:
+    return server.store.find(POD, "default")
+
+
+def running(server: ApiServer, number: int = 1) -> list[str]:
+    """Wait until so many pods run, and return their names."""
+
+    def found() -> list[str]:
+        return [pod["metadata"]["name"] for pod in pods(server) if pod["status"]["phase"] == "Running"]
+
+    wait_until(lambda: len(found()) == number)
+    return found()
+
+
+def num_created(server: ApiServer) -> int:
+    return server.count("POST", "/pytorchjobs")

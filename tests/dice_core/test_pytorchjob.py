@@ -20,7 +20,7 @@ from dice_core.manifest import clear_stage
 from tests.kubernetes_api.by_hand import HandOperated, hand_operated, wait_until
 from tests.launchers import Launcher, publish_result, start_process, write_job
 
-RUNNING = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
+RUNNING = {"running": {"startedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}}
 
 
 @pytest.fixture
@@ -40,6 +40,19 @@ def job_uri(tmp_path: Path) -> str:
 
 def uid(job: dict[str, Any]) -> str:
     return str(job["metadata"]["uid"])
+
+
+def workflow(number: int) -> dict[str, str]:
+    """Return a reference to a run."""
+    kind = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow"}
+    return {**kind, "name": f"run-{number}", "uid": f"6f1c3c1e-0000-4000-8000-{number:012}"}
+
+
+def run_in_a_pod(monkeypatch: pytest.MonkeyPatch, cluster: HandOperated) -> None:
+    """Let launchers believe to run in the pod that create_launcher_pod makes."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("POD_NAME", "launcher")
+    monkeypatch.setenv("POD_NAMESPACE", cluster.namespace)
 
 
 def test_only_succeeded_is_success(cluster: HandOperated, job_uri: str) -> None:
@@ -137,16 +150,56 @@ def test_a_second_launcher_adopts_the_running_job_as_it_is(cluster: HandOperated
     first = Launcher(job_uri)
     job = cluster.the_job()
     cluster.set_pod(cluster.create_pod(), "Running", state=RUNNING)
+    cluster.set_condition("Running")
     # Settings that ask for more pods are for the next job: this one misses none.
     with redirect_stderr(io.StringIO()) as screen:
         second = Launcher(job_uri, num_nodes=4, pending_deadline_seconds=1)
-        wait_until(lambda: "adopting PyTorchJob" in screen.getvalue())
+        wait_until(lambda: "changed since: num_nodes, pending_deadline_seconds\n" in screen.getvalue())
+    assert "adopting PyTorchJob" in screen.getvalue()
     second.join(1.5)
     assert second.is_alive()
     cluster.set_condition("Succeeded")
     first.result()
     second.result()
     assert [uid(job)] == [uid(left) for left in cluster.jobs()]
+
+
+def test_a_job_that_waits_is_adopted_with_the_same_settings_and_made_anew_with_others(
+    cluster: HandOperated, job_uri: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    killed = start_process(job_uri, node_selector={"pool": "tpyo"})
+    waits = uid(cluster.the_job())
+    killed.kill()
+    killed.wait()
+    killed = start_process(job_uri, node_selector={"pool": "tpyo"}, on_cancel="leave", stderr=subprocess.PIPE)
+    assert killed.stderr is not None
+    with killed.stderr as lines:
+        assert any(b"adopting PyTorchJob" in line for line in iter(lines.readline, b""))
+    killed.kill()
+    killed.wait()
+    assert [uid(job) for job in cluster.jobs()] == [waits]
+
+    launcher = Launcher(job_uri, node_selector={"pool": "gpus"})
+    wait_until(lambda: [uid(job) for job in cluster.jobs()] not in ([], [waits]))
+    pod = cluster.the_job()["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"pool": "gpus"}
+    assert "an earlier attempt waits with other launch settings (node_selector)" in capfd.readouterr().err
+    cluster.set_condition("Succeeded")
+    launcher.result()
+
+
+def test_a_launcher_that_adopts_a_job_counts_the_time_it_has_trained_already(
+    cluster: HandOperated, job_uri: str
+) -> None:
+    killed = start_process(job_uri)
+    pod = cluster.create_pod()
+    killed.kill()
+    killed.wait()
+    cluster.set_pod(pod, "Running", state={"running": {"startedAt": "2026-01-01T00:00:00Z"}})
+    cluster.set_condition("Running")
+    with pytest.raises(LaunchError, match=r"did not end within launch.active_deadline_seconds = 172800 of training"):
+        Launcher(job_uri).result()
+    assert cluster.jobs() == []
 
 
 def test_a_job_that_has_succeeded_is_the_result_and_one_that_has_failed_is_started_again(
@@ -193,18 +246,10 @@ def test_a_job_that_has_succeeded_is_made_anew_when_its_result_is_gone(
 def test_the_job_belongs_to_the_workflow_of_the_launcher_or_else_to_its_pod(
     cluster: HandOperated, job_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workflow = {
-        "apiVersion": "argoproj.io/v1alpha1",
-        "kind": "Workflow",
-        "name": "run-1",
-        "uid": "6f1c3c1e-0000-4000-8000-000000000001",
-    }
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    monkeypatch.setenv("POD_NAME", "launcher")
-    monkeypatch.setenv("POD_NAMESPACE", cluster.namespace)
-    cluster.create_launcher_pod({**workflow, "controller": True})
+    run_in_a_pod(monkeypatch, cluster)
+    cluster.create_launcher_pod({**workflow(1), "controller": True})
     Launcher(job_uri)
-    assert cluster.the_job()["metadata"]["ownerReferences"] == [workflow]
+    assert cluster.the_job()["metadata"]["ownerReferences"] == [workflow(1)]
     cluster.delete_job()
     cluster.core.delete_namespaced_pod("launcher", cluster.namespace, grace_period_seconds=0)
 
@@ -213,6 +258,25 @@ def test_the_job_belongs_to_the_workflow_of_the_launcher_or_else_to_its_pod(
     owner = {"apiVersion": "v1", "kind": "Pod", "name": "launcher", "uid": pod_uid}
     assert cluster.the_job()["metadata"]["ownerReferences"] == [owner]
     cluster.delete_job()
+
+
+def test_a_job_that_is_adopted_belongs_to_the_run_that_adopts_it(
+    cluster: HandOperated, job_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_in_a_pod(monkeypatch, cluster)
+    cluster.create_launcher_pod({**workflow(1), "controller": True})
+    killed = start_process(job_uri)
+    job = cluster.the_job()
+    killed.kill()
+    killed.wait()
+    cluster.core.delete_namespaced_pod("launcher", cluster.namespace, grace_period_seconds=0)
+    cluster.create_launcher_pod({**workflow(2), "controller": True})
+    launcher = Launcher(job_uri)
+    # Deleting the first run would delete the job under the second.
+    wait_until(lambda: cluster.the_job()["metadata"]["ownerReferences"] == [workflow(2)])
+    cluster.set_condition("Succeeded")
+    launcher.result()
+    assert [uid(left) for left in cluster.jobs()] == [uid(job)]
 
 
 def test_a_launcher_in_another_namespace_does_not_own_the_job(
@@ -271,9 +335,7 @@ def test_a_launcher_whose_reader_is_gone_deletes_the_job_and_ends_within_a_secon
 def test_a_launcher_whose_pod_is_evicted_leaves_the_job_for_the_next(
     cluster: HandOperated, job_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    monkeypatch.setenv("POD_NAME", "launcher")
-    monkeypatch.setenv("POD_NAMESPACE", cluster.namespace)
+    run_in_a_pod(monkeypatch, cluster)
     cluster.create_launcher_pod()
     launcher = start_process(job_uri)
     cluster.the_job()

@@ -5,7 +5,6 @@ The processes are a few lines, for the sake of time; test_pytorchjob_training.py
 
 import io
 import signal
-from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -16,76 +15,9 @@ import pytest
 from dice_core.launch import LaunchError
 from tests.kubernetes_api.by_hand import wait_until
 from tests.kubernetes_api.server import ApiServer
-from tests.kubernetes_api.store import JOB, POD, WORKFLOW, Object, StatusError
+from tests.kubernetes_api.store import JOB, POD, WORKFLOW, StatusError
 from tests.kubernetes_api.training_operator import TrainingOperator
-from tests.launchers import PATIENCE, Launcher, start_process, write_job
-
-_WORKER = """
-import os, sys, time
-from pathlib import Path
-from typing import Any
-
-folder, node = Path(sys.argv[1]).parent, os.environ["PET_NODE_RANK"]
-folder.joinpath(f"pid-{node}").write_text(str(os.getpid()))
-"""
-
-Make = Callable[[str], tuple[str, ...]]
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    for name in ("KUBERNETES_SERVICE_HOST", "POD_NAME", "POD_NAMESPACE"):
-        monkeypatch.delenv(name, raising=False)
-    with ApiServer(tmp_path) as server:
-        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
-        yield server
-
-
-@pytest.fixture
-def operator(server: ApiServer, tmp_path: Path) -> Iterator[TrainingOperator]:
-    variables = {"DICE_CACHE": str(tmp_path / "cache"), "DICE_SCRATCH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    with TrainingOperator(server, variables) as operator:
-        yield operator
-
-
-@pytest.fixture
-def job_uri(tmp_path: Path) -> str:
-    return write_job(tmp_path / "train")
-
-
-@pytest.fixture
-def worker(tmp_path: Path) -> Make:
-    """Return a function that makes a script of a worker's last lines, and returns the command to run it."""
-
-    def make(body: str) -> tuple[str, ...]:
-        path = tmp_path / "worker.py"
-        path.write_text(_WORKER + body)
-        return ("python", str(path))
-
-    return make
-
-
-def shown(captured: str, name: str) -> list[str]:
-    """Return the lines that were shown of a process."""
-    return [line.removeprefix(f"[{name}] ") for line in captured.splitlines() if line.startswith(f"[{name}] ")]
-
-
-def pods(server: ApiServer) -> list[Object]:
-    return server.store.find(POD, "default")
-
-
-def running(server: ApiServer, number: int = 1) -> list[str]:
-    """Wait until so many pods run, and return their names."""
-
-    def found() -> list[str]:
-        return [pod["metadata"]["name"] for pod in pods(server) if pod["status"]["phase"] == "Running"]
-
-    wait_until(lambda: len(found()) == number)
-    return found()
-
-
-def num_created(server: ApiServer) -> int:
-    return server.count("POST", "/pytorchjobs")
+from tests.launchers import PATIENCE, Launcher, Make, num_created, pods, running, shown, start_process
 
 
 def pid_file(folder: Path, node: int = 0) -> Path:
@@ -329,6 +261,26 @@ def test_a_missing_right_is_named(
     server.denied.add((verb, resource))
     with pytest.raises(LaunchError, match=message):
         Launcher(job_uri, worker("time.sleep(60)")).result()
+
+
+def test_a_job_whose_owner_may_not_be_changed_is_adopted_and_the_log_says_to_whom_it_belongs(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = start_process(job_uri, worker("time.sleep(60)"))
+    running(server)
+    killed.kill()
+    killed.wait()
+    spec = {"containers": [{"name": "main", "image": "core:1", "command": ["sleep", "60"]}]}
+    server.store.create(POD, "default", {"metadata": {"name": "launcher"}, "spec": spec})
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("POD_NAME", "launcher")
+    monkeypatch.setenv("POD_NAMESPACE", "default")
+    server.denied.add(("patch", "pytorchjobs"))
+    with redirect_stderr(io.StringIO()) as screen:
+        launcher = Launcher(job_uri, worker("time.sleep(60)"))
+        wait_until(lambda: "still belongs to an earlier run, and is deleted with that one: 403" in screen.getvalue())
+    launcher.join(1)
+    assert launcher.is_alive()
 
 
 def test_a_quota_that_is_reached_is_not_told_as_a_missing_right(

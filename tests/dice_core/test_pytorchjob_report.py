@@ -111,6 +111,22 @@ def test_without_logs_the_cause_is_what_the_cluster_says() -> None:
     assert failure_report(job(), {}, {}, {}) == "training failed: no reason was given (job ns/dice-x)"
 
 
+def test_a_deadline_is_the_cause_and_not_the_signals_that_it_sent() -> None:
+    lines = {"rank 0": said("torch.distributed.elastic.SignalException: Process 7 got signal: 15")}
+    late = job(("Failed", "True"), message="Job x has failed because it was active longer than specified deadline")
+    first = failure_report(late, {"m": pod("Failed", ended(1))}, {}, lines).splitlines()[0]
+    assert first.startswith("training failed, exit code 1 in m: Job x has failed because it was active longer than")
+    assert failure_report(late, {}, {}, lines, "it was late").startswith("training failed: it was late (job ns/dice-x)")
+
+
+def test_the_state_of_a_pod_that_waits_says_for_what() -> None:
+    message = "0/3 nodes are available"
+    unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    pods = {"a": pod(conditions=[unschedulable]), "b": pod("Pending", waiting("ErrImagePull", "not found"))}
+    lines = failure_report(job(("Failed", "True")), pods, {}, {}).splitlines()
+    assert lines[-2:] == [f"pod a: Pending, Unschedulable: {message}", "pod b: Pending, ErrImagePull: not found"]
+
+
 def test_without_logs_the_ends_that_the_kubelet_kept_are_shown() -> None:
     state = ended(1)
     state["terminated"]["message"] = "[default0]:loading\n[default0]:error: no such bucket"
@@ -124,4 +140,6 @@ def test_an_error_for_a_person_is_a_better_cause_than_an_exception() -> None:
         "torch.OutOfMemoryError: CUDA out of memory"
     )
     assert find_cause(["ValueError: x", "error: training.max_length: too long"]) == "training.max_length: too long"
+    passing_and_final = ["error: S3 is away", "final error: the loss is not finite"]
+    assert find_cause(passing_and_final) == "the loss is not finite"
     assert find_cause(["all is well", "an error occurred"]) == ""

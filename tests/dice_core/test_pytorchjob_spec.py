@@ -109,7 +109,8 @@ def test_the_run_policy_and_restarts_are_the_settings() -> None:
     assert job["spec"]["runPolicy"] == {
         "cleanPodPolicy": "All",
         "ttlSecondsAfterFinished": 60,
-        "activeDeadlineSeconds": 172_800,
+        # The launcher ends the training at 172,800 s; the operator, which counts the wait too, whatever is left.
+        "activeDeadlineSeconds": 172_800 + 1800,
         "backoffLimit": 1,
     }
     assert job["spec"]["pytorchReplicaSpecs"]["Master"]["restartPolicy"] == "Never"
@@ -153,6 +154,13 @@ def test_pods_run_as_nobody_special_on_a_read_only_root_with_room_where_it_is_ne
     }
     values = values_of(job)
     assert (values["DICE_SCRATCH"], values["HOME"]) == ("/scratch", "/tmp")
+
+
+def test_a_user_of_0_leaves_the_choice_to_the_cluster_and_still_refuses_root() -> None:
+    by_default, chosen = (pod_of(spec_of(**settings))["securityContext"] for settings in ({}, {"run_as_user": 0}))
+    users = {name: 10001 for name in ("runAsUser", "runAsGroup", "fsGroup")}
+    assert by_default == chosen | users
+    assert chosen["runAsNonRoot"] is True and not users.keys() & chosen.keys()
 
 
 def test_training_keeps_models_where_the_images_and_the_other_tasks_do() -> None:

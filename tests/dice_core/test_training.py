@@ -30,7 +30,7 @@ from dice_core.dpo_trainer import NonFiniteError
 from dice_core.launch import launch_training
 from dice_core.models import fetch_model, import_model, load_model
 from dice_core.storage import StorageError
-from dice_core.training import TrainingJob, delete_leftovers, run_training
+from dice_core.training import TrainingJob, delete_leftovers, main, run_training
 
 SETTINGS = {
     "max_steps": 3,
@@ -542,3 +542,20 @@ def test_a_job_survives_its_file_and_a_file_that_is_none_is_refused(tmp_path: Pa
     (tmp_path / "job.json").write_text("[]")
     with pytest.raises(StorageError, match="not a training job"):
         TrainingJob.read(str(tmp_path / "job.json"))
+
+
+def test_a_process_says_whether_its_error_would_come_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([str(tmp_path / "job.json")]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+    (tmp_path / "job.json").write_text('{"training": {"bta": 1}}')
+    assert main([str(tmp_path / "job.json")]) == 1
+    assert capsys.readouterr().err.startswith("final error: training.bta: unknown setting")
+
+    def diverge(_: TrainingJob) -> None:
+        raise NonFiniteError("stopped at step 3")
+
+    monkeypatch.setattr("dice_core.training.run_training", diverge)
+    assert main([make_job(tmp_path, "a-policy", "some-pairs", {}).write()]) == 1
+    assert capsys.readouterr().err == "final error: stopped at step 3\n"

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,6 @@ from tests.kubernetes_api.server import ApiServer, make_event
 from tests.kubernetes_api.store import EVENT, POD, SECRET, Object, StatusError, now
 
 _REPOSITORY = Path(__file__).parents[2]
-_RESTART_SECONDS = 0.1
 
 
 @dataclass
@@ -50,6 +50,8 @@ class Kubelet:
         self._changed = threading.Condition()
         self.image_pull_fails = False
         """Pods that are created meanwhile hang in ImagePullBackOff."""
+        self.restart_seconds = 0.1
+        """After which a container that failed is started again; a real kubelet waits 10 s and more."""
         self.pull_error = 'Back-off pulling image "{image}"'
         api.logs = self.read_logs
 
@@ -176,7 +178,7 @@ class Kubelet:
             waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off restarting failed container"}}
             container.process, container.last_end = None, {"terminated": ended}
             container.num_restarts += 1
-            container.restart_at = time.monotonic() + _RESTART_SECONDS
+            container.restart_at = time.monotonic() + self.restart_seconds
             self._write(container.pod, "Running", waiting, container)
         else:
             container.is_over = True
@@ -215,7 +217,9 @@ class Kubelet:
 
     def _kill(self, container: _Container) -> None:
         if container.process is not None and container.process.poll() is None:
-            os.killpg(container.process.pid, signal.SIGKILL)
+            # It may end by itself meanwhile, and be reaped by the thread that reads it.
+            with suppress(ProcessLookupError):
+                os.killpg(container.process.pid, signal.SIGKILL)
             container.process.wait()
 
     def _environment(self, pod: Object, spec: Object) -> dict[str, str]:

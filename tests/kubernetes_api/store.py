@@ -62,10 +62,11 @@ NODE = Kind("", "v1", "nodes", "Node", is_namespaced=False, has_status=True)
 NAMESPACE = Kind("", "v1", "namespaces", "Namespace", is_namespaced=False, has_status=True)
 SERVICE_ACCOUNT = Kind("", "v1", "serviceaccounts", "ServiceAccount")
 WORKFLOW = Kind("argoproj.io", "v1alpha1", "workflows", "Workflow")
+WORKLOAD = Kind("kueue.x-k8s.io", "v1beta2", "workloads", "Workload", has_status=True)
 DEFINITION = Kind(
     "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", is_namespaced=False
 )
-KINDS = (JOB, POD, EVENT, SECRET, NODE, NAMESPACE, SERVICE_ACCOUNT, WORKFLOW, DEFINITION)
+KINDS = (JOB, POD, EVENT, SECRET, NODE, NAMESPACE, SERVICE_ACCOUNT, WORKFLOW, WORKLOAD, DEFINITION)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
 """What the training operator (v1.9) and the garbage collector do, played on the store of the stand-in API server.
 
 Followed from the operator's source: names, labels and environment of the replicas, conditions, backoffLimit,
-cleanPodPolicy, suspend. Left out: services, elastic jobs, ttlSecondsAfterFinished.
+cleanPodPolicy, suspend, activeDeadlineSeconds (counted from when the operator first saw or resumed the job, whether its
+pods run or not). Left out: services, elastic jobs, ttlSecondsAfterFinished.
 """
 
 import socket
 import threading
+import time
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from tests.kubernetes_api.kubelet import Kubelet
@@ -66,16 +69,33 @@ class TrainingOperator:
         elif policy.get("suspend"):
             self._set_condition(job, "Suspended", f"PyTorchJob {job['metadata']['name']} is suspended.")
             self._clean(pods, "All")
-        elif self._is_past_backoff(pods, policy):
-            message = f"Job {job['metadata']['name']} has failed because it has reached the specified backoff limit"
+        elif conditions.get("Suspended") == "True":
+            self._resume(job)
+        elif limit := self._limit_passed(job, pods, policy):
             self._clean(pods, "All")
-            self._set_condition(job, "Failed", message)
+            self._set_condition(job, "Failed", f"Job {job['metadata']['name']} has failed because it {limit}")
         else:
             self._sync_replicas(job, pods, conditions)
+
+    def _resume(self, job: Object) -> None:
+        conditions = job["status"]["conditions"]
+        for condition in conditions:
+            condition["status"] = "False" if condition["type"] == "Suspended" else condition["status"]
+        self._patch_status(job, {"conditions": conditions, "startTime": now()})
+
+    def _limit_passed(self, job: Object, pods: Mapping[str, Object], policy: Object) -> str:
+        start, deadline = job.get("status", {}).get("startTime"), policy.get("activeDeadlineSeconds")
+        if self._is_past_backoff(pods, policy):
+            return "has reached the specified backoff limit"
+        if start and deadline and time.time() - datetime.fromisoformat(start).timestamp() >= deadline:
+            return "was active longer than specified deadline"
+        return ""
 
     def _sync_replicas(self, job: Object, pods: dict[str, Object], conditions: Mapping[str, str]) -> None:
         if "Created" not in conditions:
             job = self._set_condition(job, "Created", f"PyTorchJob {job['metadata']['name']} is created.")
+        if not job["status"].get("startTime"):
+            job = self._patch_status(job, {"startTime": now()})
         for role, replica in job["spec"]["pytorchReplicaSpecs"].items():
             for index in range(replica.get("replicas", 1)):
                 pod = pods.get(f"{job['metadata']['name']}-{role.lower()}-{index}")
@@ -214,9 +234,12 @@ class TrainingOperator:
                 "lastTransitionTime": now(),
             }
         )
+        return self._patch_status(job, {"conditions": conditions})
+
+    def _patch_status(self, job: Object, status: Object) -> Object:
         metadata = job["metadata"]
         try:
-            patch = {"status": {"conditions": conditions}}
+            patch = {"status": status}
             return self._store.patch(JOB, metadata["namespace"], metadata["name"], patch, only_status=True)
         except StatusError as error:
             if error.code != 404:

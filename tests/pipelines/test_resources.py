@@ -150,9 +150,13 @@ def test_every_task_has_a_timeout(zephyr: Compiled) -> None:
     assert all(int(executor.platform["activeDeadlineSeconds"]) > 0 for executor in zephyr.executors())
 
 
-def test_the_launcher_outlives_the_job_and_its_wait_for_nodes(zephyr: Compiled) -> None:
+def test_the_launcher_outlives_the_job_and_its_wait_for_nodes_and_in_a_queue(zephyr: Compiled, tmp_path: Path) -> None:
     (launcher,) = zephyr.executors("train")
-    assert int(launcher.platform["activeDeadlineSeconds"]) == 24 * 3600 + 3 * 24 * 3600
+    assert int(launcher.platform["activeDeadlineSeconds"]) == (1 + 3 + 30) * 24 * 3600
+    chosen = compiled(
+        tmp_path, "cluster.pending_timeout=2h", "launch.active_deadline_seconds=3600", "cluster.queue_timeout=1d"
+    )
+    assert chosen.executors("train")[0].platform["activeDeadlineSeconds"] == str((2 + 1 + 24) * 3600)
 
 
 def test_retries_go_on_longer_than_all_attempts_can_take(zephyr: Compiled) -> None:
@@ -186,6 +190,7 @@ def test_no_pod_runs_as_root(zephyr: Compiled, tmp_path: Path) -> None:
         assert executor.platform["securityContext"] == {"runAsUser": "10001", "runAsNonRoot": True}
     chosen = compiled(tmp_path, "cluster.run_as_user=0")
     assert chosen.executors("pair")[0].platform["securityContext"] == {"runAsNonRoot": True}
+    assert (zephyr.launch["run_as_user"], chosen.launch["run_as_user"]) == (10001, 0)
 
 
 def test_the_place_of_s3_comes_from_the_config_map(zephyr: Compiled) -> None:
@@ -266,12 +271,10 @@ def test_training_pods_get_the_pool_of_the_cluster_section(zephyr: Compiled) -> 
     assert {name: launch[name] for name in wanted} == wanted
 
 
-def test_training_pods_wait_for_nodes_as_long_as_tasks_do(tmp_path: Path) -> None:
+def test_training_pods_wait_and_train_for_as_long_as_the_cluster_section_says(tmp_path: Path) -> None:
     changed = compiled(tmp_path, "cluster.pending_timeout=2h", "cluster.train_timeout=1h")
     launch = changed.launch
-    assert launch["pending_deadline_seconds"] == 2 * 3600
-    # The task outlives both, so that it can say which of them has passed.
-    assert changed.executors("train")[0].platform["activeDeadlineSeconds"] == str(3 * 3600)
+    assert (launch["pending_deadline_seconds"], launch["active_deadline_seconds"]) == (2 * 3600, 3600)
 
 
 def test_training_pods_ask_for_no_gpu_where_there_is_none(demo: Compiled) -> None:
