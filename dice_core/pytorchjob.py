@@ -36,6 +36,8 @@ from dice_core.training import TrainingJob
 
 FAILURE_FILE = "failure.json"
 """Beside the job: which run has failed for good, and why."""
+# Kubeflow's own retries follow within minutes; a person who retries the run later has changed something.
+_REFUSED_SECONDS = 900
 # Of the look whether this pod is evicted, which is not repeated, and of the deletion, which acts once it is sent.
 _LOOK_SECONDS, _DELETE_SECONDS = 0.4, 2.0
 
@@ -93,7 +95,7 @@ def _follow(follower: JobFollower, output_uri: str, owner: Mapping[str, Any] | N
         follower.follow()
     except FinalError as error:
         if owner:
-            record = {"run": owner["uid"], "cause": str(error).splitlines()[0]}
+            record = {"run": owner["uid"], "cause": str(error).splitlines()[0], "time": time.time()}
             try:
                 open_storage(output_uri).write_bytes(FAILURE_FILE, json.dumps(record).encode())
             except StorageError as problem:
@@ -102,14 +104,17 @@ def _follow(follower: JobFollower, output_uri: str, owner: Mapping[str, Any] | N
 
 
 def _refuse_what_failed(output_uri: str, owner: Mapping[str, Any] | None) -> None:
-    """Raise FinalError where this run has failed for good already; what failed another run is tried again."""
+    """Raise FinalError where this run has just failed for good; what failed another run is tried again."""
     storage = open_storage(output_uri)
     try:
         record = json.loads(storage.read_bytes(FAILURE_FILE))
     except MissingObjectError:
         return
-    if owner and owner["uid"] == record["run"]:
-        raise FinalError(f"{record['cause']}: it would fail again and is not tried; correct the cause and submit again")
+    if owner and owner["uid"] == record["run"] and time.time() - record["time"] < _REFUSED_SECONDS:
+        raise FinalError(
+            f"{record['cause']}: it would fail again and is not tried; correct the cause and submit again, or retry "
+            f"the run {_REFUSED_SECONDS // 60} minutes after its failure"
+        )
     storage.delete(FAILURE_FILE)
 
 

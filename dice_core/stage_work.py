@@ -62,7 +62,7 @@ def generate(
 ) -> Manifest:
     """Sample the responses of the parts that are not stored yet."""
     from dice_core.generation import generate_parts, num_parts, shard_rows
-    from dice_core.models import fetch_model
+    from dice_core.model_cache import fetch_model
 
     gate = context.inputs.get("gate")
     if gate and not gate.manifest.metrics.get("accepted"):
@@ -99,7 +99,7 @@ def _count_responses(counts: dict[str, int], _: str, table: pa.Table) -> None:
 
 def score(context: StageContext, *, config: ScoringConfig) -> Manifest:
     """Filter the responses, and score the parts that are not stored yet."""
-    from dice_core.models import fetch_model
+    from dice_core.model_cache import fetch_model
     from dice_core.scoring import score_parts
 
     start = time.monotonic()
@@ -229,7 +229,7 @@ def evaluate(
 ) -> Manifest:
     """Measure the new policy, decide, and point to it where people look for the last good one."""
     from dice_core.evaluation import evaluate_policy
-    from dice_core.models import fetch_model
+    from dice_core.model_cache import fetch_model
 
     if _EVALUATION not in context.parts:
         start = time.monotonic()

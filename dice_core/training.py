@@ -159,7 +159,8 @@ def _train_and_publish(
     from dice_core import processes
     from dice_core.checkpoints import CheckpointCallback
     from dice_core.dpo_trainer import DPOTrainer
-    from dice_core.models import context_length, fetch_model, load_model
+    from dice_core.model_cache import fetch_model
+    from dice_core.models import context_length, load_model
     from dice_core.rotary import stretches_positions
     from dice_core.trained_model import ExactMasterWeights, gather_weights
     from dice_core.weight_average import WeightAverage

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from dice_core.manifest import clear_stage, read_manifest
+from dice_core.model_cache import fetch_model
 from dice_core.model_files import read_config
-from dice_core.models import fetch_model, import_model
+from dice_core.models import import_model
 from dice_core.storage import FolderStorage, open_storage
 
 

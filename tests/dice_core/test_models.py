@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dice_core import models
+from dice_core import model_cache, models
 from dice_core.manifest import Manifest, publish_files, read_manifest
+from dice_core.model_cache import fetch_model
 from dice_core.model_files import TRUST_KEY
-from dice_core.models import ModelError, fetch_model, import_model, load_model, load_tokenizer, save_model
+from dice_core.models import ModelError, import_model, load_model, load_tokenizer, save_model
 from dice_core.storage import StorageError, open_storage
 
 
@@ -235,7 +236,7 @@ def test_a_fetched_model_is_taken_from_the_cache(
     uri = str(tmp_path / "imported")
     import_model(str(model_copy), uri)
     first = fetch_model(uri, tmp_path / "cache")
-    monkeypatch.setattr(models, "fetch_files", lambda *_: pytest.fail("downloaded again"))
+    monkeypatch.setattr(model_cache, "fetch_files", lambda *_: pytest.fail("downloaded again"))
 
     assert fetch_model(uri, tmp_path / "cache") == first
 

@@ -1,12 +1,14 @@
 """How long and how often a training job may try, on a cluster whose operator counts too; pods are local processes."""
 
 import io
+import json
 from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
 
 from dice_core.launch import FinalError, LaunchError
+from dice_core.pytorchjob import FAILURE_FILE
 from tests.kubernetes_api.by_hand import wait_until
 from tests.kubernetes_api.server import ApiServer
 from tests.kubernetes_api.store import JOB, POD, WORKFLOW, WORKLOAD, Object
@@ -128,6 +130,20 @@ def test_a_failure_that_would_repeat_is_tried_once_in_a_run_and_again_in_the_nex
                 Launcher(job_uri, command).result()
         assert num_starts(job_uri) == num_created(server) == run
         assert server.store.find(JOB, "default") == []
+
+
+def test_a_run_that_is_retried_by_hand_after_such_a_failure_trains_again(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("POD_NAMESPACE", "default")
+    launch_in_run(server, 1)
+    monkeypatch.setenv("POD_NAME", "launcher-1")
+    with pytest.raises(FinalError):
+        Launcher(job_uri, worker(_FAILS.replace("{error}", "final error: the model is cut"))).result()
+    record = json.loads((path := Path(job_uri).with_name(FAILURE_FILE)).read_text())
+    path.write_text(json.dumps(record | {"time": record["time"] - 1000}))
+    Launcher(job_uri, worker("")).result()
 
 
 def test_a_job_that_the_operator_has_ended_with_such_a_failure_is_final_too(

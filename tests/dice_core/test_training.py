@@ -28,7 +28,8 @@ from dice_core import manifest, records
 from dice_core.config import ConfigError, LaunchConfig, TrainingConfig
 from dice_core.dpo_trainer import NonFiniteError
 from dice_core.launch import launch_training
-from dice_core.models import fetch_model, import_model, load_model
+from dice_core.model_cache import fetch_model
+from dice_core.models import import_model, load_model
 from dice_core.storage import StorageError
 from dice_core.training import TrainingJob, delete_leftovers, main, run_training
 
