@@ -13,6 +13,7 @@ from typing import Any
 
 from dice_core import layout
 from dice_core.config import ConfigError, LaunchConfig
+from dice_core.pod_settings import quantity
 
 GROUP, VERSION, PLURAL, KIND = "kubeflow.org", "v1", "pytorchjobs", "PyTorchJob"
 CONTAINER = "pytorch"
@@ -218,12 +219,19 @@ def _container(command: list[str], launch: LaunchConfig, environment: Mapping[st
 
 
 def _variables(launch: LaunchConfig, environment: Mapping[str, str]) -> list[dict[str, Any]]:
-    values = {**_DEFAULT_VARIABLES, **_copied(environment), **launch.env}
+    values = {**_DEFAULT_VARIABLES, **_threads(launch), **_copied(environment), **launch.env}
     variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in values.items()]
     for name in CREDENTIALS if launch.credentials_secret else ():
         source = {"secretKeyRef": {"name": launch.credentials_secret, "key": name}}
         variables.append({"name": name, "valueFrom": source})
     return variables
+
+
+def _threads(launch: LaunchConfig) -> dict[str, str]:
+    """Share the cores out: torchrun would give one to each process, and what rank 0 does on the CPU holds all GPUs."""
+    if not launch.cpu:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, int(quantity(launch.cpu)) // launch.processes_per_node))}
 
 
 def _copied(environment: Mapping[str, str]) -> dict[str, str]:

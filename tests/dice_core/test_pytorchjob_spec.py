@@ -213,6 +213,19 @@ def test_a_users_variables_win_over_the_built_in_ones() -> None:
     assert (values["NCCL_DEBUG"], values["NCCL_SOCKET_IFNAME"]) == ("INFO", "eth0")
 
 
+@pytest.mark.parametrize(
+    ("settings", "threads"),
+    [
+        ({"cpu": "90", "processes_per_node": 8}, "11"),
+        ({"cpu": "500m"}, "1"),
+        ({"cpu": "90", "env": {"OMP_NUM_THREADS": "4"}}, "4"),
+        ({}, ""),
+    ],
+)
+def test_processes_share_the_cores_of_their_pod(settings: dict[str, Any], threads: str) -> None:
+    assert values_of(spec_of(**settings)).get("OMP_NUM_THREADS", "") == threads
+
+
 def test_place_access_and_queue_are_the_settings() -> None:
     launch = LaunchConfig.parse(_FULL, "launch")
     job = training_job("dice-x", _URI, launch, environment={}, owner=_OWNER)
