@@ -122,8 +122,8 @@ def interrupted(folder: Path, model: Path) -> tuple[int, list[psutil.Process], s
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) >= 3  # the S3 server, the run, its task
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    _, alive = psutil.wait_procs(family, timeout=10)
+    process.communicate(timeout=120)
+    _, alive = psutil.wait_procs(family, timeout=60)
     with served(folder):
         return process.returncode, alive, set(manifests())
 

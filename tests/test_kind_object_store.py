@@ -62,13 +62,13 @@ def _s3(port: int, secret_key: str) -> Any:
 
 
 def _wait_for_bucket(client: Any, bucket: str) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         try:
             client.head_bucket(Bucket=bucket)
             return
         except (ClientError, EndpointConnectionError):
-            assert time.monotonic() < deadline, "the S3 server did not start within 30 s"
+            assert time.monotonic() < deadline, "the S3 server did not start within 120 s"
             time.sleep(0.2)
 
 

@@ -106,7 +106,7 @@ def test_sigterm_reaches_the_workers_and_stops_the_launcher(worker: Callable[[st
     launcher = _start_launcher(worker(_SLOW), tmp_path)
     pid = _worker_pid(tmp_path)
     launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(timeout=60) == -signal.SIGTERM
+    assert launcher.wait(timeout=120) == -signal.SIGTERM
     assert (tmp_path / "stopped").exists()
     assert not _is_running(pid)
 
@@ -137,10 +137,10 @@ def test_the_workers_of_training_do_not_outlive_a_killed_torchrun(tmp_path: Path
         (torchrun,) = psutil.Process(launcher.pid).children()
         workers = torchrun.children()
         torchrun.kill()
-        gone, alive = psutil.wait_procs(workers, timeout=20)
+        gone, alive = psutil.wait_procs(workers, timeout=60)
         for process in alive:
             process.kill()
         assert gone and not alive
-        assert launcher.wait(timeout=60) == 1
+        assert launcher.wait(timeout=120) == 1
     finally:
         launcher.kill()

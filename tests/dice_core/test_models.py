@@ -222,7 +222,7 @@ def test_two_processes_at_once_download_once(
     processes = [context.Process(target=_fetch, args=(uri, cache, start, results)) for _ in range(2)]
     for process in processes:
         process.start()
-    folders = {results.get(timeout=60) for _ in processes}
+    folders = {results.get(timeout=120) for _ in processes}
     for process in processes:
         process.join()
 

@@ -125,7 +125,7 @@ def test_a_pod_in_image_pull_backoff_ends_at_the_deadline_and_one_that_recovers_
     wait_until(lambda: not pods(server))
 
     with redirect_stderr(io.StringIO()) as screen:
-        launcher = Launcher(job_uri, worker(""), pending_deadline_seconds=20)
+        launcher = Launcher(job_uri, worker(""), pending_deadline_seconds=120)
         wait_until(lambda: "ImagePullBackOff" in screen.getvalue())
     operator.kubelet.image_pull_fails = False
     launcher.result()
@@ -210,7 +210,7 @@ def test_a_launcher_told_to_stop_ends_the_processes(
     launcher = start_process(job_uri, worker("time.sleep(60)"))
     pid_file(tmp_path / "train")
     launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(20) == -signal.SIGTERM
+    assert launcher.wait(60) == -signal.SIGTERM
     wait_until(lambda: not is_alive(tmp_path / "train"))
 
 
@@ -228,7 +228,7 @@ def test_a_launcher_told_to_stop_looks_once_at_its_pod_and_deletes_in_one_call(
     wait_until(lambda: server.count("GET", "watch=True") == 2)
     num_before = len(server.requests)
     launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(20) == -signal.SIGTERM
+    assert launcher.wait(60) == -signal.SIGTERM
     [job_name] = {Path(request).name for request in server.requests if request.startswith("DELETE ")}
     assert job_name.startswith("dice-")
     assert [request for request in server.requests[num_before:] if "/log?" not in request] == [

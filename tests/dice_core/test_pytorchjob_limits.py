@@ -25,10 +25,10 @@ def test_a_job_that_waits_for_its_pods_keeps_all_its_time_to_train(
     server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make
 ) -> None:
     operator.kubelet.image_pull_fails = True
-    launcher = Launcher(job_uri, worker(""), pending_deadline_seconds=120, active_deadline_seconds=3)
+    launcher = Launcher(job_uri, worker(""), pending_deadline_seconds=120, active_deadline_seconds=6)
     wait_until(lambda: bool(pods(server)))
     # Longer than it may train; the operator counts this too.
-    launcher.join(4)
+    launcher.join(7)
     assert launcher.is_alive()
     operator.kubelet.image_pull_fails = False
     launcher.result()
@@ -40,10 +40,10 @@ def test_a_training_that_lasts_too_long_is_ended_with_the_reason_and_its_last_li
 ) -> None:
     command = worker('print("[default0]:step 7", flush=True)\ntime.sleep(300)')
     with pytest.raises(LaunchError) as caught:
-        Launcher(job_uri, command, active_deadline_seconds=2).result()
+        Launcher(job_uri, command, active_deadline_seconds=6).result()
     first, *others = str(caught.value).splitlines()
     assert first.startswith(
-        "training failed: it did not end within launch.active_deadline_seconds = 2 of training; started again, the "
+        "training failed: it did not end within launch.active_deadline_seconds = 6 of training; started again, the "
         "stage goes on from the newest checkpoint (job default/dice-"
     )
     assert others[-1] == "[rank 0] step 7"

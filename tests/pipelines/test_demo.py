@@ -144,8 +144,8 @@ def test_a_stopped_demo_leaves_no_process_behind(tmp_path: Path, signals: list[s
     for number in signals:
         process.send_signal(number)
         time.sleep(0.3)
-    process.wait(30)
-    _, alive = psutil.wait_procs(family, timeout=10)
+    process.wait(60)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert alive == []
 
 
