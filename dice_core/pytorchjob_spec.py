@@ -228,8 +228,11 @@ def _variables(launch: LaunchConfig, environment: Mapping[str, str]) -> list[dic
 
 
 def _threads(launch: LaunchConfig) -> dict[str, str]:
-    """Share the cores out: torchrun would give one to each process, and what rank 0 does on the CPU holds all GPUs."""
-    if not launch.cpu:
+    """Share the cores out: torchrun gives each of several processes one, and all GPUs wait for rank 0's work on them.
+
+    A single process takes what the node has: `cpu` is what it asks for, no limit.
+    """
+    if not launch.cpu or launch.processes_per_node == 1:
         return {}
     return {"OMP_NUM_THREADS": str(max(1, int(quantity(launch.cpu)) // launch.processes_per_node))}
 

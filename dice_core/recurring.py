@@ -4,6 +4,7 @@ Decided once, when the run starts, and handed to its stages as plain addresses: 
 """
 
 import os
+import re
 from dataclasses import dataclass
 
 from dice_core import layout
@@ -80,6 +81,11 @@ def run_name(name: str, job_id: str) -> str:
     if not characters:
         raise ValueError(f"{name}: the id of this run is not known: {_RUN_ID_VARIABLE} must hold it, got {job_id!r}")
     return layout.check_name(f"{name}-{characters}", "run")
+
+
+def is_run_name(name: str) -> bool:
+    """Return whether a name ends as those of run_name do; that of a run by hand may too."""
+    return re.search(rf"-[0-9a-z]{{{_JOB_CHARACTERS}}}$", name) is not None
 
 
 def newest_prompts(source: str) -> str:

@@ -309,6 +309,17 @@ def _progress(what: str) -> Any:
     return show
 
 
+def _may_pass(error: Exception) -> bool:
+    """Return whether another try may succeed; what is wrong with pairs, settings or the model stays so.
+
+    A model that could not be loaded for a disk, an accelerator or another process (what torch and the system raise) was
+    whole when it was imported.
+    """
+    cause = error.__context__
+    has_errno = isinstance(cause, OSError) and cause.errno is not None
+    return isinstance(error, StorageError) or isinstance(cause, RuntimeError) or has_errno
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one process of a training job; errors meant for a person are one line on standard error."""
     die_with_torchrun()
@@ -321,9 +332,7 @@ def main(arguments: list[str] | None = None) -> int:
         # RuntimeErrors of our own are one line for a person; torch's are not, and keep their traceback.
         if type(error) is RuntimeError or type(error).__module__.partition(".")[0] != "dice_core":
             raise
-        # The storage may be there again later; what is wrong with pairs, settings or the model stays so.
-        prefix = ERROR if isinstance(error, StorageError) else FINAL_ERROR
-        print(f"{prefix}{error}", file=sys.stderr, flush=True)
+        print(f"{ERROR if _may_pass(error) else FINAL_ERROR}{error}", file=sys.stderr, flush=True)
         return 1
     return 0
 

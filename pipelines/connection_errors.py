@@ -2,6 +2,8 @@
 
 import re
 
+# How OpenSSL says that nothing it trusts has signed.
+_AUTHORITY = re.compile("self[- ]signed certificate|unable to (get|verify)")
 _ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 
 
@@ -13,9 +15,14 @@ def innermost(error: BaseException) -> str:
     return _ERRNO.sub("", " ".join(text.split())) or type(error).__name__
 
 
-def is_untrusted(error: BaseException) -> bool:
-    """Return whether it is about a certificate that this machine does not trust."""
+def is_certificate_refused(error: BaseException) -> bool:
+    """Return whether the other side's certificate is the reason."""
     return "CERTIFICATE_VERIFY_FAILED" in str(error)
+
+
+def is_authority_unknown(error: BaseException) -> bool:
+    """Return whether nothing that this machine trusts has signed the certificate; else its name or dates do not fit."""
+    return is_certificate_refused(error) and _AUTHORITY.search(str(error)) is not None
 
 
 def _below(error: BaseException) -> object:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.connection_errors import innermost, is_untrusted
+from pipelines.connection_errors import innermost, is_authority_unknown, is_certificate_refused
 from pipelines.http_route import TRUST_HINT, Route, route_to
 
 PROBE_SECONDS = 5
 _LOCAL_HOST = "http://localhost:8080"
 _HINT = "set KFP_HOST, or: kubectl --namespace {} port-forward service/ml-pipeline-ui 8080:80, for " + _LOCAL_HOST
 _PAGE = 50
+_CERTIFICATE_HINT = "set KFP_HOST to the name that the certificate is for, or have it renewed"
 
 
 class KfpError(RuntimeError):
@@ -236,7 +237,9 @@ def probe(connection: Connection, route: Route) -> dict[str, Any]:
     try:
         response = route.pool().request("GET", address, headers=headers, timeout=PROBE_SECONDS, retries=once)
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-        hint = TRUST_HINT if is_untrusted(error) else _HINT.format(connection.namespace)
+        hint = _HINT.format(connection.namespace)
+        if is_certificate_refused(error):
+            hint = TRUST_HINT if is_authority_unknown(error) else _CERTIFICATE_HINT
         raise KfpError(f"{connection.host}: cannot be reached ({innermost(error)}): {hint}") from None
     if response.status >= 400:
         raise KfpError(_explain_status(connection, "ask for its health", response.status, response.data))

@@ -150,6 +150,9 @@ def runs_of(api: KfpApi, name: str) -> list[Any]:
 
 def _recurring_run(api: KfpApi, name: str) -> list[Any]:
     """Return the recurring run that keeps its results under a name, if there is one."""
+    # Nothing in a list of runs says it: only a name of that form is worth going through all of them.
+    if not recurring.is_run_name(name):
+        return []
     for found in api.recurring_runs():
         # A part of the run's id ends the name; only what fits is read whole, with its parameters.
         if name.endswith(recurring.run_name("x", found.run_id)[1:]) and own_name(run := api.run(found.run_id)) == name:

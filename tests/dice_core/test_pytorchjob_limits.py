@@ -55,7 +55,7 @@ def test_the_operator_ends_a_job_that_no_launcher_follows(
     server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command = worker("time.sleep(300)")
-    killed = start_process(job_uri, command, active_deadline_seconds=3, pending_deadline_seconds=5)
+    killed = start_process(job_uri, command, active_deadline_seconds=10, pending_deadline_seconds=1)
     running(server)
     killed.kill()
     killed.wait()

@@ -217,8 +217,9 @@ def test_a_users_variables_win_over_the_built_in_ones() -> None:
     ("settings", "threads"),
     [
         ({"cpu": "90", "processes_per_node": 8}, "11"),
-        ({"cpu": "500m"}, "1"),
-        ({"cpu": "90", "env": {"OMP_NUM_THREADS": "4"}}, "4"),
+        ({"cpu": "500m", "processes_per_node": 2}, "1"),
+        ({"cpu": "1"}, ""),
+        ({"cpu": "90", "processes_per_node": 8, "env": {"OMP_NUM_THREADS": "4"}}, "4"),
         ({}, ""),
     ],
 )

@@ -3,6 +3,7 @@
 Runs in this process where one is enough, by torchrun where several are the claim.
 """
 
+import errno
 import json
 import math
 import os
@@ -560,3 +561,30 @@ def test_a_process_says_whether_its_error_would_come_again(
     monkeypatch.setattr("dice_core.training.run_training", diverge)
     assert main([make_job(tmp_path, "a-policy", "some-pairs", {}).write()]) == 1
     assert capsys.readouterr().err == "final error: stopped at step 3\n"
+
+
+@pytest.mark.parametrize(
+    ("cause", "prefix"),
+    [
+        (OSError(errno.ESTALE, "Stale file handle"), "error: "),
+        (torch.OutOfMemoryError("CUDA out of memory"), "error: "),
+        (RuntimeError("Connection closed by peer"), "error: "),
+        (OSError("it holds no file named model.safetensors"), "final error: "),
+        (ValueError("unknown architecture"), "final error: "),
+    ],
+)
+def test_a_model_that_a_disk_or_an_accelerator_kept_from_loading_may_load_the_next_time(
+    cause: Exception,
+    prefix: str,
+    model_copy: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise cause
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
+    monkeypatch.setattr("dice_core.training.run_training", lambda _: load_model(model_copy, "float32"))
+    assert main([make_job(tmp_path, "a-policy", "some-pairs", {}).write()]) == 1
+    assert capsys.readouterr().err.startswith(prefix)

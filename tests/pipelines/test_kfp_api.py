@@ -61,6 +61,14 @@ def test_an_unknown_authority_is_refused_and_the_variable_named(tls_server: KfpS
     assert tls_server.requests == []
 
 
+def test_a_certificate_for_another_name_is_not_answered_with_an_authority(
+    tls_server: KfpServer, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KFP_CA_CERT", str(certificate))
+    with pytest.raises(KfpError, match=r"not valid for 'localhost'.*: set KFP_HOST to the name that the certificate"):
+        KfpApi(Connection(tls_server.host.replace("127.0.0.1", "localhost")))
+
+
 @pytest.mark.parametrize("content", [None, "no certificate"])
 def test_a_file_without_certificates_is_one_line_before_any_call(
     content: str | None, tls_server: KfpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

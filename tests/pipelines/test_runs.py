@@ -270,6 +270,14 @@ def test_a_retried_run_can_be_followed_to_its_end(
     assert "run x: FAILED" in printed.out and "make retry RUN=x continues it" in printed.err
 
 
+def test_the_runs_of_all_teams_are_not_read_for_a_name_that_no_recurring_run_has(server: KfpServer) -> None:
+    for number in range(120):
+        add_run(server, f"other-{number}", "RUNNING")
+    assert main(["status", "--run", "zephyr-20260105-030000"]) == 1
+    # The runs of that name, and a page of the latest for the message.
+    assert [path for _, path, _ in server.requests].count("/runs") == 2
+
+
 @pytest.mark.parametrize("name", ["nightly-3f2a9c1b", "weekly-3f2a9c1c", "3f2a9c1b", "weekly"])
 def test_a_name_that_only_resembles_a_recurring_runs_is_not_found(
     server: KfpServer, name: str, capsys: pytest.CaptureFixture[str]
