@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from dice_core import dpo, processes
-from dice_core.activations import recompute_gated_products
+from dice_core.activations import keep_fewer_activations
 from dice_core.config import TrainingConfig
 from dice_core.logprobs import PromptGroup, packed_token_logps
 from dice_core.packing import fill_to
@@ -47,7 +47,7 @@ class PairScorer(nn.Module):
         if gradient_checkpointing:
             policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         else:
-            recompute_gated_products(policy)
+            keep_fewer_activations(policy)
 
     def forward(self, pairs: Sequence[TrainingPair]) -> Tensor:
         """Return summed response log-probs in nats, chosen first. Shape: (pairs, 2), float64."""
