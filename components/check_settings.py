@@ -30,7 +30,7 @@ def check_settings(
         evaluation: What is measured of a new policy, and when it is accepted (EvaluationConfig).
         launch: Where training runs (LaunchConfig).
     """
-    from dice_core.checks import check_settings as check
+    from dice_core.stages.check_settings import check_settings as check
 
     names = ("chat", "data", "generation", "scoring", "pairing", "training", "evaluation", "launch")
     values = (chat, data, generation, scoring, pairing, training, evaluation, launch)

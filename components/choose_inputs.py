@@ -34,7 +34,7 @@ def choose_inputs(
         reference_source: Its reference.
         prompts_source: Prompts to generate on.
     """
-    from dice_core import recurring
+    from dice_core.stages import choose_inputs as recurring
 
     chosen = recurring.choose_inputs(
         root,

@@ -49,7 +49,8 @@ def evaluate(
         decision: `accepted` or `refused`; the latter of a policy that was never made too.
         Output: Address of the evaluation.
     """
-    from dice_core import layout, stages
+    from dice_core.stages import stages
+    from dice_core.storage import layout
 
     report = stages.evaluate(
         policy_uri,

@@ -39,7 +39,8 @@ def generate(
         metrics: Counts of prompts, responses and tokens, and the time they took.
         Output: Address of the shard's responses.
     """
-    from dice_core import layout, stages
+    from dice_core.stages import stages
+    from dice_core.storage import layout
 
     report = stages.generate(
         policy_uri,

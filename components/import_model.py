@@ -17,7 +17,8 @@ def import_model(root: str, source: str, metrics: dsl.Output[dsl.Metrics]) -> st
         metrics: What was imported.
         Output: Address of the imported model.
     """
-    from dice_core import layout, stages
+    from dice_core.stages import stages
+    from dice_core.storage import layout
 
     report = stages.import_model(source, layout.imported_model(root, source))
     metrics.metadata.update(report.metrics, status=report.status, uri=report.uri)

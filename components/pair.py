@@ -35,7 +35,8 @@ def pair(
         metrics: Counts of pairs, the length penalty and the length gap with and without it.
         Output: Address of the pairs.
     """
-    from dice_core import layout, stages
+    from dice_core.stages import stages
+    from dice_core.storage import layout
 
     run_uri = layout.run(root, run)
     report = stages.pair(

@@ -35,7 +35,8 @@ def prepare_data(
         metrics: Counts of what was kept and dropped, and why.
         Output: Address of the prepared tables.
     """
-    from dice_core import layout, stages
+    from dice_core.stages import stages
+    from dice_core.storage import layout
 
     report = stages.prepare_data(
         preferences_source,

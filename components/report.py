@@ -20,8 +20,10 @@ def report(root: str, run: str, job_id: str, num_iterations: int, page: dsl.Outp
     """
     from pathlib import Path
 
-    from dice_core import layout, recurring, stages
-    from dice_core.storage import open_storage
+    from dice_core.stages import choose_inputs as recurring
+    from dice_core.stages import stages
+    from dice_core.storage import layout
+    from dice_core.storage.address import open_storage
 
     run_uri = layout.run(root, recurring.run_name(run, job_id) if job_id else run)
     # The run may have failed at its first task: its page says that there is nothing.

@@ -35,7 +35,8 @@ def score(
         metrics: Counts of scored and dropped responses, mean and spread of the rewards.
         Output: Address of the shard's scores.
     """
-    from dice_core import layout, stages
+    from dice_core.stages import stages
+    from dice_core.storage import layout
 
     report = stages.score(
         policy_uri,

@@ -33,7 +33,8 @@ def train(
         metrics: Loss and reward accuracy at start and end, steps, time and memory.
         Output: Address of the new policy.
     """
-    from dice_core import layout, stages
+    from dice_core.stages import stages
+    from dice_core.storage import layout
 
     run_uri = layout.run(root, run)
     report = stages.train(

@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dice_core import __version__, stages
-from dice_core.config import ConfigError
-from dice_core.overrides import merge_overrides, parse_overrides
-from dice_core.stage_runner import StageReport
+from dice_core import __version__
+from dice_core.settings.base import ConfigError
+from dice_core.settings.overrides import merge_overrides, parse_overrides
+from dice_core.stages import stages
+from dice_core.stages.runner import StageReport
 
 STAGES: dict[str, Callable[..., StageReport]] = {
     "import-model": stages.import_model,

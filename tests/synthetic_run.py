@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from dice_core import layout
-from dice_core.manifest import FileEntry, Manifest
-from dice_core.report_data import IterationData, RunData, StageData, histogram, merge_shards
+from dice_core.report.run_data import IterationData, RunData, StageData, histogram, merge_shards
+from dice_core.storage import layout
+from dice_core.storage.manifest import FileEntry, Manifest
 
 ROOT = "s3://bucket/dice/runs/march"
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dice_core import layout
-from dice_core.manifest import Manifest, read_manifest
-from pipelines import demo
+from dice_core.storage import layout
+from dice_core.storage.manifest import Manifest, read_manifest
+from pipelines.demo import demo
 
 ROOT_URI = "s3://dice/demo"
 STAGES = ("pair", "train", "evaluate")
@@ -73,10 +73,10 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start_demo(folder: Path, model: Path) -> subprocess.Popen[str]:
     scratch = folder.parent / "scratch"
     scratch.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "pipelines.demo", "--folder", str(folder)]
+    command = [sys.executable, "-m", "pipelines.demo.demo", "--folder", str(folder)]
     return subprocess.Popen(
         [*command, "--set", f"policy_source={model}", *SETTINGS],
-        cwd=Path(demo.__file__).parents[1],
+        cwd=Path(demo.__file__).parents[2],
         env={**os.environ, "TMPDIR": str(scratch)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

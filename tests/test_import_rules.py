@@ -1,122 +1,134 @@
-"""Who may import whom: pipelines -> components -> dice_core, and inside dice_core pure <- effects <- stages <- cli."""
+"""Who may import whom: between rooms by one table, inside a room and everywhere without a circle of files."""
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = ("components", "dice_core", "pipelines", "tests")
+PACKAGES = ("components", "dice_core", "pipelines")
 
-BASE = {"config", "layout", "pod_settings", "progress", "records", "settings"}
-PURE = {
-    "chat",
-    "decontamination",
-    "dpo",
-    "estimates",
-    "gate",
-    "length_penalty",
-    "overrides",
-    "recorded_logps",
-    "replay",
-    "reward",
-    "selection",
+# A room, and the rooms below it that it may use. `settings`, `data` and `progress` are leaves.
+ROOMS = {
+    "dice_core.progress": "",
+    "dice_core.settings": "",
+    "dice_core.data": "settings",
+    "dice_core.storage": "data progress settings",
+    "dice_core.models": "progress settings storage",
+    "dice_core.logprobs": "models",
+    "dice_core.preferences": "data logprobs models progress settings storage",
+    "dice_core.training": "data logprobs models progress settings storage",
+    "dice_core.launch": "progress settings storage training",
+    "dice_core.evaluation": "data logprobs models preferences progress settings storage",
+    "dice_core.report": "data evaluation preferences storage",
+    "dice_core.stages": "data evaluation launch models preferences progress report settings storage training",
+    "dice_core.cli": "settings stages",
 }
 
-# What a pipeline is built from; running the demo also looks at what a run left behind, preflight at the storage, and
-# cancel at the jobs of a run.
-BUILDING = {"dice_core"} | {f"dice_core.{name}" for name in ("checks", "config", "layout", "overrides", "pod_settings")}
-RUNNING = BUILDING | {"dice_core.manifest", "dice_core.report", "dice_core.storage"}
-RUNNING |= {"dice_core.failure_report", "dice_core.pytorchjob_spec", "dice_core.recurring"}
-RUNNERS = {"demo", "findings", "runs", "s3_checks", "schedule", "screen", "training_jobs"}
+
+def files(*packages: str) -> list[Path]:
+    return sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
 
 
-def modules(package: str) -> list[Path]:
-    return sorted((ROOT / package).glob("*.py"))
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in files(*PACKAGES)}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Yield the modules of ours and others that a tree imports; `from dice_core import stages` is dice_core.stages."""
+    """Yield what a tree imports; a name that is a module of ours is that module, any other name its module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            is_package = node.module in OURS
-            yield from (f"{node.module}.{alias.name}" if is_package else node.module for alias in node.names)
-
-
-def module_exists(name: str) -> bool:
-    return (ROOT / f"{name.replace('.', '/')}.py").is_file()
-
-
-def our_imports(tree: ast.AST) -> set[str]:
-    """Return imported modules of this repository; a name that is no module counts as its package."""
-    ours = {name for name in imports(tree) if name.split(".")[0] in OURS}
-    return {name if module_exists(name) else name.split(".")[0] for name in ours}
-
-
-def layer(name: str) -> int:
-    """Return how far to the right a module of dice_core stands; one that is not listed has effects."""
-    last = {"stage_runner": 3, "stages": 5, "cli": 6}
-    if name in last:
-        return last[name]
-    return 0 if name in BASE else 1 if name in PURE else 4 if name.startswith("stage_") else 2
-
-
-def at_module_level(path: Path) -> ast.Module:
-    """Return the tree of a file without the bodies of its functions."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [ast.Pass()]
-    return tree
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else node.module
 
 
 def whole(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
-@pytest.mark.parametrize("path", modules("dice_core"), ids=lambda path: path.stem)
+def at_module_level(path: Path) -> ast.Module:
+    """Return the tree of a file without the bodies of its functions."""
+    tree = whole(path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [ast.Pass()]
+    return tree
+
+
+def our_imports(tree: ast.AST) -> set[str]:
+    return {name for name in imports(tree) if name in MODULES}
+
+
+def room(name: str) -> str:
+    """Return the room of a module: two names deep, `dice_core.data` of `dice_core.data.chat`."""
+    return ".".join(name.split(".")[:2])
+
+
+def packages_of(names: Iterable[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("path", files("dice_core"), ids=module_name)
+def test_arrows_between_rooms_run_down_only(path: Path) -> None:
+    own = room(module_name(path))
+    used = {room(name) for name in our_imports(whole(path))} - {own, "dice_core"}
+    if own != "dice_core":
+        assert used <= {f"dice_core.{name}" for name in ROOMS[own].split()}
+
+
+def test_every_room_is_in_the_table_and_the_table_has_no_circle() -> None:
+    assert {room(module_name(path)) for path in files("dice_core")} - {"dice_core"} == set(ROOMS)
+    TopologicalSorter({own: [f"dice_core.{name}" for name in below.split()] for own, below in ROOMS.items()}).prepare()
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Imports inside functions and for types count too."""
+    graph = {name: our_imports(whole(path)) - {name} for name, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of files: {' <- '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("path", files("dice_core"), ids=module_name)
 def test_dice_core_knows_neither_kfp_nor_the_packages_above_it(path: Path) -> None:
-    above = {name for name in imports(whole(path)) if name.split(".")[0] in ("kfp", "components", "pipelines", "tests")}
-    assert not above
+    assert not packages_of(imports(whole(path))) & {"kfp", "components", "pipelines", "tests"}
 
 
-@pytest.mark.parametrize("path", modules("dice_core"), ids=lambda path: path.stem)
-def test_inside_dice_core_the_left_never_imports_the_right(path: Path) -> None:
-    used = {name.removeprefix("dice_core.") for name in our_imports(whole(path)) if name != "dice_core"}
-    assert {name for name in used if layer(name) > layer(path.stem)} == set()
-
-
-@pytest.mark.parametrize("path", modules("components"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", files("components"), ids=lambda path: path.stem)
 def test_components_import_dice_core_in_their_bodies_only(path: Path) -> None:
     outside = our_imports(at_module_level(path))
-    assert outside <= ({"dice_core"} if path.stem == "images" else {"components.images"})
-    assert {name.split(".")[0] for name in our_imports(whole(path))} <= {"components", "dice_core"}
+    assert outside <= ({"dice_core"} if path.stem == "images" else {"components.images", "components"})
+    assert packages_of(our_imports(whole(path))) <= {"components", "dice_core"}
 
 
-@pytest.mark.parametrize("path", modules("components"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", files("components"), ids=lambda path: path.stem)
 def test_components_load_nothing_but_kfp_and_the_standard_library(path: Path) -> None:
-    others = {name.split(".")[0] for name in imports(at_module_level(path))} - sys.stdlib_module_names - set(OURS)
+    others = packages_of(imports(at_module_level(path))) - sys.stdlib_module_names - {*PACKAGES, "tests"}
     assert others <= {"kfp"}
 
 
-@pytest.mark.parametrize("path", modules("pipelines"), ids=lambda path: path.stem)
-def test_pipelines_use_only_settings_and_addresses_of_dice_core(path: Path) -> None:
-    used = our_imports(whole(path))
-    assert "tests" not in {name.split(".")[0] for name in used}
-    of_core = {name for name in used if name.split(".")[0] == "dice_core"}
-    assert of_core <= (RUNNING if path.stem in RUNNERS else BUILDING)
+@pytest.mark.parametrize("path", files("pipelines"), ids=module_name)
+def test_pipelines_do_not_know_the_tests(path: Path) -> None:
+    assert "tests" not in packages_of(imports(whole(path)))
 
 
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("dice_core.config, dice_core.layout, dice_core.records", "boto3 datasets kfp torch transformers vllm"),
-        ("dice_core.stages, dice_core.cli", "kfp torch transformers vllm"),
+        ("dice_core.settings.base, dice_core.storage.layout, dice_core.data.records", "boto3 kfp torch transformers"),
+        ("dice_core.stages.stages, dice_core.cli", "kfp torch transformers vllm"),
         ("pipelines.cli", "boto3 kfp torch transformers vllm"),
         ("pipelines.dice", "boto3 torch transformers vllm"),
     ],

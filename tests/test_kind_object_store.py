@@ -11,7 +11,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError
 
-from pipelines import object_store
+from pipelines.demo import object_store
 from tests.rendered import MANIFESTS, find, images_of, overlay, selects
 
 

@@ -6,8 +6,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from dice_core.pod_settings import quantity
-from pipelines import cluster, resources
+from dice_core.settings.quantities import quantity
+from pipelines.cluster import config as cluster
+from pipelines.cluster import resources
 from tests.rendered import MANIFESTS, OVERLAYS, Object, find, images_of, of_kind, overlay, render, selects, strings
 
 CLUSTER_SCOPED = {"ResourceFlavor", "ClusterQueue"}

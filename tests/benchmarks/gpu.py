@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dice_core.packing import PromptGroup
+from dice_core.logprobs.packing import PromptGroup
 from tests.benchmarks.measure import BenchmarkError, Timed
 from tests.benchmarks.score import TOLERANCE_NATS, full_logits_logps
 
@@ -68,7 +68,7 @@ def measure(folder: Path, shape_name: str) -> Timed:
     """
     import torch
 
-    from dice_core.throughput import matmul_peak
+    from dice_core.training.throughput import matmul_peak
 
     # A mask compiled anew too often would run without its compiled kernel, and only be slow.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -102,7 +102,7 @@ class _Way(NamedTuple):
 
 
 def _numbers(model: "PreTrainedModel", way: _Way, seconds: list[float], memory: int, peak: float) -> dict[str, Any]:
-    from dice_core.throughput import num_operations
+    from dice_core.training.throughput import num_operations
 
     num_tokens = sum(map(_num_tokens, way.groups))
     num_response_tokens = sum(len(response) for group in way.groups for response in group.responses)
@@ -146,7 +146,7 @@ def _num_tokens(group: PromptGroup) -> int:
 
 def score_ours(model: "PreTrainedModel", groups: Sequence[PromptGroup]) -> list[float]:
     """Score prompt groups packed. One model: policy and reference cost the same."""
-    from dice_core.logprobs import group_logps
+    from dice_core.logprobs.forward import group_logps
 
     return list(chain.from_iterable(group_logps(model, groups, tokens_per_batch=_TOKENS_PER_BATCH)))
 
@@ -167,7 +167,7 @@ def train_ours(model: "PreTrainedModel", pairs: Sequence[PromptGroup]) -> list[f
     """Run pairs forward and backward, packed, with activation checkpointing; the references are known."""
     import torch
 
-    from dice_core.logprobs import packed_token_logps
+    from dice_core.logprobs.forward import packed_token_logps
 
     def logps(pair: PromptGroup) -> "torch.Tensor":
         (tokens,) = packed_token_logps(model, [pair])

@@ -26,8 +26,9 @@ def _num_prompts(work: Work, num_prompts: str) -> int:
 
 def ours(folder: Path, num_prompts: str = "") -> Timed:
     """Find upstream's penalty and select the pairs; the table is in memory, grouping it counts."""
-    from dice_core.config import PairingConfig
-    from dice_core.pairs import choose_length_penalty, group_scores, select_pairs
+    from dice_core.preferences.length_penalty import choose_length_penalty
+    from dice_core.preferences.selection import group_scores, select_pairs
+    from dice_core.preferences.settings import PairingConfig
 
     work = Work(folder)
     config = PairingConfig(length_penalty="grid", min_valid_responses=2)
@@ -43,8 +44,9 @@ def ours(folder: Path, num_prompts: str = "") -> Timed:
 
 def ours_exact(folder: Path, num_prompts: str = "") -> Timed:
     """Find the exact penalty from Parquet, which upstream cannot, and select the pairs: what a run does."""
-    from dice_core.config import PairingConfig
-    from dice_core.pairs import choose_length_penalty, group_scores, select_pairs
+    from dice_core.preferences.length_penalty import choose_length_penalty
+    from dice_core.preferences.selection import group_scores, select_pairs
+    from dice_core.preferences.settings import PairingConfig
 
     work = Work(folder)
     config = PairingConfig(min_valid_responses=2)
@@ -59,9 +61,11 @@ def ours_exact(folder: Path, num_prompts: str = "") -> Timed:
 
 def ours_with_texts(folder: Path) -> Timed:
     """Do what `ours` does and join the pairs with their texts and token ids, from a table in memory."""
-    from dice_core.config import PairingConfig
-    from dice_core.pairs import build_pairs, choose_length_penalty, group_scores, select_pairs
-    from dice_core.records import PREFERENCES, PROMPTS, RESPONSES, conform
+    from dice_core.data.records import PREFERENCES, PROMPTS, RESPONSES, conform
+    from dice_core.preferences.length_penalty import choose_length_penalty
+    from dice_core.preferences.pairs import build_pairs
+    from dice_core.preferences.selection import group_scores, select_pairs
+    from dice_core.preferences.settings import PairingConfig
 
     work = Work(folder)
     config = PairingConfig(length_penalty="grid", min_valid_responses=2, replay_ratio=0, num_eval_pairs=0)
@@ -92,8 +96,8 @@ def ours_with_texts(folder: Path) -> Timed:
 
 def ours_stage(folder: Path, num_prompts: str = "", length_penalty: str = "grid") -> Timed:
     """Run the stage itself: parts of 256 prompts in 8 shards on storage, texts joined, pairs written and published."""
-    from dice_core import stages
-    from dice_core.records import PAIRS, read_table
+    from dice_core.data.records import PAIRS, read_table
+    from dice_core.stages import stages
 
     work = Work(folder)
     place = _stage_inputs(work, _num_prompts(work, num_prompts))
@@ -115,8 +119,8 @@ def _stage_inputs(work: Work, num_prompts: int) -> Path:
 
     Texts are of 400 characters and 100 tokens, one for each sample index: files stay small, what is read does not.
     """
-    from dice_core.manifest import Manifest, publish_files
-    from dice_core.records import PREFERENCES, PROMPTS, RESPONSES, SCORES, write_table
+    from dice_core.data.records import PREFERENCES, PROMPTS, RESPONSES, SCORES, write_table
+    from dice_core.storage.manifest import Manifest, publish_files
 
     place = work.folder / f"pair-stage-{num_prompts}"
     if (place / "complete").is_file():
@@ -157,7 +161,7 @@ def _parts_of(work: Work, num_prompts: int) -> Iterator[pa.Table]:
 
 
 def _responses(scores: pa.Table) -> pa.Table:
-    from dice_core.records import RESPONSES, conform
+    from dice_core.data.records import RESPONSES, conform
 
     samples = scores["sample_index"].combine_chunks()
     num_samples = int(samples.to_numpy().max()) + 1
@@ -170,9 +174,9 @@ def _responses(scores: pa.Table) -> pa.Table:
 
 def ours_penalty(folder: Path, num_prompts: str = "") -> Timed:
     """Find the exact length penalty alone; the scores are grouped."""
-    from dice_core.config import PairingConfig
-    from dice_core.length_penalty import exact_length_penalty, gap_steps
-    from dice_core.pairs import group_scores
+    from dice_core.preferences.length_penalty import exact_length_penalty, gap_steps
+    from dice_core.preferences.selection import group_scores
+    from dice_core.preferences.settings import PairingConfig
 
     work = Work(folder)
     file = pq.ParquetFile(work.scores(_num_prompts(work, num_prompts)))

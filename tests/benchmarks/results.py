@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dice_core.charts import Axis, Line, line_chart
+from dice_core.report.charts import Axis, Line, line_chart
 from tests.benchmarks.measure import BenchmarkError, Memory, Row
 
 _STYLE = """

@@ -71,9 +71,9 @@ def touch(models: Sequence[Any]) -> None:
 
 def ours_forward(folder: Path, num_responses: str = "") -> Timed:
     """Score with prompt groups; both models loaded before. `num_responses`: of the first prompt alone."""
-    from dice_core.config import ScoringConfig
-    from dice_core.logprobs import PromptGroup, group_logps
-    from dice_core.models import load_model
+    from dice_core.logprobs.forward import PromptGroup, group_logps
+    from dice_core.models.loading import load_model
+    from dice_core.preferences.settings import ScoringConfig
 
     work = Work(folder)
     by_prompt: dict[tuple[int, ...], list[list[int]]] = {}
@@ -90,7 +90,7 @@ def ours_forward(folder: Path, num_responses: str = "") -> Timed:
 
 def upstream_forward(folder: Path, num_responses: str = "") -> Timed:
     """Score one by one; both models loaded before."""
-    from dice_core.models import load_model
+    from dice_core.models.loading import load_model
 
     work = Work(folder)
     responses = _responses(work)[: int(num_responses) if num_responses else None]
@@ -103,8 +103,8 @@ def upstream_forward(folder: Path, num_responses: str = "") -> Timed:
 
 def ours_stage(folder: Path) -> Timed:
     """Run what the stage runs: filter, load each model once, score; from Parquet to a table."""
-    from dice_core.config import ScoringConfig
-    from dice_core.scoring import filter_responses, score_parts
+    from dice_core.preferences.scoring import filter_responses, score_parts
+    from dice_core.preferences.settings import ScoringConfig
 
     work = Work(folder)
     config = ScoringConfig(dtype="float32", min_valid_responses=2)
@@ -132,7 +132,7 @@ def upstream_files(folder: Path) -> Timed:
 
 def upstream_file(folder: Path, model: str, file: str) -> Timed:
     """Score one response file: the sample with this index of every prompt."""
-    from dice_core.models import load_model
+    from dice_core.models.loading import load_model
 
     work = Work(folder)
     is_of_file = pc.equal(work.responses()["sample_index"], int(file)).to_pylist()

@@ -35,7 +35,7 @@ def _model(work: Work) -> dict[str, Path]:
 @contextmanager
 def _server(folder: Path) -> Iterator[str]:
     """Run a server whose data is gone afterwards; os.environ leads to it."""
-    from pipelines.object_store import running_object_store
+    from pipelines.demo.object_store import running_object_store
 
     with (
         tempfile.TemporaryDirectory(dir=folder) as data,
@@ -47,7 +47,7 @@ def _server(folder: Path) -> Iterator[str]:
 
 def ours_upload(folder: Path) -> Timed:
     """Publish the files: digests, uploads, the manifest."""
-    from dice_core.manifest import Manifest, publish_files
+    from dice_core.storage.manifest import Manifest, publish_files
 
     work = Work(folder)
     files = _model(work)
@@ -58,7 +58,7 @@ def ours_upload(folder: Path) -> Timed:
 
 def ours_download(folder: Path) -> Timed:
     """Fetch the files that a manifest names, and check them."""
-    from dice_core.manifest import Manifest, fetch_files, publish_files
+    from dice_core.storage.manifest import Manifest, fetch_files, publish_files
 
     work = Work(folder)
     files = _model(work)

@@ -21,8 +21,8 @@ from tests.benchmarks.measure import Comparison, Timed, Values, stopwatch
 from tests.benchmarks.work import CACHE, Work
 
 if TYPE_CHECKING:
-    from dice_core.config import TrainingConfig
-    from dice_core.training_data import TrainingPairs
+    from dice_core.training.batches import TrainingPairs
+    from dice_core.training.settings import TrainingConfig
 
 TOLERANCE = 1e-3
 SEED = 11
@@ -35,7 +35,7 @@ HOW_TO_INSTALL = (
 
 
 def _config(work: Work, num_pairs: int, micro_batch: int) -> "TrainingConfig":
-    from dice_core.config import TrainingConfig
+    from dice_core.training.settings import TrainingConfig
 
     size = work.size
     return TrainingConfig(
@@ -51,16 +51,16 @@ def _config(work: Work, num_pairs: int, micro_batch: int) -> "TrainingConfig":
 
 
 def _pairs(work: Work, config: "TrainingConfig", num_pairs: int) -> "TrainingPairs":
-    from dice_core.training_data import read_pairs
+    from dice_core.training.batches import read_pairs
 
     return read_pairs(work.pairs().slice(0, num_pairs), config.max_length, "benchmark")
 
 
 def known_logps(folder: Path) -> Timed:
     """Score the generated half of the pairs with the policy: the reference log-probs that scoring hands to training."""
-    from dice_core.config import ScoringConfig
-    from dice_core.logprobs import PromptGroup, group_logps
-    from dice_core.models import load_model
+    from dice_core.logprobs.forward import PromptGroup, group_logps
+    from dice_core.models.loading import load_model
+    from dice_core.preferences.settings import ScoringConfig
 
     work = Work(folder)
     rows = work.pairs().to_pylist()
@@ -77,7 +77,7 @@ def known_logps(folder: Path) -> Timed:
 
 def fill_known(folder: Path, logps: Sequence[Sequence[float]]) -> None:
     """Write log-probs of `known_logps` into the pairs of the work."""
-    from dice_core.records import PAIRS, write_table
+    from dice_core.data.records import PAIRS, write_table
 
     rows, known = Work(folder).pairs().to_pylist(), iter(logps)
     for row in rows:
@@ -112,9 +112,9 @@ def trl_accumulated(folder: Path) -> Timed:
 
 
 def _ours(work: Work, num_pairs: str, micro_batch: int = 0) -> Timed:
-    from dice_core.dpo_trainer import DPOTrainer
-    from dice_core.models import load_model
-    from dice_core.training_arguments import training_arguments
+    from dice_core.models.loading import load_model
+    from dice_core.training.arguments import training_arguments
+    from dice_core.training.trainer import DPOTrainer
 
     number = int(num_pairs or work.size.num_pairs)
     config = _config(work, number, micro_batch)
@@ -134,8 +134,8 @@ def _trl(work: Work, num_pairs: str, *, precompute: bool = False, micro_batch: i
         import trl
     from torch.utils.data import SequentialSampler
 
-    from dice_core.models import load_model, load_tokenizer
-    from dice_core.training_data import step_order
+    from dice_core.models.loading import load_model, load_tokenizer
+    from dice_core.training.batches import step_order
 
     class FixedOrderTrainer(trl.DPOTrainer):
         """TRL's trainer on pairs that are token ids already, in the order given."""

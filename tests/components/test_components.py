@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from components import images
-from dice_core import models, stages
-from dice_core.stage_runner import StageReport
+from dice_core.models import importing as models
+from dice_core.stages import stages
+from dice_core.stages.runner import StageReport
 
 FOLDER = Path(images.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "images"))

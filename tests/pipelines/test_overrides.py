@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dice_core.config import ConfigError
+from dice_core.settings.base import ConfigError
 from pipelines.overrides import apply_overrides, find_preset
 from pipelines.presets import demo, zephyr
 

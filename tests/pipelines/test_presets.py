@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dice_core.estimates import growth
+from dice_core.evaluation.estimates import growth
 from pipelines.dice import default_parameters
 from pipelines.overrides import apply_overrides
 from pipelines.presets import PRESETS, Preset

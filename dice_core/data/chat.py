@@ -1,0 +1,205 @@
+"""A prompt becomes token ids, once, and a response becomes the ids that the model would have generated.
+
+A chat format is a frame: the text before the person's prompt, the text after it, and the token that ends a response.
+The frame of `zephyr` and `llama3` is written here; that of `model` is read from the tokenizer's own template.
+The framed text is tokenised with `add_special_tokens=False`: a BOS is there because the frame has it, never twice.
+
+Words of a person or of a model are data: a `</s>` inside a prompt is tokenised as those four characters, not as the
+token that ends a turn. (A SentencePiece tokenizer then reads a space beside it: pieces are tokenised apart there.)
+
+Loads no torch. Which stop ids a run adds to these, generation.py decides.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dice_core.data.records import prompt_id
+from dice_core.data.settings import ChatConfig
+from dice_core.settings.base import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PROBE = "qX7z"
+"""Stands for a text in a template: no template has it, and it survives trimming."""
+
+
+class PromptTooLongError(ValueError):
+    """A prompt has more tokens than chat.max_prompt_tokens. The message is one line."""
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The text around a prompt, and what ends a response."""
+
+    before: str
+    after: str
+    end_of_turn: str
+    """The text of the token that ends a response."""
+    trims: bool = False
+    """Whether the template strips the prompt."""
+    lead: str = ""
+    """White space that the template has between `after` and a response."""
+
+
+_ZEPHYR = _Frame("<|system|>\n </s>\n<|user|>\n", "</s>\n<|assistant|>\n", "</s>")
+"""From the `zephyr-custom` template of https://github.com/sail-sg/dice: the system prompt is one space, and no BOS."""
+
+_LLAMA3 = _Frame(
+    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
+    "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "<|eot_id|>",
+)
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How one model is spoken to. Made by `chat_format`."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    end_of_turn_id: int
+    stop_token_ids: tuple[int, ...]
+    """The end-of-turn id, then the tokenizer's EOS where it is another one."""
+    max_prompt_tokens: int
+    _frame: _Frame
+    _control_tokens: dict[str, int]
+
+    def prompt_token_ids(self, prompt: str) -> list[int]:
+        """Return the ids of the framed prompt, up to the place where the response starts.
+
+        Raises:
+            PromptTooLongError: more than max_prompt_tokens of them.
+        """
+        ids = self._encode(self._frame.before, self._content(prompt), self._frame.after)
+        if len(ids) > self.max_prompt_tokens:
+            raise PromptTooLongError(
+                f"prompt {prompt_id(prompt)} has {len(ids)} tokens with its chat format, chat.max_prompt_tokens allows "
+                f"{self.max_prompt_tokens}: shorten or drop {prompt[:40]!r}..., or raise chat.max_prompt_tokens"
+            )
+        return ids
+
+    def response_token_ids(self, response: str) -> list[int]:
+        """Return the ids that follow the prompt's when the model answers with this text, end-of-turn last.
+
+        The text is stripped, as `decode_response` strips: white space that ends a written answer would set it apart
+        from a sampled one. It is tokenised behind the frame that it follows: alone, a SentencePiece tokenizer would
+        put a space in front of it. Where the frame's last characters would merge with the response's first, it is
+        tokenised alone after all, for the ids of the prompt are given.
+        """
+        anchor = self._frame.after or self._frame.before
+        text = response.strip()
+        anchor_ids = self._encode(anchor, "", "")
+        ids = self._encode(anchor + self._frame.lead, text, "") if text else anchor_ids
+        if ids[: len(anchor_ids)] == anchor_ids:
+            return [*ids[len(anchor_ids) :], self.end_of_turn_id]
+        return [*self._encode("", text, ""), self.end_of_turn_id]
+
+    def decode_response(self, token_ids: Sequence[int]) -> str:
+        """Return the text of a response: special tokens removed, stripped."""
+        text = self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text).strip()
+
+    def _content(self, prompt: str) -> str:
+        return prompt.strip() if self._frame.trims else prompt
+
+    def _encode(self, before: str, text: str, after: str) -> list[int]:
+        """Tokenise the three as one text. Control tokens are read in `before` and `after` only."""
+        whole = before + text + after
+        if not any(token in text for token in self._control_tokens):
+            return list(self.tokenizer.encode(whole, add_special_tokens=False))
+        encoding = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        control_ids, first, last = set(self._control_tokens.values()), len(before), len(before) + len(text)
+        ids: list[int] = []
+        for token_id, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
+            if token_id in control_ids and first <= start and end <= last:
+                ids += self.tokenizer.encode(whole[start:end], add_special_tokens=False, split_special_tokens=True)
+            else:
+                ids.append(token_id)
+        return ids
+
+
+def chat_format(tokenizer: "PreTrainedTokenizerBase", config: ChatConfig) -> ChatFormat:
+    """Return the chat format of a model's tokenizer.
+
+    Args:
+        tokenizer: a fast one (`tokenizers`), as `models.load_tokenizer` returns.
+        config: which format, and the longest prompt.
+
+    Raises:
+        ConfigError: the tokenizer lacks a token of the format, or has no usable chat template.
+    """
+    if not tokenizer.is_fast:
+        raise ConfigError(f"{_name(tokenizer)}: a tokenizer.json is needed, this tokenizer has none")
+    frames = {"zephyr": _ZEPHYR, "llama3": _LLAMA3}
+    frame = frames.get(config.prompt_format) or _template_frame(tokenizer, config)
+    control_tokens = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    needed = [frame.end_of_turn] if config.prompt_format != "llama3" else _llama3_tokens()
+    for token in needed:
+        if token not in control_tokens:
+            raise ConfigError(
+                f"chat.prompt_format: {config.prompt_format!r} needs the special token {token!r}, which "
+                f"{_name(tokenizer)} does not have: take the format the model was trained with, or 'model'"
+            )
+    end_of_turn_id = control_tokens[frame.end_of_turn]
+    eos = tokenizer.eos_token_id
+    stops = (end_of_turn_id,) if eos in (None, end_of_turn_id) else (end_of_turn_id, eos)
+    return ChatFormat(tokenizer, end_of_turn_id, stops, config.max_prompt_tokens, frame, control_tokens)
+
+
+def _llama3_tokens() -> list[str]:
+    return ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+
+
+def _template_frame(tokenizer: "PreTrainedTokenizerBase", config: ChatConfig) -> _Frame:
+    """Read the frame from the tokenizer's chat template, whatever it adds of its own (a system prompt, a date)."""
+    rendered = _render(tokenizer, config, [("user", _PROBE)])
+    before, found, after = rendered.rpartition(_PROBE)
+    padded = _render(tokenizer, config, [("user", f" {_PROBE}\n")])
+    trims = padded == rendered
+    if not found or not (trims or padded == f"{before} {_PROBE}\n{after}"):
+        raise ConfigError(
+            f"chat.prompt_format: the chat template of {_name(tokenizer)} rewrites the prompt instead of framing it: "
+            f"use 'zephyr' or 'llama3', or another template"
+        )
+    answered = _render(tokenizer, config, [("user", _PROBE), ("assistant", _PROBE)])
+    upto, _, tail = answered.rpartition(_PROBE)
+    lead = upto.removeprefix(rendered) if upto.startswith(rendered) else ""
+    # Other words before the answer (an empty thought, say) are the model's to write: only white space is the frame's.
+    return _Frame(before, after, _end_of_turn(tokenizer, tail), trims, lead if lead.isspace() else "")
+
+
+def _render(tokenizer: "PreTrainedTokenizerBase", config: ChatConfig, turns: list[tuple[str, str]]) -> str:
+    system = [("system", config.system_prompt)] if config.system_prompt else []
+    messages = [{"role": role, "content": content} for role, content in [*system, *turns]]
+    try:
+        text = tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=turns[-1][0] == "user",
+            enable_thinking=config.enable_thinking,
+        )
+    except Exception as error:
+        # Jinja's own errors and whatever a template raises: it is the template's word on these settings.
+        raise ConfigError(
+            f"chat.prompt_format: 'model' cannot use the chat template of {_name(tokenizer)}: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+    return str(text)
+
+
+def _end_of_turn(tokenizer: "PreTrainedTokenizerBase", tail: str) -> str:
+    """Return the special token that a template puts right after an answer, or else the EOS token."""
+    ids = tokenizer.encode(tail.lstrip(), add_special_tokens=False)
+    added = tokenizer.added_tokens_decoder
+    if ids and ids[0] in added and added[ids[0]].special:
+        return str(added[ids[0]])
+    if tokenizer.eos_token is None:
+        raise ConfigError(
+            f"chat.prompt_format: neither the chat template of {_name(tokenizer)} nor its EOS token ends an answer"
+        )
+    return str(tokenizer.eos_token)
+
+
+def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
+    return tokenizer.name_or_path or "the tokenizer"

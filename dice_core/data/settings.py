@@ -1,0 +1,41 @@
+"""Settings of the data: how rows are checked and split, and how a prompt becomes token ids."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from dice_core.settings.base import Int, Settings
+
+
+class ChatConfig(Settings):
+    """How a prompt becomes token ids. One format for generation, pairs and evaluation of a run."""
+
+    prompt_format: Literal["model", "zephyr", "llama3"] = "model"
+    """`model` is the tokenizer's own chat template; the others are the formats upstream DICE used."""
+    system_prompt: str = ""
+    """Only for `model`; empty means no system message. The zephyr format has its one space built in."""
+    max_prompt_tokens: Int = Field(default=2048, ge=1)
+    """A longer prompt is dropped and counted by prepare-data, and an error anywhere else; never cut."""
+    enable_thinking: bool = False
+    """Passed to templates that know it (Qwen3 and its like)."""
+
+    @model_validator(mode="after")
+    def _system_prompt_needs_model_format(self) -> Self:
+        if self.system_prompt and self.prompt_format != "model":
+            raise ValueError(f"system_prompt is allowed only with prompt_format 'model', got {self.prompt_format!r}")
+        return self
+
+
+class DataConfig(Settings):
+    """prepare-data: checks and splits the user's prompts and preference pairs."""
+
+    num_held_out: Int = Field(default=256, ge=1)
+    """Preference pairs kept aside for evaluation; they are never replayed."""
+    max_prompts: Int = Field(default=0, ge=0)
+    """Random subset of the prompts (seeded); 0 takes all."""
+    max_preferences: Int = Field(default=0, ge=0)
+    """Random subset of the pairs beside the held-out ones (seeded), and so of their prompts; 0 takes all."""
+    max_response_characters: Int = Field(default=20_000, ge=1)
+    """Preference pairs with a longer chosen or rejected text are dropped and counted."""
+    decontamination_words: Int = Field(default=13, ge=2)
+    """A prompt that shares a run of so many words with a prompt of the benchmarks given is dropped and counted."""

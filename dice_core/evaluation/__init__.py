@@ -1,0 +1,1 @@
+"""How a new policy measures against the one before it, and the gate that decides."""

@@ -1,0 +1,23 @@
+"""Settings of evaluation: what is measured of a new policy, and when it is accepted."""
+
+from pydantic import Field
+
+from dice_core.settings.base import OPERATIONAL, DType, Int, Settings
+
+
+class EvaluationConfig(Settings):
+    """What is measured of a new policy, and when it is accepted."""
+
+    dtype: DType = "bfloat16"
+    num_sample_prompts: Int = Field(default=16, ge=1)
+    """Prompts answered by the old and the new policy, for the length gate and for people to read."""
+    num_shown_samples: Int = Field(default=6, ge=1)
+    """Of these, shown side by side in the report."""
+    max_new_tokens: Int = Field(default=0, ge=0)
+    """Of an answer; 0: as many as generation.max_new_tokens. Fewer take less time, and the length gate sees no growth
+    beyond them."""
+    max_length_growth: float = Field(default=0.5, gt=0)
+    """The new policy is refused when its mean answer is longer by more than this share."""
+    max_accuracy_drop: float = Field(default=0.05, ge=0, le=1)
+    """The new policy is refused when its held-out implicit-reward accuracy falls by more than this."""
+    tokens_per_batch: Int = Field(default=16384, ge=64, json_schema_extra=OPERATIONAL)

@@ -1,0 +1,1 @@
+"""Where training runs: processes of this machine, or pods of a cluster."""

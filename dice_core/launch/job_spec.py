@@ -1,0 +1,258 @@
+"""The PyTorchJob of a training run, as the training operator (v1.7 to v1.9) takes it. Pure: settings in, a dict out.
+
+One pod, the Master, holds a node's processes; further nodes are Workers. Each pod runs torchrun once: alone it makes
+its own rendezvous, several take the operator's (PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT, which
+torchrun reads as its own options).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dice_core.launch.settings import LaunchConfig
+from dice_core.settings.base import ConfigError
+from dice_core.settings.quantities import quantity
+from dice_core.storage import layout
+
+GROUP, VERSION, PLURAL, KIND = "kubeflow.org", "v1", "pytorchjobs", "PyTorchJob"
+CONTAINER = "pytorch"
+"""The operator demands a container of this name."""
+JOB_NAME_LABEL = "training.kubeflow.org/job-name"
+REPLICA_TYPE_LABEL = "training.kubeflow.org/replica-type"
+REPLICA_INDEX_LABEL = "training.kubeflow.org/replica-index"
+JOB_URI_ANNOTATION = "dice-suite/job-uri"
+LAUNCH_ANNOTATION = "dice-suite/launch"
+"""The settings that a job was made with, as JSON."""
+RUN_LABEL = "dice-suite/run"
+"""Of a job that a run started: what a person deletes by."""
+TORCHRUN = ("python", "-m", "torch.distributed.run", "--max-restarts=0", "--tee=3")
+WORKER_MODULE = "dice_core.training.worker"
+
+COPIED_VARIABLES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_MAX_ATTEMPTS",
+    "AWS_RETRY_MODE",
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+    "AWS_STS_REGIONAL_ENDPOINTS",
+    "AWS_EC2_METADATA_DISABLED",
+)
+"""What the launcher's environment says of S3 and the pods must know too. No credentials, and nothing that points to
+files or identities of the launcher's own pod: a job can be read by more people than a secret."""
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+# A pod's and a service's name is the job's plus "-worker-<index>", and may have 63 characters.
+_MAX_NAME = 50
+_NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
+_LABELS = {"app.kubernetes.io/part-of": "dice-suite", "app.kubernetes.io/component": "training"}
+_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+_CACHE, _SCRATCH = "/cache", "/scratch"
+_DEFAULT_VARIABLES = {
+    "PYTHONUNBUFFERED": "1",
+    # DeepSpeed's calls into torch would fill the log with deprecations.
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+    "HOME": "/tmp",
+    # As in the images: every pod that has the claim finds a model where another has put it.
+    "DICE_CACHE": f"{_CACHE}/models",
+    "DICE_SCRATCH": _SCRATCH,
+    # One line about the version, and errors; a process whose peer is gone ends instead of waiting for ever.
+    "NCCL_DEBUG": "WARN",
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+}
+
+
+def job_name(job_uri: str, fingerprint: str) -> str:
+    """Return the name of a job: the same for the same training, so that a retried launcher finds it.
+
+    Args:
+        job_uri: where the job is stored; its last folders make the name readable.
+        fingerprint: of what it computes: other settings at the same place are another job.
+
+    Returns:
+        A DNS label of at most 50 characters that begins with a letter.
+    """
+    digest = hashlib.sha256(f"{job_uri}\n{fingerprint}".encode()).hexdigest()[:10]
+    folders = [part for part in job_uri.partition("://")[2].split("/")[1:-1] or job_uri.split("/")[:-1] if part]
+    readable = re.sub(r"[^a-z0-9]+", "-", "-".join(folders[-3:]).lower()).strip("-")
+    kept = readable[-(_MAX_NAME - len("dice--") - len(digest)) :].strip("-")
+    return "-".join(part for part in ("dice", kept, digest) if part)
+
+
+def training_job(
+    name: str,
+    job_uri: str,
+    launch: LaunchConfig,
+    *,
+    environment: Mapping[str, str],
+    owner: Mapping[str, Any] | None = None,
+    command: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return the PyTorchJob to create.
+
+    Args:
+        name: from job_name.
+        job_uri: what the processes are given.
+        launch: the settings.
+        environment: the launcher's own; COPIED_VARIABLES are taken from it.
+        owner: an ownerReference: deleting that object deletes the job.
+        command: instead of torchrun with the training module; the job's URI is added.
+
+    Raises:
+        ConfigError: there is no image.
+    """
+    if not launch.image:
+        raise ConfigError("launch.image: backend 'pytorchjob' needs the image of the training pods, got ''")
+    container = _container([*(command or _torchrun(launch)), job_uri], launch, environment)
+    replicas = {"Master": _replica(1, container, launch)}
+    if launch.num_nodes > 1:
+        replicas["Worker"] = _replica(launch.num_nodes - 1, container, launch)
+    run = layout.run_of(job_uri)
+    metadata: dict[str, Any] = {
+        "name": name,
+        "labels": {**_LABELS, **({RUN_LABEL: run} if run else {})},
+        "annotations": {JOB_URI_ANNOTATION: job_uri, LAUNCH_ANNOTATION: _made_with(launch, environment)},
+    }
+    run_policy: dict[str, Any] = {
+        "cleanPodPolicy": launch.clean_pod_policy,
+        "ttlSecondsAfterFinished": launch.ttl_seconds_after_finished,
+        # The operator counts from when it first saw the job, the wait for nodes included; the launcher counts better.
+        "activeDeadlineSeconds": launch.active_deadline_seconds + launch.pending_deadline_seconds,
+        "backoffLimit": launch.backoff_limit,
+    }
+    if launch.queue_name:
+        # Kueue takes the job out of suspension when it admits it.
+        metadata["labels"][_QUEUE_LABEL] = launch.queue_name
+        run_policy["suspend"] = True
+    if owner:
+        metadata["ownerReferences"] = [dict(owner)]
+    spec = {
+        "nprocPerNode": str(launch.processes_per_node),
+        "runPolicy": run_policy,
+        "pytorchReplicaSpecs": replicas,
+    }
+    return {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "metadata": metadata, "spec": spec}
+
+
+def differing_settings(job: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the names of the settings that two jobs from training_job were not made alike with."""
+    one, two = (
+        json.loads(made["metadata"].get("annotations", {}).get(LAUNCH_ANNOTATION, "{}")) for made in (job, other)
+    )
+    return sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
+
+
+def _made_with(launch: LaunchConfig, environment: Mapping[str, str]) -> str:
+    # What becomes of the job when its launcher is stopped is that launcher's business.
+    settings = {name: value for name, value in launch.to_dict().items() if name != "on_cancel"}
+    return json.dumps({**settings, "variables of S3": _copied(environment)}, sort_keys=True)
+
+
+def _torchrun(launch: LaunchConfig) -> list[str]:
+    # A single pod needs no name service and no open port to find itself.
+    alone = ["--standalone", f"--nproc-per-node={launch.processes_per_node}"] if launch.num_nodes == 1 else []
+    return [*TORCHRUN, *alone, "--module", WORKER_MODULE]
+
+
+def _replica(number: int, container: Mapping[str, Any], launch: LaunchConfig) -> dict[str, Any]:
+    user = launch.run_as_user
+    pod: dict[str, Any] = {
+        "containers": [container],
+        "volumes": _volumes(launch),
+        "securityContext": {
+            "runAsNonRoot": True,
+            **({name: user for name in ("runAsUser", "runAsGroup", "fsGroup")} if user else {}),
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        # The training uses no Kubernetes API; IRSA's own token is mounted regardless.
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+    }
+    optional = {
+        "serviceAccountName": launch.service_account,
+        "priorityClassName": launch.priority_class,
+        "nodeSelector": launch.node_selector,
+        "tolerations": launch.tolerations,
+        "imagePullSecrets": [{"name": secret} for secret in launch.image_pull_secrets],
+    }
+    pod |= {key: value for key, value in optional.items() if value}
+    # Istio reads the annotation in older versions and the label in newer ones.
+    metadata = {
+        "labels": {**launch.labels, **_LABELS, **_NO_SIDECAR},
+        "annotations": {**_NO_SIDECAR, **launch.annotations},
+    }
+    return {
+        "replicas": number,
+        "restartPolicy": launch.restart_policy,
+        "template": {"metadata": metadata, "spec": pod},
+    }
+
+
+def _container(command: list[str], launch: LaunchConfig, environment: Mapping[str, str]) -> dict[str, Any]:
+    requests = {"cpu": launch.cpu, "memory": launch.memory}
+    # A limit of CPUs would only slow training down; one of memory protects the other pods of the node.
+    limits = {"memory": launch.memory}
+    if launch.gpu_resource:
+        requests[launch.gpu_resource] = limits[launch.gpu_resource] = str(launch.processes_per_node)
+    return {
+        "name": CONTAINER,
+        "image": launch.image,
+        "command": command,
+        "env": _variables(launch, environment),
+        "resources": {
+            "requests": {name: amount for name, amount in requests.items() if amount},
+            "limits": {name: amount for name, amount in limits.items() if amount},
+        },
+        "volumeMounts": [{"name": volume["name"], "mountPath": _MOUNTS[volume["name"]]} for volume in _volumes(launch)],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        # What a process printed last is in the pod's status too, and outlives the pod's log.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+
+
+def _variables(launch: LaunchConfig, environment: Mapping[str, str]) -> list[dict[str, Any]]:
+    values = {**_DEFAULT_VARIABLES, **_threads(launch), **_copied(environment), **launch.env}
+    variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in values.items()]
+    for name in CREDENTIALS if launch.credentials_secret else ():
+        source = {"secretKeyRef": {"name": launch.credentials_secret, "key": name}}
+        variables.append({"name": name, "valueFrom": source})
+    return variables
+
+
+def _threads(launch: LaunchConfig) -> dict[str, str]:
+    """Share the cores out: torchrun gives each of several processes one, and all GPUs wait for rank 0's work on them.
+
+    A single process takes what the node has: `cpu` is what it asks for, no limit.
+    """
+    if not launch.cpu or launch.processes_per_node == 1:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, int(quantity(launch.cpu)) // launch.processes_per_node))}
+
+
+def _copied(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: environment[name] for name in COPIED_VARIABLES if environment.get(name)}
+
+
+_MOUNTS = {"tmp": "/tmp", "cache": _CACHE, "scratch": _SCRATCH, "dshm": "/dev/shm"}
+
+
+def _volumes(launch: LaunchConfig) -> list[dict[str, Any]]:
+    claim = {"persistentVolumeClaim": {"claimName": launch.model_cache_claim}}
+    volumes: list[dict[str, Any]] = [
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "cache", **(claim if launch.model_cache_claim else {"emptyDir": {}})},
+        # Checkpoints stay on the node: the claim may be shared by all pods, and slow.
+        {"name": "scratch", "emptyDir": {}},
+    ]
+    if launch.shm_size:
+        volumes.append({"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": launch.shm_size}})
+    return volumes

@@ -1,0 +1,27 @@
+"""Starts a training job with the backend that the settings name.
+
+The job is a JSON file in storage (training.job), its result a manifest beside it: a backend carries neither settings
+nor data, so that processes on this machine and pods on a cluster are started the same way. Loads no torch.
+"""
+
+from dice_core.launch.backend import Backend
+from dice_core.launch.settings import LaunchConfig
+from dice_core.launch.torchrun import TorchrunBackend
+
+
+def launch_training(job_uri: str, launch: LaunchConfig) -> None:
+    """Run a training job with the backend that the settings name.
+
+    Raises:
+        LaunchError: a process failed or was stopped.
+    """
+    _backend(launch.backend).run(job_uri, launch)
+
+
+def _backend(name: str) -> Backend:
+    if name == "pytorchjob":
+        # Loads the Kubernetes client, which training on one machine does without.
+        from dice_core.launch.pytorchjob import PyTorchJobBackend
+
+        return PyTorchJobBackend()
+    return TorchrunBackend()

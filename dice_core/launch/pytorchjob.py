@@ -1,0 +1,242 @@
+"""Training in the pods of a PyTorchJob: start or adopt the job, follow it, and end as it ends.
+
+The launcher holds nothing that it could lose. The job's name follows from what it trains, so that a launcher started
+again finds the job of the one before: a running job is adopted, also with other settings; one that waits is adopted if
+it was made with the same ones; one that has succeeded is the result, if what it made is still there. All others are
+deleted and made anew, because whoever starts a launcher again wants another try, and training resumes from its newest
+checkpoint. Only Succeeded is success. What failed for good (launch.FinalError) is written down beside the job, and not
+tried again in the same run.
+
+The job belongs to the run that launched it last: an ownerReference to the launcher pod's controller (the Argo Workflow)
+deletes it with that run, and a launcher told to stop deletes it at once, unless it is only being evicted. In an Argo
+pod the process is killed about a second after it is told, so that takes two calls and nothing else. Loads no torch.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from kubernetes.client import ApiException
+
+from dice_core.launch.backend import FinalError, LaunchError
+from dice_core.launch.failure_report import failure_report, is_running, job_outcome
+from dice_core.launch.follower import JobFollower
+from dice_core.launch.job_spec import differing_settings, job_name, training_job
+from dice_core.launch.kubernetes import Cluster, KubernetesError, Patience, own_pod, reason
+from dice_core.launch.settings import LaunchConfig
+from dice_core.progress import log
+from dice_core.storage.address import open_storage
+from dice_core.storage.contract import MissingObjectError, StorageError
+from dice_core.storage.manifest import read_manifest
+from dice_core.training.job import TrainingJob
+
+FAILURE_FILE = "failure.json"
+"""Beside the job: which run has failed for good, and why."""
+# Kubeflow's own retries follow within minutes; a person who retries the run later has changed something.
+_REFUSED_SECONDS = 900
+# Of the look whether this pod is evicted, which is not repeated, and of the deletion, which acts once it is sent.
+_LOOK_SECONDS, _DELETE_SECONDS = 0.4, 2.0
+
+
+class _Stopped(BaseException):
+    """A signal told this process to stop. No Exception: nothing on the way up may take it for a failed call."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class PyTorchJobBackend:
+    """Pods of a cluster that has the training operator. See launch.Backend."""
+
+    def __init__(self, command: Sequence[str] = (), patience: Patience | None = None) -> None:
+        """Take what each pod runs instead of torchrun (the job's URI is added), and how long to wait for what."""
+        self._command, self._patience = command, patience or Patience()
+
+    def run(self, job_uri: str, launch: LaunchConfig) -> None:
+        """Run the job in pods and return when it has succeeded.
+
+        Raises:
+            LaunchError: it failed, was deleted, or did not start or end in time; or the cluster refused or went away.
+            FinalError: it failed, now or earlier in this run, and would fail again.
+            ConfigError: no image, or no cluster to talk to.
+            StorageError: there is no job at that place.
+        """
+        training = TrainingJob.read(job_uri)
+        name = job_name(job_uri, training.fingerprint)
+        cluster = Cluster(launch.namespace, self._patience)
+        uid, received = "", 0
+        with _signals_raised():
+            try:
+                owner = _owner(cluster)
+                _refuse_what_failed(training.output_uri, owner)
+                body = training_job(name, job_uri, launch, environment=os.environ, owner=owner, command=self._command)
+                job = _start_or_adopt(cluster, name, body, training.output_uri)
+                uid = job["metadata"]["uid"]
+                if job_outcome(job) != "Succeeded":
+                    _follow(JobFollower(cluster, job, launch), training.output_uri, owner)
+            except KubernetesError as error:
+                raise LaunchError(f"training failed: {error} (job {cluster.namespace}/{name})") from None
+            except _Stopped as stopped:
+                received = stopped.number
+                _give_up(cluster, name, uid, launch)
+        if received:
+            # What stopped us goes on to stop the caller, by its own handler.
+            signal.raise_signal(received)
+
+
+def _follow(follower: JobFollower, output_uri: str, owner: Mapping[str, Any] | None) -> None:
+    """Follow a job to its end, and write down for this run's next launcher what it need not try."""
+    try:
+        follower.follow()
+    except FinalError as error:
+        if owner:
+            record = {"run": owner["uid"], "cause": str(error).splitlines()[0], "time": time.time()}
+            try:
+                open_storage(output_uri).write_bytes(FAILURE_FILE, json.dumps(record).encode())
+            except StorageError as problem:
+                log(f"train: a retry will train again, though in vain: {problem}")
+        raise
+
+
+def _refuse_what_failed(output_uri: str, owner: Mapping[str, Any] | None) -> None:
+    """Raise FinalError where this run has just failed for good; what failed another run is tried again."""
+    storage = open_storage(output_uri)
+    try:
+        record = json.loads(storage.read_bytes(FAILURE_FILE))
+    except MissingObjectError:
+        return
+    if owner and owner["uid"] == record["run"] and time.time() - record["time"] < _REFUSED_SECONDS:
+        raise FinalError(
+            f"{record['cause']}: it would fail again and is not tried; correct the cause and submit again, or retry "
+            f"the run {_REFUSED_SECONDS // 60} minutes after its failure"
+        )
+    storage.delete(FAILURE_FILE)
+
+
+def _start_or_adopt(cluster: Cluster, name: str, body: dict[str, Any], output_uri: str) -> dict[str, Any]:
+    """Return the job of this name: the one that is there and can still be the result, or a new one."""
+    start, pauses = time.monotonic(), cluster.patience.pauses()
+    while True:
+        job = cluster.get_job(name)
+        if job is None:
+            created = cluster.create_job(body)
+            if created is not None:
+                log(f"train: created PyTorchJob {cluster.namespace}/{name}")
+                return created
+        elif job["metadata"].get("deletionTimestamp"):
+            log(f"train: waiting until the PyTorchJob {name} of an earlier attempt is deleted")
+        else:
+            fault = _fault(job, body, output_uri)
+            if not fault:
+                _adopt(cluster, job, body)
+                return job
+            log(f"train: {fault}")
+            cluster.delete_job(name, job["metadata"]["uid"])
+        if time.monotonic() - start > cluster.patience.give_up:
+            raise KubernetesError(f"the job of an earlier attempt is still there: kubectl delete pytorchjob {name}")
+        time.sleep(next(pauses))
+
+
+def _adopt(cluster: Cluster, job: dict[str, Any], body: dict[str, Any]) -> None:
+    """Say what is adopted, and make it belong to this run: deleting an older one must not delete it."""
+    metadata, name = job["metadata"], f"{cluster.namespace}/{job['metadata']['name']}"
+    log(f"train: adopting PyTorchJob {name} ({job_outcome(job) or 'not finished'})")
+    if differing := differing_settings(job, body):
+        log(f"train: it keeps the launch settings that it was made with; changed since: {', '.join(differing)}")
+    owners = body["metadata"].get("ownerReferences")
+    if not owners or owners == metadata.get("ownerReferences"):
+        return
+    try:
+        cluster.set_owner(metadata["name"], metadata["uid"], owners[0])
+    except ApiException as error:
+        log(f"train: PyTorchJob {name} still belongs to an earlier run, and is deleted with that one: {reason(error)}")
+
+
+def _fault(job: dict[str, Any], body: dict[str, Any], output_uri: str) -> str:
+    """Return why the job of an earlier attempt has to be made anew; empty if it can be adopted."""
+    outcome = job_outcome(job)
+    if outcome == "Failed":
+        why = failure_report(job, {}, {}, {}).partition(" (job ")[0]
+        return f"an earlier attempt is started again from its newest checkpoint; it ended with: {why}"
+    # A finished job stays for a day, longer than a result that somebody deletes to have it made again.
+    if outcome == "Succeeded" and read_manifest(output_uri) is None:
+        return f"an earlier attempt succeeded, but its result is gone from {output_uri}: training again"
+    differing = differing_settings(job, body)
+    if not outcome and differing and not is_running(job):
+        return f"an earlier attempt waits with other launch settings ({', '.join(differing)}): it is made anew"
+    return ""
+
+
+def _owner(cluster: Cluster) -> dict[str, Any] | None:
+    """Return a reference to what the job belongs to: this pod's controller, else this pod; None outside a cluster."""
+    pod = own_pod()
+    if pod is None:
+        return None
+    name, namespace = pod
+    if namespace != cluster.namespace:
+        # An owner counts in its own namespace only: elsewhere the cluster would take it for gone, and the job with it.
+        log(f"train: the job in {cluster.namespace} is not deleted with this run, which is in {namespace}")
+        return None
+    try:
+        metadata = cluster.get_pod(name, namespace)["metadata"]
+    except ApiException as error:
+        log(f"train: the job is not deleted with this run: its pod {name} cannot be read: {reason(error)}")
+        return None
+    itself = {"apiVersion": "v1", "kind": "Pod", **metadata}
+    controllers = [owner for owner in metadata.get("ownerReferences") or [] if owner.get("controller")]
+    # Without blockOwnerDeletion, which needs rights on the owner; nor are we its controller.
+    return {key: [*controllers, itself][0][key] for key in ("apiVersion", "kind", "name", "uid")}
+
+
+def _give_up(cluster: Cluster, name: str, uid: str, launch: LaunchConfig) -> None:
+    """Delete the job, or leave it, before this process ends by a signal."""
+    try:
+        if launch.on_cancel == "leave" or _is_evicted(cluster):
+            log(f"train: told to stop; PyTorchJob {name} goes on, and a launcher started again adopts it")
+            return
+        cluster.hurry(_DELETE_SECONDS, give_up=cluster.patience.stop)
+        cluster.delete_job(name, uid)
+        log(f"train: told to stop; PyTorchJob {name} is deleted")
+    except KubernetesError as error:
+        log(f"train: told to stop; PyTorchJob {name} may still run: {error}")
+
+
+def _is_evicted(cluster: Cluster) -> bool:
+    """Return whether this pod has to leave its node (drain, preemption): the run goes on elsewhere."""
+    pod = own_pod()
+    if pod is None:
+        return False
+    cluster.hurry(_LOOK_SECONDS, give_up=0)
+    try:
+        conditions = cluster.get_pod(*pod)["status"].get("conditions") or []
+    except (ApiException, KubernetesError) as error:
+        log(f"train: told to stop, and by whom cannot be read: {reason(error)}")
+        return False
+    return any(condition["type"] == "DisruptionTarget" and condition["status"] == "True" for condition in conditions)
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Raise _Stopped in the main thread at the first SIGTERM or SIGINT; later ones wait for the end."""
+    is_stopping = False
+
+    def stop(number: int, _: object) -> None:
+        nonlocal is_stopping
+        if not is_stopping:
+            is_stopping = True
+            raise _Stopped(number)
+
+    # Python delivers signals to the main thread alone; a launcher in another thread is stopped by its own caller.
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    previous = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,71 @@
+"""Settings of the processes that train."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from dice_core.settings.base import Int, Settings
+from dice_core.settings.quantities import Annotations, Labels, OptionalQuantity, Tolerations
+
+
+class LaunchConfig(Settings):
+    """Where training runs. Decides no result: the global batch is fixed by `training`.
+
+    Everything after `processes_per_node` is for pods on a cluster and read by backend `pytorchjob` alone.
+    """
+
+    backend: Literal["torchrun", "pytorchjob"] = "torchrun"
+    """`torchrun` starts the processes on this machine, `pytorchjob` in pods of a cluster with the training operator."""
+    num_nodes: Int = Field(default=1, ge=1)
+    """Pods. One with all GPUs of a machine needs no gang scheduling and no network between pods."""
+    processes_per_node: Int = Field(default=1, ge=1)
+    """GPUs of a node, or CPU processes."""
+
+    image: str = ""
+    namespace: str = ""
+    """Empty: where the launcher's own pod is. In another one the job cannot be owned by the run that starts it."""
+    service_account: str = ""
+    """Of the training pods: they need S3 and no right on the Kubernetes API."""
+    gpu_resource: str = "nvidia.com/gpu"
+    """Asked for once for each process; empty: no GPU."""
+    cpu: OptionalQuantity = ""
+    """Request of a pod, such as "90"; empty: none."""
+    memory: OptionalQuantity = ""
+    """Request and limit of a pod, such as "1000Gi"; shared memory in use counts. Empty: none."""
+    shm_size: OptionalQuantity = ""
+    """Size of /dev/shm in memory, such as "64Gi"; empty: the container runtime's own (64 MB with most)."""
+    model_cache_claim: str = ""
+    """Volume claim to keep models on; empty: each pod downloads its own."""
+    run_as_user: Int = Field(default=10001, ge=0)
+    """User and group of the processes. 0 leaves the choice to the cluster (OpenShift); root is refused either way."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """More environment variables of the pods, such as NCCL_SOCKET_IFNAME; they win over the built-in ones."""
+    labels: Labels = Field(default_factory=dict)
+    """More labels of the pods, such as a cost centre; the suite's own win."""
+    annotations: Annotations = Field(default_factory=dict)
+    credentials_secret: str = ""
+    """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: the service account gives access."""
+    image_pull_secrets: list[str] = Field(default_factory=list)
+    node_selector: Labels = Field(default_factory=dict)
+    tolerations: Tolerations = Field(default_factory=list)
+    queue_name: str = ""
+    """Kueue's LocalQueue: the job is created suspended and starts when Kueue admits it. Empty: no queue."""
+    priority_class: str = ""
+
+    restart_policy: Literal["OnFailure", "ExitCode", "Never"] = "OnFailure"
+    """`OnFailure` restarts a failed pod up to backoff_limit times; it resumes from its checkpoint. `ExitCode` restarts
+    after a signal or eviction only, without limit but the deadline; `Never` leaves retries to the pipeline. What the
+    training knows to fail again (pairs, settings, a loss that is not finite) is not tried again in the same run."""
+    backoff_limit: Int = Field(default=3, ge=0)
+    pending_deadline_seconds: Int = Field(default=1800, ge=1)
+    """A job whose pods have not all started by then is deleted, with the reason. Time in Kueue's queue is not
+    counted: on a cluster cluster.queue_timeout bounds it."""
+    active_deadline_seconds: Int = Field(default=172_800, ge=1)
+    """A job that has trained for so long is deleted; waiting for pods is not counted. The operator counts that too and
+    is given pending_deadline_seconds more: it ends a job that no launcher follows."""
+    ttl_seconds_after_finished: Int = Field(default=86_400, ge=0)
+    """The finished job stays for so long; its pods' logs can be read meanwhile."""
+    clean_pod_policy: Literal["Running", "All", "None"] = "Running"
+    """Which pods the operator deletes when the job ends."""
+    on_cancel: Literal["delete", "leave"] = "delete"
+    """What becomes of the job when the launcher is told to stop. A launcher that is evicted always leaves it."""

@@ -1,0 +1,1 @@
+"""Models as folders of safetensors: found, imported, fetched once, loaded, saved."""

@@ -1,0 +1,66 @@
+"""Models from storage on this machine: downloaded and verified once, for every process and every stage.
+
+Loading them is models.py's business. Nothing is deleted here: whoever owns the disk empties it.
+"""
+
+import os
+from pathlib import Path
+
+from dice_core.models.files import ModelError, is_model_file, verify_model_folder
+from dice_core.progress import log
+from dice_core.storage.contract import StorageError
+from dice_core.storage.manifest import Manifest, describe_file, fetch_files, require_manifest
+
+
+def fetch_model(uri: str, cache_dir: Path | None = None) -> Path:
+    """Return a local folder with a model from storage, downloaded and verified once for each machine.
+
+    Models are kept by the digest of their content. Several processes may ask at once: one downloads, the others wait.
+    A download that was cut goes on with the files it lacks.
+
+    Args:
+        uri: where an import or a training published it.
+        cache_dir: where models are kept; by default the variable DICE_CACHE, or ~/.cache/dice/models.
+
+    Raises:
+        StorageError: no finished model is there, or the cache cannot be written.
+        ModelError: what is there is no model.
+    """
+    from filelock import FileLock
+
+    manifest = require_manifest(uri)
+    if manifest.skipped:
+        raise ModelError(f"{uri}: holds no model: its stage was skipped ({manifest.skipped})")
+    cache = cache_dir or Path(os.environ.get("DICE_CACHE") or "~/.cache/dice/models").expanduser()
+    folder, unfinished = cache / manifest.content_digest, cache / f"{manifest.content_digest}.unfinished"
+    # It got its name when it was complete.
+    if folder.is_dir():
+        return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(cache / f"{manifest.content_digest}.lock").acquire()
+    except OSError as error:
+        raise StorageError(
+            f"{cache}: user {os.geteuid()} cannot write the model cache ({error.strerror}): let it write there (a "
+            "volume: chown of its root), or set DICE_CACHE to another folder"
+        ) from None
+    with lock:
+        if not folder.is_dir():
+            names = [name for name in manifest.files if is_model_file(name)]
+            kept = _keep_whole_files(unfinished, manifest)
+            log(f"model: downloading {len(names) - len(kept)} of {len(names)} files of {uri}")
+            fetch_files(uri, manifest, unfinished, [name for name in names if name not in kept])
+            verify_model_folder(unfinished)
+            os.replace(unfinished, folder)
+    return folder
+
+
+def _keep_whole_files(unfinished: Path, manifest: Manifest) -> set[str]:
+    """Remove what a killed download left half done; return the names of what it left whole."""
+    kept = set()
+    for path in unfinished.iterdir() if unfinished.is_dir() else ():
+        if path.name in manifest.files and describe_file(path) == manifest.files[path.name]:
+            kept.add(path.name)
+        else:
+            path.unlink()
+    return kept

@@ -1,0 +1,113 @@
+"""Brings a model into storage once, as verified safetensors with config and tokenizer.
+
+sources.py finds it, files.py says what a model folder is, upload.py carries it, cache.py fetches it later.
+torch and transformers are imported when they are needed: `dice --help` does not wait for them.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from dice_core.models.files import (
+    CONFIG,
+    TRUST_KEY,
+    model_file_names,
+    read_config,
+    shard_names,
+    verify_model_folder,
+)
+from dice_core.models.loading import check_it_loads
+from dice_core.models.sources import Source, bring, find_source
+from dice_core.models.upload import upload_model
+from dice_core.progress import log
+from dice_core.storage.contract import StorageError
+from dice_core.storage.manifest import Manifest, read_manifest, require_stage
+
+_FORMAT_VERSION = 1
+_STAGE = "import-model"
+
+
+def import_model(source: str, uri: str, *, revision: str = "", trust_remote_code: bool = False) -> Manifest:
+    """Bring a model into storage as verified safetensors with config and tokenizer; the manifest comes last.
+
+    An import that was killed goes on with the files that storage lacks; a download from the Hub, with what its cache
+    lacks.
+
+    Args:
+        source: a Hub id (org/name), a folder, an s3:// address, or the path of a GGUF file (becomes float32).
+        uri: the model's own place.
+        revision: branch, tag or commit of a Hub model.
+        trust_remote_code: allow code inside the model to run, here and wherever the model or one trained from it is
+            loaded.
+
+    Returns:
+        The manifest there; at once if the same source was imported before.
+
+    Raises:
+        ModelError: the source cannot be found, is cut, is pickle, or needs code that is not allowed.
+        StorageError: storage cannot be used, or the place holds another model.
+    """
+    found = find_source(source, revision)
+    fingerprint = sha256(f"{_STAGE} {_FORMAT_VERSION} {found.identity} {trust_remote_code}".encode()).hexdigest()
+    present = read_manifest(uri)
+    if present is not None:
+        # Whoever asks for no revision of a Hub model takes what somebody has imported of it, without asking the Hub.
+        is_any = found.kind == "hub" and not revision and present.settings.get("source") == source
+        if is_any or fingerprint == present.fingerprint or _published_digest(found) == present.content_digest:
+            return present
+        require_stage(present, _STAGE, uri)
+        raise StorageError(
+            f"{uri}: holds a model from {_named(present.settings)}, not from "
+            f"{_named({'source': source, 'revision': revision})}: import to another place, or pass --overwrite"
+        )
+    log(f"{_STAGE}: {source}")
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="dice-", dir=os.environ.get("DICE_SCRATCH")) as scratch:
+        fields = {
+            "stage": _STAGE,
+            "fingerprint": fingerprint,
+            "settings": {"source": source, "revision": revision, "trust_remote_code": trust_remote_code},
+            "inputs": {"model": f"{source}@{found.manifest.content_digest}"} if found.manifest else {},
+        }
+        return _import(found, uri, Path(scratch), trust_remote_code, fields, start)
+
+
+def _named(settings: Mapping[str, Any]) -> str:
+    """Return where an imported model comes from, for people."""
+    revision = settings.get("revision")
+    return str(settings.get("source")) + (f"@{revision}" if revision else "")
+
+
+def _published_digest(source: Source) -> str | None:
+    return source.manifest.content_digest if source.manifest else None
+
+
+def _import(
+    source: Source, uri: str, scratch: Path, trust_remote_code: bool, fields: dict[str, Any], start: float
+) -> Manifest:
+    (scratch / "model").mkdir()
+    folder = bring(source, scratch / "model", trust_remote_code)
+    if source.kind == "hub":
+        # The Hub's cache names the folder after the commit, which a branch or a tag stood for at this moment.
+        fields["settings"]["commit"] = folder.name
+    num_parameters = verify_model_folder(folder)
+    names = model_file_names([path.name for path in folder.iterdir()], shard_names(folder), trust_remote_code)
+    files = {name: folder / name for name in names}
+    # Whether code may run is said by the one who imports, never by the model itself.
+    config = read_config(folder)
+    if trust_remote_code != (config.get(TRUST_KEY) is True):
+        config[TRUST_KEY] = trust_remote_code
+        files[CONFIG] = scratch / CONFIG
+        files[CONFIG].write_text(json.dumps(config, indent=2))
+    check_it_loads(folder, trust_remote_code)
+    metrics = {
+        "num_parameters": num_parameters,
+        "num_bytes": sum(path.stat().st_size for path in files.values()),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    return upload_model(uri, files, Manifest(files={}, metrics=metrics, **fields))

@@ -1,0 +1,58 @@
+"""The upload of a model, file by file: an import that was killed goes on with the files that storage lacks.
+
+Unlike the parts of other stages a model's files keep their names, because its index and its readers go by them. What is
+there whole is said by one note beside them, until the manifest takes its place.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from dice_core.progress import log
+from dice_core.storage.address import open_storage
+from dice_core.storage.contract import MissingObjectError, Storage, StorageError
+from dice_core.storage.manifest import FileEntry, Manifest, describe_file, publish_files
+
+# By its ending --overwrite knows it for the note of a stage that has not finished.
+NOTE = "import-model.part.json"
+
+
+def upload_model(uri: str, files: Mapping[str, Path], manifest: Manifest) -> Manifest:
+    """Upload the files that are not there yet, then the manifest that names all.
+
+    Args:
+        uri: the model's own place.
+        files: name to path on this machine.
+        manifest: everything but the files; by its fingerprint an attempt knows what an earlier one left.
+    """
+    storage = open_storage(uri)
+    uploaded, entries = _uploaded(storage, manifest.fingerprint), {}
+    for name, path in files.items():
+        entries[name] = describe_file(path)
+        if uploaded.get(name) == entries[name]:
+            log(f"{manifest.stage}: {name} is there from an earlier attempt")
+            continue
+        storage.upload(path, name)
+        uploaded[name] = entries[name]
+        note = {"fingerprint": manifest.fingerprint, "files": {key: asdict(entry) for key, entry in uploaded.items()}}
+        storage.write_bytes(NOTE, json.dumps(note).encode())
+    complete = publish_files(uri, {}, replace(manifest, files=entries))
+    storage.delete(NOTE)
+    return complete
+
+
+def _uploaded(storage: Storage, fingerprint: str) -> dict[str, FileEntry]:
+    """Return what an earlier attempt to import the same model left whole."""
+    try:
+        note = json.loads(storage.read_bytes(NOTE))
+        entries = {name: FileEntry(**entry) for name, entry in note["files"].items()}
+    except MissingObjectError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StorageError(f"{storage.uri}/{NOTE}: cannot be read ({error!r}): pass --overwrite") from None
+    if note["fingerprint"] != fingerprint:
+        # Another model was on its way to this place: nothing of it is taken.
+        return {}
+    sizes = {found.key: found.size for found in storage.list()}
+    return {name: entry for name, entry in entries.items() if sizes.get(name) == entry.size}

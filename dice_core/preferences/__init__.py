@@ -1,0 +1,1 @@
+"""The model's own preferences: responses, implicit rewards, length penalty, and training pairs."""

@@ -1,0 +1,351 @@
+"""Samples K responses to each prompt with vLLM: token ids in, token ids out, part by part.
+
+One engine serves all parts of a shard, and new prompts join before old ones end, so that a part's last long response
+keeps no device idle. vLLM is imported when the first part is asked for, never with this module. Which parts are still
+wanted, and where they are kept, is the business of the stage; which responses are valid, of scoring.py.
+
+The seed of a request depends on the run, the iteration and the prompt, and on nothing else: the same prompt draws the
+same random numbers in any shard, part or resumed task. The text is then the same as far as the arithmetic is: logits
+depend in their last bits on what else is in the batch, in bfloat16 often enough to change a token.
+"""
+
+import gc
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from dice_core.data.chat import ChatFormat, chat_format
+from dice_core.data.records import PROMPTS, RESPONSES, RecordError, conform
+from dice_core.data.settings import ChatConfig
+from dice_core.preferences.settings import GenerationConfig
+from dice_core.progress import log
+from dice_core.settings.base import ConfigError
+from dice_core.settings.seeds import derive_seed
+from dice_core.storage import layout
+
+if TYPE_CHECKING:
+    from vllm import LLMEngine, RequestOutput
+
+_CPU_BLOCK_TOKENS = 32
+
+Progress = Callable[[int, int, int], None]
+"""Called with the prompts done, all prompts, and the response tokens so far (of this call)."""
+
+
+class GenerationError(RuntimeError):
+    """vLLM could not start, or gave no usable answer. The message is one line."""
+
+
+def num_parts(num_prompts: int, config: GenerationConfig) -> int:
+    """Return how many parts the responses to so many prompts are stored in."""
+    return -(-num_prompts // config.prompts_per_part)
+
+
+def shard_rows(num_prompts: int, shard: int, num_shards: int) -> range:
+    """Return the rows of the prompts table that a shard (from 0) answers.
+
+    The shards are contiguous, cover every row once, and differ in size by one at most.
+
+    Raises:
+        ValueError: there is no such shard.
+    """
+    layout.check_shard(shard, num_shards)
+    size, extra = divmod(num_prompts, num_shards)
+    start = shard * size + min(shard, extra)
+    return range(start, start + size + (shard < extra))
+
+
+def request_seed(seed: int, prompt_id: str, num_responses: int) -> int:
+    """Return the seed of a prompt's first sample; sample i draws with this plus i.
+
+    A multiple of num_responses, so that the samples of two prompts share all their seeds (one chance in 2**31 /
+    num_responses, and harmless, for the prompts differ) or none. Within 31 bits: PyTorch's CPU generator ignores
+    all but the lowest 32.
+    """
+    return derive_seed(seed, prompt_id) // num_responses * num_responses
+
+
+def num_duplicate_responses(responses: pa.Table) -> int:
+    """Return how many rows repeat the text of another sample of the same prompt (the first one is not counted)."""
+    return int(responses.num_rows - responses.group_by(["prompt_id", "response"]).aggregate([]).num_rows)
+
+
+def generate_parts(
+    model_folder: Path,
+    prompts: pa.Table,
+    *,
+    config: GenerationConfig,
+    chat: ChatConfig,
+    seed: int,
+    parts: Sequence[int],
+    on_progress: Progress | None = None,
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the responses to the wanted parts of the prompts, each part as soon as its last response ends.
+
+    Args:
+        model_folder: the policy, in safetensors with its tokenizer.
+        prompts: records.PROMPTS; part i is its rows [i * prompts_per_part, (i + 1) * prompts_per_part).
+        config: sampling, and the engine's memory.
+        chat: how a prompt becomes token ids.
+        seed: of this stage, as `derive_seed(run seed, "generate", iteration)`.
+        parts: the indices still wanted, in any order.
+        on_progress: called after each engine step that ends a prompt.
+
+    Yields:
+        Part index and its records.RESPONSES table: in the prompts' order, num_responses rows a prompt. Parts come in
+        the order in which they end. Closing the iterator stops the engine.
+
+    Raises:
+        ConfigError: the model's context is too short for these settings, or its tokenizer for this chat format.
+        PromptTooLongError: before the engine starts.
+        RecordError: a prompt_id is there twice.
+        GenerationError: vLLM failed to start, or ended a request for a reason that is none of ours.
+    """
+    wanted = sorted(set(parts))
+    prompts = conform(prompts, PROMPTS, "prompts")
+    _check_prompts(prompts, wanted, config)
+    if not wanted:
+        return
+    job = _Job.prepare(model_folder, prompts, wanted, config, chat, seed)
+    with _engine(model_folder, config, max_model_len=chat.max_prompt_tokens + config.max_new_tokens) as engine:
+        yield from _run(engine, job, on_progress)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The requests of one call, tokenised."""
+
+    prompt_ids: Sequence[str]
+    """Of every row of the prompts table."""
+    token_ids: dict[int, np.ndarray]
+    """Row to the ids of its prompt (int32): part by part, and within one in the order of the ids."""
+    chat: ChatFormat
+    config: GenerationConfig
+    seed: int
+
+    @classmethod
+    def prepare(
+        cls,
+        model_folder: Path,
+        prompts: pa.Table,
+        wanted: Sequence[int],
+        config: GenerationConfig,
+        chat: ChatConfig,
+        seed: int,
+    ) -> "_Job":
+        """Tokenise, so that a prompt too long or a model that does not fit is known before the engine starts."""
+        from dice_core.models.loading import load_tokenizer
+
+        _check_context(model_folder, config, chat)
+        template = chat_format(load_tokenizer(model_folder), chat)
+        texts = prompts["prompt"]
+        token_ids = {}
+        for part in wanted:
+            rows = _part_rows(part, prompts.num_rows, config)
+            ids = {row: template.prompt_token_ids(texts[row].as_py()) for row in rows}
+            # Prompts that begin alike come one after another, while their blocks are in the prefix cache.
+            token_ids |= {row: np.array(ids[row], dtype=np.int32) for row in sorted(rows, key=lambda row: ids[row])}
+        return cls(prompts["prompt_id"].to_pylist(), token_ids, template, config, seed)
+
+    def rows_of(self, part: int) -> range:
+        """Return the rows of the prompts table that a part answers."""
+        return _part_rows(part, len(self.prompt_ids), self.config)
+
+
+def _part_rows(part: int, num_prompts: int, config: GenerationConfig) -> range:
+    start = part * config.prompts_per_part
+    return range(start, min(start + config.prompts_per_part, num_prompts))
+
+
+def _check_prompts(prompts: pa.Table, wanted: Sequence[int], config: GenerationConfig) -> None:
+    count = num_parts(prompts.num_rows, config)
+    outside = [part for part in wanted if not 0 <= part < count]
+    if outside:
+        raise ValueError(f"parts must be from 0 to {count - 1} for {prompts.num_rows} prompts, got {outside[0]}")
+    ids = prompts["prompt_id"]
+    if len(ids.unique()) != len(ids):
+        repeated = next(entry["values"] for entry in ids.value_counts().to_pylist() if entry["counts"] > 1)
+        raise RecordError(f"prompts: prompt_id {repeated!r} is there more than once, keep one row of it")
+
+
+def _check_context(model_folder: Path, config: GenerationConfig, chat: ChatConfig) -> None:
+    from transformers import AutoConfig
+
+    from dice_core.models.files import trusts_remote_code
+    from dice_core.models.loading import context_length
+
+    trusts = trusts_remote_code(model_folder)
+    context = context_length(AutoConfig.from_pretrained(model_folder, local_files_only=True, trust_remote_code=trusts))
+    needed = chat.max_prompt_tokens + config.max_new_tokens
+    if needed > context:
+        raise ConfigError(
+            f"generation.max_new_tokens: chat.max_prompt_tokens {chat.max_prompt_tokens} and {config.max_new_tokens} "
+            f"new tokens need a context of {needed} tokens, {model_folder} has one of {context}: lower one of the two"
+        )
+
+
+@contextmanager
+def _engine(model_folder: Path, config: GenerationConfig, max_model_len: int) -> Iterator["LLMEngine"]:
+    """Start vLLM, and leave this process as it was: no engine process, no distributed state, threads as before."""
+    start = time.monotonic()
+    on_cpu = _prepare_vllm()
+    import torch
+    from vllm import EngineArgs, LLMEngine
+    from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.usage.usage_lib import UsageContext
+
+    from dice_core.models.files import trusts_remote_code
+
+    settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
+    if on_cpu:
+        # Chunked prefill: vLLM's sampler fails on CPU when it meets a request that has a seed and a partial prompt.
+        memory = config.cpu_kv_cache_gib << 30
+        settings = {"enforce_eager": True, "enable_chunked_prefill": False, "kv_cache_memory_bytes": memory}
+        # Prefix caching works in whole blocks, and vLLM's 128 tokens are longer than most prompts.
+        settings["block_size"] = _CPU_BLOCK_TOKENS
+    set_num_threads = torch.set_num_threads
+    engine = None
+    try:
+        try:
+            arguments = EngineArgs(
+                model=str(model_folder),
+                trust_remote_code=trusts_remote_code(model_folder),
+                dtype=config.dtype,
+                max_model_len=max_model_len,
+                max_num_seqs=config.max_concurrent_sequences or None,
+                enable_prefix_caching=True,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                **settings,
+            )
+            # As vLLM's own LLM class: other contexts get smaller batches.
+            engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+        except (ValueError, RuntimeError) as error:
+            raise GenerationError(_start_failure(model_folder, config, on_cpu, error)) from error
+        log(f"generate: vLLM is ready ({config.dtype}) after {time.monotonic() - start:.0f} s")
+        yield engine
+    finally:
+        if engine is not None:
+            engine.engine_core.shutdown()
+        del engine
+        # What vLLM's CPU worker leaves behind: a set_num_threads that does nothing, and a variable it warns about.
+        torch.set_num_threads = set_num_threads
+        os.environ.pop("VLLM_DIST_IDENT", None)
+        cleanup_dist_env_and_memory()
+        gc.collect()
+
+
+def _prepare_vllm() -> bool:
+    """Set the environment that vLLM reads, and return whether it runs on the CPU.
+
+    What the person has set stands, but for one: on CPU, an engine process of its own would leave one core idle and
+    start later.
+    """
+    quiet = "VLLM_LOGGING_LEVEL" not in os.environ
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    from vllm.platforms import current_platform
+
+    on_cpu = bool(current_platform.is_cpu())
+    if on_cpu:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        if quiet:
+            # Its CPU warnings are about settings made here on purpose and libraries that are not there.
+            os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+    return on_cpu
+
+
+def _start_failure(model_folder: Path, config: GenerationConfig, on_cpu: bool, error: Exception) -> str:
+    memory = (
+        f"generation.cpu_kv_cache_gib {config.cpu_kv_cache_gib}"
+        if on_cpu
+        else f"generation.gpu_memory_utilization {config.gpu_memory_utilization}"
+    )
+    return (
+        f"vLLM could not start with {model_folder}: {' '.join(str(error).split())[:500]} "
+        f"(memory is set by {memory} and generation.max_concurrent_sequences {config.max_concurrent_sequences})"
+    )
+
+
+def _run(engine: "LLMEngine", job: _Job, on_progress: Progress | None) -> Iterator[tuple[int, pa.Table]]:
+    """Keep the engine's queue filled across parts, and hand over each part that is complete."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    # Enough prompts wait that the engine stays busy while a part is decoded here and stored by the caller.
+    num_together = engine.vllm_config.scheduler_config.max_num_seqs // job.config.num_responses + 1
+    num_ahead = job.config.prompts_per_part + num_together
+    waiting, num_running = deque(job.token_ids), 0
+    done: dict[int, dict[int, RequestOutput]] = {}
+    num_done = num_tokens = 0
+    while waiting or num_running:
+        while waiting and num_running < num_ahead:
+            _add_request(engine, job, waiting.popleft())
+            num_running += 1
+        try:
+            finished = [output for output in engine.step() if output.finished]
+        except EngineDeadError as error:
+            raise GenerationError("vLLM's engine process died, its log above says why: start the task again") from error
+        for output in cast("list[RequestOutput]", finished):
+            row = int(output.request_id)
+            done.setdefault(row // job.config.prompts_per_part, {})[row] = output
+            num_tokens += sum(len(sample.token_ids) for sample in output.outputs)
+        num_running -= len(finished)
+        num_done += len(finished)
+        if finished and on_progress is not None:
+            on_progress(num_done, len(job.token_ids), num_tokens)
+        for part in [part for part, outputs in done.items() if len(outputs) == len(job.rows_of(part))]:
+            yield part, _part_table(job, done.pop(part))
+
+
+def _add_request(engine: "LLMEngine", job: _Job, row: int) -> None:
+    """Queue one prompt with all its samples; the request is named by its row."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    config = job.config
+    params = SamplingParams(
+        n=config.num_responses,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        repetition_penalty=config.repetition_penalty,
+        max_tokens=config.max_new_tokens,
+        stop_token_ids=list(dict.fromkeys([*job.chat.stop_token_ids, *config.stop_token_ids])),
+        seed=request_seed(job.seed, job.prompt_ids[row], config.num_responses),
+        # Of the model itself, before temperature and top_p; flat: an object a response, not one a token.
+        logprobs=0 if config.policy_logps else None,
+        flat_logprobs=config.policy_logps,
+        # Decoding whole responses afterwards is cheaper than vLLM's token by token.
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+    (request,) = engine.renderer.render_cmpl([{"prompt_token_ids": job.token_ids[row].tolist()}])
+    engine.add_request(str(row), request, params)
+
+
+def _part_table(job: _Job, outputs: dict[int, "RequestOutput"]) -> pa.Table:
+    """Return the RESPONSES of a part, in the order of its prompts and samples."""
+    columns: dict[str, list[Any]] = {name: [] for name in RESPONSES.names}
+    for row, output in sorted(outputs.items()):
+        for sample in output.outputs:
+            if sample.finish_reason not in ("stop", "length"):
+                raise GenerationError(
+                    f"vLLM ended sample {sample.index} of prompt {job.prompt_ids[row]} with "
+                    f"{sample.finish_reason!r}, expected 'stop' or 'length': see its log above"
+                )
+            columns["prompt_id"].append(job.prompt_ids[row])
+            columns["sample_index"].append(sample.index)
+            columns["prompt_token_ids"].append(job.token_ids[row])
+            columns["response_token_ids"].append(list(sample.token_ids))
+            columns["response"].append(job.chat.decode_response(sample.token_ids))
+            columns["finish_reason"].append(sample.finish_reason)
+            columns["policy_logps"].append(math.fsum(sample.logprobs.logprobs) if sample.logprobs else None)
+    return pa.Table.from_pydict(columns, schema=RESPONSES)

@@ -1,0 +1,74 @@
+"""Settings of the preferences: sampling, scoring, and pairing."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from dice_core.settings.base import OPERATIONAL, DType, Int, Ints, Settings
+
+
+class GenerationConfig(Settings):
+    """vLLM sampling. K responses a prompt with the policy."""
+
+    num_responses: Int = Field(default=16, ge=2)
+    """K. Two at least: a pair needs a best and a worst."""
+    temperature: float = Field(default=0.7, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    max_new_tokens: Int = Field(default=2048, ge=1)
+    stop_token_ids: Ints = ()
+    """End-of-turn ids beside the model's own EOS."""
+    dtype: DType = "bfloat16"
+    prompts_per_part: Int = Field(default=256, ge=1)
+    """A killed shard resumes at the first part that is not stored."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, lt=1, json_schema_extra=OPERATIONAL)
+    max_concurrent_sequences: Int = Field(default=0, ge=0, json_schema_extra=OPERATIONAL)
+    """0 leaves it to vLLM, which knows the device."""
+    policy_logps: bool = False
+    """Keep the log-prob of each response that vLLM sampled it with, for `scoring.policy_logps: generation`."""
+    cpu_kv_cache_gib: Int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
+
+
+class ScoringConfig(Settings):
+    """Which responses are valid, and how their log-probs are computed."""
+
+    min_characters: Int = Field(default=4, ge=0)
+    """Of the stripped response. Upstream keeps 3 < characters (generate_dpo_scores.py)."""
+    max_characters: Int = Field(default=6699, ge=1)
+    """Of the stripped response. Upstream keeps characters < 6700."""
+    min_valid_responses: Int = Field(default=8, ge=2)
+    """Prompts with fewer valid responses are not scored."""
+    dtype: DType = "bfloat16"
+    """Of the weights; log-softmax and sums are float32 always."""
+    policy_logps: Literal["forward", "generation"] = "forward"
+    """`generation` takes vLLM's (it must have kept them) and saves the policy's forward pass. Its kernels are not those
+    that score the reference: in float32 they agree to 0.001 nats a response, in bfloat16 they differ by up to 1."""
+    num_checked_responses: Int = Field(default=64, ge=1)
+    """With `generation`: so many of the first part of each shard are scored by a forward pass too, and compared."""
+    max_logps_difference: float = Field(default=0.01, gt=0)
+    """Nats. With `generation`: a checked response that differs by more ends the stage."""
+    tokens_per_batch: Int = Field(default=16384, ge=64, json_schema_extra=OPERATIONAL)
+
+    @model_validator(mode="after")
+    def _character_range_is_not_empty(self) -> Self:
+        if self.min_characters > self.max_characters:
+            raise ValueError(
+                f"min_characters must not exceed max_characters, got {self.min_characters} and {self.max_characters}"
+            )
+        return self
+
+
+class PairingConfig(Settings):
+    """Length penalty, selection of the best and the worst response, replay of offline pairs."""
+
+    length_penalty: Literal["exact", "grid"] | float = "exact"
+    """`exact` balances lengths by the zero crossing of the gap, `grid` by upstream's grid (0, 0.001, ... < 1).
+
+    A number is used as it is, in nats per unit of length, on the scale without beta: paper alpha / beta."""
+    length_unit: Literal["characters", "tokens"] = "characters"
+    min_valid_responses: Int = Field(default=8, ge=2)
+    """Upstream's n_least_score."""
+    replay_ratio: float = Field(default=0.5, ge=0, le=1)
+    """gamma: share of offline pairs in the training set."""
+    num_eval_pairs: Int = Field(default=576, ge=0)
+    """Pairs kept aside to watch the loss, a tenth of all at most; upstream's val_size."""

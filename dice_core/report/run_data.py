@@ -1,0 +1,283 @@
+"""What a report shows, as plain values, and the reader that brings it together from a run's manifests and tables.
+
+A run may be unfinished or stopped by its gate: what is not there is shown as such, and nothing here raises for it.
+"""
+
+import json
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike
+
+from dice_core import __version__
+from dice_core.data import records
+from dice_core.preferences.reward import implicit_reward
+from dice_core.storage import layout
+from dice_core.storage.address import open_storage
+from dice_core.storage.contract import StorageError
+from dice_core.storage.manifest import Manifest, Metric, fetch_files, read_manifest
+
+State = Literal["completed", "skipped", "partial", "missing"]
+STAGES = ("generate", "score", "pair", "train", "evaluate")
+_SHARD = re.compile(r"(shard-\d+-of-(\d+))/(.+)")
+_BATCH_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What is known of a stage of an iteration, all its shards together.
+
+    `partial` is a stage of which some shards have ended; `missing` one that has not, or was never started.
+    """
+
+    state: State = "missing"
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    """Counts are sums over the shards, seconds are those of the slowest; the rest is the first shard's."""
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    """By URI."""
+    num_shards: int = 1
+    skipped: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The stage's settings by section; the same in all shards."""
+        return next((manifest.settings for manifest in self.manifests.values()), {})
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of several groups of values over the same bins. Values beyond the edges are in the outermost bins."""
+
+    edges: tuple[float, ...]
+    counts: dict[str, tuple[int, ...]]
+
+    def shares(self, group: str) -> list[float]:
+        """Return the share of a group's values in each bin, in percent."""
+        total = sum(self.counts[group]) or 1
+        return [100 * count / total for count in self.counts[group]]
+
+
+@dataclass(frozen=True)
+class IterationData:
+    """One iteration (from 1), or the warm start (0)."""
+
+    number: int
+    stages: dict[str, StageData] = field(default_factory=dict)
+    rewards: Histogram | None = None
+    """Implicit rewards without beta, nats, of the groups all, chosen, rejected."""
+    lengths: Histogram | None = None
+    """Characters, of the same groups."""
+    gap_curve: tuple[tuple[float, float], ...] = ()
+    """(length penalty, mean length gap) points, ascending."""
+    training: tuple[dict[str, Any], ...] = ()
+    """Lines of metrics.jsonl."""
+    evaluation: dict[str, Any] | None = None
+    """evaluation.json."""
+
+    def stage(self, name: str) -> StageData:
+        """Return a stage, as missing where nothing is known of it."""
+        return self.stages.get(name, StageData())
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything a report shows."""
+
+    uri: str
+    iterations: tuple[IterationData, ...]
+    data: StageData = StageData()
+    """prepare-data."""
+    written: str = ""
+    """When this was read, UTC."""
+    notes: tuple[str, ...] = ()
+    """What could not be read, and why."""
+    package_version: str = __version__
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no stage of the run has finished."""
+        stages = [self.data, *(stage for one in self.iterations for stage in one.stages.values())]
+        return all(stage.state == "missing" for stage in stages)
+
+
+def collect(run_uri: str, num_iterations: int, *, tables: bool = True) -> RunData:
+    """Read what a run has made so far.
+
+    Args:
+        run_uri: layout.run.
+        num_iterations: planned; those that have not begun are there as missing.
+        tables: also histograms, curves and samples, which need tables; manifests alone otherwise.
+    """
+    notes: list[str] = []
+    iterations = []
+    for number in range(num_iterations + 1):
+        stages = _warm_start(run_uri) if number == 0 else _iteration(run_uri, number)
+        if all(stage.state == "missing" for stage in stages.values()):
+            if number == 0:
+                continue
+            reason = _why_none_follows(iterations[-1]) if iterations else ""
+            stages = {name: StageData("skipped", skipped=reason) for name in stages} if reason else stages
+        details = _details(stages, notes) if tables else {}
+        iterations.append(IterationData(number, stages, **details))
+    written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return RunData(run_uri, tuple(iterations), _one(layout.data(run_uri)), written, tuple(notes))
+
+
+def _why_none_follows(iteration: IterationData) -> str:
+    """Return why the next iteration has left nothing, where the gate is the reason: a cluster starts none of it."""
+    evaluate = iteration.stage("evaluate")
+    if evaluate.state != "completed" or evaluate.metrics.get("accepted"):
+        return evaluate.skipped
+    return f"the policy was refused by {next(iter(evaluate.manifests))}: {evaluate.metrics.get('reason')}"
+
+
+def histogram(groups: Mapping[str, ArrayLike]) -> Histogram | None:
+    """Bin several groups of numbers together, or return None where there is no finite number.
+
+    The bins span all but the outermost half percent on each side, so that a single outlier does not squeeze the rest.
+    """
+    arrays = {name: np.asarray(values, dtype=np.float64) for name, values in groups.items()}
+    arrays = {name: values[np.isfinite(values)] for name, values in arrays.items()}
+    everything = np.concatenate(list(arrays.values())) if arrays else np.empty(0)
+    if not everything.size:
+        return None
+    low, high = np.quantile(everything, [0.005, 0.995])
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    num_bins = int(np.clip(2 * np.cbrt(everything.size), 10, 40))
+    edges = np.linspace(low, high, num_bins + 1)
+    counts = {
+        name: tuple(int(n) for n in np.histogram(np.clip(values, low, high), edges)[0])
+        for name, values in arrays.items()
+    }
+    return Histogram(tuple(float(edge) for edge in edges), counts)
+
+
+def merge_shards(manifests: Mapping[str, Manifest], num_shards: int) -> StageData:
+    """Return a stage from the manifests of its finished shards."""
+    found = list(manifests.values())
+    if not found:
+        return StageData(num_shards=num_shards)
+    metrics: dict[str, Metric] = {}
+    for manifest in found:
+        for name, value in manifest.metrics.items():
+            old = metrics.get(name)
+            if isinstance(value, str) or isinstance(old, str) or old is None:
+                metrics.setdefault(name, value)
+            elif name.startswith("num_"):
+                metrics[name] = old + value
+            elif name == "seconds":
+                metrics[name] = max(old, value)
+    skipped = next((manifest.skipped for manifest in found if manifest.skipped), "")
+    state: State = "skipped" if skipped else "completed" if len(found) == num_shards else "partial"
+    return StageData(state, metrics, dict(manifests), num_shards, skipped)
+
+
+def _one(uri: str) -> StageData:
+    manifest = read_manifest(uri)
+    return merge_shards({uri: manifest} if manifest else {}, 1)
+
+
+def _warm_start(run_uri: str) -> dict[str, StageData]:
+    return {name: _one(layout.warm_start(run_uri, name)) for name in ("pair", "train")}
+
+
+def _iteration(run_uri: str, number: int) -> dict[str, StageData]:
+    stages = {name: _one(layout.stage(run_uri, number, name)) for name in ("pair", "train", "evaluate")}
+    pair = next(iter(stages["pair"].manifests.values()), None)
+    for name, group in (("generate", "responses"), ("score", "scores")):
+        # The pair stage says exactly which shards it read; before it has ended, what lies there has to do.
+        used = [value.rpartition("@")[0] for key, value in (pair.inputs if pair else {}).items() if _is_in(key, group)]
+        uris = used or _shard_uris(layout.stage(run_uri, number, name))
+        found = {uri: manifest for uri in uris if (manifest := read_manifest(uri))}
+        stages[name] = merge_shards(found, max(len(uris), 1))
+    return {name: stages[name] for name in STAGES}
+
+
+def _is_in(name: str, group: str) -> bool:
+    return name.startswith(f"{group}/")
+
+
+def _shard_uris(stage_uri: str) -> list[str]:
+    """Return the places of all shards of a stage, those that have not begun too."""
+    keys = [_SHARD.fullmatch(found.key) for found in open_storage(stage_uri).list()]
+    counts = [int(match[2]) for match in keys if match]
+    if not counts:
+        return []
+    # Shards of another number of them are an attempt that was given up.
+    num_shards = max(set(counts), key=counts.count)
+    return [layout.join(stage_uri, f"shard-{i}-of-{num_shards}") for i in range(num_shards)]
+
+
+def _details(stages: Mapping[str, StageData], notes: list[str]) -> dict[str, Any]:
+    details: dict[str, Any] = {}
+    readers = (_read_histograms, _read_gap_curve, _read_training, _read_evaluation)
+    with tempfile.TemporaryDirectory(prefix="dice-report-") as folder:
+        for i, reader in enumerate(readers):
+            try:
+                details |= reader(stages, Path(folder) / str(i))
+            except (StorageError, records.RecordError, ValueError, KeyError) as error:
+                # A page that says what is missing serves better than none.
+                notes.append(" ".join(str(error).split()))
+    return details
+
+
+def _read_histograms(stages: Mapping[str, StageData], folder: Path) -> dict[str, Any]:
+    rewards: dict[str, list[Any]] = {"all": [], "chosen": [], "rejected": []}
+    lengths: dict[str, list[Any]] = {"all": [], "chosen": [], "rejected": []}
+    for path in _tables(stages.get("score"), folder, "part-"):
+        scores = records.read_table(path, records.SCORES, ["policy_logps", "reference_logps", "num_chars"])
+        rewards["all"].append(implicit_reward(scores["policy_logps"], scores["reference_logps"]))
+        lengths["all"].append(np.asarray(scores["num_chars"]))
+    if not rewards["all"]:
+        return {}
+    for path in _tables(stages.get("pair"), folder, "pairs"):
+        for batch in pq.ParquetFile(path).iter_batches(_BATCH_ROWS):
+            generated = batch.filter(pc.equal(batch["source"], "generated"))
+            for side in ("chosen", "rejected"):
+                rewards[side].append(np.asarray(generated[f"{side}_reward"], dtype=np.float64))
+                lengths[side].append(np.asarray(pc.utf8_length(generated[side])))
+    joined = [{name: _concatenate(parts) for name, parts in values.items()} for values in (rewards, lengths)]
+    return {"rewards": histogram(joined[0]), "lengths": histogram(joined[1])}
+
+
+def _concatenate(parts: Sequence[Any]) -> Any:
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def _read_gap_curve(stages: Mapping[str, StageData], folder: Path) -> dict[str, Any]:
+    curve = next((json.loads(path.read_text()) for path in _files(stages.get("pair"), folder, "length_penalty")), None)
+    if curve is None:
+        return {}
+    return {"gap_curve": tuple(zip(curve["length_penalties"], curve["length_gaps"], strict=True))}
+
+
+def _read_training(stages: Mapping[str, StageData], folder: Path) -> dict[str, Any]:
+    lines = [path.read_text().splitlines() for path in _files(stages.get("train"), folder, "metrics.jsonl")]
+    return {"training": tuple(json.loads(line) for file in lines for line in file if line.strip())}
+
+
+def _read_evaluation(stages: Mapping[str, StageData], folder: Path) -> dict[str, Any]:
+    files = _files(stages.get("evaluate"), folder, "evaluation")
+    return {"evaluation": next((json.loads(path.read_text()) for path in files), None)}
+
+
+def _tables(stage: StageData | None, folder: Path, prefix: str) -> Iterator[Path]:
+    return (path for path in _files(stage, folder, prefix) if path.suffix == ".parquet")
+
+
+def _files(stage: StageData | None, folder: Path, prefix: str) -> Iterator[Path]:
+    """Fetch the files of a stage whose names begin so, one at a time; each is gone when the next one comes."""
+    for uri, manifest in stage.manifests.items() if stage else ():
+        for name in sorted(name for name in manifest.files if name.startswith(prefix)):
+            path = fetch_files(uri, manifest, folder, [name])[name]
+            yield path
+            path.unlink()

@@ -1,0 +1,219 @@
+"""The numbers of a run that a person asks for first: one dict per iteration, and the rows of one table made from them.
+
+Pure. report.py shows the rows on a page, `make demo` prints them, summary.json holds the dicts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dice_core.evaluation.gate import NO_GAIN
+from dice_core.preferences.reward import paper_length_penalty
+from dice_core.report.run_data import STAGES, IterationData, RunData, StageData
+
+NOTHING = "-"
+"""Stands in a table where a number is not known."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a cell per iteration. ASCII; report.py sets arrows and minus signs."""
+
+    group: str
+    label: str
+    cells: tuple[str, ...]
+
+
+def column_names(data: RunData) -> list[str]:
+    """Return the names of the iterations, in order."""
+    return [name(iteration) for iteration in data.iterations]
+
+
+def name(iteration: IterationData) -> str:
+    """Return what people call an iteration."""
+    return f"iteration {iteration.number}" if iteration.number else "warm start"
+
+
+def status(iteration: IterationData) -> str:
+    """Return where an iteration stands: completed, accepted, no gain, refused, skipped, or what has not finished.
+
+    Accepted is a policy that is better than the one before; no gain is one that goes on and is not.
+    """
+    known = STAGES if iteration.number else ("pair", "train")
+    stages = {stage: iteration.stage(stage) for stage in known}
+    if any(stage.state == "skipped" for stage in stages.values()):
+        return "skipped"
+    if all(stage.state == "missing" for stage in stages.values()):
+        return "not started"
+    open_stages = [stage for stage, data in stages.items() if data.state in ("missing", "partial")]
+    if open_stages:
+        return f"{open_stages[0]} not finished"
+    if iteration.number == 0:
+        return "completed"
+    verdict = iteration.stage("evaluate").metrics
+    if not verdict.get("accepted"):
+        return "refused"
+    return "accepted" if verdict.get("improved") else NO_GAIN
+
+
+def summary(data: RunData) -> dict[str, Any]:
+    """Return the whole run as plain JSON types; None where a number is not known."""
+    return {
+        "run_uri": data.uri,
+        "package_version": data.package_version,
+        "written": data.written,
+        "iterations": [summarise(iteration) for iteration in data.iterations],
+        "notes": list(data.notes),
+    }
+
+
+def summarise(iteration: IterationData) -> dict[str, Any]:
+    """Return the numbers of one iteration, flat but for `seconds` and `dropped`; None where one is not known."""
+    generate, score, pair, train, evaluate = (iteration.stage(stage).metrics for stage in STAGES)
+    beta = iteration.stage("train").settings.get("training", {}).get("beta")
+    penalty = pair.get("length_penalty")
+    copied = {
+        "num_responses": generate,
+        "num_cut_responses": generate,
+        "num_duplicate_responses": generate,
+        "num_scored": score,
+        "num_generated_pairs": pair,
+        "num_replayed_pairs": pair,
+        "num_train_pairs": pair,
+        "num_eval_pairs": pair,
+        "length_penalty": pair,
+        "length_gap": pair,
+        "length_gap_unpenalised": pair,
+        **{field: train for field in ("first_loss", "last_loss", "first_reward_accuracy", "last_reward_accuracy")},
+        **{field: train for field in ("num_steps", "num_dropped_pairs", "step0_loss", "reference_noise_rms")},
+        **{field: train for field in ("relative_update", "update_rounding_loss", "tokens_per_second")},
+    }
+    return {
+        "iteration": iteration.number,
+        "status": status(iteration),
+        "reason": evaluate.get("reason") or next((s.skipped for s in iteration.stages.values() if s.skipped), ""),
+        **{field: metrics.get(field) for field, metrics in copied.items()},
+        "length_penalty_paper": None if penalty is None or beta is None else paper_length_penalty(float(penalty), beta),
+        "dropped": dropped(iteration),
+        "num_filtered": sum(dropped(iteration).values()) if score else None,
+        **{field: value for field, value in evaluate.items() if field not in ("seconds", "reason")},
+        "seconds": {stage: iteration.stage(stage).metrics.get("seconds") for stage in STAGES},
+    }
+
+
+def dropped(iteration: IterationData) -> dict[str, int]:
+    """Return how many responses were not scored, by reason."""
+    metrics = iteration.stage("score").metrics
+    prefix = "num_dropped_"
+    return {key.removeprefix(prefix): int(value) for key, value in metrics.items() if key.startswith(prefix)}
+
+
+def rows(data: RunData) -> list[Row]:
+    """Return the table of a run. A cell is "-" where the number is not known."""
+    values = [summarise(iteration) for iteration in data.iterations]
+    lines: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
+        ("", "status", lambda s: s["status"]),
+        ("responses", "generated", lambda s: _count(s["num_responses"])),
+        ("responses", "filtered", _filtered),
+        ("responses", "pairs (generated + replayed)", _pairs),
+        ("length", "length penalty, nats per {unit}", lambda s: _number(s["length_penalty"], ".4g")),
+        ("length", "length penalty, paper's scale (x beta)", lambda s: _number(s["length_penalty_paper"], ".3g")),
+        (
+            "length",
+            "length gap without -> with penalty, {unit}s",
+            lambda s: _arrow(s["length_gap_unpenalised"], s["length_gap"], "+.1f"),
+        ),
+        ("training", "DPO loss, start -> end", lambda s: _arrow(s["first_loss"], s["last_loss"], ".4f")),
+        (
+            "training",
+            "reward accuracy, start -> end",
+            lambda s: _arrow(s["first_reward_accuracy"], s["last_reward_accuracy"], ".1%"),
+        ),
+        ("held out", "reward accuracy before", lambda s: _measured(s, "heldout_reward_accuracy_previous", ".1%")),
+        ("held out", "reward accuracy after", lambda s: _measured(s, "heldout_reward_accuracy", ".1%")),
+        ("held out", "change, points", lambda s: _measured(s, "heldout_reward_accuracy_change", "+.1f", 100)),
+        (
+            "held out",
+            "reward margin before -> after, nats",
+            lambda s: _arrow(s.get("heldout_reward_margin_previous"), s.get("heldout_reward_margin"), "+.2f"),
+        ),
+        ("held out", "accuracy of the next reward", lambda s: _measured(s, "heldout_step_accuracy", ".1%")),
+        ("held out", "answer before, characters", lambda s: _measured(s, "mean_response_characters_previous", ",.0f")),
+        ("held out", "answer after, characters", lambda s: _measured(s, "mean_response_characters", ",.0f")),
+        ("held out", "growth in length", lambda s: _measured(s, "response_characters_growth", "+.1%")),
+        *(("time", stage, lambda s, stage=stage: _seconds(s["seconds"][stage])) for stage in STAGES),
+        ("time", "all stages", lambda s: _seconds(sum(v for v in s["seconds"].values() if v) or None)),
+    ]
+    unit = _length_unit(data)
+    return [
+        Row(group, label.replace("{unit}", unit), tuple(cell(value) for value in values))
+        for group, label, cell in lines
+    ]
+
+
+def summary_table(data: RunData) -> str:
+    """Return the table as plain text, for a terminal."""
+    header = ("", *column_names(data))
+    body = [(f"{row.group}: {row.label}" if row.group else row.label, *row.cells) for row in rows(data)]
+    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
+    rule = tuple("-" * width for width in widths)
+    lines = [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in [header, rule, *body]
+    ]
+    for iteration in data.iterations:
+        reason = summarise(iteration)["reason"]
+        state = status(iteration)
+        if state in (NO_GAIN, "refused", "skipped"):
+            lines.append(f"{name(iteration)} {state}: {reason.removeprefix(f'{state}: ')}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _length_unit(data: RunData) -> str:
+    stages: list[StageData] = [iteration.stage("pair") for iteration in data.iterations]
+    units = (stage.settings.get("pairing", {}).get("length_unit", "characters") for stage in stages)
+    return str(next(units, "characters")).removesuffix("s")
+
+
+def _count(value: Any) -> str:
+    return NOTHING if value is None else f"{value:,.0f}"
+
+
+def _number(value: Any, spec: str) -> str:
+    return NOTHING if value is None else f"{value:{spec}}"
+
+
+def _arrow(start: Any, end: Any, spec: str) -> str:
+    return NOTHING if start is None or end is None else f"{start:{spec}} -> {end:{spec}}"
+
+
+def _filtered(values: dict[str, Any]) -> str:
+    num, generated = values["num_filtered"], values["num_responses"]
+    if num is None:
+        return NOTHING
+    return f"{num:,} ({num / generated:.1%})" if generated else f"{num:,}"
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    generated, replayed = values["num_generated_pairs"], values["num_replayed_pairs"]
+    return NOTHING if generated is None or replayed is None else f"{generated:,} + {replayed:,}"
+
+
+def _measured(values: dict[str, Any], field: str, spec: str, scale: float = 1) -> str:
+    """Return `value +/- standard error`; the error has no sign of its own."""
+    value, error = values.get(field), values.get(f"{field}_se")
+    if value is None:
+        return NOTHING
+    text = f"{scale * value:{spec}}"
+    return text if error is None else f"{text} +/- {scale * error:{spec.lstrip('+')}}"
+
+
+def _seconds(value: Any) -> str:
+    if value is None:
+        return NOTHING
+    minutes, seconds = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    if minutes:
+        return f"{minutes} min {seconds:02d} s"
+    return f"{value:.1f} s"

@@ -1,0 +1,77 @@
+"""What can be said of a run's settings before anything runs: each on its own, and those that must fit each other.
+
+A setting is one stage's business; what one stage makes and another needs is checked here, so that a run of hours does
+not end at its third stage for a number that was wrong from the start. Loads no torch.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dice_core.data.settings import ChatConfig, DataConfig
+from dice_core.evaluation.settings import EvaluationConfig
+from dice_core.launch.settings import LaunchConfig
+from dice_core.preferences.settings import GenerationConfig, PairingConfig, ScoringConfig
+from dice_core.settings.base import ConfigError, Settings
+from dice_core.training.settings import TrainingConfig
+
+SECTIONS: dict[str, type[Settings]] = {
+    "chat": ChatConfig,
+    "data": DataConfig,
+    "generation": GenerationConfig,
+    "scoring": ScoringConfig,
+    "pairing": PairingConfig,
+    "training": TrainingConfig,
+    "warm_start_training": TrainingConfig,
+    "evaluation": EvaluationConfig,
+    "launch": LaunchConfig,
+}
+
+
+def check_settings(sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check the settings of a run.
+
+    Args:
+        sections: section name to plain values, as Kubeflow Pipelines hands them over; a section left out has defaults;
+            `warm_start_training` left out means that there is no warm start.
+
+    Raises:
+        ConfigError: the first setting that is unknown, out of range, or does not fit another; one line.
+    """
+    unknown = [name for name in sections if name not in SECTIONS]
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: unknown section, allowed: {', '.join(SECTIONS)}")
+    parsed = {name: kind.parse(sections.get(name), name) for name, kind in SECTIONS.items() if name in sections}
+    parsed = {name: kind() for name, kind in SECTIONS.items() if name != "warm_start_training"} | parsed
+    _check_fit(**parsed)  # type: ignore[arg-type]
+
+
+def _check_fit(
+    *,
+    generation: GenerationConfig,
+    scoring: ScoringConfig,
+    pairing: PairingConfig,
+    training: TrainingConfig,
+    launch: LaunchConfig,
+    warm_start_training: TrainingConfig | None = None,
+    **_: Settings,
+) -> None:
+    for name, needed in (("scoring", scoring.min_valid_responses), ("pairing", pairing.min_valid_responses)):
+        if needed > generation.num_responses:
+            raise ConfigError(
+                f"{name}.min_valid_responses: must not exceed generation.num_responses {generation.num_responses}, "
+                f"or no prompt would ever have enough, got {needed}"
+            )
+    if scoring.policy_logps == "generation" and not generation.policy_logps:
+        raise ConfigError("scoring.policy_logps: 'generation' needs generation.policy_logps true, which keeps them")
+    if scoring.policy_logps == "generation" and scoring.max_logps_difference < 1:
+        for name, dtype in (("generation", generation.dtype), ("scoring", scoring.dtype)):
+            if dtype != "float32":
+                raise ConfigError(
+                    f"{name}.dtype: with scoring.policy_logps 'generation', vLLM and a forward pass agree to "
+                    f"scoring.max_logps_difference {scoring.max_logps_difference:g} in float32 only: set both dtypes "
+                    f"'float32', or allow 1 or more, got {dtype!r}"
+                )
+    num_processes = launch.num_nodes * launch.processes_per_node
+    training.accumulation_steps(num_processes)
+    if warm_start_training is not None:
+        warm_start_training.accumulation_steps(num_processes)

@@ -1,0 +1,101 @@
+"""The work of prepare-data: the user's files brought here, identified by content, and made into the tables of a run.
+
+data.py decides what is kept; sources.py reads the rows; stage_work.py has the work of the other stages.
+"""
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dice_core.data import records
+from dice_core.data.settings import ChatConfig, DataConfig
+from dice_core.data.source_files import files_below, files_to_read
+from dice_core.stages.runner import StageContext, scratch_folder
+from dice_core.storage.address import open_storage
+from dice_core.storage.contract import MissingObjectError, StorageError
+from dice_core.storage.manifest import Manifest
+from dice_core.storage.transfers import side_by_side
+
+
+@dataclass(frozen=True)
+class LocalSource:
+    """A source of the user's rows, on this machine: where it is, what messages call it, and its identity."""
+
+    path: str
+    shown: str
+    digest: str
+
+
+@contextmanager
+def local_sources(sources: Mapping[str, str]) -> Iterator[dict[str, LocalSource]]:
+    """Bring the user's files to this machine, and identify each by its content; a Hub data set by its name."""
+    with scratch_folder() as folder:
+        yield {name: _local_source(source, folder / name) for name, source in sources.items() if source}
+
+
+def _local_source(source: str, folder: Path) -> LocalSource:
+    path = _from_s3(source, folder) if source.startswith("s3://") else Path(source)
+    # os.path, since a source that is too long for a name raises in pathlib.
+    if not os.path.exists(path):
+        return LocalSource(source, source, source)
+    files = [path / name for name in files_below(path, source)] if path.is_dir() else [path]
+    digests = "".join(side_by_side(_digest, files))
+    return LocalSource(str(path), source, hashlib.sha256(digests.encode()).hexdigest())
+
+
+def _from_s3(source: str, folder: Path) -> Path:
+    """Bring a file, or the files with rows below a prefix, to this machine and return where they are."""
+    storage = open_storage(source)
+    if keys := [found.key for found in storage.list()]:
+        side_by_side(lambda name: storage.download(name, folder / name), files_to_read(keys, source))
+        return folder
+    parent, _, name = source.rstrip("/").rpartition("/")
+    try:
+        open_storage(parent).download(name, folder / name)
+    except MissingObjectError:
+        raise StorageError(f"{source}: no such file or folder") from None
+    return folder / name
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def prepare_data(
+    context: StageContext, *, sources: Mapping[str, LocalSource], data: DataConfig, chat: ChatConfig, seed: int
+) -> Manifest:
+    """Read, check, clean and split the user's rows."""
+    from dice_core.data.chat import chat_format
+    from dice_core.data.preparing import prepare
+    from dice_core.data.sources import read_preferences, read_prompts
+    from dice_core.models.loading import load_tokenizer
+
+    start = time.monotonic()
+    template = chat_format(load_tokenizer(context.fetch_tokenizer("policy")), chat)
+    unlimited = replace(template, max_prompt_tokens=sys.maxsize)
+    rows = {
+        name: (read_preferences if name == "preferences" else read_prompts)(source.path, name=source.shown)
+        for name, source in sources.items()
+    }
+    benchmark = rows["exclude"].table["prompt"].to_pylist() if "exclude" in rows else ()
+    prepared = prepare(
+        rows.get("prompts"),
+        rows["preferences"],
+        data,
+        seed=seed,
+        num_prompt_tokens=lambda prompts: [len(unlimited.prompt_token_ids(prompt)) for prompt in prompts],
+        max_prompt_tokens=chat.max_prompt_tokens,
+        benchmark_prompts=benchmark,
+    )
+    files = {
+        "prompts.parquet": context.write_table(prepared.prompts, records.PROMPTS, "prompts.parquet"),
+        "preferences.parquet": context.write_table(prepared.preferences, records.PREFERENCES, "preferences.parquet"),
+        "held_out.parquet": context.write_table(prepared.held_out, records.PREFERENCES, "held_out.parquet"),
+    }
+    return context.publish(files, {**prepared.counts, "seconds": round(time.monotonic() - start, 1)})

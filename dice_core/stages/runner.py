@@ -1,0 +1,322 @@
+"""How every stage runs: resolve its inputs, compare fingerprints, skip or resume or refuse, work, publish.
+
+Knows nothing of what a stage computes; stages.py does. All rules on resuming are here.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pyarrow as pa
+
+from dice_core.data import records
+from dice_core.progress import log
+from dice_core.settings.base import Settings
+from dice_core.storage.address import open_storage
+from dice_core.storage.contract import StorageError
+from dice_core.storage.manifest import (
+    Manifest,
+    Metric,
+    Part,
+    clear_stage,
+    describe_file,
+    fetch_files,
+    finished_parts,
+    publish_files,
+    publish_part,
+    read_manifest,
+    require_manifest,
+    require_stage,
+)
+
+Value = TypeVar("Value")
+
+_USERS_FILE = "file"
+_MODEL = ("import-model", "train")
+# The stages that make the input of a name, or of a group of names (`scores/0`).
+_MADE_BY = {
+    "policy": _MODEL,
+    "reference": _MODEL,
+    "previous": _MODEL,
+    "base_reference": _MODEL,
+    "data": ("prepare-data",),
+    "responses": ("generate",),
+    "scores": ("score",),
+    "pairs": ("pair",),
+    "gate": ("evaluate",),
+}
+# An upload that a killed attempt began is dead by then; one of an attempt that still runs may not be.
+_DEAD_UPLOAD_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What a stage tells its caller. `metrics` are those of the manifest."""
+
+    uri: str
+    status: Literal["completed", "already complete", "skipped"]
+    metrics: dict[str, Metric]
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A stage's output, or one Parquet file of the user's, that another stage reads."""
+
+    uri: str
+    manifest: Manifest
+    users_path: Path | None = None
+    """The file of the user's on this machine; it was downloaded to be identified."""
+
+    def fetch(self, folder: Path, names: Iterable[str] | None = None) -> dict[str, Path]:
+        """Download files (all by default) into a folder and check them; a file of the user's is where it is."""
+        if self.users_path is not None:
+            return {self.users_path.name: self.users_path}
+        return fetch_files(self.uri, self.manifest, folder, names)
+
+    @property
+    def is_users_file(self) -> bool:
+        """Whether it is a Parquet file of nobody's run."""
+        return self.users_path is not None
+
+    def tables(self, prefix: str = "") -> list[str]:
+        """Return the names of its Parquet files that begin with a prefix, in order; a shard may have none."""
+        return sorted(name for name in self.manifest.files if name.startswith(prefix) and name.endswith(".parquet"))
+
+    def require_same(self, name: str, other: "Input") -> None:
+        """Check that this input was made from that other one.
+
+        Args:
+            name: what the stage that made this calls the other.
+            other: what the caller was given for it.
+
+        Raises:
+            StorageError: it was made from something else, so the two do not belong together.
+        """
+        recorded = self.manifest.inputs.get(name, "")
+        if recorded and recorded.rpartition("@")[2] != other.manifest.content_digest:
+            raise StorageError(
+                f"{self.uri}: was made with {name} {recorded.rpartition('@')[0]}, which is not what lies at "
+                f"{other.uri}: give the {name} that it was made with"
+            )
+
+
+@dataclass
+class StageContext:
+    """What the work of a stage has at hand: its inputs, a scratch folder, and its parts."""
+
+    uri: str
+    fingerprint: str
+    inputs: dict[str, Input]
+    folder: Path
+    manifest_fields: dict[str, Any]
+    parts: dict[str, Part] = field(default_factory=dict)
+    """Finished parts by name; an interrupted attempt's at first."""
+    cleanup: ExitStack = field(default_factory=ExitStack)
+    """Closed when the work has ended or failed, before the scratch folder goes."""
+
+    @property
+    def stored(self) -> Input:
+        """The finished parts, of this attempt or an earlier one, to be read as an input is."""
+        files = {part.key: part.entry for part in self.parts.values()}
+        return Input(self.uri, Manifest(stage="", fingerprint=self.fingerprint, files=files))
+
+    def group(self, prefix: str) -> list[Input]:
+        """Return the inputs named `prefix/0`, `prefix/1`, ... in order."""
+        found = [name for name in self.inputs if name.startswith(f"{prefix}/")]
+        return [self.inputs[name] for name in sorted(found, key=lambda name: int(name.rsplit("/", 1)[1]))]
+
+    def fetch_tokenizer(self, name: str) -> Path:
+        """Download all of a model but its weights: a stage without a GPU needs no more."""
+        model, folder = self.inputs[name], self.folder / name
+        model.fetch(folder, [file for file in model.manifest.files if not file.endswith(".safetensors")])
+        return folder
+
+    def until_end(self, values: Generator[Value, None, None]) -> Generator[Value, None, None]:
+        """Return a generator that is closed with the work, so that what it does in threads does not outlive that."""
+        self.cleanup.callback(values.close)
+        return values
+
+    def write_table(self, table: pa.Table, schema: pa.Schema, name: str) -> Path:
+        """Write a table to the scratch folder, ready to be published."""
+        path = self.folder / name
+        records.write_table(table, schema, path)
+        return path
+
+    def write_tables(self, tables: Iterable[pa.Table], schema: pa.Schema, name: str) -> Path:
+        """Write tables to one file in the scratch folder, each when it is made, ready to be published."""
+        path = self.folder / name
+        records.write_tables(tables, schema, path)
+        return path
+
+    def write_json(self, value: object, name: str) -> Path:
+        """Write plain values to the scratch folder, ready to be published."""
+        path = self.folder / name
+        path.write_text(json.dumps(value, indent=1))
+        return path
+
+    def publish_part(self, name: str, path: Path) -> bool:
+        """Store one finished part: another attempt will not do it again.
+
+        Returns:
+            Whether the part that counts is this one, and not one of an attempt that ran at the same time.
+        """
+        self.parts[name] = publish_part(self.uri, name, path, self.fingerprint)
+        return self.parts[name].entry == describe_file(path)
+
+    def publish(self, files: Mapping[str, Path], metrics: Mapping[str, Metric]) -> Manifest:
+        """Store files beside the finished parts, and the manifest."""
+        manifest = Manifest(files=self.stored.manifest.files, metrics=dict(metrics), **self.manifest_fields)
+        return publish_files(self.uri, files, manifest)
+
+    def skip(self, reason: str) -> Manifest:
+        """Record that the stage did nothing, and why; the stages that read it do nothing either."""
+        return publish_files(self.uri, {}, Manifest(files={}, skipped=reason, **self.manifest_fields))
+
+
+def open_input(name: str, uri: str, folder: Path) -> Input:
+    """Return a finished stage's output, or a single Parquet file that is taken as it is.
+
+    Args:
+        name: of the input, which says what stage makes it: `data`, `scores/0`.
+        uri: of either.
+        folder: gets the single file.
+
+    Raises:
+        StorageError: nothing finished is there, or the result of a stage that makes no such input.
+    """
+    if not uri.endswith(".parquet"):
+        makers = _MADE_BY[name.partition("/")[0]]
+        made_by = " or ".join(f"`dice {stage}`" for stage in makers)
+        if os.path.isfile(uri):
+            raise StorageError(f"{uri}: a file, where the result of {made_by} is needed: give the folder it wrote")
+        manifest = require_manifest(uri, made_by)
+        if manifest.stage not in makers:
+            raise StorageError(f"{uri}: holds the result of {manifest.stage}, where that of {made_by} is needed")
+        return Input(uri, manifest)
+    parent, _, name = uri.rpartition("/")
+    open_storage(parent or ".").download(name, folder / name)
+    entry = describe_file(folder / name, uri)
+    manifest = Manifest(stage=_USERS_FILE, fingerprint=entry.sha256, files={name: entry})
+    return Input(parent or ".", manifest, folder / name)
+
+
+def run_stage(
+    stage: str,
+    output_uri: str,
+    work: Callable[[StageContext], Manifest],
+    *,
+    format_version: int,
+    settings: Mapping[str, Settings],
+    arguments: Mapping[str, str | int],
+    inputs: Mapping[str, str],
+    overwrite: bool = False,
+) -> StageReport:
+    """Run a stage unless it is done already.
+
+    Args:
+        stage: its name.
+        output_uri: its own place.
+        work: does the stage's work and publishes; called at most once.
+        format_version: raised when the stage's code gives other results for the same settings.
+        settings: the validated settings, by name.
+        arguments: what else decides the result (seed, shard).
+        inputs: name to URI of what it reads.
+        overwrite: delete what this stage left at its place before, once settings and inputs are known to be good.
+
+    Raises:
+        StorageError: an input is not finished, or the place holds the result of other settings or inputs.
+    """
+    with scratch_folder() as folder:
+        resolved = {name: open_input(name, uri, folder / "inputs" / name) for name, uri in inputs.items()}
+        fingerprint = _fingerprint(stage, format_version, settings, arguments, resolved)
+        if overwrite:
+            log(f"{stage}: {clear_stage(output_uri, stage)} files of an earlier run deleted below {output_uri}")
+        present = read_manifest(output_uri)
+        if present is not None:
+            require_stage(present, stage, output_uri)
+            return _reuse(present, fingerprint, output_uri, settings)
+        fields = {
+            "stage": stage,
+            "fingerprint": fingerprint,
+            "settings": {**{name: value.to_dict() for name, value in settings.items()}, **arguments},
+            "inputs": {name: f"{entry.uri}@{entry.manifest.content_digest}" for name, entry in resolved.items()},
+        }
+        parts = finished_parts(output_uri, fingerprint)
+        return _run(StageContext(output_uri, fingerprint, resolved, folder, fields, parts), work)
+
+
+def _run(context: StageContext, work: Callable[[StageContext], Manifest]) -> StageReport:
+    stage, output_uri = context.manifest_fields["stage"], context.uri
+    if context.parts:
+        log(f"{stage}: {len(context.parts)} parts of an earlier attempt are kept")
+    _delete_dead_uploads(stage, output_uri)
+    start = time.monotonic()
+    skipped = next((entry.manifest.skipped for entry in context.inputs.values() if entry.manifest.skipped), "")
+    with context.cleanup:
+        manifest = context.skip(skipped) if skipped else work(context)
+    if manifest.skipped:
+        log(f"{stage}: skipped: {manifest.skipped}")
+        return StageReport(output_uri, "skipped", {}, manifest.skipped)
+    log(f"{stage}: completed in {time.monotonic() - start:.0f} s: {output_uri}")
+    return StageReport(output_uri, "completed", manifest.metrics)
+
+
+def _delete_dead_uploads(stage: str, uri: str) -> None:
+    """Delete what killed attempts left half uploaded. A bucket may forbid to look for it: no reason to do nothing."""
+    try:
+        num_deleted = open_storage(uri).delete_unfinished(_DEAD_UPLOAD_SECONDS)
+    except StorageError as error:
+        log(f"{stage}: uploads that were never finished are not looked for: {error}")
+        return
+    if num_deleted:
+        log(f"{stage}: {num_deleted} uploads of killed attempts deleted below {uri}")
+
+
+def _reuse(present: Manifest, fingerprint: str, output_uri: str, settings: Mapping[str, Settings]) -> StageReport:
+    if present.fingerprint != fingerprint:
+        changed = [
+            f"{group}.{name} was {present.settings.get(group, {}).get(name)!r}, now {value!r}"
+            for group, chosen in settings.items()
+            for name, value in chosen.to_dict().items()
+            if name not in chosen.operational() and present.settings.get(group, {}).get(name) != value
+        ]
+        raise StorageError(
+            f"{output_uri}: holds the result of other settings or inputs "
+            f"({'; '.join(changed) or 'inputs or seed differ'}): take a new run name, or pass --overwrite"
+        )
+    if present.skipped:
+        return StageReport(output_uri, "skipped", {}, present.skipped)
+    log(f"{present.stage}: already complete: {output_uri}")
+    return StageReport(output_uri, "already complete", present.metrics)
+
+
+def _fingerprint(
+    stage: str,
+    format_version: int,
+    settings: Mapping[str, Settings],
+    arguments: Mapping[str, str | int],
+    inputs: Mapping[str, Input],
+) -> str:
+    facts = {
+        "stage": stage,
+        "format_version": format_version,
+        "settings": {name: value.fingerprint() for name, value in settings.items()},
+        "arguments": dict(arguments),
+        "inputs": {name: entry.manifest.content_digest for name, entry in inputs.items()},
+    }
+    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Make a folder for files on their way, below DICE_SCRATCH where that is set; gone at the end."""
+    with tempfile.TemporaryDirectory(prefix="dice-", dir=os.environ.get("DICE_SCRATCH")) as folder:
+        yield Path(folder)

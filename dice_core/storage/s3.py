@@ -1,0 +1,275 @@
+"""S3 (or a server that speaks it) as storage, through boto3; storage.py says what each method promises.
+
+Endpoint, region and credentials come from the standard AWS variables and files. Faults become one line each.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import boto3
+from boto3.s3.transfer import TransferConfig, create_transfer_manager
+from botocore import exceptions as boto_errors
+from botocore.config import Config
+from s3transfer.exceptions import RetriesExceededError
+
+from dice_core.storage import layout
+from dice_core.storage.contract import (
+    ConflictError,
+    MissingObjectError,
+    NoAccessError,
+    StorageError,
+    StoredObject,
+    check_key,
+    check_prefix,
+    local_error,
+    manifests_first,
+)
+
+# An endpoint that does not answer is reported after 4 tries: in 15 s at worst, in 3 s where the connection is refused.
+_CONNECT_SECONDS, _NUM_TRIES = 3, 4
+# Several transfers of 10 threads each share one client.
+_NUM_CONNECTIONS = 40
+_LIST_PAGE = _DELETE_BATCH = 1000  # the most that S3 takes in one request
+_MIB = 1024 * 1024
+
+_clients: dict[tuple[Any, ...], Any] = {}
+_clients_lock = threading.Lock()
+
+
+class S3Storage:
+    """A prefix of a bucket. See storage.Storage for what the methods do."""
+
+    def __init__(self, bucket: str, prefix: str = "", *, part_bytes: int = 16 * _MIB, num_threads: int = 10) -> None:
+        """Take the place; no network call.
+
+        Args:
+            bucket: its name.
+            prefix: what all keys start with; a "/" is put between.
+            part_bytes: larger files travel in parts of this size (grown for files over 10,000 parts).
+            num_threads: parts in flight for one file.
+        """
+        self._bucket = bucket
+        self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
+        self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
+        self._transfer = TransferConfig(
+            multipart_threshold=part_bytes,
+            multipart_chunksize=part_bytes,
+            max_concurrency=num_threads,
+            num_download_attempts=10,
+            preferred_transfer_client="classic",
+        )
+
+    def list(self, prefix: str = "") -> list[StoredObject]:
+        """See Storage."""
+        wanted = self._prefix + check_prefix(self.uri, prefix)
+        found = []
+        with self._explained(prefix):
+            pages = _client().get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=wanted, PaginationConfig={"PageSize": _LIST_PAGE}):
+                for item in page.get("Contents", ()):
+                    # Consoles make an empty object for a folder; it is no file.
+                    if not item["Key"].endswith("/"):
+                        found.append(StoredObject(item["Key"].removeprefix(self._prefix), item["Size"]))
+        return sorted(found, key=lambda item: item.key)
+
+    def read_bytes(self, key: str) -> bytes:
+        """See Storage."""
+        return self._read(key)[0]
+
+    def write_bytes(self, key: str, data: bytes) -> None:
+        """See Storage."""
+        with self._explained(key):
+            _client().put_object(Bucket=self._bucket, Key=self._key(key), Body=data)
+
+    def read_versioned(self, key: str) -> tuple[bytes, str] | None:
+        """See Storage. The version is the ETag."""
+        try:
+            return self._read(key)
+        except MissingObjectError:
+            return None
+
+    def write_if_version(self, key: str, data: bytes, version: str | None) -> None:
+        """See Storage."""
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        with self._explained(key):
+            try:
+                _client().put_object(Bucket=self._bucket, Key=self._key(key), Body=data, **condition)
+            except boto_errors.ClientError as error:
+                if not _is_conflict(error):
+                    raise
+                raise ConflictError(
+                    f"{self._name(key)}: changed by somebody else since it was read; read it again"
+                ) from None
+
+    def upload(self, path: Path, key: str) -> None:
+        """See Storage. Parts go up in parallel; an interrupted upload leaves no object."""
+        if not path.is_file():
+            raise StorageError(f"{path}: no such file to upload to {self._name(key)}")
+        with self._explained(key), create_transfer_manager(_client(), self._transfer) as transfers:
+            transfers.upload(str(path), self._bucket, self._key(key)).result()
+
+    def download(self, key: str, path: Path) -> None:
+        """See Storage. Ranges come down in parallel to a temporary name beside the path."""
+        with self._explained(key):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with create_transfer_manager(_client(), self._transfer) as transfers:
+                transfers.download(self._bucket, self._key(key), str(path)).result()
+
+    def delete(self, prefix: str) -> int:
+        """See Storage."""
+        keys = manifests_first([found.key for found in self.list(prefix)])
+        manifests = [key for key in keys if key.rpartition("/")[2] == layout.MANIFEST]
+        # A request deletes in no promised order: the manifests get requests of their own.
+        for group in (manifests, keys[len(manifests) :]):
+            for start in range(0, len(group), _DELETE_BATCH):
+                self._delete_batch(group[start : start + _DELETE_BATCH])
+        return len(keys)
+
+    def delete_unfinished(self, min_age_seconds: float) -> int:
+        """See Storage. These are multipart uploads that were neither completed nor aborted."""
+        newest, num_aborted = datetime.now(UTC) - timedelta(seconds=min_age_seconds), 0
+        with self._explained(""):
+            pages = _client().get_paginator("list_multipart_uploads")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
+                for found in page.get("Uploads", ()):
+                    if found["Initiated"] <= newest:
+                        place = {"Bucket": self._bucket, "Key": found["Key"], "UploadId": found["UploadId"]}
+                        _client().abort_multipart_upload(**place)
+                        num_aborted += 1
+        return num_aborted
+
+    def _delete_batch(self, keys: Sequence[str]) -> None:
+        objects = [{"Key": self._key(key)} for key in keys]
+        with self._explained(keys[0]):
+            answer = _client().delete_objects(Bucket=self._bucket, Delete={"Objects": objects, "Quiet": True})
+        for failed in answer.get("Errors", ()):
+            raise _refused(f"s3://{self._bucket}/{failed['Key']}", self._bucket, "DeleteObjects", failed)
+
+    def _read(self, key: str) -> tuple[bytes, str]:
+        with self._explained(key):
+            answer = _client().get_object(Bucket=self._bucket, Key=self._key(key))
+            return answer["Body"].read(), answer["ETag"]
+
+    def _key(self, key: str) -> str:
+        return self._prefix + check_key(self.uri, key)
+
+    def _name(self, key: str) -> str:
+        return layout.join(self.uri, key) if key else self.uri
+
+    @contextmanager
+    def _explained(self, key: str) -> Iterator[None]:
+        """Turn boto3's errors into one line that says what to do."""
+        try:
+            yield
+        except boto_errors.ClientError as error:
+            raise self._explain_refusal(error, key) from None
+        except (boto_errors.BotoCoreError, boto_errors.HTTPClientError) as error:
+            raise _unreachable(self._name(key), error) from None
+        except RetriesExceededError as error:
+            raise _unreachable(self._name(key), error.last_exception) from None
+        except OSError as error:
+            raise local_error(error, self._name(key)) from None
+
+    def _explain_refusal(self, error: boto_errors.ClientError, key: str) -> StorageError:
+        details = error.response.get("Error", {})
+        # The answer to a HEAD request has no body and so no reason; listing the bucket finds out whether it is the
+        # key, the bucket or the credentials.
+        if details.get("Code") in ("403", "404"):
+            details = _failure_of(lambda: _client().list_objects_v2(Bucket=self._bucket, MaxKeys=1)) or details
+        return _refused(self._name(key), self._bucket, error.operation_name, details)
+
+
+def _client() -> Any:
+    """Return the client for the AWS variables as they are now; made once for each set of them and each process."""
+    # Connections do not survive a fork, hence the process id.
+    identity = (os.getpid(), *sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    with _clients_lock:
+        if identity not in _clients:
+            _clients[identity] = _new_client()
+        return _clients[identity]
+
+
+def _new_client() -> Any:
+    endpoint = _endpoint()
+    retries: dict[str, Any] = {"mode": "standard"}
+    if "AWS_MAX_ATTEMPTS" not in os.environ:
+        retries["total_max_attempts"] = _NUM_TRIES
+    config = Config(
+        connect_timeout=_CONNECT_SECONDS,
+        read_timeout=60,
+        retries=retries,
+        max_pool_connections=_NUM_CONNECTIONS,
+        tcp_keepalive=True,
+        # Readers compare SHA-256; with the server's checksums every download would begin with a HEAD request.
+        response_checksum_validation="when_required",
+        # Servers of one's own seldom have a DNS name for each bucket.
+        s3={"addressing_style": "path"} if endpoint else None,
+    )
+    # boto3 itself reads AWS_DEFAULT_REGION only.
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else None)
+    try:
+        return boto3.session.Session().client("s3", region_name=region, endpoint_url=endpoint, config=config)
+    except ValueError as error:
+        raise StorageError(f"AWS_ENDPOINT_URL: {error}; write it as http://host:port or https://host") from None
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def _is_conflict(error: boto_errors.ClientError) -> bool:
+    # 412 lost the condition; 409 met another writer at work; 404 had no object to match (AWS; SeaweedFS says 412).
+    code = error.response.get("Error", {}).get("Code")
+    return code in ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412")
+
+
+def _failure_of(call: Callable[[], Any]) -> dict[str, str] | None:
+    try:
+        call()
+    except boto_errors.ClientError as error:
+        return dict(error.response.get("Error", {}))
+    return None
+
+
+def _refused(where: str, bucket: str, operation: str, details: dict[str, Any]) -> StorageError:
+    """Return one line for a request that the server answered with a refusal."""
+    code, server = str(details.get("Code", "")), _endpoint() or "AWS"
+    if code in ("NoSuchKey", "404"):
+        return MissingObjectError(f"{where}: no such object")
+    causes = {
+        "NoSuchBucket": f"bucket {bucket!r} does not exist at {server}: create it, or correct the URI",
+        "InvalidAccessKeyId": f"{server} does not know this AWS_ACCESS_KEY_ID: correct it",
+        "SignatureDoesNotMatch": f"AWS_SECRET_ACCESS_KEY does not fit AWS_ACCESS_KEY_ID at {server}: correct it",
+        "ExpiredToken": "the credentials have expired: renew them (AWS_SESSION_TOKEN)",
+        "RequestTimeTooSkewed": f"the clock of this machine and that of {server} differ too much: set it",
+        "AuthorizationHeaderMalformed": f"wrong region for this bucket: set AWS_REGION ({_one_line(details)})",
+        "PermanentRedirect": f"bucket {bucket!r} is in another region: set AWS_REGION",
+    }
+    if code in ("AccessDenied", "AllAccessDisabled", "403"):
+        remedy = f"grant it for bucket {bucket!r}, or use others"
+        return NoAccessError(f"{where}: {server} denies {operation} with these credentials: {remedy}")
+    return StorageError(f"{where}: {causes.get(code) or f'{operation} failed: {code} {_one_line(details)}'}")
+
+
+def _unreachable(where: str, error: Exception) -> StorageError:
+    """Return one line for a request that got no answer, or could not be made."""
+    server = _endpoint() or "AWS"
+    if isinstance(error, boto_errors.NoCredentialsError):
+        return NoAccessError(f"{where}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if isinstance(error, boto_errors.PartialCredentialsError):
+        return StorageError(f"{where}: incomplete credentials: {_one_line(error)}")
+    if isinstance(error, boto_errors.SSLError):
+        return StorageError(f"{where}: {server} shows a certificate that is not trusted: set AWS_CA_BUNDLE")
+    if isinstance(error, boto_errors.ConnectionError | boto_errors.HTTPClientError):
+        return StorageError(f"{where}: cannot reach {server}: check AWS_ENDPOINT_URL, the network, and the server")
+    return StorageError(f"{where}: {_one_line(error)}")
+
+
+def _one_line(fault: Exception | dict[str, Any]) -> str:
+    text = fault.get("Message", "") if isinstance(fault, dict) else str(fault)
+    return " ".join(str(text).split())

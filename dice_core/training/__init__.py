@@ -1,0 +1,1 @@
+"""DPO training: the job, what each of its processes does, and the model that comes out."""

@@ -1,0 +1,71 @@
+"""Settings of DPO training."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from dice_core.settings.base import OPERATIONAL, ConfigError, DType, Int, Settings
+
+
+class TrainingConfig(Settings):
+    """DPO. The global batch does not depend on the number of GPUs: gradient accumulation is derived."""
+
+    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    beta: float = Field(default=0.1, gt=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    sft_weight: float = Field(default=0.0, ge=0)
+    """Weight of the negative log-likelihood per token of the chosen response, added to the loss."""
+    learning_rate: float = Field(default=5e-7, gt=0)
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    warmup_steps: Int = Field(default=0, ge=0)
+    max_steps: Int = Field(default=300, ge=1)
+    global_batch_size: Int = Field(default=32, ge=1)
+    """Pairs per optimizer step over all processes."""
+    max_length: Int = Field(default=4096, ge=8)
+    """Pairs whose prompt plus longer response exceed it are dropped and counted, never cut."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    precision: Literal["bf16", "float32"] = "bf16"
+    """`bf16` is autocast over float32 master weights; bfloat16 weights would lose small updates."""
+    saved_dtype: DType = "bfloat16"
+    """float32 where the change of a run is small against bfloat16's rounding (the report shows that cost)."""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Exponential moving average of the weights, saved in place of the last ones; 0 is off."""
+    reference_logps: Literal["reuse", "recompute"] = "reuse"
+    """`reuse` takes scoring's numbers; `recompute` makes one pass with training's own kernels and batches."""
+    gradient_checkpointing: bool = Field(default=True, json_schema_extra=OPERATIONAL)
+    """Keep one activation a layer and compute the others again: a third more time for a fraction of the memory."""
+    per_device_batch_size: Int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
+    """Pairs of a micro-batch on the average: a step's pairs are packed into rows of like numbers of tokens."""
+    deepspeed: Literal["none", "zero2", "zero3"] = Field(default="none", json_schema_extra=OPERATIONAL)
+    eval_steps: Int = Field(default=20, ge=1, json_schema_extra=OPERATIONAL)
+    save_steps: Int = Field(default=50, ge=1, json_schema_extra=OPERATIONAL)
+    logging_steps: Int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
+
+    @model_validator(mode="after")
+    def _loss_settings_agree(self) -> Self:
+        if self.label_smoothing and self.loss != "sigmoid":
+            raise ValueError(f"label_smoothing is defined for loss 'sigmoid' only, got loss {self.loss!r}")
+        if self.warmup_steps and self.lr_scheduler == "constant":
+            raise ValueError("warmup_steps has no effect with lr_scheduler 'constant': use 'constant_with_warmup'")
+        batch, most = self.per_device_batch_size, self.global_batch_size
+        if batch > most:
+            raise ValueError(f"per_device_batch_size must not exceed global_batch_size {most}, got {batch}")
+        if self.ema_decay and self.deepspeed != "none":
+            cut = f"ema_decay averages whole weights, which deepspeed {self.deepspeed!r} cuts up"
+            raise ValueError(f"{cut}: set ema_decay 0 or deepspeed 'none', got ema_decay {self.ema_decay}")
+        return self
+
+    def accumulation_steps(self, num_processes: int) -> int:
+        """Return the micro-batches per optimizer step of each process.
+
+        Raises:
+            ConfigError: global_batch_size cannot be split over that many processes.
+        """
+        per_pass = self.per_device_batch_size * num_processes
+        if self.global_batch_size % per_pass:
+            raise ConfigError(
+                f"training.global_batch_size: must be a multiple of per_device_batch_size x processes = "
+                f"{self.per_device_batch_size} x {num_processes} = {per_pass}, got {self.global_batch_size}"
+            )
+        return self.global_batch_size // per_pass

@@ -1,0 +1,322 @@
+"""transformers.Trainer for DPO without a reference model: reference log-probs are numbers known before step 0.
+
+Every forward goes through PairScorer, the module that DDP or DeepSpeed wraps. What is saved of a finished model is
+trained_model.py's business, and where checkpoints go is checkpoints.py's.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from dice_core.logprobs.forward import PromptGroup, packed_token_logps
+from dice_core.logprobs.packing import fill_to
+from dice_core.training import loss as dpo
+from dice_core.training import processes
+from dice_core.training.activations import keep_fewer_activations
+from dice_core.training.batches import TrainingPair, TrainingPairs, measured_pairs, packed_rows, step_order
+from dice_core.training.settings import TrainingConfig
+from dice_core.training.throughput import Speedometer
+
+REFERENCE_FILE, WEIGHTS_FILE = "reference_logps.npy", "policy.safetensors"
+START_PREFIX = "start_"
+
+LogpsTable = npt.NDArray[np.float64]
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient is not a number any more. One line: the step, the pairs."""
+
+
+class PairScorer(nn.Module):
+    """The policy as a function of pairs: what DDP and DeepSpeed wrap, so that their hooks see every forward."""
+
+    def __init__(self, policy: PreTrainedModel, gradient_checkpointing: bool = False) -> None:
+        """Take a policy whose dropout is off."""
+        super().__init__()
+        self.policy = policy
+        self.config = policy.config
+        if gradient_checkpointing:
+            policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            keep_fewer_activations(policy)
+
+    def forward(self, pairs: Sequence[TrainingPair]) -> Tensor:
+        """Return summed response log-probs in nats, chosen first. Shape: (pairs, 2), float64."""
+        groups = [
+            PromptGroup(
+                pair.prompt_token_ids.tolist(), [pair.chosen_token_ids.tolist(), pair.rejected_token_ids.tolist()]
+            )
+            for pair in pairs
+        ]
+        token_logps = packed_token_logps(self.policy, groups)
+        return torch.stack([torch.stack([logps.double().sum() for logps in group]) for group in token_logps])
+
+
+class _Rows(Dataset[list[TrainingPair]]):
+    """The micro-batches of a run in order, each one packed row of pairs."""
+
+    def __init__(self, rows: list[list[TrainingPair]]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> list[TrainingPair]:
+        return self._rows[index]
+
+
+def _collate(rows: list[list[TrainingPair]]) -> dict[str, list[TrainingPair]]:
+    return {"pairs": [pair for row in rows for pair in row]}
+
+
+class DPOTrainer(Trainer):
+    """Trains a policy on pairs. `train()` fills in missing reference log-probs first."""
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        pairs: TrainingPairs,
+        config: TrainingConfig,
+        arguments: TrainingArguments,
+        callbacks: list[TrainerCallback] | None = None,
+        on_reference_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Take a policy with float32 weights and dropout off, and the pairs."""
+        self.pairs, self.dpo_config, self.reference_logps = pairs, config, pairs.reference_logps.copy()
+        self._on_reference_progress = on_reference_progress
+        self._resume_folder: Path | None = None
+        self._totals: dict[str, Any] = {}
+        self._num_counted = 0
+        self._step0 = torch.zeros(3, dtype=torch.float64)
+        self.speed = Speedometer()
+        lengths = [pair.num_tokens for pair in pairs.train]
+        order = step_order(lengths, config.global_batch_size, config.max_steps, arguments.seed)
+        self._rows_per_step = arguments.world_size * config.accumulation_steps(arguments.world_size)
+        rows = packed_rows(order, lengths, config.global_batch_size, self._rows_per_step)
+        self.measured = measured_pairs(pairs.train, len(order))
+        self._used = {pairs.train[i].index for i in order} | {pair.index for pair in [*self.measured, *pairs.eval]}
+        # What training holds with gradients, a pass without them can hold too.
+        self._row_tokens = max(sum(lengths[i] for i in row) for row in rows)
+        self._filled: set[int] = set()
+        super().__init__(
+            model=PairScorer(policy, config.gradient_checkpointing),
+            args=arguments,
+            data_collator=_collate,
+            train_dataset=_Rows([[pairs.train[i] for i in row] for row in rows]),
+            eval_dataset=_Rows([pairs.eval]) if pairs.eval else None,
+            callbacks=[_MeasureBefore(self), self.speed, *(callbacks or [])],
+        )
+        # Speedometer's lines are made for people.
+        self.remove_callback(PrinterCallback)
+        # compute_loss returns the mean of a micro-batch: the Trainer divides it by the number of micro-batches.
+        self.loss_is_scaled_for_ga = False
+
+    @property
+    def policy(self) -> PreTrainedModel:
+        """The policy itself, without wrappers."""
+        return self.model.policy
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, list[TrainingPair]],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Return a micro-batch's share of the step's mean loss, times the micro-batches, and count its metrics.
+
+        Rows hold different numbers of pairs: the mean over the rows of a step is the mean over its pairs.
+
+        Raises:
+            NonFiniteError: a pair's loss is not finite.
+        """
+        pairs = inputs["pairs"]
+        logps = model(pairs)
+        losses, metrics = self._pair_losses(pairs, logps)
+        if not torch.isfinite(losses).all():
+            names = ", ".join(
+                pair.prompt_id for pair, loss in zip(pairs, losses.tolist(), strict=True) if not math.isfinite(loss)
+            )
+            raise NonFiniteError(
+                f"stopped at step {self.state.global_step + 1}: the loss is not finite for the pairs of prompts "
+                f"{names}; look at these pairs, lower training.learning_rate, or try training.precision 'float32'"
+            )
+        self._count(pairs, logps.detach(), losses.detach(), metrics)
+        return (losses.sum() * self._rows_per_step / self.dpo_config.global_batch_size).float()
+
+    def _pair_losses(self, pairs: Sequence[TrainingPair], logps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and the metrics of each pair. logps: (pairs, 2); both results: (pairs,)."""
+        config = self.dpo_config
+        reference = torch.from_numpy(self.reference_logps[[pair.index for pair in pairs]]).to(logps.device)
+        num_tokens = logps.new_tensor([[len(pair.chosen_token_ids), len(pair.rejected_token_ids)] for pair in pairs])
+        losses, chosen_rewards, rejected_rewards = dpo.dpo_loss(
+            *logps.unbind(1),
+            *reference.unbind(1),
+            beta=config.beta,
+            loss=config.loss,
+            label_smoothing=config.label_smoothing,
+            num_chosen_tokens=num_tokens[:, 0],
+            num_rejected_tokens=num_tokens[:, 1],
+        )
+        metrics = dpo.pair_metrics(chosen_rewards, rejected_rewards, *logps.unbind(1))
+        if config.sft_weight:
+            nll = dpo.chosen_nll(logps[:, 0], num_tokens[:, 0])
+            losses = losses + config.sft_weight * nll
+            metrics["nll_loss"] = nll.detach()
+        return losses, metrics
+
+    def _count(self, pairs: Sequence[TrainingPair], logps: Tensor, losses: Tensor, metrics: dict[str, Tensor]) -> None:
+        for name, values in metrics.items():
+            self._totals[name] = self._totals.get(name, 0) + values.sum().cpu()
+        self._num_counted += len(pairs)
+        self.speed.count(pairs)
+        if self.state.global_step == 0:
+            noise = logps.cpu() - torch.from_numpy(self.reference_logps[[pair.index for pair in pairs]])
+            self._step0 += torch.stack([losses.sum().cpu(), noise.square().sum(), torch.tensor(float(len(pairs)))])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means over all pairs since the last line, of all processes, to a line of training."""
+        # Only lines of training have "loss": evaluation's are prefixed and the summary's is "train_loss".
+        if "loss" in logs:
+            names = sorted(self._totals)
+            values = [self._totals[name] for name in names]
+            sums = self._total([*values, float(self._num_counted), *self._step0])
+            logs |= {name: float(sums[i] / sums[len(names)]) for i, name in enumerate(names)}
+            if sums[-1]:
+                logs["step0_loss"] = float(sums[-3] / sums[-1])
+                logs["reference_noise_rms"] = float((sums[-2] / (2 * sums[-1])).sqrt())
+            self._totals, self._num_counted = {}, 0
+            self._step0.zero_()
+            logs |= self.speed.since_last_line(self.policy)
+        super().log(logs, start_time)
+
+    def _total(self, values: Sequence[Any]) -> Tensor:
+        return processes.total(
+            torch.tensor([float(value) for value in values], dtype=torch.float64).to(self.args.device)
+        )
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Measure the evaluation pairs: `eval_loss`, `eval_rewards/accuracies` and so on, each pair counted once."""
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.measure(self.pairs.eval).items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def measure(self, pairs: Sequence[TrainingPair]) -> dict[str, float]:
+        """Return the mean loss and metrics of some pairs under the weights of now."""
+        return self._means(pairs, self.pair_logps(pairs))
+
+    def _means(self, pairs: Sequence[TrainingPair], logps: LogpsTable) -> dict[str, float]:
+        losses, metrics = self._pair_losses(pairs, torch.from_numpy(logps))
+        return {name: float(values.mean()) for name, values in {"loss": losses, **metrics}.items()}
+
+    def pair_logps(
+        self, pairs: Sequence[TrainingPair], on_progress: Callable[[int, int], None] | None = None
+    ) -> LogpsTable:
+        """Return log-probs under the weights of now, by the very module of training in rows as long as its longest.
+
+        Every process takes a share and gets the whole. Shape: (pairs, 2), chosen first, in the order given.
+        """
+        rows = fill_to([pair.num_tokens for pair in pairs], self._row_tokens)
+        num, share = self.args.world_size, self.args.process_index
+        # ZeRO-3 collects weights in each forward, so every process must make as many: the last row is repeated.
+        mine = [rows[min(start + share, len(rows) - 1)] for start in range(0, len(rows), num)]
+        model = self.model_wrapped
+        was_training = model.training
+        model.eval()
+        found = []
+        with torch.no_grad():
+            for number, row in enumerate(mine, 1):
+                found.append(model([pairs[k] for k in row]))
+                if on_progress:
+                    on_progress(sum(map(len, rows[: number * num])), len(pairs))
+        model.train(was_training)
+        values = torch.cat(found).tolist() if found else []
+        mine_by_pair = dict(zip(itertools.chain.from_iterable(mine), values, strict=True))
+        everything = {k: logps for part in processes.gather(mine_by_pair) for k, logps in part.items()}
+        return np.array([everything[k] for k in range(len(pairs))], dtype=np.float64).reshape(len(pairs), 2)
+
+    def fill_references(self) -> None:
+        """Know the reference log-probs that are used: the checkpoint's, scoring's, or the policy's as it starts."""
+        if self._resume_folder:
+            self.reference_logps = np.load(self._resume_folder / REFERENCE_FILE)
+            return
+        if self.dpo_config.reference_logps == "recompute":
+            self.reference_logps[:] = np.nan
+        unknown = [
+            pair
+            for pair in self.pairs.all
+            if pair.index in self._used and not np.isfinite(self.reference_logps[pair.index]).all()
+        ]
+        self._filled = {pair.index for pair in unknown}
+        if unknown:
+            self.reference_logps[[pair.index for pair in unknown]] = self.pair_logps(
+                unknown, self._on_reference_progress
+            )
+
+    def measure_start(self) -> None:
+        """Measure the policy as it starts, once in a run: a line of the log, which checkpoints carry along."""
+        if self.state.global_step:
+            return
+        # The references just filled in are what this policy gives: no pair is run twice.
+        logps = self.reference_logps.copy()
+        others = [pair for pair in self.measured if pair.index not in self._filled]
+        logps[[pair.index for pair in others]] = self.pair_logps(others)
+        start = self._means(self.measured, logps[[pair.index for pair in self.measured]])
+        self.log({f"{START_PREFIX}{name}": value for name, value in start.items()})
+
+    def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs: Any) -> Any:
+        """See Trainer; the checkpoint is a folder this class saved."""
+        self._resume_folder = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        return super().train(resume_from_checkpoint=str(self._resume_folder) if self._resume_folder else None, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save what a resume needs beside the optimizer's state. DeepSpeed saves its weights with its optimizer."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.args.should_save:
+            return
+        np.save(folder / REFERENCE_FILE, self.reference_logps)
+        if not self.is_deepspeed_enabled:
+            save_model(self.policy, str(folder / WEIGHTS_FILE))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_model(self.policy, str(Path(resume_from_checkpoint) / WEIGHTS_FILE))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
+        return SequentialSampler(train_dataset or self.train_dataset)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not math.isfinite(float(norm)):
+            raise NonFiniteError(
+                f"stopped at step {self.state.global_step + 1}: the gradient's norm is {float(norm)}; "
+                "lower training.learning_rate, or try training.precision 'float32'"
+            )
+        return norm
+
+
+class _MeasureBefore(TrainerCallback):
+    """Runs after the model is wrapped and before the first step: its passes use training's own kernels."""
+
+    def __init__(self, trainer: DPOTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._trainer.fill_references()
+        self._trainer.measure_start()

@@ -1,0 +1,284 @@
+"""One training run: the job that describes it, and what each process of it does.
+
+    torchrun ... -m dice_core.training OUTPUT_URI/job.json
+
+Who starts the processes is launch.py's business, the loop is dpo_trainer.py's. Importing this module loads no torch, so
+that a launcher without it can write jobs.
+"""
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dice_core.data import records
+from dice_core.progress import Throttle, log
+from dice_core.settings.base import ConfigError
+from dice_core.storage import layout
+from dice_core.storage.address import open_storage
+from dice_core.storage.contract import StorageError
+from dice_core.storage.manifest import Manifest, Metric, fetch_files, publish_files, read_manifest
+from dice_core.training.batches import TrainingPairs, read_pairs
+from dice_core.training.job import CHECKPOINTS, ERROR, FINAL_ERROR, TrainingJob
+from dice_core.training.parent import die_with_torchrun
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import TrainingArguments
+
+    from dice_core.training.checkpoints import CheckpointStore
+    from dice_core.training.trainer import DPOTrainer
+
+METRICS_FILE, PAIRS_FILE = "metrics.jsonl", "pairs.parquet"
+
+
+def load_pairs(job: TrainingJob, folder: Path) -> TrainingPairs:
+    """Download the pairs into a folder of this process, and check them.
+
+    Raises:
+        StorageError, RecordError: they are not there, or not usable.
+    """
+    uri, name = job.pairs_uri, PAIRS_FILE
+    if uri.endswith(".parquet"):
+        uri, _, name = uri.rpartition("/")
+    manifest = read_manifest(uri or ".")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    if manifest is None:
+        open_storage(uri or ".").download(name, path)
+    else:
+        fetch_files(uri or ".", manifest, folder, [name])
+    table = records.read_table(path, records.PAIRS)
+    path.unlink()
+    return read_pairs(table, job.training.max_length, job.pairs_uri)
+
+
+def run_training(job: TrainingJob) -> None:
+    """Do this process's part of a training run: resume or start, train, and publish from process 0.
+
+    Raises:
+        ConfigError, RecordError, StorageError, ModelError, NonFiniteError: one line each.
+    """
+    scratch = job.scratch_folder()
+    # Cheap checks first: what is wrong with pairs or settings is said before torch and the model load.
+    pairs = load_pairs(job, scratch / f"pairs-{os.environ.get('RANK', '0')}")
+    _quieten_libraries()
+    from dice_core.training import processes
+    from dice_core.training.arguments import training_arguments
+    from dice_core.training.checkpoints import CheckpointOwner, CheckpointStore
+
+    config = job.training
+    arguments = training_arguments(config, scratch / CHECKPOINTS, has_eval_pairs=bool(pairs.eval), seed=job.seed)
+    try:
+        owner = CheckpointOwner(job.fingerprint, processes.num_processes(), processes.num_nodes(), config.deepspeed)
+        store = CheckpointStore(layout.join(job.output_uri, CHECKPOINTS), scratch / CHECKPOINTS, owner)
+        _train_and_publish(job, pairs, arguments, store, scratch)
+        if processes.local_rank() == 0:
+            shutil.rmtree(scratch, ignore_errors=True)
+    finally:
+        processes.close()
+
+
+def _train_and_publish(
+    job: TrainingJob, pairs: TrainingPairs, arguments: "TrainingArguments", store: "CheckpointStore", scratch: Path
+) -> None:
+    from dice_core.models.cache import fetch_model
+    from dice_core.models.loading import context_length, load_model
+    from dice_core.models.rotary import stretches_positions
+    from dice_core.training import processes
+    from dice_core.training.checkpoints import CheckpointCallback
+    from dice_core.training.trained_model import ExactMasterWeights, gather_weights
+    from dice_core.training.trainer import DPOTrainer
+    from dice_core.training.weight_average import WeightAverage
+
+    start, config, is_first = time.monotonic(), job.training, processes.rank() == 0
+    policy_folder, checkpoint = fetch_model(job.policy_uri), store.newest()
+    if is_first:
+        log(f"train: {len(pairs.train)} pairs, {pairs.num_dropped} dropped, {config.max_steps} steps")
+        log(f"train: resuming from {checkpoint.name}" if checkpoint else "train: starting at step 0")
+    policy = load_model(policy_folder, "float32")
+    _check_context(job, pairs, context_length(policy.config))
+    if config.deepspeed == "zero3" and stretches_positions(policy):
+        # Each response then runs alone, and processes that collect weights together must make as many forwards.
+        raise ConfigError(
+            f"training.deepspeed: 'zero3' cannot train {policy.config.model_type}, whose positions depend on the "
+            "longest row of a batch: set 'zero2' or 'none'"
+        )
+    average = WeightAverage(config.ema_decay, checkpoint) if config.ema_decay else None
+    needs_masters = config.deepspeed != "none" and config.precision == "bf16"
+    # The store comes after what adds files to a checkpoint.
+    callbacks = [
+        average,
+        ExactMasterWeights(policy_folder) if needs_masters else None,
+        CheckpointCallback(store),
+    ]
+    trainer = DPOTrainer(
+        policy,
+        pairs,
+        config,
+        arguments,
+        callbacks=[callback for callback in callbacks if callback],
+        on_reference_progress=_progress("train: reference log-probs") if is_first else None,
+    )
+    trainer.train(checkpoint)
+    if average:
+        average.copy_to(trainer.model)
+    metrics = {**_training_metrics(trainer), **trainer.speed.totals(trainer.policy)}
+    weights = gather_weights(trainer.policy, uses_deepspeed=config.deepspeed != "none", keep=is_first)
+    if is_first:
+        _publish(job, trainer, weights, policy_folder, scratch / "model", metrics, start)
+        store.delete_all()
+
+
+def _quieten_libraries() -> None:
+    """Leave the log to lines a person reads; call it before accelerate or DeepSpeed is imported."""
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if not torch.cuda.is_available():
+        # DeepSpeed, which accelerate imports, otherwise warns at length that it found no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _check_context(job: TrainingJob, pairs: TrainingPairs, context_length: int) -> None:
+    longest = max(pair.length for pair in pairs.all)
+    if longest > context_length:
+        raise ConfigError(
+            f"training.max_length: the model has {context_length} positions and the longest pair {longest} tokens; "
+            f"set it to {context_length} or less, got {job.training.max_length}"
+        )
+
+
+def _training_metrics(trainer: "DPOTrainer") -> dict[str, Metric]:
+    """Return the numbers that describe the run. Every process calls it.
+
+    `first_` and `last_` numbers are of the same training pairs, before the first update and with the weights that are
+    saved; of an accuracy a tie counts as a half, so that it starts at about a half. `step0_loss` and
+    `reference_noise_rms` are of the first step's pairs. What no line of the log has, as in one that an earlier version
+    began, is left out.
+    """
+    from dice_core.training.trainer import START_PREFIX
+
+    last = trainer.measure(trainer.measured)
+    logged = {name: value for line in reversed(trainer.state.log_history) for name, value in line.items()}
+    first = {name: logged.get(f"{START_PREFIX}{name}") for name in last}
+    metrics = {
+        "num_steps": trainer.state.global_step,
+        "num_pairs": len(trainer.pairs.train),
+        "num_eval_pairs": len(trainer.pairs.eval),
+        "num_dropped_pairs": trainer.pairs.num_dropped,
+        "num_measured_pairs": len(trainer.measured),
+        "first_loss": first["loss"],
+        "last_loss": last["loss"],
+        "first_reward_accuracy": first["rewards/accuracies"],
+        "last_reward_accuracy": last["rewards/accuracies"],
+        "first_reward_margin": first["rewards/margins"],
+        "last_reward_margin": last["rewards/margins"],
+        "step0_loss": logged.get("step0_loss"),
+        "reference_noise_rms": logged.get("reference_noise_rms"),
+    }
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def _publish(
+    job: TrainingJob,
+    trainer: "DPOTrainer",
+    weights: "Mapping[str, Tensor]",
+    policy_folder: Path,
+    folder: Path,
+    metrics: dict[str, Metric],
+    start: float,
+) -> None:
+    """Save the model and the metrics into a folder, check them, and publish them with a manifest."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    from dice_core.models.loading import load_tokenizer
+    from dice_core.training.trained_model import save_trained_model
+
+    # Under ZeRO-3 every model is otherwise loaded in shards, by all processes together.
+    unset_hf_deepspeed_config()
+    shutil.rmtree(folder, ignore_errors=True)
+    tokenizer = load_tokenizer(policy_folder)
+    change = save_trained_model(weights, policy_folder, tokenizer, folder, job.training.saved_dtype)
+    _write_lines(trainer, folder / METRICS_FILE)
+    metrics |= {
+        "relative_update": change.relative_update,
+        "update_rounding_loss": change.rounding_loss,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    manifest = Manifest(**{"stage": "train", "fingerprint": "", **job.manifest_fields}, files={}, metrics=metrics)
+    publish_files(job.output_uri, files, manifest)
+    log(f"train: published {job.output_uri}")
+
+
+def _write_lines(trainer: "DPOTrainer", path: Path) -> None:
+    """Write one JSON object for each logged step, measures at step 0 and of eval pairs among them."""
+    pairs_per_step = trainer.dpo_config.global_batch_size / len(trainer.pairs.train)
+    with path.open("w") as stream:
+        for line in trainer.state.log_history:
+            if "train_loss" in line:
+                continue
+            # The Trainer counts the whole run as one epoch (dpo_trainer's fixed order): passes over the pairs instead.
+            values = {**line, "epoch": round(line["step"] * pairs_per_step, 4)}
+            stream.write(json.dumps({name: finite_or_none(value) for name, value in values.items()}) + "\n")
+
+
+def _progress(what: str) -> Any:
+    throttle = Throttle()
+
+    def show(num_done: int, num_all: int) -> None:
+        if num_done == num_all or throttle.is_due():
+            log(f"{what}: {num_done} of {num_all} pairs")
+
+    return show
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether another try may succeed; what is wrong with pairs, settings or the model stays so.
+
+    A model that could not be loaded for a disk, an accelerator or another process (what torch and the system raise) was
+    whole when it was imported.
+    """
+    cause = error.__context__
+    has_errno = isinstance(cause, OSError) and cause.errno is not None
+    return isinstance(error, StorageError) or isinstance(cause, RuntimeError) or has_errno
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one process of a training job; errors meant for a person are one line on standard error."""
+    die_with_torchrun()
+    job_uri, *rest = sys.argv[1:] if arguments is None else arguments
+    if rest:
+        raise SystemExit("usage: torchrun ... -m dice_core.training JOB_URI")
+    try:
+        run_training(TrainingJob.read(job_uri))
+    except (ConfigError, records.RecordError, RuntimeError) as error:
+        # RuntimeErrors of our own are one line for a person; torch's are not, and keep their traceback.
+        if type(error) is RuntimeError or type(error).__module__.partition(".")[0] != "dice_core":
+            raise
+        print(f"{ERROR if _may_pass(error) else FINAL_ERROR}{error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    exit_code = main()
+    if not exit_code:
+        # All is done. DeepSpeed keeps process groups whose threads C++ may find running at its end, and abort: torchrun
+        # would then stop the process that is still publishing.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    sys.exit(exit_code)
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """Return None for a missing or non-finite number: JSON has no NaN."""
+    return value if value is not None and math.isfinite(value) else None

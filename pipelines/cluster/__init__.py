@@ -1,0 +1,1 @@
+"""Where pods run on a Kubernetes cluster, and what a person sees of them."""

@@ -1,0 +1,74 @@
+"""The PyTorchJobs of a run, as `make cancel` deletes them.
+
+The launcher of training deletes its job too when it is told to stop, but seldom gets the time: Argo stops KFP's own
+launcher, which hands no signal on, and all processes of the pod are killed a moment later. The job's owner, the
+workflow, stays where it is, so that nothing else would end the job before its deadline.
+"""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from dice_core.launch.failure_report import job_outcome
+from dice_core.launch.job_spec import GROUP, JOB_URI_ANNOTATION, PLURAL, RUN_LABEL, VERSION
+from dice_core.stages import choose_inputs as recurring
+from dice_core.storage import layout
+from pipelines.cluster.api import ClusterApi, ClusterError
+
+_DELETE = "kubectl --namespace {} delete pytorchjobs --selector {}={}"
+
+
+def stop_training(context: str, namespace: str, run: Any) -> None:
+    """Delete the jobs of a run that have not ended; without access to the cluster, say how to.
+
+    Args:
+        context: of the kubeconfig; empty: the current one.
+        namespace: of the run.
+        run: of KFP, with its parameters.
+    """
+    parameters, name = parameters_of(run), own_name(run)
+    launch = parameters.get("launch") or {}
+    if not (name and parameters.get("root")) or launch.get("backend") != "pytorchjob":
+        return
+    namespace = launch.get("namespace") or namespace
+    by_hand = _DELETE.format(namespace, RUN_LABEL, name)
+    if launch.get("on_cancel") == "leave":
+        print(f"run {name}: training goes on, as launch.on_cancel=leave says; to stop it: {by_hand}")
+        return
+    try:
+        cluster = ClusterApi(context, namespace)
+        for job in unfinished_jobs(cluster, layout.run(str(parameters["root"]), name)):
+            path = f"{_jobs(cluster)}/{job['metadata']['name']}"
+            done = "is deleted" if cluster.delete(path, job["metadata"]["uid"]) else "has ended meanwhile"
+            print(f"run {name}: PyTorchJob {namespace}/{job['metadata']['name']} {done}")
+    except ClusterError as error:
+        print(f"pipelines: {error}; training may go on, to stop it: {by_hand}", file=sys.stderr)
+
+
+def own_name(run: Any) -> str:
+    """Return the name that a run has in S3: of a recurring one, what its names begin with and a part of its id.
+
+    Empty where the run has no parameter of that kind: it is of another pipeline.
+    """
+    name = str(parameters_of(run).get("run", ""))
+    return recurring.run_name(name, str(run.run_id)) if name and run.recurring_run_id else name
+
+
+def parameters_of(run: Any) -> Mapping[str, Any]:
+    """Return the parameters that a run was started with."""
+    return (run.runtime_config.parameters if run.runtime_config else None) or {}
+
+
+def unfinished_jobs(cluster: ClusterApi, run_uri: str) -> list[dict[str, Any]]:
+    """Return the PyTorchJobs of the namespace that train below an address and have not ended."""
+    return [
+        job for job in cluster.list(_jobs(cluster)) if _place(job).startswith(f"{run_uri}/") and not job_outcome(job)
+    ]
+
+
+def _place(job: Mapping[str, Any]) -> str:
+    return str((job["metadata"].get("annotations") or {}).get(JOB_URI_ANNOTATION, ""))
+
+
+def _jobs(cluster: ClusterApi) -> str:
+    return f"/apis/{GROUP}/{VERSION}/namespaces/{cluster.namespace}/{PLURAL}"

@@ -1,0 +1,225 @@
+"""`make submit`: start a run of a preset on the cluster, and follow it.
+
+Everything that can be wrong is looked at before anything is sent. Settings travel as parameters of the run, so that
+runs which differ in them alone share a pipeline version; its name is a digest of what was compiled.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from components import images
+from dice_core.settings.base import ConfigError
+from dice_core.storage import layout
+from pipelines.cluster.api import ClusterApi, ClusterError
+from pipelines.cluster.config import CONFIG_MAP, PIPELINE_ACCOUNT
+from pipelines.kfp.api import Connection, KfpApi, KfpError
+from pipelines.kfp.runs import follow, runs_of
+from pipelines.kfp.sources import check_sources
+from pipelines.presets import PRESETS, Preset
+
+MAX_PARAMETER_BYTES = 10_000
+"""What KFP's API server takes for all parameters of a run together."""
+ACTIVE = ("PENDING", "RUNNING", "CANCELING", "PAUSED")
+
+
+@dataclasses.dataclass(frozen=True)
+class Submission:
+    """A run as it will be sent: the compiled pipeline and everything beside it."""
+
+    name: str
+    """Of the run, and of its place below the root: the same name again continues it."""
+    pipeline: str
+    """Of the pipeline and of the experiment."""
+    version: str
+    description: str
+    package: Path
+    parameters: dict[str, Any]
+
+
+def submit(options: argparse.Namespace, preset: Preset) -> int:
+    """Start a run; with --wait, follow it and return 1 unless it succeeds."""
+    name = layout.check_name(options.run or default_run_name(preset), "run")
+    root = chosen_root(options.root, partial(root_of_cluster, options))
+    with tempfile.TemporaryDirectory(prefix="dice-") as folder:
+        submission = prepare(preset, name, root, Path(folder))
+        if options.dry_run:
+            print(show(submission))
+            return 0
+        check_images(preset)
+        api = KfpApi(Connection.from_environment(options.host, options.namespace))
+        if options.run:
+            check_not_active(api, name)
+            check_same_pipeline(api, name, submission.pipeline)
+        run = send(api, submission)
+    print(f"run {name}: {api.address('runs', run.run_id)}")
+    if not options.wait:
+        print(f"follow it: make status RUN={name}   stop it: make cancel RUN={name}")
+        return 0
+    return follow(api, run.run_id, name)
+
+
+def default_run_name(preset: Preset) -> str:
+    """Return a new name: the preset and the time."""
+    return f"{preset.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def chosen_root(root: str, deployed: Callable[[], str] | None = None) -> str:
+    """Return where runs keep their data: the option, DICE_ROOT, or what the cluster was deployed with.
+
+    Args:
+        root: the option.
+        deployed: asks the cluster; only called where nothing else says it.
+
+    Raises:
+        ConfigError: nothing says it.
+        ValueError: it is a place that pods cannot reach.
+    """
+    root = root or os.environ.get("DICE_ROOT", "") or (deployed() if deployed else "")
+    if not root:
+        raise ConfigError(
+            "root: not set: where runs keep their data, such as DICE_ROOT=s3://bucket/prefix (what a cluster was "
+            "deployed with: kubectl get configmap dice-config -o jsonpath={.data.DICE_ROOT})"
+        )
+    layout.check_s3(root, "root")
+    return root.rstrip("/")
+
+
+def root_of_cluster(options: argparse.Namespace) -> str:
+    """Return the root in the cluster's ConfigMap; empty where no cluster can be asked."""
+    try:
+        cluster = ClusterApi(options.context, options.namespace or os.environ.get("DICE_NAMESPACE") or "kubeflow")
+        found = cluster.named("configmaps", CONFIG_MAP) or {}
+    except ClusterError as error:
+        print(f"pipelines: {error}", file=sys.stderr)
+        return ""
+    return str((found.get("data") or {}).get("DICE_ROOT", ""))
+
+
+def prepare(preset: Preset, name: str, root: str, folder: Path, *, recurring: bool = False) -> Submission:
+    """Check everything and compile; nothing is sent.
+
+    Args:
+        preset: with its changes.
+        name: of the run, or what the names of recurring runs begin with.
+        root: of all runs.
+        folder: gets the compiled pipeline.
+        recurring: compile the pipeline that chooses its own inputs.
+
+    Raises:
+        ConfigError: what would fail on the cluster.
+    """
+    # Imported when it is needed: a typo is told without the seconds that kfp takes to load.
+    from kfp import compiler
+
+    from pipelines.dice import build_pipeline, default_parameters
+
+    parameters = {**default_parameters(preset, recurring=recurring), "root": root, "run": name}
+    check_sources(parameters)
+    if (size := len(json.dumps(parameters))) > MAX_PARAMETER_BYTES:
+        raise ConfigError(f"parameters: {size} bytes in all, KFP takes {MAX_PARAMETER_BYTES}: shorten the settings")
+    pipeline = build_pipeline(shape_of(preset), recurring=recurring)
+    package = folder / f"{pipeline.name}.yaml"
+    compiler.Compiler().compile(pipeline, str(package))
+    version = f"{pipeline.name}-{content_digest(package.read_text())}"
+    return Submission(name, pipeline.name, version, preset.description, package, parameters)
+
+
+def content_digest(compiled: str) -> str:
+    """Return a digest of a compiled pipeline: of what it says, for its comments change from process to process."""
+    import yaml
+
+    documents = list(yaml.load_all(compiled, yaml.CSafeLoader))
+    return hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def shape_of(preset: Preset) -> Preset:
+    """Return the preset's original with those changes that decide the compiled graph; the rest are parameters."""
+    original = PRESETS[preset.name]()
+    names = ("iterations", "num_shards", "num_retries", "cluster", "launch")
+    changes = {name: getattr(preset, name) for name in names}
+    if original.has_warm_start != preset.has_warm_start:
+        changes["reference_source"] = preset.reference_source
+    return dataclasses.replace(original, **changes)
+
+
+def check_images(preset: Preset) -> None:
+    """Raise an error for images without a registry where nodes pull them: Docker Hub may have others of their names.
+
+    A cluster without GPUs is kind's, which gets them by make kind-load.
+
+    Raises:
+        ConfigError: one line naming an image and what to do.
+    """
+    wanted = (images.CORE, images.GENERATE, images.TRAIN)
+    bare = next((image for image in wanted if not images.names_a_registry(image)), "")
+    if bare and preset.cluster is not None and preset.cluster.gpu_resource:
+        raise ConfigError(
+            f"images: {bare} names no registry, and nodes would ask Docker Hub: give the REGISTRY= of make images push"
+        )
+
+
+def check_same_pipeline(api: KfpApi, name: str, pipeline: str) -> None:
+    """Raise KfpError when a name is that of another pipeline's run: its data is what a forgotten PRESET= would take."""
+    for run in runs_of(api, name)[:1]:
+        if run.recurring_run_id:
+            raise KfpError(
+                f"run {name!r} is a recurring one, with inputs that it chose itself: make retry RUN={name} continues "
+                "it, for a run of your own take another RUN="
+            )
+        found = api.pipeline_spec(run).get("pipelineInfo", {}).get("name", pipeline)
+        if found != pipeline:
+            raise KfpError(
+                f"run {name!r} is one of {found} and not of {pipeline}: give its PRESET= (and REGISTRY=, TAG= and SET= "
+                "as before), or take another RUN="
+            )
+
+
+def check_not_active(api: KfpApi, name: str) -> None:
+    """Raise KfpError when a run of that name is under way: two would write to the same place."""
+    for run in api.runs(name):
+        if run.state in ACTIVE:
+            raise KfpError(
+                f"run {name!r} is {run.state} already ({api.address('runs', run.run_id)}): follow it by make status "
+                f"RUN={name}, or stop it by make cancel RUN={name}"
+            )
+
+
+def send(api: KfpApi, submission: Submission) -> Any:
+    """Upload the pipeline version unless it is there, and start the run."""
+    version = upload(api, submission)
+    experiment = api.experiment(submission.pipeline)
+    return api.start_run(experiment, submission.name, submission.parameters, version, PIPELINE_ACCOUNT)
+
+
+def upload(api: KfpApi, submission: Submission) -> Any:
+    """Return the pipeline version of the submission's content."""
+    version, is_new = api.upload_once(
+        submission.pipeline, submission.version, submission.package, submission.description
+    )
+    print(f"pipeline version {submission.version}: {'uploaded' if is_new else 'is there already'}")
+    return version
+
+
+def show(submission: Submission) -> str:
+    """Return what a dry run would have sent, for people."""
+    kib = submission.package.stat().st_size >> 10
+    lines = [
+        f"pipeline:        {submission.pipeline} ({submission.description})",
+        f"version:         {submission.version} ({kib} KiB; uploaded unless it is there; make compile writes it)",
+        f"experiment:      {submission.pipeline}",
+        f"run:             {submission.name}",
+        f"service account: {PIPELINE_ACCOUNT}",
+        "parameters:",
+    ]
+    lines += (f"  {name}: {json.dumps(value)}" for name, value in submission.parameters.items())
+    return "\n".join([*lines, "a dry run: nothing was sent"])

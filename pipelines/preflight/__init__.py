@@ -1,0 +1,1 @@
+"""What a cluster must have before a run starts, checked line by line."""

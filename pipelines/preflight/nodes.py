@@ -1,0 +1,127 @@
+"""What preflight asks of the nodes: do they have the images, can they take the pods of a run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from components import images
+from dice_core.launch.settings import LaunchConfig
+from dice_core.settings.quantities import quantity
+from pipelines.cluster.api import ClusterApi, ClusterError
+from pipelines.cluster.config import ClusterConfig
+from pipelines.preflight.findings import UncertainError
+
+_NODES = "/api/v1/nodes"
+
+
+@dataclass(frozen=True)
+class Pods:
+    """Pods that run at a time, what each requests, where they may go."""
+
+    what: str
+    number: int
+    requests: Mapping[str, str]
+    pool: str
+    """What the settings of their nodes begin with."""
+    selector: Mapping[str, str]
+    tolerations: Sequence[Mapping[str, Any]]
+    sizes: str
+    """The settings that decide the requests."""
+
+
+def training_pods(config: ClusterConfig, launch: LaunchConfig) -> Pods:
+    """Return the pods of training; the other tasks with GPUs go to the same nodes and are smaller."""
+    requests = {"cpu": launch.cpu or config.trainer_cpu, "memory": launch.memory or config.trainer_memory}
+    if config.gpu_resource:
+        requests[config.gpu_resource] = str(launch.processes_per_node)
+    selector, tolerations = config.gpu_node_selector, config.gpu_tolerations
+    sizes = "cluster.trainer_cpu, cluster.trainer_memory, launch.processes_per_node"
+    return Pods("a training pod", launch.num_nodes, requests, "cluster.gpu", selector, tolerations, sizes)
+
+
+def cpu_task_pods(config: ClusterConfig) -> Pods:
+    """Return the largest task without a GPU."""
+    requests = {
+        "cpu": max(config.cpu_task_cpu, config.launcher_cpu, key=quantity),
+        "memory": max(config.cpu_task_memory, config.import_memory, config.launcher_memory, key=quantity),
+    }
+    selector, tolerations = config.cpu_node_selector, config.cpu_tolerations
+    sizes = "cluster.cpu_task_cpu, cluster.cpu_task_memory, cluster.import_memory"
+    return Pods("the largest CPU task", 1, requests, "cluster.cpu", selector, tolerations, sizes)
+
+
+def check_images(cluster: ClusterApi) -> str:
+    """Find images that no registry has on the nodes: a cluster of kind gets them by make kind-load."""
+    wanted = [images.CORE, images.GENERATE, images.TRAIN]
+    if images.names_a_registry(wanted[0]):
+        if changed := [image for image in wanted if image.endswith("-dirty")]:
+            raise ClusterError(
+                f"{', '.join(changed)}: built from sources with changes, and make push pushes no such tag: commit, "
+                "then make images push, or give TAG="
+            )
+        return f"{', '.join(wanted)}, to be pulled"
+    nodes = cluster.list(_NODES)
+    names = {name for node in nodes for image in node["status"].get("images", ()) for name in image.get("names") or ()}
+    missing = [image for image in wanted if not any(f"/{name}".endswith(f"/{image}") for name in names)]
+    if missing:
+        raise ClusterError(
+            f"{', '.join(missing)}: on no node, and the name has no registry: make kind-load with the same TAG, or "
+            "make push REGISTRY=registry.example.com/dice and the same REGISTRY here"
+        )
+    return f"{', '.join(wanted)}, on the nodes"
+
+
+def check_nodes(cluster: ClusterApi, pods: Pods) -> str:
+    """Find nodes that can take the pods.
+
+    Raises:
+        UncertainError: too few are there now; an autoscaler may make more.
+        ClusterError: there are nodes, and none of them can.
+    """
+    selector = ",".join(f"{name}={value}" for name, value in pods.selector.items())
+    nodes = cluster.list(_NODES, **({"labelSelector": selector} if selector else {}))
+    if not selector:
+        # What has no such resource at all is no node of the pool.
+        gpus = pods.requests.keys() - {"cpu", "memory"}
+        nodes = [node for node in nodes if gpus <= node["status"].get("allocatable", {}).keys()]
+    faults = {node["metadata"]["name"]: _fault(node, pods) for node in nodes}
+    usable = [name for name, fault in faults.items() if not fault]
+    wanted = f"{pods.what} ({', '.join(f'{value} {name}' for name, value in pods.requests.items())})"
+    if len(usable) >= pods.number:
+        return f"{len(usable)} of {len(nodes)} can take {wanted}"
+    if nodes and not usable:
+        reasons = "; ".join(f"{name} {fault}" for name, fault in list(faults.items())[:3])
+        raise ClusterError(
+            f"none of {len(nodes)} can take {wanted}: {reasons}. Add one that can; the requests come from {pods.sizes}"
+        )
+    raise UncertainError(
+        f"{len(usable)} {f'with the labels {selector} ' if selector else ''}can take {wanted} now, {pods.number} are "
+        f"needed: right where an autoscaler makes more (from zero too); otherwise start them, or SET='{pods.pool}"
+        "_node_selector=...'"
+    )
+
+
+def _fault(node: Mapping[str, Any], pods: Pods) -> str:
+    """Return why a node cannot take a pod; empty if it can."""
+    ready = {entry["type"]: entry["status"] for entry in node["status"].get("conditions", ())}.get("Ready")
+    if ready != "True":
+        return "is not ready"
+    if node["spec"].get("unschedulable"):
+        return "is cordoned"
+    for taint in node["spec"].get("taints", ()):
+        if taint["effect"] != "PreferNoSchedule" and not any(_tolerates(rule, taint) for rule in pods.tolerations):
+            return f"has the taint {taint['key']}:{taint['effect']}, which {pods.pool}_tolerations does not tolerate"
+    offered = node["status"].get("allocatable", {})
+    for name, value in pods.requests.items():
+        if quantity(offered.get(name, "0")) < quantity(value):
+            return f"offers {offered.get(name, 'no')} {name}, {value} are needed"
+    return ""
+
+
+def _tolerates(rule: Mapping[str, str], taint: Mapping[str, str]) -> bool:
+    """Return whether a toleration covers a taint, by the rules of Kubernetes."""
+    if rule.get("effect") and rule["effect"] != taint["effect"]:
+        return False
+    if rule.get("operator", "Equal") == "Exists":
+        return rule.get("key", "") in ("", taint["key"])
+    return rule.get("key") == taint["key"] and rule.get("value", "") == taint.get("value", "")

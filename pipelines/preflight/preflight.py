@@ -1,0 +1,212 @@
+"""`make preflight`: look whether the cluster has what a run of a preset needs, before hours are spent on finding out.
+
+One line a check: ok, FAIL and what to do, or `?` where it cannot be looked at from here, or may be right or wrong. It
+changes nothing but one small object in S3, which it deletes again.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from dice_core.launch.settings import LaunchConfig
+from dice_core.settings.base import ConfigError
+from dice_core.settings.quantities import quantity
+from pipelines.cluster.api import ClusterApi, ClusterError, ForbiddenError
+from pipelines.cluster.config import (
+    CONFIG_KEYS,
+    CONFIG_MAP,
+    CREDENTIAL_KEYS,
+    PIPELINE_ACCOUNT,
+    TRAINER_ACCOUNT,
+    ClusterConfig,
+)
+from pipelines.cluster.resources import launch_on_cluster
+from pipelines.kfp.api import Connection, KfpApi
+from pipelines.preflight.findings import Line, UncertainError, checked
+from pipelines.preflight.nodes import check_images, check_nodes, cpu_task_pods, training_pods
+from pipelines.preflight.queues import check_queue, check_quota
+from pipelines.preflight.s3 import s3_lines
+from pipelines.presets import Preset
+
+_Rights = Sequence[tuple[str, str, str]]
+_WORKFLOW_RIGHTS: _Rights = [
+    # Argo's executor reports the outcome of every step by it.
+    *((verb, "argoproj.io", "workflowtaskresults") for verb in ("create", "patch")),
+]
+_TRAINING_RIGHTS: _Rights = [
+    *((verb, "kubeflow.org", "pytorchjobs") for verb in ("create", "get", "list", "watch", "patch", "delete")),
+    *((verb, "", "pods") for verb in ("get", "list", "watch")),
+    ("get", "", "pods/log"),
+    *((verb, "", "events") for verb in ("get", "list", "watch")),
+]
+# Of a person.
+_LOGS_RIGHTS: _Rights = [("list", "", "pods"), ("get", "", "pods/log")]
+_CANCEL_RIGHTS: _Rights = [(verb, "kubeflow.org", "pytorchjobs") for verb in ("list", "delete")]
+_DEPLOY = "make deploy OVERLAY=... makes it"
+
+
+def preflight(options: argparse.Namespace, preset: Preset) -> int:
+    """Print a line for each check; return 1 if one failed."""
+    failed = 0
+    for line in lines(options, preset):
+        print(line, flush=True)
+        failed += line.state == "FAIL"
+    if failed:
+        print(f"{failed} to put right before make submit PRESET={preset.name}")
+    return int(failed > 0)
+
+
+def lines(options: argparse.Namespace, preset: Preset) -> Iterator[Line]:
+    """Yield the checks' results."""
+    connection = Connection.from_environment(options.host, options.namespace)
+    yield checked("settings", partial(check_settings, preset))
+    yield checked("Kubeflow Pipelines", partial(check_kfp, connection))
+    cluster = None
+    try:
+        cluster = ClusterApi(options.context, connection.namespace)
+        version = cluster.get("/version") or {}
+        yield Line("ok", "Kubernetes", f"{version.get('gitVersion', 'unknown version')} at {cluster.host}")
+    except ClusterError as error:
+        yield Line("FAIL", "Kubernetes", str(error))
+        cluster = None
+    if cluster:
+        yield from cluster_lines(cluster, preset)
+    else:
+        yield Line("?", "accounts, rights, training operator, nodes", "not looked at: they need the Kubernetes API")
+    yield from s3_lines(options, cluster, preset.cluster or ClusterConfig())
+
+
+def check_settings(preset: Preset) -> str:
+    """Check what the cluster section and the launch section say together; the rest was checked as it was read."""
+    if preset.cluster and preset.cluster.training_backend == "torchrun" and preset.launch.num_nodes > 1:
+        raise ConfigError("launch.num_nodes: cluster.training_backend=torchrun trains on one node only")
+    return preset.description
+
+
+def check_kfp(connection: Connection) -> str:
+    """Reach Kubeflow Pipelines and list runs as this person."""
+    api = KfpApi(connection)
+    api.runs()
+    return api.host + (f", several users, namespace {connection.namespace}" if api.is_multi_user else "")
+
+
+def cluster_lines(cluster: ClusterApi, preset: Preset) -> Iterator[Line]:
+    """Yield what the Kubernetes API tells: objects, rights, the training operator, nodes, quota."""
+    config, launch = preset.cluster or ClusterConfig(), launch_on_cluster(preset)
+    is_elsewhere = config.training_backend == "pytorchjob"
+    for account in (PIPELINE_ACCOUNT, *((TRAINER_ACCOUNT,) if is_elsewhere else ())):
+        yield checked(f"service account {account}", partial(check_object, cluster, "serviceaccounts", account))
+    yield checked(f"config map {CONFIG_MAP}", partial(check_object, cluster, "configmaps", CONFIG_MAP, CONFIG_KEYS))
+    if config.credentials_secret:
+        secret = partial(check_object, cluster, "secrets", config.credentials_secret, CREDENTIAL_KEYS)
+        yield checked(f"secret {config.credentials_secret}", secret)
+    if config.env_secret:
+        secret = partial(check_object, cluster, "secrets", config.env_secret, config.env_secret_keys)
+        yield checked(f"secret {config.env_secret}", secret)
+    for name in config.image_pull_secrets:
+        yield checked(f"image pull secret {name}", partial(check_object, cluster, "secrets", name))
+    if config.model_cache_claim:
+        yield checked("model cache", partial(check_claim, cluster, config.model_cache_claim))
+    if is_elsewhere:
+        yield checked("training operator", partial(check_operator, cluster, launch))
+    rights = [*_WORKFLOW_RIGHTS, *(_TRAINING_RIGHTS if is_elsewhere else ())]
+    yield checked(f"rights of {PIPELINE_ACCOUNT}", partial(check_rights, cluster, rights))
+    own_rights = [*_LOGS_RIGHTS, *(_CANCEL_RIGHTS if is_elsewhere else ())]
+    yield checked("your rights", partial(check_own_rights, cluster, own_rights))
+    yield checked("images", partial(check_images, cluster))
+    yield checked("shared memory", partial(check_shared_memory, config, launch))
+    yield checked("nodes for training", partial(check_nodes, cluster, training_pods(config, launch)))
+    yield checked("nodes for CPU tasks", partial(check_nodes, cluster, cpu_task_pods(config)))
+    if config.gpu_resource:
+        yield checked("quota", partial(check_quota, cluster, config, launch, preset.num_shards))
+    if is_elsewhere and launch.queue_name:
+        yield checked("queue", partial(check_queue, cluster, launch))
+
+
+def check_object(cluster: ClusterApi, resource: str, name: str, keys: tuple[str, ...] = ()) -> str:
+    """Find an object of the namespace, with keys in its data."""
+    found = cluster.named(resource, name)
+    if found is None:
+        raise ClusterError(f"there is none in namespace {cluster.namespace}: {_DEPLOY}")
+    missing = [key for key in keys if key not in (found.get("data") or {})]
+    if missing:
+        raise ClusterError(f"has no key {', '.join(missing)}: add it, or deploy again")
+    return f"in namespace {cluster.namespace}"
+
+
+def check_claim(cluster: ClusterApi, name: str) -> str:
+    """Find the volume claim; one that waits for its first pod is as good as a bound one, if its class exists."""
+    found = cluster.named("persistentvolumeclaims", name)
+    if found is None:
+        raise ClusterError(f"no claim {name} in namespace {cluster.namespace}: {_DEPLOY}")
+    phase = found.get("status", {}).get("phase", "Pending")
+    if phase == "Lost":
+        raise ClusterError(f"claim {name} has lost its volume: delete it and deploy again")
+    wanted = found["spec"].get("storageClassName")
+    if phase == "Pending" and wanted and cluster.get(f"/apis/storage.k8s.io/v1/storageclasses/{wanted}") is None:
+        raise ClusterError(
+            f"claim {name} waits for the storage class {wanted}, which the cluster does not have: install it, or name "
+            "one that it has in the overlay, delete the claim and deploy again"
+        )
+    modes = found["spec"].get("accessModes", ())
+    if "ReadWriteMany" not in modes and len(cluster.list("/api/v1/nodes")) > 1:
+        raise UncertainError(
+            f"claim {name} is {', '.join(modes)}: while pods of one node mount it, those of another wait. Right only "
+            "if all that mount it (imports, GPU tasks, training) go to one node; otherwise delete it and deploy "
+            "it with ReadWriteMany, or SET=cluster.model_cache_claim= (each pod then downloads its own)"
+        )
+    return f"claim {name} is {phase}" + (" (bound by the first pod that mounts it)" if phase == "Pending" else "")
+
+
+def check_operator(cluster: ClusterApi, launch: LaunchConfig) -> str:
+    """Find the PyTorchJob resource; say what the operator adds to pods, which can keep them from starting."""
+    found = cluster.get("/apis/kubeflow.org/v1")
+    if not found or "pytorchjobs" not in {entry["name"] for entry in found["resources"]}:
+        raise ClusterError(
+            "the API knows no PyTorchJob: install the training operator (manifests/README.md names the release), or "
+            "train in the task's own pod: SET=cluster.training_backend=torchrun"
+        )
+    workers = "; it adds a container of alpine:3.10 to Workers unless told otherwise (manifests/README.md)"
+    return "PyTorchJob kubeflow.org/v1" + (workers if launch.num_nodes > 1 else "")
+
+
+def check_rights(cluster: ClusterApi, rights: _Rights) -> str:
+    """Ask whether the tasks of a run may do what they do: report their outcome, and run PyTorchJobs."""
+    try:
+        refused = [
+            f"{verb} {name}" for verb, group, name in rights if not cluster.may(PIPELINE_ACCOUNT, verb, group, name)
+        ]
+    except ForbiddenError:
+        account = f"system:serviceaccount:{cluster.namespace}:{PIPELINE_ACCOUNT}"
+        raise ForbiddenError(
+            f"ask somebody who may: kubectl auth can-i create pytorchjobs.kubeflow.org --namespace "
+            f"{cluster.namespace} --as {account}"
+        ) from None
+    if refused:
+        raise ClusterError(
+            f"may not {', '.join(refused)}: make deploy OVERLAY=... binds the roles dice-training and dice-workflow"
+        )
+    has_training = len(rights) > len(_WORKFLOW_RIGHTS)
+    return "may report outcomes" + (", create, follow and delete PyTorchJobs" if has_training else "")
+
+
+def check_own_rights(cluster: ClusterApi, rights: _Rights) -> str:
+    """Ask whether the person who asks may do what make logs and make cancel do; a run itself needs none of it."""
+    refused = [f"{verb} {name}" for verb, group, name in rights if not cluster.may("", verb, group, name)]
+    if refused:
+        raise UncertainError(f"you may not {', '.join(refused)}: make logs or make cancel will need it, ask for it")
+    return "you may do what make logs and make cancel do"
+
+
+def check_shared_memory(config: ClusterConfig, launch: LaunchConfig) -> str:
+    """Compare /dev/shm with the memory of the pods, of which it is a part."""
+    pods = {"a GPU task": (config.gpu_task_shm_size, config.gpu_task_memory)}
+    pods["a training pod"] = (launch.shm_size or config.trainer_shm_size, launch.memory or config.trainer_memory)
+    for name, (size, memory) in pods.items():
+        if size and quantity(size) > quantity(memory) / 2:
+            raise ConfigError(f"/dev/shm of {name} is {size} of its {memory}: leave half for the processes")
+    if launch.processes_per_node > 1 and not pods["a training pod"][0]:
+        raise ConfigError(
+            "/dev/shm of a training pod is the 64 MiB of Kubernetes, NCCL needs more: SET=cluster.trainer_shm_size=64Gi"
+        )
+    return ", ".join(f"{size or '64Mi'} of {memory} for {name}" for name, (size, memory) in pods.items())

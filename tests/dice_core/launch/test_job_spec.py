@@ -1,0 +1,345 @@
+"""The PyTorchJob that is asked for: what the operator, Istio, Kueue, pod security and S3 need to find in it.
+
+With DICE_TEST_CRD set it is also held against the schema of that definition.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from dice_core.launch.job_spec import COPIED_VARIABLES, job_name, training_job
+from dice_core.launch.settings import LaunchConfig
+from dice_core.settings.base import ConfigError
+from pipelines.cluster.resources import CACHE_FOLDER
+
+_URI = "s3://bucket/dice/runs/My_Run.1/iteration-2/train/job.json"
+_FULL = {
+    "image": "registry/train:1.0",
+    "num_nodes": 3,
+    "processes_per_node": 8,
+    "service_account": "dice-trainer",
+    "cpu": "90",
+    "memory": "1000Gi",
+    "shm_size": "64Gi",
+    "model_cache_claim": "dice-model-cache",
+    "env": {"NCCL_SOCKET_IFNAME": "eth0", "NCCL_DEBUG": "INFO"},
+    "labels": {"team": "a"},
+    "annotations": {"note": "b"},
+    "credentials_secret": "dice-s3",
+    "image_pull_secrets": ["registry"],
+    "node_selector": {"pool": "a100"},
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "tolerationSeconds": 300.0}],
+    "queue_name": "dice",
+    "priority_class": "training",
+}
+_OWNER = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "run", "uid": "1-2-3"}
+
+
+def spec_of(environment: dict[str, str] | None = None, **settings: Any) -> dict[str, Any]:
+    launch = LaunchConfig.parse({"backend": "pytorchjob", "image": "train:1", **settings}, "launch")
+    return training_job("dice-x", _URI, launch, environment=environment or {})
+
+
+def pod_of(job: dict[str, Any], role: str = "Master") -> dict[str, Any]:
+    return dict(job["spec"]["pytorchReplicaSpecs"][role]["template"]["spec"])
+
+
+def container_of(job: dict[str, Any]) -> dict[str, Any]:
+    [container] = pod_of(job)["containers"]
+    return dict(container)
+
+
+def values_of(job: dict[str, Any]) -> dict[str, str]:
+    return {variable["name"]: variable.get("value", "") for variable in container_of(job)["env"]}
+
+
+def test_the_name_is_a_short_label_that_says_what_and_depends_on_what_is_computed() -> None:
+    name = job_name(_URI, "f1")
+    assert name == job_name(_URI, "f1")
+    assert name.startswith("dice-my-run-1-iteration-2-train-")
+    assert len({name, job_name(_URI, "f2"), job_name(_URI.replace("iteration-2", "iteration-3"), "f1")}) == 3
+    # The operator adds -worker-<index>, and names services so.
+    longest = job_name(f"s3://bucket/{'long-' * 30}/iteration-1/train/job.json", "f1")
+    assert len(longest) <= 50
+    assert not longest.endswith("-")
+    assert job_name("/tmp/job.json", "").startswith("dice-")
+
+
+def test_the_job_of_a_run_is_labelled_with_its_name() -> None:
+    launch = LaunchConfig(backend="pytorchjob", image="train:1")
+    places = {
+        "s3://bucket/runs/dice/runs/zephyr-1/iteration-2/train/job.json": "zephyr-1",
+        "s3://bucket/policy-1/job.json": None,
+        "s3://bucket/runs/No Label/job.json": None,
+    }
+    for place, run in places.items():
+        job = training_job("dice-x", place, launch, environment={})
+        assert job["metadata"]["labels"].get("dice-suite/run") == run
+
+
+def test_one_pod_by_default_makes_its_own_rendezvous() -> None:
+    job = spec_of(processes_per_node=8)
+    assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
+    assert list(job["spec"]["pytorchReplicaSpecs"]) == ["Master"]
+    assert job["spec"]["pytorchReplicaSpecs"]["Master"]["replicas"] == 1
+    command = container_of(job)["command"]
+    assert command[:3] == ["python", "-m", "torch.distributed.run"]
+    assert {"--standalone", "--nproc-per-node=8"} <= set(command)
+    assert command[-3:] == ["--module", "dice_core.training.worker", _URI]
+    assert container_of(job)["resources"]["limits"] == {"nvidia.com/gpu": "8"}
+
+
+def test_several_nodes_are_a_number_and_meet_where_the_operator_says() -> None:
+    job = spec_of(num_nodes=4, processes_per_node=8)
+    replicas = job["spec"]["pytorchReplicaSpecs"]
+    assert {role: replica["replicas"] for role, replica in replicas.items()} == {"Master": 1, "Worker": 3}
+    # torchrun reads PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR, ..., which the operator sets from this.
+    assert job["spec"]["nprocPerNode"] == "8"
+    assert not [part for part in container_of(job)["command"] if "standalone" in part or "nproc" in part]
+    assert pod_of(job, "Master") == pod_of(job, "Worker")
+
+
+def test_the_run_policy_and_restarts_are_the_settings() -> None:
+    job = spec_of(backoff_limit=1, restart_policy="Never", clean_pod_policy="All", ttl_seconds_after_finished=60)
+    assert job["spec"]["runPolicy"] == {
+        "cleanPodPolicy": "All",
+        "ttlSecondsAfterFinished": 60,
+        # The launcher ends the training at 172,800 s; the operator, which counts the wait too, whatever is left.
+        "activeDeadlineSeconds": 172_800 + 1800,
+        "backoffLimit": 1,
+    }
+    assert job["spec"]["pytorchReplicaSpecs"]["Master"]["restartPolicy"] == "Never"
+
+
+def test_pods_carry_no_sidecar_and_the_labels_that_network_policies_select() -> None:
+    template = spec_of()["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
+    labels, annotations = template["metadata"]["labels"], template["metadata"]["annotations"]
+    assert labels["sidecar.istio.io/inject"] == annotations["sidecar.istio.io/inject"] == "false"
+    assert labels["app.kubernetes.io/part-of"] == "dice-suite"
+    assert labels["app.kubernetes.io/component"] == "training"
+
+
+def test_pods_carry_the_labels_and_annotations_of_the_settings_beside_the_suites_own() -> None:
+    own = "app.kubernetes.io/part-of"
+    job = spec_of(num_nodes=2, labels={"team": "a", own: "other"}, annotations={"note": "b"})
+    for replica in job["spec"]["pytorchReplicaSpecs"].values():
+        metadata = replica["template"]["metadata"]
+        assert (metadata["labels"]["team"], metadata["labels"][own]) == ("a", "dice-suite")
+        assert (metadata["annotations"]["note"], metadata["annotations"]["sidecar.istio.io/inject"]) == ("b", "false")
+
+
+def test_pods_run_as_nobody_special_on_a_read_only_root_with_room_where_it_is_needed() -> None:
+    job = spec_of(shm_size="64Gi", model_cache_claim="models")
+    pod, container = pod_of(job), container_of(job)
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    volumes = {volume.pop("name"): volume for volume in pod["volumes"]}
+    places = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+    assert places == {
+        "/tmp": {"emptyDir": {}},
+        "/cache": {"persistentVolumeClaim": {"claimName": "models"}},
+        "/scratch": {"emptyDir": {}},
+        "/dev/shm": {"emptyDir": {"medium": "Memory", "sizeLimit": "64Gi"}},
+    }
+    values = values_of(job)
+    assert (values["DICE_SCRATCH"], values["HOME"]) == ("/scratch", "/tmp")
+
+
+def test_a_user_of_0_leaves_the_choice_to_the_cluster_and_still_refuses_root() -> None:
+    by_default, chosen = (pod_of(spec_of(**settings))["securityContext"] for settings in ({}, {"run_as_user": 0}))
+    users = {name: 10001 for name in ("runAsUser", "runAsGroup", "fsGroup")}
+    assert by_default == chosen | users
+    assert chosen["runAsNonRoot"] is True and not users.keys() & chosen.keys()
+
+
+def test_training_keeps_models_where_the_images_and_the_other_tasks_do() -> None:
+    in_images = {
+        place
+        for path in (Path(__file__).parents[3] / "images").glob("*/Dockerfile")
+        for place in re.findall(r"\bDICE_CACHE=(\S+)", path.read_text())
+    }
+    assert in_images == {values_of(spec_of())["DICE_CACHE"]} == {f"{CACHE_FOLDER}/models"}
+
+
+def test_without_a_claim_or_shared_memory_there_are_empty_folders_only() -> None:
+    job = spec_of()
+    assert [volume["name"] for volume in pod_of(job)["volumes"]] == ["tmp", "cache", "scratch"]
+    assert all("emptyDir" in volume for volume in pod_of(job)["volumes"])
+
+
+def test_where_s3_is_comes_from_the_launcher_and_credentials_from_a_secret_never_by_value() -> None:
+    environment = {
+        "AWS_ENDPOINT_URL": "http://s3:8333",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL_S3": "",
+        "AWS_ACCESS_KEY_ID": "THE-KEY",
+        "AWS_SECRET_ACCESS_KEY": "THE-SECRET",
+        "AWS_SESSION_TOKEN": "THE-TOKEN",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token",
+        "AWS_PROFILE": "mine",
+    }
+    job = spec_of(environment, credentials_secret="dice-s3")
+    variables = {variable["name"]: variable for variable in container_of(job)["env"]}
+    assert variables["AWS_ENDPOINT_URL"]["value"] == "http://s3:8333"
+    assert {name for name in variables if name.startswith("AWS_")} == {
+        "AWS_ENDPOINT_URL",
+        "AWS_REGION",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+    }
+    assert variables["AWS_ACCESS_KEY_ID"]["valueFrom"]["secretKeyRef"] == {
+        "name": "dice-s3",
+        "key": "AWS_ACCESS_KEY_ID",
+    }
+    assert not [text for text in ("THE-KEY", "THE-SECRET", "THE-TOKEN") if text in str(job)]
+    with_account = values_of(spec_of(environment, service_account="dice-trainer"))
+    assert not {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"} & with_account.keys()
+    assert not [name for name in COPIED_VARIABLES if "KEY" in name or "TOKEN" in name]
+
+
+def test_a_users_variables_win_over_the_built_in_ones() -> None:
+    values = values_of(spec_of(env={"NCCL_DEBUG": "INFO", "NCCL_SOCKET_IFNAME": "eth0"}))
+    assert (values["NCCL_DEBUG"], values["NCCL_SOCKET_IFNAME"]) == ("INFO", "eth0")
+
+
+@pytest.mark.parametrize(
+    ("settings", "threads"),
+    [
+        ({"cpu": "90", "processes_per_node": 8}, "11"),
+        ({"cpu": "500m", "processes_per_node": 2}, "1"),
+        ({"cpu": "1"}, ""),
+        ({"cpu": "90", "processes_per_node": 8, "env": {"OMP_NUM_THREADS": "4"}}, "4"),
+        ({}, ""),
+    ],
+)
+def test_processes_share_the_cores_of_their_pod(settings: dict[str, Any], threads: str) -> None:
+    assert values_of(spec_of(**settings)).get("OMP_NUM_THREADS", "") == threads
+
+
+def test_place_access_and_queue_are_the_settings() -> None:
+    launch = LaunchConfig.parse(_FULL, "launch")
+    job = training_job("dice-x", _URI, launch, environment={}, owner=_OWNER)
+    pod = pod_of(job, "Worker")
+    assert pod["serviceAccountName"] == "dice-trainer"
+    assert pod["nodeSelector"] == {"pool": "a100"}
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "tolerationSeconds": 300}]
+    assert isinstance(pod["tolerations"][0]["tolerationSeconds"], int)
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    assert pod["priorityClassName"] == "training"
+    assert container_of(job)["resources"] == {
+        "requests": {"cpu": "90", "memory": "1000Gi", "nvidia.com/gpu": "8"},
+        "limits": {"memory": "1000Gi", "nvidia.com/gpu": "8"},
+    }
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "dice"
+    assert job["spec"]["runPolicy"]["suspend"] is True
+    assert job["metadata"]["ownerReferences"] == [_OWNER]
+
+
+def test_on_a_cluster_without_gpus_none_is_asked_for() -> None:
+    assert container_of(spec_of(gpu_resource="", memory="2Gi"))["resources"] == {
+        "requests": {"memory": "2Gi"},
+        "limits": {"memory": "2Gi"},
+    }
+
+
+def test_a_job_without_an_image_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"launch.image: backend 'pytorchjob' needs the image of the training pods"):
+        spec_of(image="")
+
+
+# The parts of the definition (kubeflow.org/v1, the same in v1.7.0 and v1.9.4) that we set, by hand.
+_RUN_POLICY = {
+    "cleanPodPolicy": str,
+    "ttlSecondsAfterFinished": int,
+    "activeDeadlineSeconds": int,
+    "backoffLimit": int,
+    "suspend": bool,
+}
+_POLICIES = ("Always", "OnFailure", "Never", "ExitCode")
+
+
+def test_the_job_has_the_fields_and_types_of_the_definition() -> None:
+    job = training_job("dice-x", _URI, LaunchConfig.parse(_FULL, "launch"), environment={}, owner=_OWNER)
+    assert set(job) == {"apiVersion", "kind", "metadata", "spec"}
+    assert set(job["spec"]) == {"nprocPerNode", "runPolicy", "pytorchReplicaSpecs"}
+    assert isinstance(job["spec"]["nprocPerNode"], str)
+    for name, value in job["spec"]["runPolicy"].items():
+        assert type(value) is _RUN_POLICY[name]
+    for replica in job["spec"]["pytorchReplicaSpecs"].values():
+        assert set(replica) == {"replicas", "restartPolicy", "template"}
+        assert replica["restartPolicy"] in _POLICIES
+        # The operator finds its container by name.
+        assert [container["name"] for container in replica["template"]["spec"]["containers"]] == ["pytorch"]
+
+
+def test_the_pod_fits_the_schema_of_kubernetes() -> None:
+    job = training_job("dice-x", _URI, LaunchConfig.parse(_FULL, "launch"), environment={"AWS_REGION": "r"})
+    template = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    pod = {"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "x", **template["metadata"]}}
+    kubernetes_validate.validate(pod, "1.30", strict=True)
+
+
+def test_the_job_fits_the_schema_of_the_definition_on_hand() -> None:
+    path = os.environ.get("DICE_TEST_CRD", "")
+    definition = yaml.safe_load(Path(path).read_text()) if path else _excerpt()
+    [version] = [version for version in definition["spec"]["versions"] if version["name"] == "v1"]
+    schema = version["schema"]["openAPIV3Schema"]
+    for settings in (_FULL, {"image": "train:1"}):
+        job = training_job("dice-x", _URI, LaunchConfig.parse(settings, "launch"), environment={"AWS_REGION": "r"})
+        jsonschema.validate(job, schema)
+        assert list(pruned(job["spec"], schema["properties"]["spec"], "spec")) == []
+
+
+def _excerpt() -> dict[str, Any]:
+    """Return the few lines of the definition that say more than types; pods are any object here."""
+    replica = {
+        "type": "object",
+        "properties": {
+            "replicas": {"type": "integer", "format": "int32"},
+            "restartPolicy": {"type": "string"},
+            "template": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
+        },
+    }
+    policy = {"properties": {name: {} for name in _RUN_POLICY}, "type": "object"}
+    spec = {
+        "type": "object",
+        "required": ["pytorchReplicaSpecs"],
+        "properties": {
+            "nprocPerNode": {"type": "string"},
+            "runPolicy": policy,
+            "pytorchReplicaSpecs": {"type": "object", "additionalProperties": replica},
+        },
+    }
+    schema = {"type": "object", "properties": {"spec": spec}}
+    return {"spec": {"versions": [{"name": "v1", "schema": {"openAPIV3Schema": schema}}]}}
+
+
+def pruned(value: Any, schema: dict[str, Any], path: str) -> list[str]:
+    """Return the fields that an API server drops without a word, because the schema does not know them."""
+    if schema.get("x-kubernetes-preserve-unknown-fields"):
+        return []
+    if isinstance(value, list):
+        return [field for item in value for field in pruned(item, schema.get("items", {}), f"{path}[]")]
+    if not isinstance(value, dict):
+        return []
+    known, others = schema.get("properties", {}), schema.get("additionalProperties")
+    unknown = [] if others else [f"{path}.{name}" for name in value if name not in known]
+    inner = {name: known.get(name) or others for name in value if known.get(name) or others}
+    return unknown + [
+        field
+        for name, its in inner.items()
+        if isinstance(its, dict)
+        for field in pruned(value[name], its, f"{path}.{name}")
+    ]

@@ -1,0 +1,307 @@
+"""The launcher against a cluster that runs its pods as local processes, through the faults of a real cluster.
+
+The processes are a few lines, for the sake of time; test_pytorchjob_training.py trains.
+"""
+
+import io
+import signal
+from contextlib import redirect_stderr
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dice_core.launch.backend import LaunchError
+from tests.kubernetes_api.by_hand import wait_until
+from tests.kubernetes_api.server import ApiServer
+from tests.kubernetes_api.store import JOB, POD, WORKFLOW, StatusError
+from tests.kubernetes_api.training_operator import TrainingOperator
+from tests.launchers import PATIENCE, Launcher, Make, num_created, pods, running, shown, start_process
+
+
+def pid_file(folder: Path, node: int = 0) -> Path:
+    """Wait until a replica has started, and return the file with its process id."""
+    path = folder / f"pid-{node}"
+    wait_until(lambda: path.exists() and bool(path.read_text()))
+    return path
+
+
+def is_alive(folder: Path, node: int = 0) -> bool:
+    status = Path(f"/proc/{pid_file(folder, node).read_text()}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def test_the_log_of_every_replica_is_shown_with_its_rank(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body = 'print("torchrun speaks")\nprint(f"[default1]:process 1 of {node}, world of", os.environ["WORLD_SIZE"])'
+    # Success is the Master's, and whatever else runs then is cleaned away: let the Worker be first.
+    command = worker(f'{body}\ntime.sleep(0 if node == "1" else 1)')
+    Launcher(job_uri, command, num_nodes=2, processes_per_node=8).result()
+    said = capfd.readouterr().err
+    assert shown(said, "node 0") == shown(said, "node 1") == ["torchrun speaks"]
+    assert shown(said, "rank 1") == ["process 1 of 0, world of 16"]
+    assert shown(said, "rank 9") == ["process 1 of 1, world of 16"]
+
+
+_COUNTING = 'for i in range(60):\n    print("line", i, flush=True)\n    time.sleep(0.03)\n'
+_COUNTED = [f"line {i}" for i in range(60)]
+
+
+def test_an_api_server_that_restarts_costs_no_line_and_no_job(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    launcher = Launcher(job_uri, worker(_COUNTING))
+    running(server)
+    for _ in range(2):
+        server.restart(0.2)
+    launcher.result()
+    assert shown(capfd.readouterr().err, "node 0") == _COUNTED
+    assert num_created(server) == 1
+
+
+def test_an_expired_watch_lists_again_and_goes_on(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    launcher = Launcher(job_uri, worker(_COUNTING))
+    running(server)
+    num_lists = sum("pods?" in request and "watch=True" not in request for request in server.requests)
+    server.expire_watches()
+    launcher.result()
+    assert sum("pods?" in request and "watch=True" not in request for request in server.requests) > num_lists
+    assert shown(capfd.readouterr().err, "node 0") == _COUNTED
+
+
+def test_a_silent_log_is_asked_for_again_and_shown_once(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = worker('for i in range(3):\n    print("line", i, flush=True)\n    time.sleep(0.6)\n')
+    Launcher(job_uri, command, patience=replace(PATIENCE, silence=0.2)).result()
+    assert shown(capfd.readouterr().err, "node 0") == ["line 0", "line 1", "line 2"]
+    assert server.count("GET", "follow=True") > 3
+
+
+_UNTIL_AGAIN = """
+if folder.joinpath("again").exists():
+    print("resumed")
+else:
+    folder.joinpath("again").touch()
+    time.sleep(60)
+"""
+
+
+def test_an_evicted_pod_is_replaced_and_the_training_goes_on(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    launcher = Launcher(job_uri, worker(_UNTIL_AGAIN))
+    [name] = running(server)
+    wait_until(lambda: Path(job_uri).with_name("again").exists())
+    operator.kubelet.evict(name)
+    launcher.result()
+    assert shown(capfd.readouterr().err, "node 0") == ["resumed"]
+    assert num_created(server) == 1
+
+
+def test_an_eviction_is_the_cause_where_pods_are_not_replaced(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make
+) -> None:
+    launcher = Launcher(job_uri, worker("time.sleep(60)"), restart_policy="Never")
+    [name] = running(server)
+    operator.kubelet.evict(name)
+    with pytest.raises(LaunchError) as caught:
+        launcher.result()
+    message = f"{name} Evicted: The node was low on resource: memory."
+    assert str(caught.value).startswith(f"training failed: {message} (job default/")
+    assert f"event of {name}: Evicted: The node was low on resource: memory." in str(caught.value)
+
+
+def test_a_pod_in_image_pull_backoff_ends_at_the_deadline_and_one_that_recovers_trains(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make
+) -> None:
+    operator.kubelet.image_pull_fails = True
+    with pytest.raises(LaunchError, match=r'ImagePullBackOff: Back-off pulling image "training:1" \(job'):
+        Launcher(job_uri, worker(""), pending_deadline_seconds=1).result()
+    wait_until(lambda: not pods(server))
+
+    with redirect_stderr(io.StringIO()) as screen:
+        launcher = Launcher(job_uri, worker(""), pending_deadline_seconds=120)
+        wait_until(lambda: "ImagePullBackOff" in screen.getvalue())
+    operator.kubelet.image_pull_fails = False
+    launcher.result()
+
+
+def test_a_job_deleted_by_hand_ends_the_launcher_and_the_processes(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, tmp_path: Path
+) -> None:
+    launcher = Launcher(job_uri, worker("time.sleep(60)"))
+    pid_file(tmp_path / "train")
+    [job] = server.store.find(JOB, "default")
+    server.store.delete(JOB, "default", job["metadata"]["name"])
+    with pytest.raises(LaunchError, match="was deleted while it ran"):
+        launcher.result()
+    wait_until(lambda: not is_alive(tmp_path / "train"))
+
+
+def test_a_deleted_run_takes_its_job_and_the_processes_along(
+    server: ApiServer,
+    operator: TrainingOperator,
+    job_uri: str,
+    worker: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    workflow = server.store.create(WORKFLOW, "default", {"metadata": {"name": "run-1"}})
+    owner = {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "name": "run-1",
+        "uid": workflow["metadata"]["uid"],
+        "controller": True,
+    }
+    spec = {"containers": [{"name": "main", "image": "core:1", "command": ["sleep", "60"]}]}
+    server.store.create(POD, "default", {"metadata": {"name": "launcher", "ownerReferences": [owner]}, "spec": spec})
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("POD_NAME", "launcher")
+    monkeypatch.setenv("POD_NAMESPACE", "default")
+    launcher = Launcher(job_uri, worker("time.sleep(60)"))
+    pid_file(tmp_path / "train")
+    server.store.delete(WORKFLOW, "default", "run-1")
+    with pytest.raises(LaunchError, match="was deleted while it ran"):
+        launcher.result()
+    wait_until(lambda: not is_alive(tmp_path / "train"))
+
+
+def test_a_failed_training_is_an_error_with_its_cause_exit_code_and_last_lines(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make
+) -> None:
+    body = 'print(f"[default0]:node {node} at work", flush=True)\ntime.sleep(0.5)\n'
+    fails = 'if node == "1":\n    print("[default0]:error: the disk is full")\n    sys.exit(3)\ntime.sleep(60)'
+    with pytest.raises(LaunchError) as caught:
+        Launcher(job_uri, worker(body + fails), num_nodes=2, restart_policy="Never").result()
+    first, *others = str(caught.value).splitlines()
+    [job] = server.store.find(JOB, "default")
+    name = job["metadata"]["name"]
+    assert first == f"training failed, exit code 3 in {name}-worker-0: the disk is full (job default/{name})"
+    assert f"pod {name}-worker-0: Failed on node-1, exit code 3 (Error)" in others
+    assert others[-3:] == ["[rank 0] node 0 at work", "[rank 1] node 1 at work", "[rank 1] error: the disk is full"]
+
+
+def test_a_restarted_pod_may_succeed_and_one_that_fails_too_often_is_an_error(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body = 'attempt = len(list(folder.glob("try-*")))\nfolder.joinpath(f"try-{attempt}").touch()\n'
+    body += 'print("attempt", attempt, flush=True)\nsys.exit(attempt < FAILURES)'
+    Launcher(job_uri, worker(body.replace("FAILURES", "2")), backoff_limit=3).result()
+    assert shown(capfd.readouterr().err, "node 0") == ["attempt 0", "attempt 1", "attempt 2"]
+
+    for path in Path(job_uri).parent.glob("try-*"):
+        path.unlink()
+    [job] = server.store.find(JOB, "default")
+    server.store.delete(JOB, "default", job["metadata"]["name"])
+    wait_until(lambda: not pods(server))
+    with pytest.raises(LaunchError, match="has reached the specified backoff limit"):
+        Launcher(job_uri, worker(body.replace("FAILURES", "9")), backoff_limit=2).result()
+
+
+def test_a_launcher_told_to_stop_ends_the_processes(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, tmp_path: Path
+) -> None:
+    launcher = start_process(job_uri, worker("time.sleep(60)"))
+    pid_file(tmp_path / "train")
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(60) == -signal.SIGTERM
+    wait_until(lambda: not is_alive(tmp_path / "train"))
+
+
+def test_a_launcher_told_to_stop_looks_once_at_its_pod_and_deletes_in_one_call(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {"containers": [{"name": "main", "image": "core:1", "command": ["sleep", "60"]}]}
+    server.store.create(POD, "default", {"metadata": {"name": "launcher"}, "spec": spec})
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("POD_NAME", "launcher")
+    monkeypatch.setenv("POD_NAMESPACE", "default")
+    # Watches that last are not asked for again meanwhile.
+    launcher = start_process(job_uri, worker("time.sleep(60)"), patience=replace(PATIENCE, watch=60))
+    pid_file(Path(job_uri).parent)
+    wait_until(lambda: server.count("GET", "watch=True") == 2)
+    num_before = len(server.requests)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(60) == -signal.SIGTERM
+    [job_name] = {Path(request).name for request in server.requests if request.startswith("DELETE ")}
+    assert job_name.startswith("dice-")
+    assert [request for request in server.requests[num_before:] if "/log?" not in request] == [
+        "GET /api/v1/namespaces/default/pods/launcher",
+        f"DELETE /apis/kubeflow.org/v1/namespaces/default/pytorchjobs/{job_name}",
+    ]
+
+
+def test_an_api_that_stays_away_ends_the_launcher_and_not_the_training(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make
+) -> None:
+    launcher = Launcher(job_uri, worker("time.sleep(60)"), patience=replace(PATIENCE, give_up=0.5))
+    running(server)
+    server.stop()
+    with pytest.raises(LaunchError, match=r"the Kubernetes API at \S+ has not answered for 0 s: .*refused"):
+        launcher.result()
+    assert len(running(server)) == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource", "message"),
+    [
+        ("create", "pytorchjobs", "the cluster did not take the training job in default: 403 pytorchjobs is forbidden"),
+        ("watch", "pods", "may not follow pods in default: 403 pods is forbidden"),
+    ],
+)
+def test_a_missing_right_is_named(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, verb: str, resource: str, message: str
+) -> None:
+    server.denied.add((verb, resource))
+    with pytest.raises(LaunchError, match=message):
+        Launcher(job_uri, worker("time.sleep(60)")).result()
+
+
+def test_a_job_whose_owner_may_not_be_changed_is_adopted_and_the_log_says_to_whom_it_belongs(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = start_process(job_uri, worker("time.sleep(60)"))
+    running(server)
+    killed.kill()
+    killed.wait()
+    spec = {"containers": [{"name": "main", "image": "core:1", "command": ["sleep", "60"]}]}
+    server.store.create(POD, "default", {"metadata": {"name": "launcher"}, "spec": spec})
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("POD_NAME", "launcher")
+    monkeypatch.setenv("POD_NAMESPACE", "default")
+    server.denied.add(("patch", "pytorchjobs"))
+    with redirect_stderr(io.StringIO()) as screen:
+        launcher = Launcher(job_uri, worker("time.sleep(60)"))
+        wait_until(lambda: "still belongs to an earlier run, and is deleted with that one: 403" in screen.getvalue())
+    launcher.join(1)
+    assert launcher.is_alive()
+
+
+def test_a_quota_that_is_reached_is_not_told_as_a_missing_right(
+    server: ApiServer, job_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise StatusError(403, 'pytorchjobs "x" is forbidden: exceeded quota: jobs, requested: count=1, limited: 4')
+
+    monkeypatch.setattr(server.store, "create", refuse)
+    with pytest.raises(LaunchError, match=r"exceeded quota: jobs, .* \(raise that quota, or wait\)"):
+        Launcher(job_uri).result()
+
+
+def test_credentials_that_never_worked_are_refused_at_once(server: ApiServer, job_uri: str) -> None:
+    server.kubeconfig.write_text(server.kubeconfig.read_text().replace("token: stand-in", "token: another"))
+    with pytest.raises(LaunchError, match="401 Unauthorized"):
+        Launcher(job_uri).result()
+    assert len(server.requests) == 1
+
+
+def test_a_cluster_without_the_operator_is_an_error_that_says_so(server: ApiServer, job_uri: str) -> None:
+    server.unserved.add(JOB.plural)
+    with pytest.raises(LaunchError, match=r"404 page not found \(is the training operator installed\?"):
+        Launcher(job_uri).result()

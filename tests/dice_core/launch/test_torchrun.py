@@ -1,0 +1,149 @@
+"""Starting processes by torchrun, and what a person learns when one fails. The workers are a few lines, no model."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dice_core.launch.backend import LaunchError
+from dice_core.launch.launch import launch_training
+from dice_core.launch.settings import LaunchConfig
+from dice_core.launch.torchrun import TorchrunBackend
+from dice_core.settings.base import ConfigError
+
+_REPOSITORY = Path(__file__).parents[3]
+
+_WORKER = """
+import os, signal, sys, time
+from pathlib import Path
+
+folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+print(f"rank {rank} of {os.environ['WORLD_SIZE']} at work", flush=True)
+BODY
+"""
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Return a function that makes a module of a worker's last lines, and returns its name."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def make(body: str) -> str:
+        (tmp_path / "launched_worker.py").write_text(_WORKER.replace("BODY", body))
+        return "launched_worker"
+
+    return make
+
+
+def test_every_process_is_started_and_its_output_is_shown_with_its_rank(
+    worker: Callable[[str], str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    TorchrunBackend(worker("")).run(str(tmp_path), LaunchConfig(processes_per_node=2))
+    shown = capfd.readouterr().err
+    assert "[default0]:rank 0 of 2 at work" in shown
+    assert "[default1]:rank 1 of 2 at work" in shown
+
+
+def test_a_failed_process_is_an_error_with_its_cause_exit_code_and_last_lines(
+    worker: Callable[[str], str], tmp_path: Path
+) -> None:
+    body = 'time.sleep(1)\nif rank == "1":\n    print("error: the disk is full")\n    sys.exit(1)\ntime.sleep(60)'
+    with pytest.raises(LaunchError) as caught:
+        TorchrunBackend(worker(body)).run(str(tmp_path), LaunchConfig(processes_per_node=2))
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"training failed, exit code 1: the disk is full (job {tmp_path})"
+    assert "[process 0] rank 0 of 2 at work" in lines
+    assert "[process 1] error: the disk is full" in lines
+
+
+def test_an_uncaught_exception_is_the_cause(worker: Callable[[str], str], tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match="exit code 1: ZeroDivisionError: division by zero"):
+        TorchrunBackend(worker("1 / 0")).run(str(tmp_path), LaunchConfig())
+
+
+def test_several_nodes_are_refused_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match=r"launch.num_nodes: backend 'torchrun' .* got 2"):
+        launch_training("nowhere/job.json", LaunchConfig(num_nodes=2))
+
+
+_SLOW = """
+signal.signal(signal.SIGTERM, lambda *_: (folder.joinpath("stopped").touch(), sys.exit(1)))
+folder.joinpath("pid").write_text(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+def _start_launcher(module: str, folder: Path, job: str = "") -> subprocess.Popen[bytes]:
+    code = (
+        "import sys; from dice_core.launch import *; from dice_core.config import LaunchConfig;"
+        f"TorchrunBackend({module!r}).run({str(folder / job)!r}, LaunchConfig())"
+    )
+    path = os.pathsep.join([str(folder), str(_REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path})
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.05)
+
+
+def _is_running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def _worker_pid(folder: Path) -> int:
+    _wait_until(lambda: (folder / "pid").exists() and bool((folder / "pid").read_text()))
+    return int((folder / "pid").read_text())
+
+
+def test_sigterm_reaches_the_workers_and_stops_the_launcher(worker: Callable[[str], str], tmp_path: Path) -> None:
+    launcher = _start_launcher(worker(_SLOW), tmp_path)
+    pid = _worker_pid(tmp_path)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(timeout=120) == -signal.SIGTERM
+    assert (tmp_path / "stopped").exists()
+    assert not _is_running(pid)
+
+
+def test_workers_do_not_outlive_a_killed_launcher(worker: Callable[[str], str], tmp_path: Path) -> None:
+    launcher = _start_launcher(worker(_SLOW), tmp_path)
+    pid = _worker_pid(tmp_path)
+    launcher.kill()
+    launcher.wait()
+    _wait_until(lambda: not _is_running(pid))
+
+
+def _is_read(fifo: Path) -> bool:
+    """Return whether a process waits for what is written there. The end opened here is kept open: it waits on."""
+    try:
+        os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    return True
+
+
+def test_the_workers_of_training_do_not_outlive_a_killed_torchrun(tmp_path: Path) -> None:
+    job = tmp_path / "job.json"
+    os.mkfifo(job)
+    launcher = _start_launcher("dice_core.training.worker", tmp_path, job.name)
+    try:
+        _wait_until(lambda: _is_read(job))
+        (torchrun,) = psutil.Process(launcher.pid).children()
+        workers = torchrun.children()
+        torchrun.kill()
+        gone, alive = psutil.wait_procs(workers, timeout=60)
+        for process in alive:
+            process.kill()
+        assert gone and not alive
+        assert launcher.wait(timeout=120) == 1
+    finally:
+        launcher.kill()

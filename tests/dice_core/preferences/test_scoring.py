@@ -1,0 +1,224 @@
+"""Which responses are valid, worked by hand, and scores of real (tiny) models."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import transformers
+
+from dice_core.data import records
+from dice_core.logprobs.forward import PromptGroup, group_logps
+from dice_core.models.loading import load_model
+from dice_core.preferences import scoring
+from dice_core.preferences.recorded_logps import sample_rows
+from dice_core.preferences.scoring import filter_responses, score_parts
+from dice_core.preferences.settings import ScoringConfig
+
+TWO_VALID = ScoringConfig(min_valid_responses=2, dtype="float32", tokens_per_batch=64)
+
+
+def response(prompt: str = "a", index: int = 0, text: str = "good text", **changes: Any) -> dict[str, Any]:
+    tokens = {"prompt_token_ids": [5, 6, ord(prompt[0]) % 50 + 3], "response_token_ids": [7 + index, 8, 9, 1]}
+    row = {"prompt_id": prompt, "sample_index": index, **tokens, "response": text, "finish_reason": "stop"}
+    return {**row, **changes}
+
+
+def table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=records.RESPONSES)
+
+
+def drops(rows: list[dict[str, Any]], config: ScoringConfig = TWO_VALID) -> dict[str, int]:
+    """Return the reasons that dropped something."""
+    return {reason: count for reason, count in filter_responses(table(rows), config).num_dropped.items() if count}
+
+
+def test_all_reasons_are_reported_also_when_nothing_is_dropped() -> None:
+    filtered = filter_responses(table([response(index=0), response(index=1)]), TWO_VALID)
+    assert filtered.responses.num_rows == 2
+    reasons = ["length_limit", "empty", "too_short", "too_long", "few_valid_responses"]
+    assert filtered.num_dropped == dict.fromkeys(reasons, 0)
+
+
+@pytest.mark.parametrize(
+    ("num_chars", "reason"), [(3, "too_short"), (4, None), (6699, None), (6700, "too_long")], ids=str
+)
+def test_the_character_limits_are_those_of_upstream(num_chars: int, reason: str | None) -> None:
+    rows = [response(index=0), response(index=1), response(index=2, text="x" * num_chars)]
+    assert drops(rows) == ({reason: 1} if reason else {})
+
+
+@pytest.mark.parametrize("text", [" \n\tabc\u00a0\u3000", "abc\x1c", "\u4f60\u597d\u5417", "\U0001f600\U0001f601!"])
+def test_characters_are_unicode_and_counted_without_the_white_space_around(text: str) -> None:
+    assert len(text.strip()) == 3
+    assert drops([response(index=0), response(index=1), response(index=2, text=text)]) == {"too_short": 1}
+
+
+def test_a_response_that_was_cut_off_is_dropped_and_counts_once() -> None:
+    rows = [response(index=0), response(index=1), response(index=2, text="", finish_reason="length")]
+    assert drops(rows) == {"length_limit": 1}
+
+
+def test_a_response_without_tokens_is_empty() -> None:
+    rows = [response(index=0), response(index=1), response(index=2, response_token_ids=[], text="")]
+    assert drops(rows, ScoringConfig(min_valid_responses=2, min_characters=0)) == {"empty": 1}
+
+
+def test_a_prompt_keeps_its_responses_with_eight_valid_of_sixteen_and_loses_them_with_seven() -> None:
+    def sixteen(prompt: str, num_valid: int) -> list[dict[str, Any]]:
+        return [response(prompt, index, text="good" if index < num_valid else "bad") for index in range(16)]
+
+    # Interleaved: the rows of a prompt need not stand together.
+    rows = [row for pair in zip(sixteen("a", 8), sixteen("b", 7), strict=True) for row in pair]
+    filtered = filter_responses(table(rows), ScoringConfig())
+    assert filtered.num_dropped["too_short"] == 8 + 9
+    assert filtered.num_dropped["few_valid_responses"] == 7
+    assert filtered.responses["prompt_id"].to_pylist() == ["a"] * 8
+    assert filtered.responses["sample_index"].to_pylist() == list(range(8))
+
+
+def test_no_responses_give_no_rows() -> None:
+    filtered = filter_responses(table([]), TWO_VALID)
+    assert filtered.responses.num_rows == 0
+    assert set(filtered.num_dropped.values()) == {0}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """Two tiny models with different random weights."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("models")
+    config = transformers.LlamaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, eos_token_id=1
+    )
+    for seed, name in enumerate(("policy", "reference")):
+        torch.manual_seed(seed)
+        transformers.LlamaForCausalLM(config).save_pretrained(root / name)
+    yield root / "policy", root / "reference"
+    torch.set_num_threads(num_threads)
+
+
+# Prompts in a mixed order, so that rows must be put back where they were.
+ROWS = [
+    response(prompt, index, text=f" {'word ' * (index + 1)}", response_token_ids=[3 + index] * (1 + 2 * index) + [1])
+    for index in (2, 0, 1)
+    for prompt in ("b", "a")
+]
+
+
+def test_scores_are_the_log_probs_of_each_row_under_both_models(folders: tuple[Path, Path]) -> None:
+    [(index, scores, dropped)] = score_parts(*folders, [(7, table(ROWS))], TWO_VALID)
+    assert (index, dropped) == (7, {"non_finite": 0})
+    for column, folder in zip(("policy_logps", "reference_logps"), folders, strict=True):
+        model = load_model(folder, "float32")
+        groups = [PromptGroup(row["prompt_token_ids"], [row["response_token_ids"]]) for row in ROWS]
+        expected = np.concatenate(group_logps(model, groups, tokens_per_batch=1))
+        assert scores[column].to_pylist() == pytest.approx(expected.tolist(), abs=1e-3)
+    assert scores.schema == records.SCORES
+    assert scores["prompt_id"].to_pylist() == [row["prompt_id"] for row in ROWS]
+    assert scores["sample_index"].to_pylist() == [row["sample_index"] for row in ROWS]
+    assert scores["num_chars"].to_pylist() == [14, 14, 4, 4, 9, 9]
+    assert scores["num_tokens"].to_pylist() == [6, 6, 2, 2, 4, 4]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_policy_that_is_its_own_reference_has_rewards_of_exactly_zero(folders: tuple[Path, Path], dtype: str) -> None:
+    config = TWO_VALID.model_copy(update={"dtype": dtype})
+    done: list[tuple[int, int]] = []
+    same_folder = folders[0].parent / "reference" / ".." / "policy"
+    parts = score_parts(folders[0], same_folder, [(0, table(ROWS))], config, lambda *counts: done.append(counts))
+    [(_, scores, _)] = parts
+    assert scores["policy_logps"].to_pylist() == scores["reference_logps"].to_pylist()
+    assert done[-1] == (6, 6)
+
+
+def test_two_folders_with_the_same_weights_have_rewards_of_exactly_zero(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    load_model(folders[0], "float32").save_pretrained(tmp_path)
+    config = TWO_VALID.model_copy(update={"dtype": "bfloat16"})
+    [(_, scores, _)] = score_parts(folders[0], tmp_path, [(0, table(ROWS))], config)
+    assert scores["policy_logps"].to_pylist() == scores["reference_logps"].to_pylist()
+
+
+def test_models_are_loaded_once_and_parts_read_one_at_a_time(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, read = [], []
+
+    def load(folder: Path, dtype: Any) -> Any:
+        loaded.append(folder.name)
+        return load_model(folder, dtype)
+
+    def parts() -> Iterator[tuple[int, pa.Table]]:
+        for index, rows in enumerate(([*ROWS], [], [*ROWS[:2]])):
+            read.append(index)
+            yield index, table(rows)
+
+    monkeypatch.setattr("dice_core.models.loading.load_model", load)
+    scored = score_parts(*folders, parts(), TWO_VALID)
+    assert next(scored)[1].num_rows == 6
+    assert read == [0]
+    assert [(index, scores.num_rows) for index, scores, _ in scored] == [(1, 0), (2, 2)]
+    assert loaded == ["policy", "reference"]
+
+
+def test_models_that_take_turns_score_the_same(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    [(_, together, _)] = score_parts(*folders, [(0, table(ROWS))], TWO_VALID)
+    monkeypatch.setattr(scoring._Models, "_fit_together", lambda self: False)
+    [(_, in_turns, _)] = score_parts(*folders, [(0, table(ROWS))], TWO_VALID)
+    assert in_turns.equals(together)
+
+
+RECORDED = ScoringConfig(**{**TWO_VALID.to_dict(), "policy_logps": "generation", "num_checked_responses": 2})
+
+
+def with_recorded(folders: tuple[Path, Path], shift: float) -> pa.Table:
+    """Return the rows with what the policy's forward pass gives for them, plus a shift, as if generation kept it."""
+    [(_, scores, _)] = score_parts(*folders, [(0, table(ROWS))], TWO_VALID)
+    recorded = [logps + shift for logps in scores["policy_logps"].to_pylist()]
+    return table([{**row, "policy_logps": logps} for row, logps in zip(ROWS, recorded, strict=True)])
+
+
+def test_log_probs_of_generation_near_a_forward_pass_are_taken_as_they_are(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    responses = with_recorded(folders, shift=0.001)
+    # A first part without responses has nothing to check.
+    (_, none, _), (_, scores, _) = score_parts(*folders, [(0, table([])), (1, responses)], RECORDED)
+    [(_, forward, _)] = score_parts(*folders, [(0, responses)], TWO_VALID)
+    assert none.num_rows == 0
+    assert scores["policy_logps"].to_pylist() == responses["policy_logps"].to_pylist()
+    assert scores["reference_logps"].to_pylist() == forward["reference_logps"].to_pylist()
+    assert "within 0.001 nats of a forward pass in 3 responses" in capsys.readouterr().err
+
+
+def test_log_probs_of_generation_that_differ_or_are_missing_end_the_stage(folders: tuple[Path, Path]) -> None:
+    message = r"differ by up to 0\.5 nats in 3 responses .* allows 0\.01: set scoring\.policy_logps 'forward'"
+    with pytest.raises(records.RecordError, match=message):
+        list(score_parts(*folders, [(0, with_recorded(folders, shift=0.5))], RECORDED))
+    with pytest.raises(records.RecordError, match=r"6 of 6 have none: generate with generation\.policy_logps true"):
+        list(score_parts(*folders, [(0, table(ROWS))], RECORDED))
+
+
+def test_the_sample_that_is_checked_has_whole_prompts_from_all_over_the_table() -> None:
+    rows = table([response(f"{prompt:03d}", index) for prompt in range(100) for index in range(4)])
+    sample = rows.take(pa.array(sample_rows(rows, 16)))["prompt_id"].to_pylist()
+    assert sample == [prompt for prompt in ("000", "033", "066", "099") for _ in range(4)]
+
+
+def test_rows_that_are_not_finite_are_dropped_and_counted(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    model = load_model(folders[0], "float32")
+    with torch.no_grad():
+        # Only the responses with index 2 have token 5.
+        model.get_input_embeddings().weight[5] = math.nan
+    model.save_pretrained(tmp_path)
+    rows = [{**row, "prompt_token_ids": [10, 11]} for row in ROWS]
+    [(_, scores, dropped)] = score_parts(tmp_path, folders[1], [(0, table(rows))], TWO_VALID)
+    assert dropped == {"non_finite": 2}
+    assert scores["sample_index"].to_pylist() == [0, 0, 1, 1]

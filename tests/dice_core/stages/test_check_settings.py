@@ -1,0 +1,41 @@
+"""A run's settings are checked together before anything runs."""
+
+import pytest
+
+from dice_core.settings.base import ConfigError
+from dice_core.stages.check_settings import SECTIONS, check_settings
+from pipelines.presets import PRESETS
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_every_preset_fits_itself(name):
+    sections = {key: value.to_dict() for key, value in PRESETS[name]().sections().items() if key in SECTIONS}
+    assert sections
+    check_settings(sections)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"training": {"bta": 0.1}}, "training.bta: unknown setting, did you mean 'beta'?"),
+        ({"sampling": {}}, "sampling: unknown section"),
+        ({"generation": {"num_responses": 4}}, "scoring.min_valid_responses: must not exceed .* 4, .* got 8"),
+        (
+            {"generation": {"num_responses": 4}, "scoring": {"min_valid_responses": 2}},
+            "pairing.min_valid_responses: must not exceed generation.num_responses 4",
+        ),
+        (
+            {"scoring": {"policy_logps": "generation"}},
+            "scoring.policy_logps: 'generation' needs .*logps true",
+        ),
+        (
+            {"scoring": {"policy_logps": "generation"}, "generation": {"policy_logps": True}},
+            r"generation.dtype: .* agree to scoring.max_logps_difference 0.01 in float32 only",
+        ),
+        ({"launch": {"processes_per_node": 5}}, "training.global_batch_size: must be a multiple of"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(sections, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        check_settings(sections)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,102 @@
+"""Which checkpoints a run keeps and finds where others of earlier attempts lie; small files, no model."""
+
+from pathlib import Path
+
+import pytest
+
+from dice_core.training.checkpoints import CheckpointOwner, CheckpointStore
+
+THIS = CheckpointOwner("this", num_processes=1, num_nodes=1, deepspeed="zero3")
+
+
+def save(folder: Path, owner: CheckpointOwner, *steps: int, node: int = 0) -> None:
+    """Write checkpoints on a machine of their own, as the trainer of that run would, and copy them to storage."""
+    machine = folder / f"machine-{owner.fingerprint}-{owner.num_processes}-{node}"
+    store = CheckpointStore(str(folder / "stored"), machine, owner)
+    for step in steps:
+        (machine / f"checkpoint-{step}").mkdir(parents=True)
+        (machine / f"checkpoint-{step}/weights-{node}").write_text(f"{owner} {step}")
+        store.save(step)
+    store.wait()
+
+
+def newest(folder: Path, owner: CheckpointOwner) -> Path | None:
+    """Return what a machine that has nothing itself goes on from."""
+    return CheckpointStore(str(folder / "stored"), folder / "new-machine", owner).newest()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        CheckpointOwner("that", num_processes=1, num_nodes=1, deepspeed="zero3"),
+        CheckpointOwner("this", num_processes=4, num_nodes=1, deepspeed="zero3"),
+    ],
+)
+def test_later_checkpoints_of_another_run_do_not_displace_this_runs(tmp_path: Path, other: CheckpointOwner) -> None:
+    save(tmp_path, other, 150, 200)
+    save(tmp_path, THIS, 50)
+    assert newest(tmp_path, THIS) == tmp_path / "new-machine/checkpoint-50"
+    save(tmp_path, THIS, 100)
+    assert newest(tmp_path, THIS) == tmp_path / "new-machine/checkpoint-100"
+
+
+def test_only_the_last_two_are_kept_and_those_of_another_run_go_when_passed(tmp_path: Path) -> None:
+    save(tmp_path, CheckpointOwner("that", num_processes=1, num_nodes=1, deepspeed="zero3"), 60, 400)
+    save(tmp_path, THIS, 50, 100, 150)
+    kept = sorted(int(path.name.removeprefix("checkpoint-")) for path in (tmp_path / "stored").iterdir())
+    assert kept == [100, 150, 400]
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_every_node_keeps_only_the_last_two_on_its_own_disk(
+    node: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", str(node))
+    monkeypatch.setenv("GROUP_RANK", str(node))
+    save(tmp_path, CheckpointOwner("this", num_processes=2, num_nodes=2, deepspeed="zero3"), 50, 100, 150, node=node)
+    [machine] = tmp_path.glob("machine-*")
+    assert {path.name for path in machine.iterdir()} == {"checkpoint-100", "checkpoint-150"}
+
+
+def test_another_runs_files_at_the_same_step_are_not_counted_as_this_runs(tmp_path: Path) -> None:
+    save(tmp_path, CheckpointOwner("that", num_processes=2, num_nodes=1, deepspeed="zero3"), 50)
+    (tmp_path / "stored/checkpoint-50/node-0/shard-of-process-1").write_text("left over")
+    save(tmp_path, THIS, 50)
+    assert not (tmp_path / "stored/checkpoint-50/node-0/shard-of-process-1").exists()
+    found = newest(tmp_path, THIS)
+    assert found is not None and [path.name for path in found.iterdir()] == ["weights-0"]
+
+
+def test_a_checkpoint_of_two_nodes_counts_when_both_parts_are_there_and_of_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    this = CheckpointOwner("this", num_processes=2, num_nodes=2, deepspeed="zero3")
+    that = CheckpointOwner("that", num_processes=2, num_nodes=2, deepspeed="zero3")
+
+    def save_node(node: int, owner: CheckpointOwner, *steps: int) -> None:
+        monkeypatch.setenv("RANK", str(node))
+        monkeypatch.setenv("GROUP_RANK", str(node))
+        save(tmp_path, owner, *steps, node=node)
+        monkeypatch.setenv("RANK", "0")
+
+    save_node(1, that, 100)
+    save_node(0, this, 50, 100)
+    assert newest(tmp_path, this) is None
+    save_node(1, this, 50)
+    # The first node is ahead: it keeps what both can go on from.
+    save_node(0, this, 150)
+    assert newest(tmp_path, this) == tmp_path / "new-machine/checkpoint-50"
+    save_node(1, this, 100)
+    assert newest(tmp_path, this) == tmp_path / "new-machine/checkpoint-100"
+
+
+def test_the_trainers_folder_holds_what_is_gone_on_from_alone(tmp_path: Path) -> None:
+    save(tmp_path, THIS, 50, 100)
+    machine = tmp_path / "machine-this-1-0"
+    (machine / "checkpoint-150").mkdir()  # cut off before it was complete
+    store = CheckpointStore(str(tmp_path / "stored"), machine, THIS)
+    assert store.newest() == machine / "checkpoint-100"
+    assert [path.name for path in machine.iterdir()] == ["checkpoint-100"]
+    more = CheckpointOwner("this", num_processes=2, num_nodes=1, deepspeed="zero3")
+    assert CheckpointStore(str(tmp_path / "stored"), machine, more).newest() is None
+    assert not list(machine.iterdir())

@@ -1,0 +1,294 @@
+"""What the tasks of a compiled pipeline ask of a cluster. Read back from the YAML, as a cluster reads it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from kfp import compiler
+
+from components import images
+from pipelines.cluster.resources import launch_on_cluster
+from pipelines.dice import build_pipeline
+from pipelines.overrides import apply_overrides
+from pipelines.presets import PRESETS, Preset
+
+GPU_STAGES = ("generate", "score", "evaluate")
+CPU_STAGES = ("check-settings", "choose-inputs", "import-model", "prepare-data", "pair", "report", "train")
+TINY = ["iterations=1", "num_shards=2"]
+
+
+class Executor(NamedTuple):
+    """One kind of pod: its container, and what the platform adds to it."""
+
+    container: dict[str, Any]
+    platform: dict[str, Any]
+
+
+class Compiled:
+    """The pipeline of a preset as its YAML has it."""
+
+    def __init__(self, preset: Preset, folder: Path) -> None:
+        path = folder / "pipeline.yaml"
+        compiler.Compiler().compile(build_pipeline(preset), str(path))
+        documents = list(yaml.load_all(path.read_text(), yaml.CSafeLoader))
+        self.spec = documents[0]
+        platform = documents[1]["platforms"]["kubernetes"] if len(documents) > 1 else {"deploymentSpec": {}}
+        self.platform = platform["deploymentSpec"].get("executors", {})
+
+    @property
+    def launch(self) -> dict[str, Any]:
+        """Return the settings of the training pods."""
+        return self.spec["root"]["inputDefinitions"]["parameters"]["launch"]["defaultValue"]
+
+    def executors(self, *stages: str) -> list[Executor]:
+        """Return the executors of stages (all by default), by what their containers run."""
+        found = []
+        for name, executor in self.spec["deploymentSpec"]["executors"].items():
+            stage = executor["container"]["args"][-1].replace("_", "-")
+            if not stages or stage in stages:
+                found.append(Executor(executor["container"], self.platform.get(name, {})))
+        assert found
+        return found
+
+    def tasks(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return (stage, task) of all tasks that are pods."""
+        graphs = [self.spec["root"], *self.spec["components"].values()]
+        tasks = [task for graph in graphs if "dag" in graph for task in graph["dag"]["tasks"].values()]
+        executors = self.spec["deploymentSpec"]["executors"]
+        labels = [self.spec["components"][task["componentRef"]["name"]].get("executorLabel") for task in tasks]
+        return [
+            (executors[label]["container"]["args"][-1].replace("_", "-"), task)
+            for label, task in zip(labels, tasks, strict=True)
+            if label
+        ]
+
+
+@pytest.fixture(scope="module")
+def zephyr(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    return Compiled(apply_overrides(PRESETS["zephyr"](), TINY), tmp_path_factory.mktemp("zephyr"))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    return Compiled(PRESETS["demo"](), tmp_path_factory.mktemp("demo"))
+
+
+def compiled(folder: Path, *assignments: str) -> Compiled:
+    return Compiled(apply_overrides(PRESETS["zephyr"](), [*TINY, *assignments]), folder)
+
+
+def resources(executor: Executor) -> dict[str, str]:
+    found = executor.container["resources"]
+    return {name: found[f"resource{name}"] for name in ("CpuRequest", "MemoryRequest", "MemoryLimit")}
+
+
+def mounts(executor: Executor) -> dict[str, dict[str, Any]]:
+    return {entry["mountPath"]: entry for entry in executor.platform["emptyDirMounts"]}
+
+
+def test_tasks_that_compute_on_a_gpu_hold_one_on_the_pool(zephyr: Compiled) -> None:
+    for executor in zephyr.executors(*GPU_STAGES):
+        accelerator = executor.container["resources"]["accelerator"]
+        assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("nvidia.com/gpu", "1")
+        assert executor.platform["nodeSelector"]["labels"] == {"node.kubernetes.io/instance-type": "p4d.24xlarge"}
+        assert executor.platform["tolerations"] == [
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+        ]
+        assert resources(executor) == {"CpuRequest": "10", "MemoryRequest": "120Gi", "MemoryLimit": "120Gi"}
+
+
+def test_a_toleration_may_have_an_end(tmp_path: Path) -> None:
+    toleration = {"key": "x", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}
+    changed = compiled(tmp_path, f"cluster.gpu_tolerations={json.dumps([toleration])}")
+    assert changed.executors("score")[0].platform["tolerations"] == [toleration | {"tolerationSeconds": "300"}]
+
+
+def test_no_other_task_holds_a_gpu_or_sits_on_its_nodes(zephyr: Compiled) -> None:
+    for executor in zephyr.executors(*CPU_STAGES):
+        assert "accelerator" not in executor.container["resources"]
+        assert "nodeSelector" not in executor.platform and "tolerations" not in executor.platform
+
+
+def test_the_launcher_of_training_is_small_and_runs_in_the_image_without_cuda(zephyr: Compiled) -> None:
+    (launcher,) = zephyr.executors("train")
+    assert launcher.container["image"] == images.CORE
+    assert resources(launcher) == {"CpuRequest": "500m", "MemoryRequest": "2Gi", "MemoryLimit": "2Gi"}
+
+
+def test_the_other_images_are_those_of_the_stages(zephyr: Compiled) -> None:
+    assert {executor.container["image"] for executor in zephyr.executors("generate", "evaluate")} == {images.GENERATE}
+    assert {executor.container["image"] for executor in zephyr.executors("score")} == {images.TRAIN}
+    assert {executor.container["image"] for executor in zephyr.executors("import-model", "pair")} == {images.CORE}
+
+
+def test_gpu_tasks_have_shared_memory_and_all_have_room_for_temporary_files(zephyr: Compiled) -> None:
+    for executor in zephyr.executors(*GPU_STAGES):
+        shm = mounts(executor)["/dev/shm"]
+        assert (shm["medium"], shm["sizeLimit"], shm["volumeName"]) == ("Memory", "16Gi", "dshm")
+    assert all("/dev/shm" not in mounts(executor) for executor in zephyr.executors(*CPU_STAGES))
+    assert all("/tmp" in mounts(executor) for executor in zephyr.executors())
+
+
+def test_models_are_kept_on_the_claim_by_the_tasks_that_load_or_import_them(zephyr: Compiled, tmp_path: Path) -> None:
+    for executor in zephyr.executors("import-model", *GPU_STAGES):
+        assert [(mount["constant"], mount["mountPath"]) for mount in executor.platform["pvcMount"]] == [
+            ("dice-model-cache", "/cache")
+        ]
+    others = [stage for stage in CPU_STAGES if stage != "import-model"]
+    assert all("pvcMount" not in executor.platform for executor in zephyr.executors(*others))
+    without = compiled(tmp_path, "cluster.model_cache_claim=")
+    assert all("pvcMount" not in executor.platform for executor in without.executors())
+    assert all("/cache" in mounts(executor) for executor in without.executors())
+
+
+def test_every_task_has_a_timeout(zephyr: Compiled) -> None:
+    seconds = {stage: zephyr.executors(stage)[0].platform["activeDeadlineSeconds"] for stage in ("generate", "pair")}
+    assert seconds == {"generate": str(12 * 3600), "pair": str(6 * 3600)}
+    assert all(int(executor.platform["activeDeadlineSeconds"]) > 0 for executor in zephyr.executors())
+
+
+def test_the_launcher_outlives_the_job_and_its_wait_for_nodes_and_in_a_queue(zephyr: Compiled, tmp_path: Path) -> None:
+    (launcher,) = zephyr.executors("train")
+    assert int(launcher.platform["activeDeadlineSeconds"]) == (1 + 3 + 30) * 24 * 3600
+    chosen = compiled(
+        tmp_path, "cluster.pending_timeout=2h", "launch.active_deadline_seconds=3600", "cluster.queue_timeout=1d"
+    )
+    assert chosen.executors("train")[0].platform["activeDeadlineSeconds"] == str((2 + 1 + 24) * 3600)
+
+
+def test_retries_go_on_longer_than_all_attempts_can_take(zephyr: Compiled) -> None:
+    """KFP stops at an hour after the start of the first attempt unless it is told otherwise."""
+    for stage, task in zephyr.tasks():
+        timeout = int(zephyr.executors(stage)[0].platform["activeDeadlineSeconds"])
+        policy = task["retryPolicy"]
+        assert policy["maxRetryCount"] == 2
+        assert int(policy["backoffMaxDuration"].removesuffix("s")) > 3 * timeout + 60 + 120
+
+
+def test_a_preset_without_retries_compiles_none(demo: Compiled) -> None:
+    assert [task for _, task in demo.tasks() if "retryPolicy" in task] == []
+
+
+def test_every_pod_is_one_of_the_suite_and_has_no_sidecar(zephyr: Compiled, tmp_path: Path) -> None:
+    for executor in zephyr.executors():
+        metadata = executor.platform["podMetadata"]
+        assert metadata["labels"]["app.kubernetes.io/part-of"] == "dice-suite"
+        assert metadata["labels"]["app.kubernetes.io/component"] in (*GPU_STAGES, *CPU_STAGES)
+        assert metadata["labels"]["sidecar.istio.io/inject"] == "false"
+        assert metadata["annotations"]["sidecar.istio.io/inject"] == "false"
+    marked = compiled(tmp_path, 'cluster.labels={"team":"a"}', 'cluster.annotations={"note":"b"}')
+    metadata = marked.executors("pair")[0].platform["podMetadata"]
+    assert metadata["labels"]["team"] == "a" and metadata["annotations"]["note"] == "b"
+    assert (marked.launch["labels"], marked.launch["annotations"]) == ({"team": "a"}, {"note": "b"})
+
+
+def test_no_pod_runs_as_root(zephyr: Compiled, tmp_path: Path) -> None:
+    for executor in zephyr.executors():
+        assert executor.platform["securityContext"] == {"runAsUser": "10001", "runAsNonRoot": True}
+    chosen = compiled(tmp_path, "cluster.run_as_user=0")
+    assert chosen.executors("pair")[0].platform["securityContext"] == {"runAsNonRoot": True}
+    assert (zephyr.launch["run_as_user"], chosen.launch["run_as_user"]) == (10001, 0)
+
+
+def test_the_place_of_s3_comes_from_the_config_map(zephyr: Compiled) -> None:
+    for executor in zephyr.executors():
+        (config,) = executor.platform["configMapAsEnv"]
+        assert config["configMapName"] == "dice-config"
+        assert {entry["envVar"] for entry in config["keyToEnv"]} == {"AWS_ENDPOINT_URL", "AWS_REGION"}
+
+
+def test_credentials_are_the_service_accounts_or_a_secrets(zephyr: Compiled, demo: Compiled) -> None:
+    assert all("secretAsEnv" not in executor.platform for executor in zephyr.executors())
+    for executor in demo.executors():
+        (secret,) = executor.platform["secretAsEnv"]
+        assert secret["secretName"] == "dice-s3"
+        assert {entry["envVar"] for entry in secret["keyToEnv"]} == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+
+
+def test_variables_of_the_site_reach_every_task_and_the_training_pods(tmp_path: Path) -> None:
+    changed = compiled(
+        tmp_path, 'cluster.env={"HF_ENDPOINT":"https://hub","NCCL_DEBUG":"WARN"}', 'launch.env={"NCCL_DEBUG":"INFO"}'
+    )
+    for executor in changed.executors():
+        variables = {entry["name"]: entry["value"] for entry in executor.container["env"]}
+        assert variables == {"HF_ENDPOINT": "https://hub", "NCCL_DEBUG": "WARN"}
+    assert changed.launch["env"] == {"HF_ENDPOINT": "https://hub", "NCCL_DEBUG": "INFO"}
+
+
+def test_keys_of_a_secret_become_variables_of_every_task(tmp_path: Path) -> None:
+    changed = compiled(tmp_path, "cluster.env_secret=hub", 'cluster.env_secret_keys=["HF_TOKEN","PROXY"]')
+    for executor in changed.executors():
+        (secret,) = executor.platform["secretAsEnv"]
+        assert secret["secretName"] == "hub"
+        assert {entry["secretKey"]: entry["envVar"] for entry in secret["keyToEnv"]} == {
+            "HF_TOKEN": "HF_TOKEN",
+            "PROXY": "PROXY",
+        }
+
+
+def test_images_are_pulled_with_the_named_secrets(tmp_path: Path) -> None:
+    for executor in compiled(tmp_path, 'cluster.image_pull_secrets=["registry"]').executors():
+        assert [entry["secretName"] for entry in executor.platform["imagePullSecret"]] == ["registry"]
+
+
+def test_a_cluster_without_gpus_gets_tasks_without_them(demo: Compiled) -> None:
+    for executor in demo.executors():
+        assert "accelerator" not in executor.container["resources"]
+        assert "nodeSelector" not in executor.platform and "tolerations" not in executor.platform
+
+
+def test_training_in_the_tasks_own_pod_takes_the_gpus_of_a_node(tmp_path: Path) -> None:
+    (trainer,) = compiled(tmp_path, "cluster.training_backend=torchrun").executors("train")
+    assert trainer.container["image"] == images.TRAIN
+    assert trainer.container["resources"]["accelerator"]["resourceCount"] == "8"
+    assert resources(trainer)["MemoryLimit"] == "900Gi"
+    assert mounts(trainer)["/dev/shm"]["sizeLimit"] == "64Gi"
+    assert trainer.platform["nodeSelector"]["labels"] == {"node.kubernetes.io/instance-type": "p4d.24xlarge"}
+
+
+def test_training_pods_get_the_pool_of_the_cluster_section(zephyr: Compiled) -> None:
+    launch = zephyr.launch
+    wanted = {
+        "backend": "pytorchjob",
+        "num_nodes": 1.0,
+        "processes_per_node": 8.0,
+        "image": images.TRAIN,
+        "service_account": "dice-trainer",
+        "gpu_resource": "nvidia.com/gpu",
+        "cpu": "80",
+        "memory": "900Gi",
+        "shm_size": "64Gi",
+        "node_selector": {"node.kubernetes.io/instance-type": "p4d.24xlarge"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "credentials_secret": "",
+        "model_cache_claim": "dice-model-cache",
+        "pending_deadline_seconds": 3 * 24 * 3600.0,
+        "active_deadline_seconds": 24 * 3600.0,
+    }
+    assert {name: launch[name] for name in wanted} == wanted
+
+
+def test_training_pods_wait_and_train_for_as_long_as_the_cluster_section_says(tmp_path: Path) -> None:
+    changed = compiled(tmp_path, "cluster.pending_timeout=2h", "cluster.train_timeout=1h")
+    launch = changed.launch
+    assert (launch["pending_deadline_seconds"], launch["active_deadline_seconds"]) == (2 * 3600, 3600)
+
+
+def test_training_pods_ask_for_no_gpu_where_there_is_none(demo: Compiled) -> None:
+    launch = demo.launch
+    assert (launch["gpu_resource"], launch["credentials_secret"], launch["memory"]) == ("", "dice-s3", "6Gi")
+
+
+def test_a_launch_setting_that_was_chosen_stays() -> None:
+    preset = apply_overrides(PRESETS["zephyr"](), ["launch.memory=500Gi", "launch.queue_name=dice"])
+    launch = launch_on_cluster(preset)
+    assert (launch.memory, launch.queue_name, launch.cpu) == ("500Gi", "dice", "80")
+
+
+def test_a_run_on_this_machine_asks_for_nothing_of_a_cluster(tmp_path: Path) -> None:
+    local = Compiled(dataclasses.replace(PRESETS["demo"](), cluster=None), tmp_path)
+    assert local.platform == {}
+    assert local.launch["backend"] == "torchrun"

@@ -1,0 +1,330 @@
+"""`make status`, `retry` and `cancel`: a run's tasks by the names that people know, how it is stopped and continued."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kfp_server_api
+import pytest
+
+from dice_core.launch.job_spec import training_job
+from dice_core.launch.settings import LaunchConfig
+from pipelines.cli import main
+from pipelines.cluster.api import ClusterApi
+from pipelines.cluster.jobs import unfinished_jobs
+from pipelines.kfp import runs
+from pipelines.kfp.runs import task_names, task_states
+from tests.cluster_objects import ClusterObjects, running_cluster
+from tests.kfp_api import KfpServer, running_kfp_server
+from tests.kubernetes_api.server import ApiServer
+from tests.kubernetes_api.store import JOB
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
+    with running_kfp_server() as server:
+        monkeypatch.setenv("KFP_HOST", server.host)
+        monkeypatch.setenv("DICE_ROOT", "s3://bucket/dice")
+        yield server
+
+
+def submit(name: str) -> None:
+    assert main(["submit", "--preset", "demo", "--run", name]) == 0
+
+
+def add_run(server: KfpServer, name: str, state: str, second: int = 0) -> dict[str, Any]:
+    """Put a run of a pipeline that is no longer there."""
+    time = f"2026-01-01T00:00:{second:02d}Z"
+    row = {"run_id": f"{name}-{second}", "display_name": name, "state": state, "created_at": time}
+    server.runs.append(row)
+    return row
+
+
+def details(*rows: tuple[str, str, int]) -> dict[str, Any]:
+    return {
+        "task_details": [
+            {"display_name": name, "state": state, "create_time": f"2026-01-01T00:{minute:02d}:00Z"}
+            for name, state, minute in rows
+        ]
+    }
+
+
+def test_status_names_tasks_as_the_ui_does_and_tells_iterations_apart_by_time(
+    server: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit("x")
+    server.runs[0]["state"] = "RUNNING"
+    server.runs[0]["run_details"] = details(
+        ("root", "RUNNING", 0),
+        ("train", "RUNNING", 9),
+        ("train", "SUCCEEDED", 1),
+        ("train-driver", "SUCCEEDED", 1),
+        ("train", "SUCCEEDED", 5),
+        ("import-model", "SUCCEEDED", 0),
+        ("executor", "SUCCEEDED", 0),
+    )
+    capsys.readouterr()
+    assert main(["status", "--run", "x"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()[1:]]
+    shown = {line[:28].strip(): line[28:].split()[0] for line in lines}
+    assert shown["import policy"] == "ok"
+    assert [shown[name] for name in ("warm start: train", "iteration 1: train", "iteration 2: train")] == [
+        "ok",
+        "ok",
+        "running",
+    ]
+    assert shown["iteration 2: evaluate"] == shown["report"] == "waiting"
+    assert list(shown).index("iteration 1: pair") < list(shown).index("iteration 1: train")
+
+
+def test_tasks_inside_a_condition_that_did_not_hold_are_shown_as_skipped(
+    server: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """KFP reports the condition alone; its tasks would look as if they were still to come."""
+    submit("x")
+    server.runs[0]["state"] = "RUNNING"
+    rows = [("evaluate", "SUCCEEDED", 1), ("condition-2-driver", "SUCCEEDED", 2), ("condition-2", "SKIPPED", 3)]
+    server.runs[0]["run_details"] = details(*rows)
+    capsys.readouterr()
+    assert main(["status", "--run", "x"]) == 0
+    shown = {line[2:30].strip(): line[30:].strip() for line in capsys.readouterr().out.splitlines()[1:]}
+    assert shown["iteration 1: evaluate"].startswith("ok")
+    assert {state for name, state in shown.items() if name.startswith("iteration 2")} == {"skipped"}
+    assert shown["report"] == "waiting"
+
+
+def test_without_the_compiled_pipeline_tasks_have_kfps_names() -> None:
+    rows = details(
+        ("root", "RUNNING", 0), ("pair", "RUNNING", 1), ("pair-driver", "SUCCEEDED", 1), ("condition-2", "SKIPPED", 2)
+    )
+    given = [kfp_server_api.V2beta1PipelineTaskDetail(display_name=row["display_name"]) for row in rows["task_details"]]
+    run = kfp_server_api.V2beta1Run(run_details=kfp_server_api.V2beta1RunDetails(task_details=given))
+    assert [task.label for task in task_states(run, task_names({}))] == ["pair"]
+
+
+def test_status_without_a_name_lists_the_latest_runs(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    add_run(server, "a", "SUCCEEDED")
+    add_run(server, "b", "RUNNING", 5)
+    assert main(["status"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["b", "a"]
+
+
+def test_the_status_of_a_failed_run_exits_with_1(server: KfpServer) -> None:
+    add_run(server, "x", "FAILED")
+    assert main(["status", "--run", "x"]) == 1
+
+
+def test_a_run_that_is_not_there_is_one_line_with_those_that_are(
+    server: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_run(server, "first", "SUCCEEDED")
+    assert main(["status", "--run", "frist"]) == 1
+    assert "there is none called 'frist'; the latest are: first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["cancel", "retry", "logs"])
+def test_without_a_name_nothing_is_cancelled_or_retried_and_no_log_is_shown(
+    server: KfpServer, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`make cancel` passes what RUN is, and that may be nothing."""
+    add_run(server, "of-somebody-else", "RUNNING")
+    assert main([command, "--run", ""]) == 1
+    assert "RUN= is needed, the name of a run; the latest are: of-somebody-else" in capsys.readouterr().err
+    assert [row["state"] for row in server.runs] == ["RUNNING"]
+
+
+def test_cancel_stops_the_newest_run_of_the_name(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    add_run(server, "x", "FAILED")
+    add_run(server, "x", "RUNNING", 5)
+    assert main(["cancel", "--run", "x"]) == 0
+    assert [row["state"] for row in server.runs] == ["FAILED", "CANCELING"]
+    server.runs[1]["state"] = "CANCELED"
+    assert main(["cancel", "--run", "x"]) == 0
+    assert "is CANCELED already" in capsys.readouterr().out
+
+
+JOBS = "/apis/kubeflow.org/v1/namespaces/kubeflow/pytorchjobs"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClusterObjects]:
+    with running_cluster({JOBS: []}) as cluster:
+        monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path)))
+        yield cluster
+
+
+def add_job(cluster: ClusterObjects, name: str, place: str, outcome: str = "") -> None:
+    metadata = {"name": name, "uid": f"uid-{name}", "annotations": {"dice-suite/job-uri": f"{place}/job.json"}}
+    conditions = [{"type": outcome, "status": "True"}] if outcome else []
+    cluster.objects[JOBS].append({"metadata": metadata, "spec": {}, "status": {"conditions": conditions}})
+
+
+def names_of(cluster: ClusterObjects) -> list[str]:
+    return [job["metadata"]["name"] for job in cluster.objects[JOBS]]
+
+
+def test_cancel_deletes_the_jobs_of_the_run_that_have_not_ended(
+    server: KfpServer, cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit("x")
+    add_job(cluster, "trains", "s3://bucket/dice/runs/x/iteration-1/train")
+    add_job(cluster, "done", "s3://bucket/dice/runs/x/warm-start/train", "Succeeded")
+    add_job(cluster, "other-run", "s3://bucket/dice/runs/x2/iteration-1/train")
+    add_job(cluster, "other-root", "s3://bucket/elsewhere/runs/x/iteration-1/train")
+    assert main(["cancel", "--run", "x"]) == 0
+    assert server.runs[0]["state"] == "CANCELING"
+    assert names_of(cluster) == ["done", "other-run", "other-root"]
+    assert "PyTorchJob kubeflow/trains is deleted" in capsys.readouterr().out
+
+
+def test_a_job_is_deleted_by_its_uid_as_a_real_api_server_checks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = LaunchConfig(backend="pytorchjob", image="train:1")
+    with ApiServer(tmp_path) as server:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
+        body = training_job("dice-x", "s3://bucket/dice/runs/x/iteration-1/train/job.json", launch, environment={})
+        uid = server.store.create(JOB, "default", body)["metadata"]["uid"]
+        api = ClusterApi("", "default")
+        assert [job["metadata"]["name"] for job in unfinished_jobs(api, "s3://bucket/dice/runs/x")] == ["dice-x"]
+        for wrong_or_right, left in (("another", 1), (uid, 0), (uid, 0)):
+            api.delete("/apis/kubeflow.org/v1/namespaces/default/pytorchjobs/dice-x", wrong_or_right)
+            assert len(unfinished_jobs(api, "s3://bucket/dice/runs/x")) == left
+
+
+def test_cancel_deletes_what_a_run_that_was_terminated_in_the_ui_has_left(
+    server: KfpServer, cluster: ClusterObjects
+) -> None:
+    submit("x")
+    server.runs[0]["state"] = "CANCELED"
+    add_job(cluster, "trains", "s3://bucket/dice/runs/x/iteration-1/train")
+    assert main(["cancel", "--run", "x"]) == 0
+    assert names_of(cluster) == []
+
+
+def add_recurring_run(server: KfpServer, schedule: str, run_id: str) -> dict[str, Any]:
+    parameters = {"root": "s3://bucket/dice", "run": schedule, "launch": {"backend": "pytorchjob"}}
+    row = add_run(server, f"Run of {schedule}", "RUNNING")
+    row |= {"run_id": run_id, "recurring_run_id": "r", "runtime_config": {"parameters": parameters}}
+    return row
+
+
+@pytest.mark.parametrize("name", ["weekly-3f2a9c1b", "Run of weekly"])
+def test_a_recurring_run_is_found_by_its_name_in_s3_as_well_as_by_kfps(
+    server: KfpServer, cluster: ClusterObjects, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = add_recurring_run(server, "weekly", "3f2a9c1b-77aa-4000-8000-000000000000")
+    for number in range(60):
+        add_run(server, f"other-{number}", "RUNNING", second=number)
+    other = add_recurring_run(server, "nightly", "4f2a9c1b-77aa-4000-8000-000000000000")
+    add_job(cluster, "trains", "s3://bucket/dice/runs/weekly-3f2a9c1b/iteration-1/train")
+    assert main(["status", "--run", name]) == 0
+    assert main(["cancel", "--run", name]) == 0
+    assert (wanted["state"], other["state"]) == ("CANCELING", "RUNNING")
+    assert names_of(cluster) == []
+    assert f"run {name}: is being stopped; make retry RUN={shlex.quote(name)} continues it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["weekly-3f2a9c1b", "Run of weekly"])
+@pytest.mark.parametrize("state", ["FAILED", "CANCELED"])
+def test_a_recurring_run_that_failed_or_was_stopped_is_continued_as_it_was(
+    server: KfpServer, name: str, state: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = add_recurring_run(server, "weekly", "3f2a9c1b-77aa-4000-8000-000000000000")
+    wanted |= {"state": state, "pipeline_spec": {"components": {"comp-iteration-1": {}, "comp-iteration-2": {}}}}
+    assert main(["retry", "--run", name]) == 0
+    assert wanted["state"] == "RUNNING" and len(server.runs) == 1
+    printed = capsys.readouterr().out
+    assert f"run {name}: goes on where it failed, {server.host}/#/runs/details/3f2a9c1b" in printed
+    uri = "s3://bucket/dice/runs/weekly-3f2a9c1b"
+    assert f"dice report --run {uri} --output {uri}/report --num-iterations 2" in printed
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ("SUCCEEDED", "run 'x' has SUCCEEDED: there is nothing to retry"),
+        ("RUNNING", "run 'x' is RUNNING: wait for its end (make status RUN=x), or make cancel it first"),
+        ("CANCELING", "run 'x' is CANCELING: wait for its end"),
+    ],
+)
+def test_only_the_newest_run_is_retried_and_only_after_a_failure(
+    server: KfpServer, state: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_run(server, "x", "FAILED")
+    add_run(server, "x", state, second=5)
+    assert main(["retry", "--run", "x"]) == 1
+    assert message in capsys.readouterr().err
+    assert [row["state"] for row in server.runs] == ["FAILED", state]
+
+
+def test_a_retried_run_can_be_followed_to_its_end(
+    server: KfpServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "POLL_SECONDS", 0.01)
+    add_run(server, "x", "FAILED")
+    server.script = [{}, {}, {"state": "FAILED"}]
+    assert main(["retry", "--run", "x", "--wait"]) == 1
+    printed = capsys.readouterr()
+    assert "run x: FAILED" in printed.out and "make retry RUN=x continues it" in printed.err
+
+
+def test_the_runs_of_all_teams_are_not_read_for_a_name_that_no_recurring_run_has(server: KfpServer) -> None:
+    for number in range(120):
+        add_run(server, f"other-{number}", "RUNNING")
+    assert main(["status", "--run", "zephyr-20260105-030000"]) == 1
+    # The runs of that name, and a page of the latest for the message.
+    assert [path for _, path, _ in server.requests].count("/runs") == 2
+
+
+@pytest.mark.parametrize("name", ["nightly-3f2a9c1b", "weekly-3f2a9c1c", "3f2a9c1b", "weekly"])
+def test_a_name_that_only_resembles_a_recurring_runs_is_not_found(
+    server: KfpServer, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_recurring_run(server, "weekly", "3f2a9c1b-77aa-4000-8000-000000000000")
+    assert main(["cancel", "--run", name]) == 1
+    assert f"there is none called {name!r}; the latest are: Run of weekly" in capsys.readouterr().err
+
+
+def test_cancel_without_access_to_the_cluster_says_how_to_stop_the_training(
+    server: KfpServer, cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit("x")
+    cluster.forbidden.add(JOBS)
+    assert main(["cancel", "--run", "x"]) == 0
+    assert server.runs[0]["state"] == "CANCELING"
+    command = "kubectl --namespace kubeflow delete pytorchjobs --selector dice-suite/run=x"
+    assert f"training may go on, to stop it: {command}" in capsys.readouterr().err
+
+
+def test_cancel_leaves_a_job_that_was_asked_to_go_on(server: KfpServer, cluster: ClusterObjects) -> None:
+    assert main(["submit", "--preset", "demo", "--run", "x", "--set", "launch.on_cancel=leave"]) == 0
+    add_job(cluster, "trains", "s3://bucket/dice/runs/x/iteration-1/train")
+    assert main(["cancel", "--run", "x"]) == 0
+    assert names_of(cluster) == ["trains"]
+
+
+def test_following_survives_a_connection_that_breaks_for_a_while(
+    server: KfpServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "POLL_SECONDS", 0.01)
+    api = runs.KfpApi(runs.Connection(server.host))
+    add_run(server, "x", "RUNNING")
+    server.script = [{}, {}, {"state": "SUCCEEDED"}]
+    server.faults = [None, 503, 0, 0, 0, 0, None]
+    assert runs.follow(api, "x-0", "x") == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("trying again") == 1 and "run x: SUCCEEDED" in printed.out
+
+
+def test_following_gives_up_in_the_end(
+    server: KfpServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(runs, "_PATIENCE_SECONDS", 0.05)
+    api = runs.KfpApi(runs.Connection(server.host))
+    server.faults = [503] * 10_000
+    with pytest.raises(runs.KfpError, match="HTTP 503"):
+        runs.follow(api, "r", "x")
+    assert "trying again" in capsys.readouterr().err

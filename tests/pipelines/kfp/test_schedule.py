@@ -1,0 +1,189 @@
+"""`make schedule` and `make unschedule` against a stand-in of KFP's API."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from components.choose_inputs import choose_inputs
+from dice_core.settings.base import ConfigError
+from pipelines.cli import main
+from pipelines.kfp.cron import check_cron
+from pipelines.kfp.schedule import chosen_trigger
+from tests.kfp_api import KfpServer, name_a_registry, running_kfp_server
+
+SMALL = ["--set", "iterations=1", "num_shards=1"]
+PROMPTS = "s3://bucket/prompts/"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
+    with running_kfp_server() as server:
+        monkeypatch.setenv("KFP_HOST", server.host)
+        monkeypatch.setenv("DICE_ROOT", "s3://bucket/dice")
+        name_a_registry(monkeypatch)
+        yield server
+
+
+def schedule(*arguments: str, preset: str = "zephyr") -> int:
+    return main(["schedule", "--preset", preset, *arguments, *SMALL])
+
+
+def test_a_schedule_never_overlaps_itself_and_never_catches_up(
+    server: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert schedule("--cron", "0 0 3 * * 1", "--prompts", PROMPTS) == 0
+    (body,) = server.posted("/recurringruns")
+    assert int(body["max_concurrency"]) == 1
+    assert body["no_catchup"] is True
+    assert body["mode"] == "ENABLE"
+    assert body["service_account"] == "dice-pipeline"
+    assert body["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * 1"}}
+    assert body["runtime_config"]["parameters"]["prompts_source"] == PROMPTS
+    assert "/#/recurringrun/details/" in capsys.readouterr().out
+
+
+def test_every_is_seconds(server: KfpServer) -> None:
+    assert schedule("--every", "7d") == 0
+    assert server.recurring_runs[0]["trigger"] == {"periodic_schedule": {"interval_second": 7 * 24 * 3600}}
+
+
+def test_the_same_name_replaces_the_schedule(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert schedule("--every", "7d", "--name", "weekly") == schedule("--every", "2d", "--name", "weekly") == 0
+    (row,) = server.recurring_runs
+    assert row["trigger"]["periodic_schedule"]["interval_second"] == 2 * 24 * 3600
+    assert "replaced" in capsys.readouterr().out
+    assert schedule("--every", "7d", "--name", "other") == 0
+    assert {row["display_name"] for row in server.recurring_runs} == {"weekly", "other"}
+
+
+def test_a_run_that_a_replaced_schedule_left_under_way_is_named(
+    server: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert schedule("--every", "7d", "--name", "weekly") == schedule("--every", "7d", "--name", "other") == 0
+    ids = {row["display_name"]: row["recurring_run_id"] for row in server.recurring_runs}
+    for number, (name, state) in enumerate([("weekly", "RUNNING"), ("weekly", "SUCCEEDED"), ("other", "RUNNING")]):
+        row = {"run_id": f"{number}f2a9c1b-77aa", "display_name": f"Run of {name} {number}", "state": state}
+        row |= {"recurring_run_id": ids[name], "created_at": "2026-01-01T00:00:00Z"}
+        server.runs.append(row | {"runtime_config": {"parameters": {"run": name}}})
+    assert "of the replaced schedule" not in capsys.readouterr().err
+    assert schedule("--every", "2d", "--name", "weekly") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("run weekly-0f2a9c1b: RUNNING, of the replaced schedule: the next run does not wait for it")
+    assert "make cancel RUN=weekly-0f2a9c1b" in line
+
+
+def test_a_schedule_that_is_refused_leaves_the_old_one(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert schedule("--every", "7d") == 0
+    num_calls = len(server.requests)
+    assert schedule("--every", "7d") == 0
+    before = [row["recurring_run_id"] for row in server.recurring_runs]
+    calls = [(method, path) for method, path, _ in server.requests[num_calls:]]
+    server.faults = [None] * calls.index(("POST", "/recurringruns")) + [500]
+    assert schedule("--every", "1d") == 1
+    assert [row["recurring_run_id"] for row in server.recurring_runs] == before
+    assert "HTTP 500" in capsys.readouterr().err
+
+
+def test_each_run_chooses_its_name_its_policy_and_its_prompts(server: KfpServer) -> None:
+    assert schedule("--every", "7d", "--prompts", PROMPTS) == 0
+    spec = server.versions[0]["pipeline_spec"]["pipeline_spec"]
+    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    chosen = {
+        name: value["taskOutputParameter"]["outputParameterKey"]
+        for task in ("import-model", "import-model-2", "prepare-data", "iteration-1")
+        for name, value in tasks[task]["inputs"]["parameters"].items()
+        if value.get("taskOutputParameter", {}).get("producerTask") == "choose-inputs"
+    }
+    assert chosen == {"source": "reference_source", "run": "run", "prompts_source": "prompts_source"}
+    job = {"runtimeValue": {"constant": "{{$.pipeline_job_uuid}}"}}
+    assert tasks["choose-inputs"]["inputs"]["parameters"]["job_id"] == job
+    assert spec["root"]["dag"]["tasks"]["report"]["inputs"]["parameters"]["job_id"] == job
+
+
+def test_a_recurring_run_has_no_warm_start(server: KfpServer) -> None:
+    assert schedule("--every", "7d", preset="demo") == 0
+    spec = server.versions[0]["pipeline_spec"]["pipeline_spec"]
+    names = {task["taskInfo"]["name"] for task in spec["components"]["comp-exit-handler-1"]["dag"]["tasks"].values()}
+    assert {"choose inputs", "import policy", "import reference"} <= names
+    assert not {name for name in names if name.startswith("warm start")}
+
+
+def test_unschedule_deletes_and_names_what_there_is(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert schedule("--every", "7d", "--name", "weekly") == 0
+    assert main(["unschedule", "--name", "wekly"]) == 1
+    assert "none called 'wekly'; there are: weekly" in capsys.readouterr().err
+    assert main(["unschedule", "--name", "weekly"]) == 0
+    assert server.recurring_runs == []
+
+
+def test_unschedule_without_a_name_deletes_nothing(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert schedule("--every", "7d", "--name", "weekly") == 0
+    assert main(["unschedule", "--name", ""]) == 1
+    assert "NAME= is needed, the name of a schedule; there are: weekly" in capsys.readouterr().err
+    assert len(server.recurring_runs) == 1
+
+
+def test_a_dry_run_sends_nothing(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert schedule("--cron", "0 0 3 * * 1", "--dry-run") == 0
+    assert "at '0 0 3 * * 1'" in capsys.readouterr().out and server.requests == []
+
+
+def test_a_cron_of_five_fields_is_refused_with_its_corrected_form() -> None:
+    with pytest.raises(ConfigError, match=r"write '0 0 3 \* \* 1'"):
+        check_cron("0 3 * * 1")
+
+
+@pytest.mark.parametrize(
+    ("cron", "every", "message"),
+    [
+        ("", "", "give either CRON="),
+        ("0 0 3 * * 1", "7d", "give either CRON="),
+        ("0 0 3 * *  * 1", "", "must have the six fields second, minute, hour"),
+        ("@daily", "", "must have the six fields"),
+        ("* 0 3 * * 1", "", "less than an hour apart, the second must be one number: write '0 0 3 * * 1'"),
+        ("0 * * * * *", "", "less than an hour apart, the minute must be one number: write '0 0 * * * *'"),
+        ("0 0,30 3 * * 1", "", "the minute must be one number: write '0 0 3 * * 1'"),
+        ("0 61 25 * * 9", "", "the minute must be from 0 to 59, or a list, range or step of these, got '61'"),
+        ("0 0 25 * * 1", "", "the hour must be from 0 to 23"),
+        ("0 0 3 0 * *", "", "the day of the month must be from 1 to 31"),
+        ("0 0 3 * jam *", "", "the month must be from 1 to 12"),
+        ("0 0 3 * * 7", "", "the day of the week must be from 0 to 6"),
+        ("0 0 5-3 * * *", "", "the hour must be from 0 to 23"),
+        ("0 0 */0 * * *", "", "the hour must be from 0 to 23"),
+        ("", "week", "every: must be a whole number and one of s, m, h, d, such as 30m, 12h or 7d"),
+        ("", "10m", "every: must be an hour at least"),
+    ],
+)
+def test_other_times_are_refused(cron: str, every: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        chosen_trigger(cron, every)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("cron", ["0 0 3 * * 1", "0 30 */6 ? * MON-FRI", "0 0 3,15 1-31/2 jan,Jul *", "5 59 23 * 12 0"])
+def test_other_expressions_of_six_fields_are_taken(cron: str) -> None:
+    assert check_cron(f" {cron} ") == cron
+
+
+def test_a_name_leaves_room_for_the_part_of_an_id_that_a_run_adds(
+    server: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert schedule("--every", "7d", "--name", "x" * 55) == 1
+    assert "and 9 characters more, 63 at most: shorten it to 54, got 55" in capsys.readouterr().err
+    assert server.requests == []
+    assert schedule("--every", "7d", "--name", "x" * 54) == 0
+
+
+@pytest.mark.parametrize("prompts", ["/data/prompts/", "s3://", "s3:///prompts/"])
+def test_prompts_must_be_on_s3(server: KfpServer, prompts: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert schedule("--every", "7d", "--prompts", prompts) == 1
+    assert "prompts: no address on S3, write s3://bucket/prefix" in capsys.readouterr().err
+
+
+def test_the_choice_is_what_the_component_returns(tmp_path: Path) -> None:
+    sources = {"policy_source": "org/dpo", "reference_source": "org/sft", "prompts_source": "s3://b/p.jsonl"}
+    chosen = choose_inputs.python_func(
+        root=str(tmp_path), name="nightly", job_id="3f2a9c1b-77aa", promote_as="zephyr", **sources
+    )
+    assert chosen == ("nightly-3f2a9c1b", "org/dpo", "org/sft", "s3://b/p.jsonl")
