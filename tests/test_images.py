@@ -331,8 +331,8 @@ if BUILDS_IMAGES:
         """prepare-data with the demo's data, the launcher, the report with its template: all without torch."""
         code = (
             "from importlib.resources import files;"
-            "import dice_core.preferences.pairs, dice_core.launch.launch, dice_core.launch.pytorchjob, dice_core.report.page;"
-            "import dice_core.training.worker;"
+            "import dice_core.preferences.pairs, dice_core.launch.launch, dice_core.launch.pytorchjob;"
+            "import dice_core.report.page, dice_core.training.worker;"
             "from dice_core.data.sources import read_preferences;"
             "assert files('dice_core.report').joinpath('report.html.jinja').is_file();"
             "print(read_preferences('pipelines/data/demo_preferences.jsonl').table.num_rows)"
