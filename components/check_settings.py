@@ -30,9 +30,9 @@ def check_settings(
         evaluation: What is measured of a new policy, and when it is accepted (EvaluationConfig).
         launch: Where training runs (LaunchConfig).
     """
-    from dice_core.stages.check_settings import check_settings as check
+    from dice_core.stages.check_settings import check_settings
 
     names = ("chat", "data", "generation", "scoring", "pairing", "training", "evaluation", "launch")
     values = (chat, data, generation, scoring, pairing, training, evaluation, launch)
     sections = dict(zip(names, values, strict=True))
-    check(sections | ({"warm_start_training": warm_start_training} if warm_start_training else {}))
+    check_settings(sections | ({"warm_start_training": warm_start_training} if warm_start_training else {}))

@@ -34,9 +34,9 @@ def choose_inputs(
         reference_source: Its reference.
         prompts_source: Prompts to generate on.
     """
-    from dice_core.stages import choose_inputs as recurring
+    from dice_core.stages.choose_inputs import choose_inputs
 
-    chosen = recurring.choose_inputs(
+    chosen = choose_inputs(
         root,
         name,
         job_id,

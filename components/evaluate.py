@@ -49,10 +49,10 @@ def evaluate(
         decision: `accepted` or `refused`; the latter of a policy that was never made too.
         Output: Address of the evaluation.
     """
-    from dice_core.stages import stages
+    from dice_core.stages.evaluate import evaluate
     from dice_core.storage import layout
 
-    report = stages.evaluate(
+    report = evaluate(
         policy_uri,
         previous_uri,
         base_reference_uri,

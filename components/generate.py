@@ -39,10 +39,10 @@ def generate(
         metrics: Counts of prompts, responses and tokens, and the time they took.
         Output: Address of the shard's responses.
     """
-    from dice_core.stages import stages
+    from dice_core.stages.generate import generate
     from dice_core.storage import layout
 
-    report = stages.generate(
+    report = generate(
         policy_uri,
         data_uri,
         layout.shard(layout.run(root, run), iteration, "generate", shard, num_shards),

@@ -17,9 +17,9 @@ def import_model(root: str, source: str, metrics: dsl.Output[dsl.Metrics]) -> st
         metrics: What was imported.
         Output: Address of the imported model.
     """
-    from dice_core.stages import stages
+    from dice_core.stages.import_model import import_model
     from dice_core.storage import layout
 
-    report = stages.import_model(source, layout.imported_model(root, source))
+    report = import_model(source, layout.imported_model(root, source))
     metrics.metadata.update(report.metrics, status=report.status, uri=report.uri)
     return report.uri

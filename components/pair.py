@@ -35,11 +35,11 @@ def pair(
         metrics: Counts of pairs, the length penalty and the length gap with and without it.
         Output: Address of the pairs.
     """
-    from dice_core.stages import stages
+    from dice_core.stages.pair import pair
     from dice_core.storage import layout
 
     run_uri = layout.run(root, run)
-    report = stages.pair(
+    report = pair(
         data_uri,
         policy_uri,
         layout.stage(run_uri, iteration, "pair") if iteration else layout.warm_start(run_uri, "pair"),

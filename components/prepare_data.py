@@ -35,10 +35,10 @@ def prepare_data(
         metrics: Counts of what was kept and dropped, and why.
         Output: Address of the prepared tables.
     """
-    from dice_core.stages import stages
+    from dice_core.stages.prepare_data import prepare_data
     from dice_core.storage import layout
 
-    report = stages.prepare_data(
+    report = prepare_data(
         preferences_source,
         layout.data(layout.run(root, run)),
         policy_uri=policy_uri,

@@ -20,13 +20,13 @@ def report(root: str, run: str, job_id: str, num_iterations: int, page: dsl.Outp
     """
     from pathlib import Path
 
-    from dice_core.stages import choose_inputs as recurring
-    from dice_core.stages import stages
+    from dice_core.stages.choose_inputs import run_name
+    from dice_core.stages.report import report
     from dice_core.storage import layout
     from dice_core.storage.address import open_storage
 
-    run_uri = layout.run(root, recurring.run_name(run, job_id) if job_id else run)
+    run_uri = layout.run(root, run_name(run, job_id) if job_id else run)
     # The run may have failed at its first task: its page says that there is nothing.
-    written = stages.report(run_uri, layout.report(run_uri), num_iterations=num_iterations, allow_empty=True)
+    written = report(run_uri, layout.report(run_uri), num_iterations=num_iterations, allow_empty=True)
     open_storage(written.uri).download("report.html", Path(page.path))
     page.metadata.update(written.metrics, uri=written.uri)

@@ -35,10 +35,10 @@ def score(
         metrics: Counts of scored and dropped responses, mean and spread of the rewards.
         Output: Address of the shard's scores.
     """
-    from dice_core.stages import stages
+    from dice_core.stages.score import score
     from dice_core.storage import layout
 
-    report = stages.score(
+    report = score(
         policy_uri,
         reference_uri,
         responses_uri,

@@ -33,11 +33,11 @@ def train(
         metrics: Loss and reward accuracy at start and end, steps, time and memory.
         Output: Address of the new policy.
     """
-    from dice_core.stages import stages
+    from dice_core.stages.train import train
     from dice_core.storage import layout
 
     run_uri = layout.run(root, run)
-    report = stages.train(
+    report = train(
         policy_uri,
         pairs_uri,
         layout.stage(run_uri, iteration, "train") if iteration else layout.warm_start(run_uri, "train"),

@@ -1,7 +1,8 @@
 """`dice <stage>`: every stage from the command line, as the images run it.
 
-The options of a stage are the parameters of its function in stages.py, and their help is that function's docstring: no
-second list to keep. Errors a person can mend are one line and exit code 1.
+The options of a stage are the parameters of its function, with that function's docstring as their help; its settings
+are the sections of its row in the table of stages. There is no second list. Errors a person can mend are one line and
+exit code 1.
 """
 
 import argparse
@@ -10,34 +11,28 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dice_core import __version__
 from dice_core.settings.base import ConfigError
 from dice_core.settings.overrides import merge_overrides, parse_overrides
-from dice_core.stages import stages
-from dice_core.stages.runner import StageReport
+from dice_core.stages.table import SECTIONS, STAGES, Stage
 
-STAGES: dict[str, Callable[..., StageReport]] = {
-    "import-model": stages.import_model,
-    "prepare-data": stages.prepare_data,
-    "generate": stages.generate,
-    "score": stages.score,
-    "pair": stages.pair,
-    "train": stages.train,
-    "evaluate": stages.evaluate,
-    "report": stages.report,
-}
+COMMANDS = {name: stage for name, stage in STAGES.items() if stage.is_command}
+"""The stages of the command line, by name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage and print its report as JSON to standard output; return the exit code."""
-    options = vars(build_parser().parse_args(arguments))
-    function = STAGES[options.pop("stage")]
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    # One stage's module is enough where its name comes first.
+    named = [stage for stage in COMMANDS.values() if stage.name in words[:1]]
+    options = vars(build_parser(named or COMMANDS.values()).parse_args(words))
+    stage = COMMANDS[options.pop("stage")]
     try:
-        print(json.dumps(run_command(function, options), indent=1))
+        print(json.dumps(run_command(stage, options), indent=1))
     except KeyboardInterrupt:
         return 130
     except (ValueError, RuntimeError, OSError, ImportError) as error:
@@ -48,35 +43,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_command(function: Callable[..., StageReport], options: dict[str, Any]) -> dict[str, Any]:
+def run_command(stage: Stage, options: dict[str, Any]) -> dict[str, Any]:
     """Call a stage's function with the parsed options."""
     overrides, config = options.pop("set"), options.pop("config")
-    sections = _sections(function)
-    settings = merge_overrides(_read_config(config), parse_overrides(overrides, sections))
-    values = {name: value for name, value in settings.items() if name in sections}
-    report = function(**options, **values)
+    settings = merge_overrides(_read_config(config), parse_overrides(overrides, list(stage.sections)))
+    values = {name: value for name, value in settings.items() if name in stage.sections}
+    report = stage.function(**options, **values)
     return {"uri": report.uri, "status": report.status, "message": report.message, "metrics": report.metrics}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all stages."""
+def build_parser(stages: Iterable[Stage] = COMMANDS.values()) -> argparse.ArgumentParser:
+    """Return the parser of some stages, all by default."""
     parser = argparse.ArgumentParser(
         prog="dice", description="Run one stage of DICE. Errors show a traceback with DICE_DEBUG=1."
     )
     parser.add_argument("--version", action="version", version=f"dice {__version__}")
     subparsers = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
-    for name, function in STAGES.items():
-        summary, details = _documentation(function)
-        stage = subparsers.add_parser(name, help=summary, description=summary)
-        _add_options(stage, function, details)
+    for stage in stages:
+        summary, details = _documentation(stage.function)
+        _add_options(subparsers.add_parser(stage.name, help=summary, description=summary), stage, details)
     return parser
 
 
-def _add_options(
-    parser: argparse.ArgumentParser, function: Callable[..., StageReport], details: Mapping[str, str]
-) -> None:
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name in _sections(function):
+def _add_options(parser: argparse.ArgumentParser, stage: Stage, details: Mapping[str, str]) -> None:
+    for name, parameter in inspect.signature(stage.function).parameters.items():
+        if name in stage.sections:
             continue
         required = parameter.default is inspect.Parameter.empty
         option = "--" + re.sub(r"_(uri|uris|source)$", "", name).replace("_", "-")
@@ -90,21 +81,14 @@ def _add_options(
             metavar = "N" if value_type is int else "URI" if name.endswith(("_uri", "_source")) else "TEXT"
             kind.update(type=value_type, default=None if required else parameter.default, metavar=metavar)
         parser.add_argument(option, **kind)
-    sections = _sections(function)
-    allowed = f"sections here: {', '.join(sections)}" if sections else "this stage has none"
+    allowed = f"sections here: {', '.join(stage.sections)}" if stage.sections else "this stage has none"
     parser.add_argument(
         "--set", action="extend", nargs="+", default=[], metavar="SECTION.FIELD=VALUE", help=f"settings; {allowed}"
     )
     parser.add_argument("--config", metavar="FILE", help="JSON file with one object per section; --set wins")
 
 
-def _sections(function: Callable[..., StageReport]) -> list[str]:
-    """Return the parameters that take a settings class, such as `training`."""
-    parameters = inspect.signature(function).parameters.items()
-    return [name for name, parameter in parameters if parameter.annotation == stages.Values]
-
-
-def _documentation(function: Callable[..., StageReport]) -> tuple[str, dict[str, str]]:
+def _documentation(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     """Return the summary line of a Google docstring, and the text of each of its Args."""
     text = inspect.getdoc(function) or ""
     entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text, flags=re.MULTILINE)
@@ -120,10 +104,9 @@ def _read_config(path: str | None) -> dict[str, Any]:
         raise ConfigError(f"{path}: not a readable JSON file: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(value, dict) for value in values.values()):
         raise ConfigError(f'{path}: must hold one JSON object per section, such as {{"training": {{"beta": 0.1}}}}')
-    known = sorted({section for function in STAGES.values() for section in _sections(function)})
     for name in values:
-        if name not in known:
-            raise ConfigError(f"{path}: unknown section {name!r}, allowed: {', '.join(known)}")
+        if name not in SECTIONS:
+            raise ConfigError(f"{path}: unknown section {name!r}, allowed: {', '.join(SECTIONS)}")
     return values
 
 

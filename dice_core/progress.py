@@ -29,3 +29,16 @@ class Throttle:
             return False
         self._last = now
         return True
+
+
+class Progress:
+    """Log lines such as `generate shard 1/8: 512 of 1250 prompts`, at most one in ten seconds."""
+
+    def __init__(self, what: str, unit: str) -> None:
+        """Take what is done, and what is counted."""
+        self._what, self._unit, self._throttle = what, unit, Throttle()
+
+    def __call__(self, num_done: int, num_all: int, *_: object) -> None:
+        """Take the counts of now."""
+        if num_done == num_all or self._throttle.is_due():
+            log(f"{self._what}: {num_done} of {num_all} {self._unit}")

@@ -30,6 +30,18 @@ from components.report import report
 from components.score import score
 from components.train import train
 from dice_core.settings.base import Settings
+from dice_core.stages.table import (
+    CHECK_SETTINGS,
+    CHOOSE_INPUTS,
+    EVALUATE,
+    GENERATE,
+    IMPORT_MODEL,
+    PAIR,
+    PREPARE_DATA,
+    REPORT,
+    SCORE,
+    TRAIN,
+)
 from pipelines.cluster.resources import configure_task, launch_on_cluster
 from pipelines.presets import Preset
 
@@ -88,7 +100,7 @@ def build_pipeline(preset: Preset, *, recurring: bool = False) -> GraphComponent
     def run_all(given: Given) -> None:
         job_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER if recurring else ""
         page = report(root=given["root"], run=given["run"], job_id=job_id, num_iterations=preset.iterations)
-        with dsl.ExitHandler(configure_task(page, "report", "report", preset), name=preset.name):
+        with dsl.ExitHandler(configure_task(page, REPORT, "report", preset), name=preset.name):
             _run_stages(preset, iterations, _choose_inputs(preset, given) if recurring else given, recurring)
 
     defaults = default_parameters(preset, recurring=recurring)
@@ -138,27 +150,27 @@ def run_sections(preset: Preset) -> dict[str, Settings]:
 def _choose_inputs(preset: Preset, given: Given) -> Given:
     names = ("root", "promote_as", "policy_source", "reference_source", "prompts_source")
     chosen = choose_inputs(**_take(given, *names), name=given["run"], job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
-    outputs = configure_task(chosen, "choose-inputs", "choose inputs", preset).outputs
+    outputs = configure_task(chosen, CHOOSE_INPUTS, "choose inputs", preset).outputs
     return {**given, **{name: outputs[name] for name in ("run", *names[2:])}}
 
 
 def _check_settings(preset: Preset, given: Given) -> dsl.PipelineTask:
     sections = {"warm_start_training": {}, **_take(given, *run_sections(preset))}
-    return configure_task(check_settings(**sections), "check-settings", "check settings", preset)
+    return configure_task(check_settings(**sections), CHECK_SETTINGS, "check settings", preset)
 
 
 def _run_stages(preset: Preset, iterations: list[GraphComponent], given: Given, recurring: bool) -> None:
     checked = _check_settings(preset, given)
     imported = import_model(root=given["root"], source=given["policy_source"]).after(checked)
-    policy = configure_task(imported, "import-model", "import policy", preset).outputs[OUTPUT]
+    policy = configure_task(imported, IMPORT_MODEL, "import policy", preset).outputs[OUTPUT]
     names = ("root", "run", "seed", "chat", "data", "preferences_source", "prompts_source", "exclude_source")
     prepared = prepare_data(**_take(given, *names), policy_uri=policy)
-    data = configure_task(prepared, "prepare-data", "prepare data", preset).outputs[OUTPUT]
+    data = configure_task(prepared, PREPARE_DATA, "prepare data", preset).outputs[OUTPUT]
     if preset.has_warm_start and not recurring:
         reference, policy = policy, _warm_start(preset, given, policy, data)
     else:
         imported = import_model(root=given["root"], source=given["reference_source"]).after(checked)
-        reference = configure_task(imported, "import-model", "import reference", preset).outputs[OUTPUT]
+        reference = configure_task(imported, IMPORT_MODEL, "import reference", preset).outputs[OUTPUT]
     _run_iterations(preset, iterations, {**given, "policy_uri": policy, "reference_uri": reference, "data_uri": data})
 
 
@@ -183,18 +195,18 @@ def _warm_start(preset: Preset, given: Given, sft: Any, data: Any) -> Any:
     """Make the first DPO policy from the SFT model and offline pairs; return its address."""
     place = {**_take(given, "root", "run", "seed"), "iteration": 0, "policy_uri": sft}
     pairs = pair(**place, **_take(given, "chat", "pairing"), num_shards=0, data_uri=data)
-    pairs_uri = configure_task(pairs, "pair", "warm start: pair", preset).outputs[OUTPUT]
+    pairs_uri = configure_task(pairs, PAIR, "warm start: pair", preset).outputs[OUTPUT]
     trained = train(**place, pairs_uri=pairs_uri, training=given["warm_start_training"], launch=given["launch"])
-    return configure_task(trained, "train", "warm start: train", preset).outputs[OUTPUT]
+    return configure_task(trained, TRAIN, "warm start: train", preset).outputs[OUTPUT]
 
 
 def _generate_and_score(preset: Preset, given: Given, shard: int) -> dsl.PipelineTask:
     place = {**_take(given, "root", "run", "iteration"), "shard": shard, "num_shards": preset.num_shards}
     of_all = f"{shard + 1} of {preset.num_shards}"
     responses = generate(**place, **_take(given, "policy_uri", "data_uri", "gate_uri", "generation", "chat", "seed"))
-    responses_uri = configure_task(responses, "generate", f"generate {of_all}", preset).outputs[OUTPUT]
+    responses_uri = configure_task(responses, GENERATE, f"generate {of_all}", preset).outputs[OUTPUT]
     scores = score(**place, **_take(given, "policy_uri", "reference_uri", "scoring"), responses_uri=responses_uri)
-    return configure_task(scores, "score", f"score {of_all}", preset)
+    return configure_task(scores, SCORE, f"score {of_all}", preset)
 
 
 def _pair_train_evaluate(preset: Preset, given: Given, scored: list[dsl.PipelineTask]) -> IterationOutputs:
@@ -203,16 +215,16 @@ def _pair_train_evaluate(preset: Preset, given: Given, scored: list[dsl.Pipeline
     pairs = pair(
         **place, **_take(given, "policy_uri", "data_uri", "pairing", "chat"), num_shards=preset.num_shards
     ).after(*scored)
-    pairs_uri = configure_task(pairs, "pair", "pair", preset).outputs[OUTPUT]
+    pairs_uri = configure_task(pairs, PAIR, "pair", preset).outputs[OUTPUT]
     trained = train(**place, **_take(given, "policy_uri", "training", "launch"), pairs_uri=pairs_uri)
-    policy = configure_task(trained, "train", "train", preset).outputs[OUTPUT]
+    policy = configure_task(trained, TRAIN, "train", preset).outputs[OUTPUT]
     evaluated = evaluate(
         **place,
         **_take(given, "base_reference_uri", "data_uri", "promote_as", "evaluation", "generation", "chat"),
         policy_uri=policy,
         previous_uri=given["policy_uri"],
     )
-    outputs = configure_task(evaluated, "evaluate", "evaluate", preset).outputs
+    outputs = configure_task(evaluated, EVALUATE, "evaluate", preset).outputs
     return IterationOutputs(policy, outputs[OUTPUT], outputs["decision"])
 
 

@@ -128,7 +128,7 @@ def test_pipelines_do_not_know_the_tests(path: Path) -> None:
     ("module", "absent"),
     [
         ("dice_core.settings.base, dice_core.storage.layout, dice_core.data.records", "boto3 kfp torch transformers"),
-        ("dice_core.stages.stages, dice_core.cli", "kfp torch transformers vllm"),
+        ("dice_core.stages.pair, dice_core.cli", "kfp torch transformers vllm"),
         ("pipelines.cli", "boto3 kfp torch transformers vllm"),
         ("pipelines.dice", "boto3 torch transformers vllm"),
     ],

@@ -1,7 +1,7 @@
-"""The report of a run: one self-contained page for people, a table for a terminal, a dict for programs.
+"""The report of a run: one self-contained page for people.
 
 The page needs no network, no script and no storage of the browser, so that it works in a sandboxed frame, in a mail and
-on paper. What it shows is report_data.py's, its numbers are run_summary.py's, its drawings charts.py's.
+on paper. run_data.py collects what it shows, summary.py its numbers, charts.py draws.
 """
 
 import json
@@ -13,9 +13,7 @@ from typing import Any
 
 from dice_core.report import summary as run_summary
 from dice_core.report.charts import Axis, Line, Rule, histogram_chart, line_chart
-from dice_core.report.run_data import STAGES, IterationData, RunData, StageData, collect
-
-__all__ = ["build_report", "collect", "summary_table"]
+from dice_core.report.run_data import IterationData, RunData, StageData
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -30,11 +28,6 @@ _REASONS = {
     "few_valid_responses": "its prompt has too few valid responses",
     "non_finite": "a log-prob is not a finite number",
 }
-
-
-def summary_table(run_uri: str, num_iterations: int) -> str:
-    """Return the table of a run as plain text; reads manifests only."""
-    return run_summary.summary_table(collect(run_uri, num_iterations, tables=False))
 
 
 def build_report(data: RunData) -> str:
@@ -93,10 +86,9 @@ def _filters(data: RunData) -> list[tuple[str, list[Any]]]:
     """Return the way from responses generated to pairs trained on, a row a reason, a column an iteration."""
     dropped = [run_summary.dropped(iteration) for iteration in data.iterations]
     reasons = dict.fromkeys(reason for counts in dropped for reason in counts)
-    stages = {name: [iteration.stage(name).metrics for iteration in data.iterations] for name in STAGES}
 
     def row(label: str, stage: str, metric: str) -> tuple[str, list[Any]]:
-        return label, [metrics.get(metric) for metrics in stages[stage]]
+        return label, [iteration.stage(stage).metrics.get(metric) for iteration in data.iterations]
 
     table = [
         row("responses generated", "generate", "num_responses"),

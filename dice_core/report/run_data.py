@@ -26,9 +26,18 @@ from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import Manifest, Metric, fetch_files, read_manifest
 
 State = Literal["completed", "skipped", "partial", "missing"]
-STAGES = ("generate", "score", "pair", "train", "evaluate")
 _SHARD = re.compile(r"(shard-\d+-of-(\d+))/(.+)")
 _BATCH_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class ReportedStage:
+    """A stage of an iteration, as the report looks for it."""
+
+    name: str
+    in_warm_start: bool = False
+    group: str = ""
+    """What the pair stage calls the shards of this one among its inputs; empty: it has no shards."""
 
 
 @dataclass(frozen=True)
@@ -108,25 +117,26 @@ class RunData:
         return all(stage.state == "missing" for stage in stages)
 
 
-def collect(run_uri: str, num_iterations: int, *, tables: bool = True) -> RunData:
+def collect(run_uri: str, num_iterations: int, stages: Sequence[ReportedStage], *, tables: bool = True) -> RunData:
     """Read what a run has made so far.
 
     Args:
         run_uri: layout.run.
         num_iterations: planned; those that have not begun are there as missing.
+        stages: of an iteration, in the order of the page.
         tables: also histograms, curves and samples, which need tables; manifests alone otherwise.
     """
     notes: list[str] = []
     iterations = []
     for number in range(num_iterations + 1):
-        stages = _warm_start(run_uri) if number == 0 else _iteration(run_uri, number)
-        if all(stage.state == "missing" for stage in stages.values()):
+        found = _iteration(run_uri, number, stages) if number else _warm_start(run_uri, stages)
+        if all(stage.state == "missing" for stage in found.values()):
             if number == 0:
                 continue
             reason = _why_none_follows(iterations[-1]) if iterations else ""
-            stages = {name: StageData("skipped", skipped=reason) for name in stages} if reason else stages
-        details = _details(stages, notes) if tables else {}
-        iterations.append(IterationData(number, stages, **details))
+            found = {name: StageData("skipped", skipped=reason) for name in found} if reason else found
+        details = _details(found, notes) if tables else {}
+        iterations.append(IterationData(number, found, **details))
     written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return RunData(run_uri, tuple(iterations), _one(layout.data(run_uri)), written, tuple(notes))
 
@@ -186,20 +196,23 @@ def _one(uri: str) -> StageData:
     return merge_shards({uri: manifest} if manifest else {}, 1)
 
 
-def _warm_start(run_uri: str) -> dict[str, StageData]:
-    return {name: _one(layout.warm_start(run_uri, name)) for name in ("pair", "train")}
+def _warm_start(run_uri: str, stages: Sequence[ReportedStage]) -> dict[str, StageData]:
+    return {stage.name: _one(layout.warm_start(run_uri, stage.name)) for stage in stages if stage.in_warm_start}
 
 
-def _iteration(run_uri: str, number: int) -> dict[str, StageData]:
-    stages = {name: _one(layout.stage(run_uri, number, name)) for name in ("pair", "train", "evaluate")}
-    pair = next(iter(stages["pair"].manifests.values()), None)
-    for name, group in (("generate", "responses"), ("score", "scores")):
-        # The pair stage says exactly which shards it read; before it has ended, what lies there has to do.
-        used = [value.rpartition("@")[0] for key, value in (pair.inputs if pair else {}).items() if _is_in(key, group)]
-        uris = used or _shard_uris(layout.stage(run_uri, number, name))
-        found = {uri: manifest for uri in uris if (manifest := read_manifest(uri))}
-        stages[name] = merge_shards(found, max(len(uris), 1))
-    return {name: stages[name] for name in STAGES}
+def _iteration(run_uri: str, number: int, stages: Sequence[ReportedStage]) -> dict[str, StageData]:
+    pair = next(iter(_one(layout.stage(run_uri, number, "pair")).manifests.values()), None)
+    return {stage.name: _stage(layout.stage(run_uri, number, stage.name), stage.group, pair) for stage in stages}
+
+
+def _stage(uri: str, group: str, pair: Manifest | None) -> StageData:
+    if not group:
+        return _one(uri)
+    # The pair stage says exactly which shards it read; before it has ended, what lies there has to do.
+    used = [value.rpartition("@")[0] for key, value in (pair.inputs if pair else {}).items() if _is_in(key, group)]
+    uris = used or _shard_uris(uri)
+    found = {uri: manifest for uri in uris if (manifest := read_manifest(uri))}
+    return merge_shards(found, max(len(uris), 1))
 
 
 def _is_in(name: str, group: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dice_core.evaluation.gate import NO_GAIN
 from dice_core.preferences.reward import paper_length_penalty
-from dice_core.report.run_data import STAGES, IterationData, RunData, StageData
+from dice_core.report.run_data import IterationData, RunData, StageData
 
 NOTHING = "-"
 """Stands in a table where a number is not known."""
@@ -39,8 +39,7 @@ def status(iteration: IterationData) -> str:
 
     Accepted is a policy that is better than the one before; no gain is one that goes on and is not.
     """
-    known = STAGES if iteration.number else ("pair", "train")
-    stages = {stage: iteration.stage(stage) for stage in known}
+    stages = iteration.stages
     if any(stage.state == "skipped" for stage in stages.values()):
         return "skipped"
     if all(stage.state == "missing" for stage in stages.values()):
@@ -69,7 +68,8 @@ def summary(data: RunData) -> dict[str, Any]:
 
 def summarise(iteration: IterationData) -> dict[str, Any]:
     """Return the numbers of one iteration, flat but for `seconds` and `dropped`; None where one is not known."""
-    generate, score, pair, train, evaluate = (iteration.stage(stage).metrics for stage in STAGES)
+    names = ("generate", "score", "pair", "train", "evaluate")
+    generate, score, pair, train, evaluate = (iteration.stage(name).metrics for name in names)
     beta = iteration.stage("train").settings.get("training", {}).get("beta")
     penalty = pair.get("length_penalty")
     copied = {
@@ -97,8 +97,13 @@ def summarise(iteration: IterationData) -> dict[str, Any]:
         "dropped": dropped(iteration),
         "num_filtered": sum(dropped(iteration).values()) if score else None,
         **{field: value for field, value in evaluate.items() if field not in ("seconds", "reason")},
-        "seconds": {stage: iteration.stage(stage).metrics.get("seconds") for stage in STAGES},
+        "seconds": {name: stage.metrics.get("seconds") for name, stage in iteration.stages.items()},
     }
+
+
+def _stage_names(data: RunData) -> list[str]:
+    """Return the stages in their order; the warm start has some of them."""
+    return max((list(iteration.stages) for iteration in data.iterations), key=len, default=[])
 
 
 def dropped(iteration: IterationData) -> dict[str, int]:
@@ -141,7 +146,7 @@ def rows(data: RunData) -> list[Row]:
         ("held out", "answer before, characters", lambda s: _measured(s, "mean_response_characters_previous", ",.0f")),
         ("held out", "answer after, characters", lambda s: _measured(s, "mean_response_characters", ",.0f")),
         ("held out", "growth in length", lambda s: _measured(s, "response_characters_growth", "+.1%")),
-        *(("time", stage, lambda s, stage=stage: _seconds(s["seconds"][stage])) for stage in STAGES),
+        *(("time", stage, lambda s, stage=stage: _seconds(s["seconds"].get(stage))) for stage in _stage_names(data)),
         ("time", "all stages", lambda s: _seconds(sum(v for v in s["seconds"].values() if v) or None)),
     ]
     unit = _length_unit(data)

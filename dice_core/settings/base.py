@@ -31,6 +31,9 @@ Int = Annotated[int, BeforeValidator(_integral)]
 Ints = Annotated[tuple[Int, ...], BeforeValidator(_tuple)]
 DType = Literal["float32", "bfloat16"]
 
+Values = Mapping[str, Any] | None
+"""Settings as they arrive: plain JSON types, or None for all defaults."""
+
 OPERATIONAL: JsonDict = {"operational": True}
 
 
@@ -40,7 +43,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any] | None, where: str) -> Self:
+    def parse(cls, values: Values, where: str) -> Self:
         """Build the settings from a plain mapping.
 
         Args:

@@ -1,30 +1,17 @@
-"""What can be said of a run's settings before anything runs: each on its own, and those that must fit each other.
+"""Stage check-settings: each setting of a run on its own, and those of several stages that must fit each other.
 
-A setting is one stage's business; what one stage makes and another needs is checked here, so that a run of hours does
-not end at its third stage for a number that was wrong from the start. Loads no torch.
+It comes first, so that a run of hours does not end at its third stage for a number that was wrong from the start. Loads
+no torch.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from dice_core.data.settings import ChatConfig, DataConfig
-from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.launch.settings import LaunchConfig
 from dice_core.preferences.settings import GenerationConfig, PairingConfig, ScoringConfig
 from dice_core.settings.base import ConfigError, Settings
+from dice_core.stages.table import SECTIONS, WARM_START_TRAINING
 from dice_core.training.settings import TrainingConfig
-
-SECTIONS: dict[str, type[Settings]] = {
-    "chat": ChatConfig,
-    "data": DataConfig,
-    "generation": GenerationConfig,
-    "scoring": ScoringConfig,
-    "pairing": PairingConfig,
-    "training": TrainingConfig,
-    "warm_start_training": TrainingConfig,
-    "evaluation": EvaluationConfig,
-    "launch": LaunchConfig,
-}
 
 
 def check_settings(sections: Mapping[str, Mapping[str, Any]]) -> None:
@@ -41,7 +28,7 @@ def check_settings(sections: Mapping[str, Mapping[str, Any]]) -> None:
     if unknown:
         raise ConfigError(f"{unknown[0]}: unknown section, allowed: {', '.join(SECTIONS)}")
     parsed = {name: kind.parse(sections.get(name), name) for name, kind in SECTIONS.items() if name in sections}
-    parsed = {name: kind() for name, kind in SECTIONS.items() if name != "warm_start_training"} | parsed
+    parsed = {name: kind() for name, kind in SECTIONS.items() if name != WARM_START_TRAINING} | parsed
     _check_fit(**parsed)  # type: ignore[arg-type]
 
 

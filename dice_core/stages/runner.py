@@ -1,13 +1,13 @@
 """How every stage runs: resolve its inputs, compare fingerprints, skip or resume or refuse, work, publish.
 
-Knows nothing of what a stage computes; stages.py does. All rules on resuming are here.
+Knows nothing of what a stage computes: its own file does. All rules on resuming are here.
 """
 
 import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -19,6 +19,7 @@ import pyarrow as pa
 from dice_core.data import records
 from dice_core.progress import log
 from dice_core.settings.base import Settings
+from dice_core.stages.table import Stage
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import (
@@ -39,19 +40,6 @@ from dice_core.storage.manifest import (
 Value = TypeVar("Value")
 
 _USERS_FILE = "file"
-_MODEL = ("import-model", "train")
-# The stages that make the input of a name, or of a group of names (`scores/0`).
-_MADE_BY = {
-    "policy": _MODEL,
-    "reference": _MODEL,
-    "previous": _MODEL,
-    "base_reference": _MODEL,
-    "data": ("prepare-data",),
-    "responses": ("generate",),
-    "scores": ("score",),
-    "pairs": ("pair",),
-    "gate": ("evaluate",),
-}
 # An upload that a killed attempt began is dead by then; one of an attempt that still runs may not be.
 _DEAD_UPLOAD_SECONDS = 24 * 3600
 
@@ -121,6 +109,11 @@ class StageContext:
     """Finished parts by name; an interrupted attempt's at first."""
     cleanup: ExitStack = field(default_factory=ExitStack)
     """Closed when the work has ended or failed, before the scratch folder goes."""
+    started: float = field(default_factory=time.monotonic)
+
+    def seconds(self) -> float:
+        """Return how long the work has taken so far."""
+        return round(time.monotonic() - self.started, 1)
 
     @property
     def stored(self) -> Input:
@@ -181,19 +174,18 @@ class StageContext:
         return publish_files(self.uri, {}, Manifest(files={}, skipped=reason, **self.manifest_fields))
 
 
-def open_input(name: str, uri: str, folder: Path) -> Input:
+def open_input(uri: str, makers: Sequence[str], folder: Path) -> Input:
     """Return a finished stage's output, or a single Parquet file that is taken as it is.
 
     Args:
-        name: of the input, which says what stage makes it: `data`, `scores/0`.
         uri: of either.
+        makers: the stages that make such an input.
         folder: gets the single file.
 
     Raises:
         StorageError: nothing finished is there, or the result of a stage that makes no such input.
     """
     if not uri.endswith(".parquet"):
-        makers = _MADE_BY[name.partition("/")[0]]
         made_by = " or ".join(f"`dice {stage}`" for stage in makers)
         if os.path.isfile(uri):
             raise StorageError(f"{uri}: a file, where the result of {made_by} is needed: give the folder it wrote")
@@ -209,11 +201,10 @@ def open_input(name: str, uri: str, folder: Path) -> Input:
 
 
 def run_stage(
-    stage: str,
+    stage: Stage,
     output_uri: str,
     work: Callable[[StageContext], Manifest],
     *,
-    format_version: int,
     settings: Mapping[str, Settings],
     arguments: Mapping[str, str | int],
     inputs: Mapping[str, str],
@@ -222,10 +213,9 @@ def run_stage(
     """Run a stage unless it is done already.
 
     Args:
-        stage: its name.
+        stage: its row of the table.
         output_uri: its own place.
         work: does the stage's work and publishes; called at most once.
-        format_version: raised when the stage's code gives other results for the same settings.
         settings: the validated settings, by name.
         arguments: what else decides the result (seed, shard).
         inputs: name to URI of what it reads.
@@ -235,16 +225,20 @@ def run_stage(
         StorageError: an input is not finished, or the place holds the result of other settings or inputs.
     """
     with scratch_folder() as folder:
-        resolved = {name: open_input(name, uri, folder / "inputs" / name) for name, uri in inputs.items()}
-        fingerprint = _fingerprint(stage, format_version, settings, arguments, resolved)
+        resolved = {
+            name: open_input(uri, stage.inputs[name.partition("/")[0]], folder / "inputs" / name)
+            for name, uri in inputs.items()
+        }
+        fingerprint = _fingerprint(stage, settings, arguments, resolved)
         if overwrite:
-            log(f"{stage}: {clear_stage(output_uri, stage)} files of an earlier run deleted below {output_uri}")
+            num_deleted = clear_stage(output_uri, stage.name)
+            log(f"{stage.name}: {num_deleted} files of an earlier run deleted below {output_uri}")
         present = read_manifest(output_uri)
         if present is not None:
-            require_stage(present, stage, output_uri)
+            require_stage(present, stage.name, output_uri)
             return _reuse(present, fingerprint, output_uri, settings)
         fields = {
-            "stage": stage,
+            "stage": stage.name,
             "fingerprint": fingerprint,
             "settings": {**{name: value.to_dict() for name, value in settings.items()}, **arguments},
             "inputs": {name: f"{entry.uri}@{entry.manifest.content_digest}" for name, entry in resolved.items()},
@@ -258,14 +252,13 @@ def _run(context: StageContext, work: Callable[[StageContext], Manifest]) -> Sta
     if context.parts:
         log(f"{stage}: {len(context.parts)} parts of an earlier attempt are kept")
     _delete_dead_uploads(stage, output_uri)
-    start = time.monotonic()
     skipped = next((entry.manifest.skipped for entry in context.inputs.values() if entry.manifest.skipped), "")
     with context.cleanup:
         manifest = context.skip(skipped) if skipped else work(context)
     if manifest.skipped:
         log(f"{stage}: skipped: {manifest.skipped}")
         return StageReport(output_uri, "skipped", {}, manifest.skipped)
-    log(f"{stage}: completed in {time.monotonic() - start:.0f} s: {output_uri}")
+    log(f"{stage}: completed in {context.seconds():.0f} s: {output_uri}")
     return StageReport(output_uri, "completed", manifest.metrics)
 
 
@@ -299,15 +292,14 @@ def _reuse(present: Manifest, fingerprint: str, output_uri: str, settings: Mappi
 
 
 def _fingerprint(
-    stage: str,
-    format_version: int,
+    stage: Stage,
     settings: Mapping[str, Settings],
     arguments: Mapping[str, str | int],
     inputs: Mapping[str, Input],
 ) -> str:
     facts = {
-        "stage": stage,
-        "format_version": format_version,
+        "stage": stage.name,
+        "format_version": stage.format_version,
         "settings": {name: value.fingerprint() for name, value in settings.items()},
         "arguments": dict(arguments),
         "inputs": {name: entry.manifest.content_digest for name, entry in inputs.items()},

@@ -14,10 +14,10 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dice_core.data import records
-from dice_core.progress import Throttle, log
+from dice_core.progress import Progress, log
 from dice_core.settings.base import ConfigError
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
@@ -123,7 +123,7 @@ def _train_and_publish(
         config,
         arguments,
         callbacks=[callback for callback in callbacks if callback],
-        on_reference_progress=_progress("train: reference log-probs") if is_first else None,
+        on_reference_progress=Progress("train: reference log-probs", "pairs") if is_first else None,
     )
     trainer.train(checkpoint)
     if average:
@@ -227,17 +227,12 @@ def _write_lines(trainer: "DPOTrainer", path: Path) -> None:
                 continue
             # The Trainer counts the whole run as one epoch (dpo_trainer's fixed order): passes over the pairs instead.
             values = {**line, "epoch": round(line["step"] * pairs_per_step, 4)}
-            stream.write(json.dumps({name: finite_or_none(value) for name, value in values.items()}) + "\n")
+            stream.write(json.dumps({name: _finite_or_none(value) for name, value in values.items()}) + "\n")
 
 
-def _progress(what: str) -> Any:
-    throttle = Throttle()
-
-    def show(num_done: int, num_all: int) -> None:
-        if num_done == num_all or throttle.is_due():
-            log(f"{what}: {num_done} of {num_all} pairs")
-
-    return show
+def _finite_or_none(value: float | None) -> float | None:
+    """Return None for a missing or non-finite number: JSON has no NaN."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _may_pass(error: Exception) -> bool:
@@ -277,8 +272,3 @@ if __name__ == "__main__":
         sys.stderr.flush()
         os._exit(0)
     sys.exit(exit_code)
-
-
-def finite_or_none(value: float | None) -> float | None:
-    """Return None for a missing or non-finite number: JSON has no NaN."""
-    return value if value is not None and math.isfinite(value) else None

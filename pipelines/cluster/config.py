@@ -20,21 +20,7 @@ from dice_core.settings.quantities import (
     checked,
     quantity,
 )
-
-Stage = Literal[
-    "check-settings",
-    "choose-inputs",
-    "import-model",
-    "prepare-data",
-    "generate",
-    "score",
-    "pair",
-    "train",
-    "evaluate",
-    "report",
-]
-GPU_STAGES = ("generate", "score", "evaluate")
-"""Hold GPUs in their own pods. The pod of train starts others and waits: it holds none."""
+from dice_core.stages.table import Stage
 
 PIPELINE_ACCOUNT, TRAINER_ACCOUNT = "dice-pipeline", "dice-trainer"
 CONFIG_MAP, CONFIG_KEYS = "dice-config", ("AWS_ENDPOINT_URL", "AWS_REGION")
@@ -148,7 +134,7 @@ class ClusterConfig(Settings):
 
     def timeout_seconds(self, stage: Stage) -> int:
         """Return how long one attempt of a stage's task may run."""
-        name = f"{stage}_timeout"
+        name = f"{stage.name}_timeout"
         return to_seconds(getattr(self, name if name in type(self).model_fields else "cpu_task_timeout"))
 
 

@@ -10,15 +10,14 @@ from kfp import dsl, kubernetes
 from components import images
 from dice_core.launch.settings import LaunchConfig
 from dice_core.settings.durations import to_seconds
+from dice_core.stages.table import TRAIN, Stage
 from pipelines.cluster.config import (
     CONFIG_KEYS,
     CONFIG_MAP,
     CREDENTIAL_KEYS,
-    GPU_STAGES,
     POD_FIELDS,
     TRAINER_ACCOUNT,
     ClusterConfig,
-    Stage,
 )
 from pipelines.presets import Preset
 
@@ -38,7 +37,7 @@ def configure_task(task: dsl.PipelineTask, stage: Stage, display_name: str, pres
 
     Args:
         task: of a stage.
-        stage: which one.
+        stage: its row of the table.
         display_name: what the UI shows.
         preset: decides retries (each continues where the last one stopped) and, by its cluster section, the rest.
     """
@@ -77,7 +76,7 @@ def task_timeout_seconds(preset: Preset, stage: Stage) -> int:
     The pod of train waits for others: it outlives every deadline of the training job, and says which has passed.
     """
     cluster = preset.cluster or ClusterConfig()
-    if stage == "train" and _trains_elsewhere(cluster):
+    if stage == TRAIN and _trains_elsewhere(cluster):
         launch = launch_on_cluster(preset)
         of_job = launch.pending_deadline_seconds + launch.active_deadline_seconds
         return to_seconds(cluster.queue_timeout) + of_job
@@ -107,7 +106,7 @@ def launch_on_cluster(preset: Preset) -> LaunchConfig:
         "image_pull_secrets": list(cluster.image_pull_secrets),
         "model_cache_claim": cluster.model_cache_claim,
         "pending_deadline_seconds": to_seconds(cluster.pending_timeout),
-        "active_deadline_seconds": cluster.timeout_seconds("train"),
+        "active_deadline_seconds": cluster.timeout_seconds(TRAIN),
         "run_as_user": cluster.run_as_user,
     }
     defaults = LaunchConfig()
@@ -121,15 +120,15 @@ def _trains_elsewhere(cluster: ClusterConfig) -> bool:
 
 
 def _is_trainer(stage: Stage, cluster: ClusterConfig) -> bool:
-    return stage == "train" and not _trains_elsewhere(cluster)
+    return stage == TRAIN and not _trains_elsewhere(cluster)
 
 
 def _place(task: dsl.PipelineTask, stage: Stage, preset: Preset, cluster: ClusterConfig) -> None:
     """Choose the nodes, and ask for CPUs, memory, GPUs and time."""
-    is_trainer, is_launcher = _is_trainer(stage, cluster), stage == "train" and _trains_elsewhere(cluster)
-    has_gpu = stage in GPU_STAGES or is_trainer
+    is_trainer, is_launcher = _is_trainer(stage, cluster), stage == TRAIN and _trains_elsewhere(cluster)
+    has_gpu = stage.pod == "gpu" or is_trainer
     kind = "trainer" if is_trainer else "launcher" if is_launcher else "gpu_task" if has_gpu else "cpu_task"
-    memory = cluster.import_memory if stage == "import-model" else getattr(cluster, f"{kind}_memory")
+    memory = cluster.import_memory if stage.pod == "import" else getattr(cluster, f"{kind}_memory")
     # A limit of CPUs would only slow a task down; one of memory protects the other pods of the node.
     task.set_cpu_request(getattr(cluster, f"{kind}_cpu")).set_memory_request(memory).set_memory_limit(memory)
     if has_gpu and cluster.gpu_resource:
@@ -170,13 +169,13 @@ def _give_access(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
 def _mount(task: dsl.PipelineTask, stage: Stage, cluster: ClusterConfig) -> None:
     """Mount shared memory, the models' cache and room for temporary files."""
     is_trainer = _is_trainer(stage, cluster)
-    has_models = stage in GPU_STAGES or is_trainer
+    has_models = stage.pod == "gpu" or is_trainer
     shm_size = cluster.trainer_shm_size if is_trainer else cluster.gpu_task_shm_size
     if shm_size and has_models:
         kubernetes.empty_dir_mount(task, "dshm", "/dev/shm", "Memory", shm_size)
     kubernetes.empty_dir_mount(task, "scratch", "/tmp", size_limit=cluster.scratch_size or None)
     # What an import has downloaded from the Hub lies there too, where a retried pod finds it.
-    if cluster.model_cache_claim and (has_models or stage == "import-model"):
+    if cluster.model_cache_claim and (has_models or stage.pod == "import"):
         kubernetes.mount_pvc(task, cluster.model_cache_claim, CACHE_FOLDER)
     else:
         kubernetes.empty_dir_mount(task, "cache", CACHE_FOLDER)
@@ -184,7 +183,7 @@ def _mount(task: dsl.PipelineTask, stage: Stage, cluster: ClusterConfig) -> None
 
 def _mark(task: dsl.PipelineTask, stage: Stage, cluster: ClusterConfig) -> None:
     """Label the pod for network policies and people, and tell it its own name."""
-    labels = {**cluster.labels, **PART_OF, "app.kubernetes.io/component": stage, _NO_SIDECAR: "false"}
+    labels = {**cluster.labels, **PART_OF, "app.kubernetes.io/component": stage.name, _NO_SIDECAR: "false"}
     for name, value in labels.items():
         kubernetes.add_pod_label(task, name, value)
     # Older Istio reads the annotation, newer the label.

@@ -22,8 +22,9 @@ from typing import Any
 
 import psutil
 
-from dice_core.report.page import summary_table
+from dice_core.report.summary import summary_table
 from dice_core.settings.base import ConfigError
+from dice_core.stages.report import read_run
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
@@ -312,7 +313,7 @@ def _show_results(run_uri: str, num_iterations: int, folder: Path, seconds: floa
     page = folder / "report.html"
     open_storage(layout.report(run_uri)).download("report.html", page)
     print()
-    print(summary_table(run_uri, num_iterations))
+    print(summary_table(read_run(run_uri, num_iterations, tables=False)))
     print(f"\nDone in {seconds // 60:.0f} min {seconds % 60:.0f} s. Read the report: {page}")
 
 

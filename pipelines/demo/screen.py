@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
+from dice_core.stages.table import STAGES
 from dice_core.storage.manifest import Manifest
 
 _COLOUR = re.compile(r"\x1b\[\d+m")
@@ -22,15 +23,6 @@ _FAULT = re.compile(r" {4}(?:[\w.]+(?:Error|Exception)): (.+)$")
 _STATUS = re.compile(r" +metadata=\{.*'status': '([a-z ]+)'")
 _SEPARATOR = re.compile(r"-{20,}$")
 _NOT_NEWS = re.compile(r"[\w-]+: (completed in|already complete|skipped)")
-
-_SHOWN = {
-    "prepare-data": ("num_prompts", "num_preferences", "num_held_out"),
-    "generate": ("num_prompts", "num_responses", "num_response_tokens"),
-    "score": ("num_scored", "reward_mean", "reward_std"),
-    "pair": ("num_generated_pairs", "num_replayed_pairs", "length_penalty", "length_gap"),
-    "train": ("num_steps", "first_loss", "last_loss"),
-    "evaluate": ("heldout_reward_accuracy_previous", "heldout_reward_accuracy", "reason"),
-}
 
 
 class Screen:
@@ -145,7 +137,8 @@ def task_labels(pipeline_spec: Any) -> dict[str, list[str]]:
 
 def describe(manifest: Manifest) -> str:
     """Return the counts of a stage that tell a person most, such as `28 prompts, 112 responses`."""
-    metrics = ((name, manifest.metrics[name]) for name in _SHOWN.get(manifest.stage, ()) if name in manifest.metrics)
+    shown = STAGES[manifest.stage].shown if manifest.stage in STAGES else ()
+    metrics = ((name, manifest.metrics[name]) for name in shown if name in manifest.metrics)
     return ", ".join(_put_in_words(name, value) for name, value in metrics)
 
 

@@ -97,7 +97,7 @@ def ours_with_texts(folder: Path) -> Timed:
 def ours_stage(folder: Path, num_prompts: str = "", length_penalty: str = "grid") -> Timed:
     """Run the stage itself: parts of 256 prompts in 8 shards on storage, texts joined, pairs written and published."""
     from dice_core.data.records import PAIRS, read_table
-    from dice_core.stages import stages
+    from dice_core.stages.pair import pair
 
     work = Work(folder)
     place = _stage_inputs(work, _num_prompts(work, num_prompts))
@@ -107,7 +107,7 @@ def ours_stage(folder: Path, num_prompts: str = "", length_penalty: str = "grid"
     pairing = {"length_penalty": length_penalty, "min_valid_responses": 2, "replay_ratio": 0, "num_eval_pairs": 0}
     with tempfile.TemporaryDirectory(dir=place) as out:
         with stopwatch() as watch:
-            report = stages.pair(str(place / "data"), str(place / "policy"), out, pairing=pairing, **uris)
+            report = pair(str(place / "data"), str(place / "policy"), out, pairing=pairing, **uris)
         pairs = read_table(Path(out) / "pairs.parquet", PAIRS, ["prompt_id", "chosen", "rejected"])
         indices = [[int(text[:2]) for text in pairs[side].to_pylist()] for side in ("chosen", "rejected")]
     values = {"penalty": report.metrics["length_penalty"], "pairs": _digest(pairs["prompt_id"], *indices)}

@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from dice_core import cli
+from dice_core.settings.base import Values
+from dice_core.stages.runner import StageReport
 
 
 def run(capsys, *arguments):
@@ -15,7 +17,7 @@ def run(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-@pytest.mark.parametrize("stage", list(cli.STAGES))
+@pytest.mark.parametrize("stage", list(cli.COMMANDS))
 def test_every_option_of_every_stage_has_a_help_text(stage, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main([stage, "--help"])
@@ -61,7 +63,7 @@ def test_a_misspelt_setting_deletes_nothing_with_overwrite(capsys, tmp_path):
 def test_a_config_file_is_read_and_set_wins(tmp_path, monkeypatch, capsys):
     seen = {}
 
-    def stage(output_uri, *, pairing: cli.stages.Values = None, seed: int = 0):
+    def stage(output_uri, *, pairing: Values = None, seed: int = 0):
         """Do nothing.
 
         Args:
@@ -70,9 +72,9 @@ def test_a_config_file_is_read_and_set_wins(tmp_path, monkeypatch, capsys):
             seed: of the run.
         """
         seen.update(pairing=pairing, seed=seed)
-        return cli.StageReport(output_uri, "completed", {})
+        return StageReport(output_uri, "completed", {})
 
-    monkeypatch.setitem(cli.STAGES, "pair", stage)
+    monkeypatch.setattr("dice_core.stages.pair.pair", stage)
     path = tmp_path / "c.json"
     path.write_text(json.dumps({"pairing": {"replay_ratio": 0.2, "num_eval_pairs": 4}, "training": {"beta": 0.1}}))
     code, out, _ = run(

@@ -9,7 +9,7 @@ import pytest
 from dice_core.data.records import RecordError
 from dice_core.data.source_files import files_below, files_to_read
 from dice_core.data.sources import read_prompts
-from dice_core.stages.prepare_data_work import local_sources
+from dice_core.stages.prepare_data import local_sources
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
 

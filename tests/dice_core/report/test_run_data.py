@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 
 from dice_core.data import records
-from dice_core.report.page import build_report, summary_table
-from dice_core.report.run_data import Histogram, collect, histogram, merge_shards
-from dice_core.report.summary import status
+from dice_core.report.page import build_report
+from dice_core.report.run_data import Histogram, histogram, merge_shards
+from dice_core.report.summary import status, summary_table
+from dice_core.stages.report import read_run
 from dice_core.storage import layout
 from dice_core.storage.manifest import Manifest, publish_files
 
@@ -76,7 +77,7 @@ def stored_run(tmp_path: Path) -> str:
 
 
 def test_a_stored_run_is_read_through_its_manifests(stored_run: str) -> None:
-    data = collect(stored_run, 1)
+    data = read_run(stored_run, 1)
     (one,) = data.iterations
     assert one.stage("score").metrics["num_scored"] == 6 and one.stage("score").state == "completed"
     assert one.rewards is not None and one.lengths is not None
@@ -90,7 +91,7 @@ def test_a_stored_run_is_read_through_its_manifests(stored_run: str) -> None:
 def test_a_file_that_is_not_what_its_manifest_says_is_a_note_and_no_crash(stored_run: str) -> None:
     place = Path(layout.stage(stored_run, 1, "pair")) / "length_penalty.json"
     place.write_text('{"length_penalties": []}')
-    data = collect(stored_run, 1)
+    data = read_run(stored_run, 1)
     assert len(data.notes) == 1 and "its manifest says" in data.notes[0]
     assert data.notes[0] in build_report(data)
 
@@ -98,7 +99,7 @@ def test_a_file_that_is_not_what_its_manifest_says_is_a_note_and_no_crash(stored
 def test_shards_of_a_stage_that_still_runs_are_found_by_their_names(tmp_path: Path) -> None:
     run_uri = str(tmp_path / "run")
     publish(layout.shard(run_uri, 1, "generate", 1, 3), "generate", tmp_path, {}, metrics={"num_responses": 4})
-    (one,) = collect(run_uri, 1).iterations
+    (one,) = read_run(run_uri, 1).iterations
     assert one.stage("generate").state == "partial" and one.stage("generate").num_shards == 3
     assert status(one) == "generate not finished"
 
@@ -106,11 +107,11 @@ def test_shards_of_a_stage_that_still_runs_are_found_by_their_names(tmp_path: Pa
 def test_the_table_of_a_stored_run_needs_its_manifests_only(stored_run: str) -> None:
     for file in Path(stored_run).rglob("*.parquet"):
         file.unlink()
-    assert "0.1" in summary_table(stored_run, 1)
+    assert "0.1" in summary_table(read_run(stored_run, 1))
 
 
 def test_a_run_that_does_not_exist_is_a_run_that_has_not_begun(tmp_path: Path) -> None:
-    data = collect(str(tmp_path / "nothing"), 2)
+    data = read_run(str(tmp_path / "nothing"), 2)
     assert [status(one) for one in data.iterations] == ["not started", "not started"]
 
 
@@ -128,7 +129,7 @@ def test_iterations_that_a_cluster_did_not_start_after_a_refused_policy_are_skip
         publish(layout.stage(run_uri, 1, name), name, tmp_path, {})
     metrics = {"accepted": accepted, "improved": 0, "reason": "answers grew"}
     publish(layout.stage(run_uri, 1, "evaluate"), "evaluate", tmp_path, {}, metrics=metrics)
-    data = collect(run_uri, 3)
+    data = read_run(run_uri, 3)
     assert [status(one) for one in data.iterations] == states
     told = f"the policy was refused by {layout.stage(run_uri, 1, 'evaluate')}: answers grew"
-    assert summary_table(run_uri, 3).count(told) == (0 if accepted else 2)
+    assert summary_table(read_run(run_uri, 3)).count(told) == (0 if accepted else 2)

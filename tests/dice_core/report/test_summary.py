@@ -34,7 +34,8 @@ def test_times_are_told_in_their_two_largest_units(seconds: float, words: str) -
 
 
 def test_a_run_in_progress_names_the_stage_that_has_not_finished() -> None:
-    stages = {name: value for name, value in iteration(1).stages.items() if name in ("generate", "score")}
+    done = ("generate", "score")
+    stages = {name: value if name in done else StageData() for name, value in iteration(1).stages.items()}
     assert status(IterationData(1, stages)) == "pair not finished"
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from dice_core.settings.base import ConfigError
-from dice_core.stages.check_settings import SECTIONS, check_settings
+from dice_core.stages.check_settings import check_settings
+from dice_core.stages.table import SECTIONS
 from pipelines.presets import PRESETS
 
 

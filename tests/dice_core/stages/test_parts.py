@@ -1,6 +1,7 @@
 """Tables are read ahead of the work and stored behind it."""
 
 import threading
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from dice_core.data import records
 from dice_core.stages.parts import group_tables, part_name, published_behind
 from dice_core.stages.runner import run_stage
+from dice_core.stages.table import GENERATE, PAIR
 from dice_core.storage.contract import StorageError
 from dice_core.storage.folder import FolderStorage
 from dice_core.storage.manifest import Manifest, publish_files, publish_part
@@ -19,8 +21,11 @@ def prompts(name):
     return pa.table({"prompt_id": [name], "prompt": [f"Tell me of {name}"]}, schema=records.PROMPTS)
 
 
+STAGE = replace(GENERATE, inputs=PAIR.inputs)
+
+
 def run(uri, work, inputs=None):
-    return run_stage("generate", uri, work, format_version=1, settings={}, arguments={}, inputs=inputs or {})
+    return run_stage(STAGE, uri, work, settings={}, arguments={}, inputs=inputs or {})
 
 
 def test_parts_are_stored_while_the_next_is_made_and_not_read_again(tmp_path, monkeypatch):

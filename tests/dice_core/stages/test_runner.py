@@ -1,20 +1,24 @@
 """A stage runs once for the same settings and inputs, resumes what was interrupted, and never mixes."""
 
 import os
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
 
 from dice_core.data import records
 from dice_core.preferences.settings import GenerationConfig
-from dice_core.stages import stages
 from dice_core.stages.parts import read_input
+from dice_core.stages.report import report
 from dice_core.stages.runner import open_input, run_stage
+from dice_core.stages.table import GENERATE, PAIR, TRAIN
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
 from dice_core.storage.folder import FolderStorage
 from dice_core.storage.manifest import Manifest, clear_stage, publish_files, read_manifest
 
+# Its inputs are those of all the stages that it stands for here.
+STAGE = replace(GENERATE, inputs={**TRAIN.inputs, **PAIR.inputs})
 PROMPTS = pa.table({"prompt_id": ["a"], "prompt": ["Hi"]})
 
 
@@ -39,10 +43,9 @@ class Work:
 
 def run(uri, work, *, settings=None, inputs=None, seed=0, format_version=1, overwrite=False):
     return run_stage(
-        "generate",
+        replace(STAGE, format_version=format_version),
         uri,
         work,
-        format_version=format_version,
         settings={"generation": settings or GenerationConfig()},
         arguments={"seed": seed},
         inputs=inputs or {},
@@ -109,7 +112,7 @@ def test_the_place_of_another_stage_is_refused_as_such(uri, tmp_path, overwrite)
     with pytest.raises(StorageError, match=r"out: holds the result of import-model, which generate leaves alone"):
         run(uri, Work(), overwrite=overwrite)
     with pytest.raises(StorageError, match=r"out: holds the result of import-model, which report leaves alone"):
-        stages.report(str(tmp_path), uri, num_iterations=1, allow_empty=True)
+        report(str(tmp_path), uri, num_iterations=1, allow_empty=True)
     assert read_manifest(uri).stage == "import-model"
 
 
@@ -179,16 +182,16 @@ def test_an_input_made_from_something_else_is_refused(uri, tmp_path):
     run(first, Work())
     run(second, lambda context: context.publish({}, {}))
     run(made, Work(), inputs={"responses": first})
-    scores = open_input("responses", made, tmp_path)
-    scores.require_same("responses", open_input("responses", first, tmp_path))
+    scores = open_input(made, ["generate"], tmp_path)
+    scores.require_same("responses", open_input(first, ["generate"], tmp_path))
     with pytest.raises(StorageError, match=r"made with responses .*first, which is not what lies at .*second"):
-        scores.require_same("responses", open_input("responses", second, tmp_path))
+        scores.require_same("responses", open_input(second, ["generate"], tmp_path))
 
 
 def test_a_parquet_file_of_the_users_is_an_input_by_its_content(tmp_path):
     path = tmp_path / "mine.parquet"
     records.write_table(PROMPTS, records.PROMPTS, path)
-    source = open_input("data", str(path), tmp_path / "in")
+    source = open_input(str(path), ["prepare-data"], tmp_path / "in")
     assert source.tables() == ["mine.parquet"]
     assert source.manifest.files["mine.parquet"].num_rows == 1
 

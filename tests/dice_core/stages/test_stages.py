@@ -14,7 +14,14 @@ from dice_core.data import records
 from dice_core.data.records import RecordError
 from dice_core.preferences import scoring
 from dice_core.settings.base import ConfigError
-from dice_core.stages import stages
+from dice_core.stages.evaluate import evaluate
+from dice_core.stages.generate import generate
+from dice_core.stages.import_model import import_model
+from dice_core.stages.pair import pair
+from dice_core.stages.prepare_data import prepare_data
+from dice_core.stages.report import report
+from dice_core.stages.score import score
+from dice_core.stages.train import train
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
@@ -75,10 +82,10 @@ class Run:
 
         self.source = str(tiny_model)
         self.root, self.folder, self.uri = root, folder, layout.run(root, "stages")
-        self.policy = stages.import_model(self.source, layout.model(root, "tiny")).uri
+        self.policy = import_model(self.source, layout.model(root, "tiny")).uri
         self.tokenizer = load_tokenizer(tiny_model)
         source = write_preferences(folder / "preferences.jsonl", 12)
-        self.data = stages.prepare_data(
+        self.data = prepare_data(
             source, layout.data(self.uri), policy_uri=self.policy, data={"num_held_out": 3}, chat=CHAT
         ).uri
 
@@ -94,10 +101,8 @@ def run(s3, tiny_model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def warm_start(run):
     """The policy that offline pairs make of the tiny model."""
-    pairs = stages.pair(
-        run.data, run.policy, layout.warm_start(run.uri, "pair"), iteration=0, pairing=PAIRING, chat=CHAT
-    )
-    return stages.train(run.policy, pairs.uri, layout.warm_start(run.uri, "train"), iteration=0, training=TRAINING)
+    pairs = pair(run.data, run.policy, layout.warm_start(run.uri, "pair"), iteration=0, pairing=PAIRING, chat=CHAT)
+    return train(run.policy, pairs.uri, layout.warm_start(run.uri, "train"), iteration=0, training=TRAINING)
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +112,14 @@ def scored(run, warm_start):
     local.download("prompts.parquet", run.folder / "prompts.parquet")
     prompts = records.read_table(run.folder / "prompts.parquet", records.PROMPTS)
     responses = make_responses(prompts, run.tokenizer, run.folder / "responses.parquet")
-    return responses, stages.score(warm_start.uri, run.policy, responses, run.stage("score"), scoring=SCORING)
+    return responses, score(warm_start.uri, run.policy, responses, run.stage("score"), scoring=SCORING)
 
 
 @pytest.fixture(scope="module")
 def paired(run, warm_start, scored):
     responses, scores = scored
     arguments = {"scores_uris": [scores.uri], "responses_uris": [responses], "pairing": PAIRING, "chat": CHAT}
-    return stages.pair(run.data, warm_start.uri, run.stage("pair"), **arguments)
+    return pair(run.data, warm_start.uri, run.stage("pair"), **arguments)
 
 
 def test_data_is_split_and_counted(run):
@@ -154,9 +159,9 @@ def test_scoring_that_was_killed_goes_on_and_counts_every_part_once(run, warm_st
     arguments = (warm_start.uri, run.policy, responses)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(scoring, "score_parts", killed)
-        stages.score(*arguments, str(tmp_path / "killed"), scoring=SCORING)
-    resumed = stages.score(*arguments, str(tmp_path / "killed"), scoring=SCORING).metrics
-    whole = stages.score(*arguments, str(tmp_path / "whole"), scoring=SCORING).metrics
+        score(*arguments, str(tmp_path / "killed"), scoring=SCORING)
+    resumed = score(*arguments, str(tmp_path / "killed"), scoring=SCORING).metrics
+    whole = score(*arguments, str(tmp_path / "whole"), scoring=SCORING).metrics
     assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
     assert resumed["num_scored"] == scored[1].metrics["num_scored"]
 
@@ -166,13 +171,13 @@ def test_pairs_mix_generated_and_replayed_and_carry_the_reference_of_training(ru
     assert metrics["num_generated_pairs"] == metrics["num_replayed_pairs"] == 4
     open_storage(paired.uri).download("pairs.parquet", run.folder / "pairs.parquet")
     pairs = records.read_table(run.folder / "pairs.parquet", records.PAIRS).to_pylist()
-    for pair in pairs:
-        assert (pair["chosen_reference_logps"] is None) == (pair["source"] == "replayed")
-        assert pair["chosen_token_ids"][-1] == pair["rejected_token_ids"][-1] == run.tokenizer.eos_token_id
+    for row in pairs:
+        assert (row["chosen_reference_logps"] is None) == (row["source"] == "replayed")
+        assert row["chosen_token_ids"][-1] == row["rejected_token_ids"][-1] == run.tokenizer.eos_token_id
 
 
 def test_an_accepted_policy_is_promoted_and_the_next_iteration_starts_with_it(run, warm_start, paired):
-    trained = stages.train(warm_start.uri, paired.uri, run.stage("train"), training=TRAINING)
+    trained = train(warm_start.uri, paired.uri, run.stage("train"), training=TRAINING)
     promoted = layout.promoted(run.root, "tiny")
     evaluation = {
         "dtype": "float32",
@@ -182,7 +187,7 @@ def test_an_accepted_policy_is_promoted_and_the_next_iteration_starts_with_it(ru
         "max_length_growth": 100.0,
         "max_accuracy_drop": 1.0,
     }
-    evaluated = stages.evaluate(
+    evaluated = evaluate(
         trained.uri,
         warm_start.uri,
         run.policy,
@@ -196,8 +201,8 @@ def test_an_accepted_policy_is_promoted_and_the_next_iteration_starts_with_it(ru
     found = read_promotion(promoted)
     assert (found is not None) == bool(evaluated.metrics["accepted"] and evaluated.metrics["improved"])
     assert found is None or (found.policy_uri, found.reference_uri) == (trained.uri, warm_start.uri)
-    report = stages.report(run.uri, layout.report(run.uri), num_iterations=1)
-    page = open_storage(report.uri).read_bytes("report.html")
+    written = report(run.uri, layout.report(run.uri), num_iterations=1)
+    page = open_storage(written.uri).read_bytes("report.html")
     assert len(page) < 1_000_000
     assert b"</html>" in page
 
@@ -206,9 +211,9 @@ def test_every_stage_run_again_returns_at_once(run, warm_start, scored, paired):
     responses, scores = scored
     arguments = {"scores_uris": [scores.uri], "responses_uris": [responses], "pairing": PAIRING, "chat": CHAT}
     again = [
-        stages.import_model(run.source, run.policy),
-        stages.score(warm_start.uri, run.policy, responses, run.stage("score"), scoring=SCORING),
-        stages.pair(run.data, warm_start.uri, run.stage("pair"), **arguments),
+        import_model(run.source, run.policy),
+        score(warm_start.uri, run.policy, responses, run.stage("score"), scoring=SCORING),
+        pair(run.data, warm_start.uri, run.stage("pair"), **arguments),
     ]
     assert {report.status for report in again} == {"already complete"}
 
@@ -217,7 +222,7 @@ def test_outside_score_tables_are_paired_as_they_are(run, warm_start, scored, tm
     """A Parquet file in the schema of records.SCORES, of nobody's run."""
     responses, scores = scored
     open_storage(scores.uri).download(next(iter(require_manifest(scores.uri).files)), tmp_path / "mine.parquet")
-    report = stages.pair(
+    report = pair(
         run.data,
         warm_start.uri,
         str(tmp_path / "out"),
@@ -241,21 +246,19 @@ def test_outside_score_tables_are_paired_as_they_are(run, warm_start, scored, tm
 def test_bad_preferences_are_refused_by_file_and_leave_nothing(run, tmp_path, content, message):
     (tmp_path / "preferences.jsonl").write_text(content)
     with pytest.raises(RecordError, match=message):
-        stages.prepare_data(
-            str(tmp_path / "preferences.jsonl"), str(tmp_path / "data"), policy_uri=run.policy, chat=CHAT
-        )
+        prepare_data(str(tmp_path / "preferences.jsonl"), str(tmp_path / "data"), policy_uri=run.policy, chat=CHAT)
     assert read_manifest(str(tmp_path / "data")) is None
 
 
 def test_one_response_a_prompt_is_refused_before_anything_runs():
     with pytest.raises(ConfigError, match=r"generation.num_responses: .* 2, got 1"):
-        stages.generate("p", "d", "o", generation={"num_responses": 1})
+        generate("p", "d", "o", generation={"num_responses": 1})
 
 
 def test_scores_of_another_policy_are_refused(run, scored, tmp_path):
     responses, scores = scored
     with pytest.raises(StorageError, match="give the policy that it was made with"):
-        stages.pair(
+        pair(
             run.data,
             run.policy,
             str(tmp_path / "out"),
@@ -270,9 +273,9 @@ def test_a_shard_without_prompts_goes_through(run, warm_start, scored, tmp_path)
     """More shards than prompts."""
     responses, scores = scored
     empty = [str(tmp_path / name) for name in ("responses", "scores", "pairs")]
-    stages.generate(warm_start.uri, run.data, empty[0], shard=19, num_shards=20, chat=CHAT)
-    assert stages.score(warm_start.uri, run.policy, empty[0], empty[1], scoring=SCORING).metrics["num_scored"] == 0
-    paired = stages.pair(
+    generate(warm_start.uri, run.data, empty[0], shard=19, num_shards=20, chat=CHAT)
+    assert score(warm_start.uri, run.policy, empty[0], empty[1], scoring=SCORING).metrics["num_scored"] == 0
+    paired = pair(
         run.data,
         warm_start.uri,
         empty[2],
@@ -287,7 +290,7 @@ def test_a_shard_without_prompts_goes_through(run, warm_start, scored, tmp_path)
 def test_too_few_prompts_with_enough_responses_are_refused_with_counts(run, warm_start, scored, tmp_path):
     responses, scores = scored
     with pytest.raises(ValueError, match=r"16"):
-        stages.pair(
+        pair(
             run.data,
             warm_start.uri,
             str(tmp_path / "out"),
@@ -301,10 +304,10 @@ def test_too_few_prompts_with_enough_responses_are_refused_with_counts(run, warm
 
 def test_a_bucket_that_does_not_exist_is_named(s3):
     with pytest.raises(StorageError, match="no-such-bucket"):
-        stages.score("s3://no-such-bucket/m", "s3://no-such-bucket/r", "s3://no-such-bucket/x", f"{s3}/out")
+        score("s3://no-such-bucket/m", "s3://no-such-bucket/r", "s3://no-such-bucket/x", f"{s3}/out")
 
 
 def test_the_wrong_credentials_are_named_as_such(s3, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StorageError, match="AWS_SECRET_ACCESS_KEY does not fit AWS_ACCESS_KEY_ID"):
-        stages.score(f"{s3}/m", f"{s3}/r", f"{s3}/x", f"{s3}/out")
+        score(f"{s3}/m", f"{s3}/r", f"{s3}/x", f"{s3}/out")

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from dice_core.settings.base import ConfigError
 from dice_core.settings.durations import show_duration, to_seconds
 from dice_core.settings.quantities import quantity
+from dice_core.stages.table import GENERATE, IMPORT_MODEL, PAIR, REPORT
 from pipelines.cluster.config import ClusterConfig
 
 
@@ -69,5 +70,5 @@ def test_a_bare_number_of_the_command_line_is_a_quantity() -> None:
 
 def test_a_stage_without_a_timeout_of_its_own_has_that_of_cpu_tasks() -> None:
     cluster = ClusterConfig(generate_timeout="2h", cpu_task_timeout="10m")
-    assert cluster.timeout_seconds("generate") == 7200
-    assert {cluster.timeout_seconds(stage) for stage in ("pair", "report", "import-model")} == {600}
+    assert cluster.timeout_seconds(GENERATE) == 7200
+    assert {cluster.timeout_seconds(stage) for stage in (PAIR, REPORT, IMPORT_MODEL)} == {600}

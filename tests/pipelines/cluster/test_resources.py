@@ -10,13 +10,14 @@ import yaml
 from kfp import compiler
 
 from components import images
+from dice_core.stages.table import STAGES
 from pipelines.cluster.resources import launch_on_cluster
 from pipelines.dice import build_pipeline
 from pipelines.overrides import apply_overrides
 from pipelines.presets import PRESETS, Preset
 
-GPU_STAGES = ("generate", "score", "evaluate")
-CPU_STAGES = ("check-settings", "choose-inputs", "import-model", "prepare-data", "pair", "report", "train")
+GPU_STAGES = [stage.name for stage in STAGES.values() if stage.pod == "gpu"]
+CPU_STAGES = [stage.name for stage in STAGES.values() if stage.pod != "gpu"]
 TINY = ["iterations=1", "num_shards=2"]
 
 

@@ -1,25 +1,77 @@
-"""The work of prepare-data: the user's files brought here, identified by content, and made into the tables of a run.
+"""Stage prepare-data: the user's files brought here, identified by content, and made into the tables of a run.
 
-data.py decides what is kept; sources.py reads the rows; stage_work.py has the work of the other stages.
+data.preparing decides what is kept, data.sources reads the rows.
 """
 
 import hashlib
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from dice_core.data import records
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.data.source_files import files_below, files_to_read
-from dice_core.stages.runner import StageContext, scratch_folder
+from dice_core.settings.base import ConfigError, Values
+from dice_core.settings.seeds import derive_seed
+from dice_core.stages.runner import StageContext, StageReport, run_stage, scratch_folder
+from dice_core.stages.table import PREPARE_DATA
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import MissingObjectError, StorageError
 from dice_core.storage.manifest import Manifest
 from dice_core.storage.transfers import side_by_side
+
+
+def prepare_data(
+    preferences_source: str,
+    output_uri: str,
+    *,
+    policy_uri: str,
+    prompts_source: str = "",
+    exclude_source: str = "",
+    data: Values = None,
+    chat: Values = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> StageReport:
+    """Check, clean and split the user's preference pairs and prompts.
+
+    Args:
+        preferences_source: JSONL or Parquet (a file or a folder) or a Hub data set, with prompt, chosen, rejected.
+        output_uri: gets prompts.parquet, preferences.parquet (for replay) and held_out.parquet (for evaluation).
+        policy_uri: whose tokenizer measures prompts.
+        prompts_source: prompts to generate on; those of the preference pairs when empty.
+        exclude_source: prompts of benchmarks; what matches them is left out.
+        data: DataConfig.
+        chat: ChatConfig.
+        seed: of the run.
+        overwrite: delete what this stage left at its output before.
+    """
+    if not preferences_source:
+        raise ConfigError("preferences_source: is empty, name a file, a folder, an s3:// address or a Hub data set")
+    data_config, chat_config = DataConfig.parse(data, "data"), ChatConfig.parse(chat, "chat")
+    with local_sources(
+        {"preferences": preferences_source, "prompts": prompts_source, "exclude": exclude_source}
+    ) as sources:
+        work = partial(
+            _prepare_tables,
+            sources=sources,
+            data=data_config,
+            chat=chat_config,
+            seed=derive_seed(seed, "prepare-data"),
+        )
+        return run_stage(
+            PREPARE_DATA,
+            output_uri,
+            work,
+            settings={"data": data_config, "chat": chat_config},
+            arguments={"seed": seed, **{name: source.digest for name, source in sources.items()}},
+            overwrite=overwrite,
+            inputs={"policy": policy_uri},
+        )
 
 
 @dataclass(frozen=True)
@@ -67,7 +119,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def prepare_data(
+def _prepare_tables(
     context: StageContext, *, sources: Mapping[str, LocalSource], data: DataConfig, chat: ChatConfig, seed: int
 ) -> Manifest:
     """Read, check, clean and split the user's rows."""
@@ -76,7 +128,6 @@ def prepare_data(
     from dice_core.data.sources import read_preferences, read_prompts
     from dice_core.models.loading import load_tokenizer
 
-    start = time.monotonic()
     template = chat_format(load_tokenizer(context.fetch_tokenizer("policy")), chat)
     unlimited = replace(template, max_prompt_tokens=sys.maxsize)
     rows = {
@@ -98,4 +149,4 @@ def prepare_data(
         "preferences.parquet": context.write_table(prepared.preferences, records.PREFERENCES, "preferences.parquet"),
         "held_out.parquet": context.write_table(prepared.held_out, records.PREFERENCES, "held_out.parquet"),
     }
-    return context.publish(files, {**prepared.counts, "seconds": round(time.monotonic() - start, 1)})
+    return context.publish(files, {**prepared.counts, "seconds": context.seconds()})

@@ -1,0 +1,114 @@
+"""Stage evaluate: measure the new policy, decide, and point to it where people look for the last good one."""
+
+import json
+from functools import partial
+
+from dice_core.data import records
+from dice_core.data.settings import ChatConfig
+from dice_core.evaluation.settings import EvaluationConfig
+from dice_core.preferences.settings import GenerationConfig
+from dice_core.settings.base import Values
+from dice_core.settings.seeds import derive_seed
+from dice_core.stages.parts import read_input
+from dice_core.stages.runner import StageContext, StageReport, run_stage
+from dice_core.stages.table import EVALUATE
+from dice_core.storage import layout
+from dice_core.storage.manifest import Manifest
+from dice_core.storage.promotion import promote
+
+_RESULT = "evaluation.json"
+
+
+def evaluate(
+    policy_uri: str,
+    previous_uri: str,
+    base_reference_uri: str,
+    data_uri: str,
+    output_uri: str,
+    *,
+    iteration: int = 1,
+    promoted_uri: str = "",
+    evaluation: Values = None,
+    generation: Values = None,
+    chat: Values = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> StageReport:
+    """Measure the new policy against the one before it; move the promoted pointer only if it is accepted and better.
+
+    Args:
+        policy_uri: pi_t.
+        previous_uri: pi_{t-1}.
+        base_reference_uri: the first reference of the run; both policies' held-out rewards are taken against it.
+        data_uri: prepare-data's output (held_out.parquet).
+        output_uri: gets evaluation.json.
+        iteration: from 1.
+        promoted_uri: a JSON pointer to change when the policy is accepted and better; none by default.
+        evaluation: EvaluationConfig.
+        generation: GenerationConfig: answers are sampled as in generate.
+        chat: ChatConfig.
+        seed: of the run.
+        overwrite: delete what this stage left at its output before.
+    """
+    layout.check_count(iteration, "iteration")
+    evaluation_config = EvaluationConfig.parse(evaluation, "evaluation")
+    generation_config, chat_config = GenerationConfig.parse(generation, "generation"), ChatConfig.parse(chat, "chat")
+    work = partial(
+        _measure_and_promote,
+        seed=derive_seed(seed, "evaluate", iteration),
+        iteration=iteration,
+        promoted_uri=promoted_uri,
+        evaluation=evaluation_config,
+        generation=generation_config,
+        chat=chat_config,
+    )
+    return run_stage(
+        EVALUATE,
+        output_uri,
+        work,
+        settings={"evaluation": evaluation_config, "generation": generation_config, "chat": chat_config},
+        arguments={"seed": seed, "iteration": iteration, "promoted_uri": promoted_uri},
+        overwrite=overwrite,
+        inputs={
+            "policy": policy_uri,
+            "previous": previous_uri,
+            "base_reference": base_reference_uri,
+            "data": data_uri,
+        },
+    )
+
+
+def _measure_and_promote(
+    context: StageContext,
+    *,
+    evaluation: EvaluationConfig,
+    generation: GenerationConfig,
+    chat: ChatConfig,
+    seed: int,
+    iteration: int,
+    promoted_uri: str,
+) -> Manifest:
+    """Measure the new policy, decide, and point to it where people look for the last good one."""
+    from dice_core.evaluation.measuring import evaluate_policy
+    from dice_core.models.cache import fetch_model
+
+    if _RESULT not in context.parts:
+        held_out = read_input(context, context.inputs["data"], records.PREFERENCES, "held_out")
+        folders = [fetch_model(context.inputs[name].uri) for name in ("policy", "previous", "base_reference")]
+        result = evaluate_policy(*folders, held_out, evaluation=evaluation, chat=chat, generation=generation, seed=seed)
+        values = {**result.to_dict(), "promotable": result.promotable, "seconds": context.seconds()}
+        # Stored before the pointer moves: another attempt finds this decision, and does not measure again.
+        context.publish_part(_RESULT, context.write_json(values, _RESULT))
+    key = context.parts[_RESULT].key
+    values = json.loads(context.stored.fetch(context.folder / "part", [key])[key].read_text())
+    policy = context.inputs["policy"]
+    if promoted_uri and values["promotable"]:
+        promote(
+            promoted_uri,
+            policy.uri,
+            policy.manifest.content_digest,
+            evaluated=context.uri,
+            iteration=iteration,
+            reference_uri=context.inputs["previous"].uri,
+        )
+    return context.publish({}, {**values["metrics"], "seconds": values["seconds"]})

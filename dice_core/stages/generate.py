@@ -1,0 +1,110 @@
+"""Stage generate: sample the responses of a shard."""
+
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dice_core.data import records
+from dice_core.data.settings import ChatConfig
+from dice_core.preferences.settings import GenerationConfig
+from dice_core.progress import Progress
+from dice_core.settings.base import Values
+from dice_core.settings.seeds import derive_seed
+from dice_core.stages.parts import part_name, published_behind, read_input, stored_parts
+from dice_core.stages.runner import StageContext, StageReport, run_stage
+from dice_core.stages.table import GENERATE
+from dice_core.storage import layout
+from dice_core.storage.manifest import Manifest
+
+_COUNTS = ("num_responses", "num_response_tokens", "num_cut_responses", "num_duplicate_responses")
+
+
+def generate(
+    policy_uri: str,
+    data_uri: str,
+    output_uri: str,
+    *,
+    iteration: int = 1,
+    shard: int = 0,
+    num_shards: int = 1,
+    gate_uri: str = "",
+    generation: Values = None,
+    chat: Values = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> StageReport:
+    """Sample K responses to each prompt of a shard with the policy.
+
+    Args:
+        policy_uri: a model with a manifest.
+        data_uri: prepare-data's output, or a Parquet file with prompt_id and prompt.
+        output_uri: gets part-00000.parquet and so on (records.RESPONSES).
+        iteration: from 1; decides the random numbers together with the seed.
+        shard: this one, from 0.
+        num_shards: of all.
+        gate_uri: evaluate of the iteration before; after a refused policy this stage, and all that read it, skip.
+        generation: GenerationConfig.
+        chat: ChatConfig.
+        seed: of the run.
+        overwrite: delete what this stage left at its output before.
+    """
+    layout.check_count(iteration, "iteration")
+    layout.check_shard(shard, num_shards)
+    generation_config, chat_config = GenerationConfig.parse(generation, "generation"), ChatConfig.parse(chat, "chat")
+    inputs = {"policy": policy_uri, "data": data_uri} | ({"gate": gate_uri} if gate_uri else {})
+    return run_stage(
+        GENERATE,
+        output_uri,
+        partial(
+            _sample_parts,
+            shard=shard,
+            num_shards=num_shards,
+            seed=derive_seed(seed, "generate", iteration),
+            generation=generation_config,
+            chat=chat_config,
+        ),
+        settings={"generation": generation_config, "chat": chat_config},
+        arguments={"seed": seed, "iteration": iteration, "shard": shard, "num_shards": num_shards},
+        overwrite=overwrite,
+        inputs=inputs,
+    )
+
+
+def _sample_parts(
+    context: StageContext, *, shard: int, num_shards: int, seed: int, generation: GenerationConfig, chat: ChatConfig
+) -> Manifest:
+    """Sample the responses of the parts that are not stored yet."""
+    from dice_core.models.cache import fetch_model
+    from dice_core.preferences.generation import generate_parts, num_parts, shard_rows
+
+    gate = context.inputs.get("gate")
+    if gate and not gate.manifest.metrics.get("accepted"):
+        return context.skip(f"the policy was refused by {gate.uri}: {gate.manifest.metrics.get('reason')}")
+    prompts = read_input(context, context.inputs["data"], records.PROMPTS, "prompts")
+    if not prompts.num_rows:
+        raise records.RecordError(f"{context.inputs['data'].uri}: the prompts table is empty, nothing to generate")
+    rows = shard_rows(prompts.num_rows, shard, num_shards)
+    prompts = prompts.slice(rows.start, len(rows))
+    wanted = [i for i in range(num_parts(prompts.num_rows, generation)) if part_name(i) not in context.parts]
+    counts = dict.fromkeys(_COUNTS, 0)
+    for _, table in stored_parts(context, records.RESPONSES):
+        _count_responses(counts, "", table)
+    if wanted:
+        policy = fetch_model(context.inputs["policy"].uri)
+        progress = Progress(f"generate shard {shard + 1}/{num_shards}", "prompts")
+        with published_behind(context, records.RESPONSES, partial(_count_responses, counts)) as publish:
+            for index, table in generate_parts(
+                policy, prompts, config=generation, chat=chat, seed=seed, parts=wanted, on_progress=progress
+            ):
+                publish(index, table)
+    return context.publish({}, {"num_prompts": prompts.num_rows, **counts, "seconds": context.seconds()})
+
+
+def _count_responses(counts: dict[str, int], _: str, table: pa.Table) -> None:
+    from dice_core.preferences.generation import num_duplicate_responses
+
+    counts["num_responses"] += table.num_rows
+    counts["num_response_tokens"] += pc.sum(pc.list_value_length(table["response_token_ids"])).as_py() or 0
+    counts["num_cut_responses"] += pc.sum(pc.equal(table["finish_reason"], "length")).as_py() or 0
+    counts["num_duplicate_responses"] += num_duplicate_responses(table)

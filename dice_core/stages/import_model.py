@@ -1,0 +1,28 @@
+"""Stage import-model: bring a model into storage once."""
+
+from dice_core.models import importing
+from dice_core.stages.runner import StageReport
+from dice_core.stages.table import IMPORT_MODEL
+from dice_core.storage.manifest import clear_stage, read_manifest
+
+
+def import_model(
+    source: str, output_uri: str, *, revision: str = "", trust_remote_code: bool = False, overwrite: bool = False
+) -> StageReport:
+    """Bring a model into storage once: a Hub id, a folder, an s3:// address or a GGUF file.
+
+    Args:
+        source: where it is.
+        output_uri: gets the model's files; layout.model names the usual place.
+        revision: of a Hub model: a branch, a tag or a commit.
+        trust_remote_code: whether code inside the model may run; no by default.
+        overwrite: delete the model that is there before.
+
+    Raises:
+        ModelError: it cannot be read, is cut, or is not safetensors.
+    """
+    if overwrite:
+        clear_stage(output_uri, IMPORT_MODEL.name)
+    was_complete = read_manifest(output_uri) is not None
+    manifest = importing.import_model(source, output_uri, revision=revision, trust_remote_code=trust_remote_code)
+    return StageReport(output_uri, "already complete" if was_complete else "completed", manifest.metrics)

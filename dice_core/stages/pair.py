@@ -1,0 +1,107 @@
+"""Stage pair: the training pairs of an iteration, or offline pairs for the warm start."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from dice_core.data import records
+from dice_core.data.settings import ChatConfig
+from dice_core.preferences.settings import PairingConfig
+from dice_core.settings.base import ConfigError, Values
+from dice_core.settings.seeds import derive_seed
+from dice_core.stages.parts import group_tables, read_input
+from dice_core.stages.runner import StageContext, StageReport, run_stage
+from dice_core.stages.table import PAIR
+from dice_core.storage import layout
+from dice_core.storage.manifest import Manifest, Metric
+
+
+def pair(
+    data_uri: str,
+    policy_uri: str,
+    output_uri: str,
+    *,
+    scores_uris: Sequence[str] = (),
+    responses_uris: Sequence[str] = (),
+    iteration: int = 1,
+    pairing: Values = None,
+    chat: Values = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> StageReport:
+    """Choose the length penalty, select the best and the worst response of each prompt, mix in offline pairs.
+
+    Args:
+        data_uri: prepare-data's output, or a Parquet file of preference pairs.
+        policy_uri: whose tokenizer turns offline pairs into token ids; its weights are not read.
+        output_uri: gets pairs.parquet (records.PAIRS) and length_penalty.json.
+        scores_uris: shards of score, or Parquet files (records.SCORES); none makes a set of offline pairs alone.
+        responses_uris: the responses of these shards, in the same order.
+        iteration: from 1; 0 is the warm start.
+        pairing: PairingConfig.
+        chat: ChatConfig.
+        seed: of the run.
+        overwrite: delete what this stage left at its output before.
+    """
+    layout.check_count(iteration, "iteration", 0)
+    if len(scores_uris) != len(responses_uris):
+        raise ConfigError(f"{len(responses_uris)} responses for {len(scores_uris)} scores: give one for each, in order")
+    pairing_config, chat_config = PairingConfig.parse(pairing, "pairing"), ChatConfig.parse(chat, "chat")
+    shards = {f"scores/{i}": uri for i, uri in enumerate(scores_uris)}
+    shards |= {f"responses/{i}": uri for i, uri in enumerate(responses_uris)}
+    return run_stage(
+        PAIR,
+        output_uri,
+        partial(_make_pairs, pairing=pairing_config, chat=chat_config, seed=derive_seed(seed, "pair", iteration)),
+        settings={"pairing": pairing_config, "chat": chat_config},
+        arguments={"seed": seed, "iteration": iteration},
+        overwrite=overwrite,
+        inputs={"data": data_uri, "policy": policy_uri, **shards},
+    )
+
+
+def _make_pairs(context: StageContext, *, pairing: PairingConfig, chat: ChatConfig, seed: int) -> Manifest:
+    """Choose the length penalty, select pairs, mix in offline ones; offline ones alone where there are no scores."""
+    from dice_core.data.chat import chat_format
+    from dice_core.models.loading import load_tokenizer
+    from dice_core.preferences.length_penalty import choose_length_penalty
+    from dice_core.preferences.pairs import build_pairs, offline_pairs
+    from dice_core.preferences.selection import group_scores, select_pairs
+
+    preferences = read_input(context, context.inputs["data"], records.PREFERENCES, "preferences")
+    template = chat_format(load_tokenizer(context.fetch_tokenizer("policy")), chat)
+    draw = {
+        "config": pairing,
+        "seed": seed,
+        "tokenise_prompt": template.prompt_token_ids,
+        "tokenise_response": template.response_token_ids,
+    }
+    for scores, responses in zip(context.group("scores"), context.group("responses"), strict=True):
+        scores.require_same("responses", responses)
+        scores.require_same("policy", context.inputs["policy"])
+    files: dict[str, Path] = {}
+    metrics: dict[str, Metric] = {}
+    if context.group("scores"):
+        scores = group_scores(group_tables(context, "scores", records.SCORES), pairing)
+        penalty = choose_length_penalty(scores, pairing)
+        prompts = read_input(context, context.inputs["data"], records.PROMPTS, "prompts")
+        responses = group_tables(context, "responses", records.RESPONSES)
+        built = build_pairs(
+            select_pairs(scores, penalty.value, pairing),
+            responses,
+            preferences,
+            prompts=prompts,
+            folder=context.folder,
+            **draw,
+        )
+        curve = {"length_penalties": penalty.curve[0].tolist(), "length_gaps": penalty.curve[1].tolist()}
+        files["length_penalty.json"] = context.write_json(curve, "length_penalty.json")
+        metrics = {
+            "length_penalty": penalty.value,
+            "length_gap": penalty.gap,
+            "length_gap_unpenalised": penalty.unpenalised_gap,
+        }
+    else:
+        built = offline_pairs(preferences, **draw)
+    files["pairs.parquet"] = context.write_tables(built.tables, records.PAIRS, "pairs.parquet")
+    return context.publish(files, {**metrics, **built.counts, "seconds": context.seconds()})

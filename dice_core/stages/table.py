@@ -1,0 +1,132 @@
+"""The table of stages: a row each. The command line, the runner, checks, pods, the report and the screen read it here.
+
+A stage's row says what it is; its file, of the same name, holds its signature and its work. Loads no torch.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dice_core.data.settings import ChatConfig, DataConfig
+from dice_core.evaluation.settings import EvaluationConfig
+from dice_core.launch.settings import LaunchConfig
+from dice_core.preferences.settings import GenerationConfig, PairingConfig, ScoringConfig
+from dice_core.settings.base import Settings
+from dice_core.training.settings import TrainingConfig
+
+Pod = Literal["cpu", "gpu", "import", "train"]
+Scope = Literal["run", "iteration", "shard"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage of a run."""
+
+    name: str
+    """Of its folder in storage, its command, its component and, with underscores, its module and function."""
+    inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What it reads, by name (a group such as `scores` has an input a shard), and the stages that make it."""
+    sections: Mapping[str, type[Settings]] = field(default_factory=dict)
+    """Its settings: parameters of its function."""
+    pod: Pod = "cpu"
+    """What its pod holds. That of train starts other pods and waits, or trains itself."""
+    scope: Scope = "run"
+    """It runs once in a run, in an iteration, or in a shard of an iteration."""
+    in_warm_start: bool = False
+    """It also runs before iteration 1, where the run makes its first policy."""
+    format_version: int = 1
+    """Raised when its code gives other results for the same settings."""
+    shown: tuple[str, ...] = ()
+    """The metrics that tell a person most."""
+    is_command: bool = True
+    """It can be run from the command line. The others only answer a pipeline."""
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The stage's function; its module is loaded when this is asked for."""
+        name = self.name.replace("-", "_")
+        function: Callable[..., Any] = getattr(importlib.import_module(f"dice_core.stages.{name}"), name)
+        return function
+
+
+_MODEL = ("import-model", "train")
+
+CHECK_SETTINGS = Stage(name="check-settings", is_command=False)
+CHOOSE_INPUTS = Stage(name="choose-inputs", is_command=False)
+IMPORT_MODEL = Stage(name="import-model", pod="import")
+PREPARE_DATA = Stage(
+    name="prepare-data",
+    inputs={"policy": _MODEL},
+    sections={"data": DataConfig, "chat": ChatConfig},
+    shown=("num_prompts", "num_preferences", "num_held_out"),
+)
+GENERATE = Stage(
+    name="generate",
+    inputs={"policy": _MODEL, "data": ("prepare-data",), "gate": ("evaluate",)},
+    sections={"generation": GenerationConfig, "chat": ChatConfig},
+    pod="gpu",
+    scope="shard",
+    shown=("num_prompts", "num_responses", "num_response_tokens"),
+)
+SCORE = Stage(
+    name="score",
+    inputs={"policy": _MODEL, "reference": _MODEL, "responses": ("generate",)},
+    sections={"scoring": ScoringConfig},
+    pod="gpu",
+    scope="shard",
+    shown=("num_scored", "reward_mean", "reward_std"),
+)
+PAIR = Stage(
+    name="pair",
+    inputs={"data": ("prepare-data",), "policy": _MODEL, "scores": ("score",), "responses": ("generate",)},
+    sections={"pairing": PairingConfig, "chat": ChatConfig},
+    scope="iteration",
+    in_warm_start=True,
+    shown=("num_generated_pairs", "num_replayed_pairs", "length_penalty", "length_gap"),
+)
+TRAIN = Stage(
+    name="train",
+    inputs={"policy": _MODEL, "pairs": ("pair",)},
+    sections={"training": TrainingConfig, "launch": LaunchConfig},
+    pod="train",
+    scope="iteration",
+    in_warm_start=True,
+    format_version=2,
+    shown=("num_steps", "first_loss", "last_loss"),
+)
+EVALUATE = Stage(
+    name="evaluate",
+    inputs={"policy": _MODEL, "previous": _MODEL, "base_reference": _MODEL, "data": ("prepare-data",)},
+    sections={"evaluation": EvaluationConfig, "generation": GenerationConfig, "chat": ChatConfig},
+    pod="gpu",
+    scope="iteration",
+    format_version=2,
+    shown=("heldout_reward_accuracy_previous", "heldout_reward_accuracy", "reason"),
+)
+REPORT = Stage(name="report")
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        CHECK_SETTINGS,
+        CHOOSE_INPUTS,
+        IMPORT_MODEL,
+        PREPARE_DATA,
+        GENERATE,
+        SCORE,
+        PAIR,
+        TRAIN,
+        EVALUATE,
+        REPORT,
+    )
+}
+"""All stages by name, in the order of a run, which the report keeps."""
+
+WARM_START_TRAINING = "warm_start_training"
+"""The section of the warm start's training; a run without a warm start has none."""
+
+SECTIONS: dict[str, type[Settings]] = {
+    name: kind for stage in STAGES.values() for name, kind in stage.sections.items()
+} | {WARM_START_TRAINING: TrainingConfig}
+"""The settings of all stages, by the name of the section."""

@@ -1,0 +1,82 @@
+"""Stage train: write the job down, launch it, and accept only what its manifest says it finished."""
+
+from functools import partial
+
+from dice_core.launch.settings import LaunchConfig
+from dice_core.settings.base import Values
+from dice_core.settings.seeds import derive_seed
+from dice_core.stages.runner import StageContext, StageReport, run_stage
+from dice_core.stages.table import TRAIN
+from dice_core.storage import layout
+from dice_core.storage.contract import StorageError
+from dice_core.storage.manifest import Manifest, require_manifest
+from dice_core.training.settings import TrainingConfig
+
+
+def train(
+    policy_uri: str,
+    pairs_uri: str,
+    output_uri: str,
+    *,
+    iteration: int = 1,
+    training: Values = None,
+    launch: Values = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> StageReport:
+    """Train the policy on pairs by DPO, with itself as it starts for the reference.
+
+    Args:
+        policy_uri: pi_{t-1}.
+        pairs_uri: pair's output, or a Parquet file (records.PAIRS).
+        output_uri: gets the model pi_t and metrics.jsonl.
+        iteration: from 1; 0 is the warm start.
+        training: TrainingConfig.
+        launch: LaunchConfig: where the processes run.
+        seed: of the run.
+        overwrite: delete what this stage left at its output before.
+
+    Raises:
+        LaunchError: a process failed; its last lines are in the message.
+    """
+    from dice_core.training.job import delete_leftovers
+
+    layout.check_count(iteration, "iteration", 0)
+    config, launch_config = TrainingConfig.parse(training, "training"), LaunchConfig.parse(launch, "launch")
+    config.accumulation_steps(launch_config.num_nodes * launch_config.processes_per_node)
+    report = run_stage(
+        TRAIN,
+        output_uri,
+        partial(_run_job, training=config, launch=launch_config, seed=derive_seed(seed, "train", iteration)),
+        settings={"training": config},
+        arguments={"seed": seed, "iteration": iteration},
+        overwrite=overwrite,
+        inputs={"policy": policy_uri, "pairs": pairs_uri},
+    )
+    if report.status == "already complete":
+        # An attempt that was killed after it published: checkpoints are many times the model's size.
+        delete_leftovers(output_uri)
+    return report
+
+
+def _run_job(context: StageContext, *, training: TrainingConfig, launch: LaunchConfig, seed: int) -> Manifest:
+    """Write the job down, launch it, and accept only what its manifest says it finished."""
+    from dice_core.launch.launch import launch_training
+    from dice_core.training.job import TrainingJob
+
+    pairs = context.inputs["pairs"]
+    job = TrainingJob(
+        output_uri=context.uri,
+        policy_uri=context.inputs["policy"].uri,
+        # A file of the user's is named whole; a pair stage by its place, whose manifest the trainer checks.
+        pairs_uri=layout.join(pairs.uri, pairs.tables()[0]) if pairs.is_users_file else pairs.uri,
+        training=training,
+        seed=seed,
+        manifest_fields=context.manifest_fields,
+    )
+    pairs.require_same("policy", context.inputs["policy"])
+    launch_training(job.write(), launch)
+    manifest = require_manifest(context.uri)
+    if manifest.fingerprint != context.fingerprint:
+        raise StorageError(f"{context.uri}: another training published here while this one ran: take a new run name")
+    return manifest
