@@ -94,8 +94,18 @@ def _measure_and_promote(
 
     if _RESULT not in context.parts:
         held_out = read_input(context, context.inputs["data"], records.PREFERENCES, "held_out")
-        folders = [fetch_model(context.inputs[name].uri) for name in ("policy", "previous", "base_reference")]
-        result = evaluate_policy(*folders, held_out, evaluation=evaluation, chat=chat, generation=generation, seed=seed)
+        names = ("policy", "previous", "base_reference")
+        new, previous, base_reference = (fetch_model(context.inputs[name].uri) for name in names)
+        result = evaluate_policy(
+            new,
+            previous,
+            base_reference,
+            held_out,
+            evaluation=evaluation,
+            chat=chat,
+            generation=generation,
+            seed=seed,
+        )
         values = {**result.to_dict(), "promotable": result.promotable, "seconds": context.seconds()}
         # Stored before the pointer moves: another attempt finds this decision, and does not measure again.
         context.publish_part(_RESULT, context.write_json(values, _RESULT))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dice_core.data import records
 from dice_core.data.settings import ChatConfig
@@ -14,6 +15,10 @@ from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import PAIR
 from dice_core.storage import layout
 from dice_core.storage.manifest import Manifest, Metric
+
+if TYPE_CHECKING:
+    from dice_core.data.chat import ChatFormat
+    from dice_core.preferences.pairs import PairSet
 
 
 def pair(
@@ -64,44 +69,56 @@ def _make_pairs(context: StageContext, *, pairing: PairingConfig, chat: ChatConf
     """Choose the length penalty, select pairs, mix in offline ones; offline ones alone where there are no scores."""
     from dice_core.data.chat import chat_format
     from dice_core.models.loading import load_tokenizer
-    from dice_core.preferences.length_penalty import choose_length_penalty
-    from dice_core.preferences.pairs import build_pairs, offline_pairs
-    from dice_core.preferences.selection import group_scores, select_pairs
 
-    preferences = read_input(context, context.inputs["data"], records.PREFERENCES, "preferences")
-    template = chat_format(load_tokenizer(context.fetch_tokenizer("policy")), chat)
-    draw = {
-        "config": pairing,
-        "seed": seed,
-        "tokenise_prompt": template.prompt_token_ids,
-        "tokenise_response": template.response_token_ids,
-    }
     for scores, responses in zip(context.group("scores"), context.group("responses"), strict=True):
         scores.require_same("responses", responses)
         scores.require_same("policy", context.inputs["policy"])
-    files: dict[str, Path] = {}
-    metrics: dict[str, Metric] = {}
-    if context.group("scores"):
-        scores = group_scores(group_tables(context, "scores", records.SCORES), pairing)
-        penalty = choose_length_penalty(scores, pairing)
-        prompts = read_input(context, context.inputs["data"], records.PROMPTS, "prompts")
-        responses = group_tables(context, "responses", records.RESPONSES)
-        built = build_pairs(
-            select_pairs(scores, penalty.value, pairing),
-            responses,
-            preferences,
-            prompts=prompts,
-            folder=context.folder,
-            **draw,
-        )
-        curve = {"length_penalties": penalty.curve[0].tolist(), "length_gaps": penalty.curve[1].tolist()}
-        files["length_penalty.json"] = context.write_json(curve, "length_penalty.json")
-        metrics = {
-            "length_penalty": penalty.value,
-            "length_gap": penalty.gap,
-            "length_gap_unpenalised": penalty.unpenalised_gap,
-        }
-    else:
-        built = offline_pairs(preferences, **draw)
+    template = chat_format(load_tokenizer(context.fetch_tokenizer("policy")), chat)
+    make = _mixed_pairs if context.group("scores") else _offline_pairs
+    files, metrics, built = make(context, pairing, template, seed)
     files["pairs.parquet"] = context.write_tables(built.tables, records.PAIRS, "pairs.parquet")
     return context.publish(files, {**metrics, **built.counts, "seconds": context.seconds()})
+
+
+def _mixed_pairs(
+    context: StageContext, pairing: PairingConfig, template: "ChatFormat", seed: int
+) -> "tuple[dict[str, Path], dict[str, Metric], PairSet]":
+    from dice_core.preferences.length_penalty import choose_length_penalty
+    from dice_core.preferences.pairs import build_pairs
+    from dice_core.preferences.selection import group_scores, select_pairs
+
+    scores = group_scores(group_tables(context, "scores", records.SCORES), pairing)
+    penalty = choose_length_penalty(scores, pairing)
+    built = build_pairs(
+        select_pairs(scores, penalty.value, pairing),
+        group_tables(context, "responses", records.RESPONSES),
+        read_input(context, context.inputs["data"], records.PREFERENCES, "preferences"),
+        prompts=read_input(context, context.inputs["data"], records.PROMPTS, "prompts"),
+        config=pairing,
+        seed=seed,
+        tokenise_prompt=template.prompt_token_ids,
+        tokenise_response=template.response_token_ids,
+        folder=context.folder,
+    )
+    curve = {"length_penalties": penalty.curve[0].tolist(), "length_gaps": penalty.curve[1].tolist()}
+    metrics: dict[str, Metric] = {
+        "length_penalty": penalty.value,
+        "length_gap": penalty.gap,
+        "length_gap_unpenalised": penalty.unpenalised_gap,
+    }
+    return {"length_penalty.json": context.write_json(curve, "length_penalty.json")}, metrics, built
+
+
+def _offline_pairs(
+    context: StageContext, pairing: PairingConfig, template: "ChatFormat", seed: int
+) -> "tuple[dict[str, Path], dict[str, Metric], PairSet]":
+    from dice_core.preferences.pairs import offline_pairs
+
+    built = offline_pairs(
+        read_input(context, context.inputs["data"], records.PREFERENCES, "preferences"),
+        config=pairing,
+        seed=seed,
+        tokenise_prompt=template.prompt_token_ids,
+        tokenise_response=template.response_token_ids,
+    )
+    return {}, {}, built

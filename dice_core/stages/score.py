@@ -70,9 +70,10 @@ def _score_parts(context: StageContext, *, config: ScoringConfig) -> Manifest:
     # Lazily: a shard's responses need not fit in memory. Parts already scored are read for their counts alone.
     valid = context.until_end(_valid_parts(context, names, wanted, config, dropped))
     if wanted:
-        folders = [fetch_model(context.inputs[name].uri) for name in ("policy", "reference")]
+        policy, reference = (fetch_model(context.inputs[name].uri) for name in ("policy", "reference"))
+        progress = Progress("score", "responses")
         with published_behind(context, records.SCORES, partial(_keep_rewards, rewards)) as publish:
-            for index, table, _ in score_parts(*folders, valid, config, on_progress=Progress("score", "responses")):
+            for index, table, _ in score_parts(policy, reference, valid, config, on_progress=progress):
                 publish(index, table)
     for _ in valid:
         pass
