@@ -130,6 +130,10 @@ lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml; UPGRADE=1 tak
 compile: $(STAMP) ## Compile PRESET (zephyr, llama3, demo) to OUT for Kubeflow Pipelines. SET="training.learning_rate=1e-6 iterations=3".
 	@set -f; exec $(PY) -m pipelines compile --preset "$(PRESET)" -o "$(OUT)" $(SET_OPTION)
 
+.PHONY: settings
+settings: $(STAMP) ## List every setting of PRESET: its value, what is allowed, and what it means.
+	@set -f; exec $(PY) -m pipelines settings --preset "$(PRESET)" $(SET_OPTION)
+
 # A pipeline names the images that `make images` builds.
 compile submit schedule preflight: export DICE_REGISTRY = $(REGISTRY)
 compile submit schedule preflight: export DICE_TAG = $(TAG)

@@ -17,6 +17,7 @@ from typing import Any
 
 from dice_core import __version__
 from dice_core.settings.base import ConfigError
+from dice_core.settings.documentation import settings_help
 from dice_core.settings.overrides import merge_overrides, parse_overrides
 from dice_core.stages.table import SECTIONS, STAGES, Stage
 
@@ -61,7 +62,14 @@ def build_parser(stages: Iterable[Stage] = COMMANDS.values()) -> argparse.Argume
     subparsers = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for stage in stages:
         summary, details = _documentation(stage.function)
-        _add_options(subparsers.add_parser(stage.name, help=summary, description=summary), stage, details)
+        parser_of_stage = subparsers.add_parser(
+            stage.name,
+            help=summary,
+            description=summary,
+            epilog=_settings_help(stage),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        _add_options(parser_of_stage, stage, details)
     return parser
 
 
@@ -86,6 +94,14 @@ def _add_options(parser: argparse.ArgumentParser, stage: Stage, details: Mapping
         "--set", action="extend", nargs="+", default=[], metavar="SECTION.FIELD=VALUE", help=f"settings; {allowed}"
     )
     parser.add_argument("--config", metavar="FILE", help="JSON file with one object per section; --set wins")
+
+
+def _settings_help(stage: Stage) -> str:
+    if not stage.sections:
+        return ""
+    title = "settings, with their defaults, for --set and --config:\n"
+    # argparse formats the epilog.
+    return title + settings_help(stage.sections).replace("%", "%%")
 
 
 def _documentation(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:

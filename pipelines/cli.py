@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dice_core.settings.base import ConfigError
+from dice_core.settings.documentation import settings_help
 from dice_core.storage import layout
 from pipelines.cluster.api import ClusterError
 from pipelines.demo.local_run import LocalRunError, run_locally
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_compile(commands)
     _add_run(commands)
+    _add_settings(commands)
     _add_cluster_commands(commands)
     return parser
 
@@ -47,7 +49,7 @@ def add_preset_options(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="NAME=VALUE",
-        help="change settings, such as training.learning_rate=1e-6 iterations=3",
+        help="change settings, such as training.learning_rate=1e-6 iterations=3; `settings` lists them",
     )
 
 
@@ -97,6 +99,20 @@ def _run(options: argparse.Namespace) -> int:
     preset = chosen_preset(options)
     run_name = layout.check_name(options.run or preset.name, "run")
     run_locally(preset, {"root": options.root, "run": run_name}, options.work_folder)
+    return 0
+
+
+def _add_settings(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("settings", help="list the settings of a preset: values, types, meanings")
+    add_preset_options(parser)
+    parser.set_defaults(command=_settings)
+
+
+def _settings(options: argparse.Namespace) -> int:
+    preset = chosen_preset(options)
+    for name in preset.own_fields():
+        print(f"  {name}={getattr(preset, name)}")
+    print(settings_help(preset.sections()))
     return 0
 
 

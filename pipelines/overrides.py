@@ -5,13 +5,14 @@ that a typo fails before anything is compiled or submitted.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
 from dice_core.settings.base import ConfigError
+from dice_core.settings.hints import allowed
 from dice_core.settings.overrides import parse_overrides
-from dice_core.stages.check_settings import SECTIONS, check_settings
+from dice_core.stages.check_settings import check_settings
+from dice_core.stages.table import SECTIONS
 from pipelines.presets import PRESETS, Preset
 
 _LOWEST = {"iterations": 1, "num_shards": 1, "num_retries": 0, "seed": 0}
@@ -24,7 +25,7 @@ def find_preset(name: str) -> Preset:
         ConfigError: there is none; the nearest name is suggested.
     """
     if name not in PRESETS:
-        raise ConfigError(f"preset: unknown name {name!r}, {_suggest(name, PRESETS)}allowed: {', '.join(PRESETS)}")
+        raise ConfigError(f"preset: unknown name {name!r}, {allowed(name, PRESETS)}")
     return PRESETS[name]()
 
 
@@ -54,24 +55,17 @@ def apply_overrides(preset: Preset, assignments: Iterable[str]) -> Preset:
 
 
 def _own_field(preset: Preset, text: str) -> tuple[str, str | int]:
-    fields = [field.name for field in dataclasses.fields(preset) if isinstance(getattr(preset, field.name), str | int)]
-    allowed = [name for name in fields if name not in ("name", "description")]
     name, equals, word = text.partition("=")
     if not equals:
         raise ConfigError(f"{text!r}: must be NAME=VALUE, such as training.learning_rate=1e-6 or iterations=3")
     if name in preset.sections():
         example = next(iter(type(preset.sections()[name]).model_fields))
         raise ConfigError(f"{name}: is a section, name a field of it, such as {name}.{example}=...")
-    if name not in allowed:
-        known = [*allowed, *preset.sections()]
-        raise ConfigError(f"{name}: unknown setting, {_suggest(name, known)}allowed: {', '.join(known)}")
+    if name not in preset.own_fields():
+        known = [*preset.own_fields(), *preset.sections()]
+        raise ConfigError(f"{name}: unknown setting, {allowed(name, known)}")
     if isinstance(getattr(preset, name), str):
         return name, word
     if not word.removeprefix("-").isdecimal() or int(word) < _LOWEST[name]:
         raise ConfigError(f"{name}: must be a whole number from {_LOWEST[name]}, got {word!r}")
     return name, int(word)
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]!r}? " if close else ""

@@ -73,6 +73,11 @@ class Preset:
         """
         return "" if self.promote_as == NO_POINTER else layout.check_name(self.promote_as or self.name, "promote_as")
 
+    def own_fields(self) -> list[str]:
+        """Return the names of the settings that belong to no section, such as `iterations`."""
+        values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return [name for name, value in values if isinstance(value, str | int) and name not in ("name", "description")]
+
     def sections(self) -> dict[str, Settings]:
         """Return the settings by name: those of the stages in their order, and where they run on a cluster."""
         values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))

@@ -9,6 +9,7 @@ class EvaluationConfig(Settings):
     """What is measured of a new policy, and when it is accepted."""
 
     dtype: DType = "bfloat16"
+    """Of the weights."""
     num_sample_prompts: Int = Field(default=16, ge=1)
     """Prompts answered by the old and the new policy, for the length gate and for people to read."""
     num_shown_samples: Int = Field(default=6, ge=1)
@@ -21,3 +22,4 @@ class EvaluationConfig(Settings):
     max_accuracy_drop: float = Field(default=0.05, ge=0, le=1)
     """The new policy is refused when its held-out implicit-reward accuracy falls by more than this."""
     tokens_per_batch: Int = Field(default=16384, ge=64, json_schema_extra=OPERATIONAL)
+    """Tokens of one forward pass. Fewer take less memory."""

@@ -13,20 +13,27 @@ class GenerationConfig(Settings):
     num_responses: Int = Field(default=16, ge=2)
     """K. Two at least: a pair needs a best and a worst."""
     temperature: float = Field(default=0.7, gt=0)
+    """Of sampling."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the likeliest tokens that together have this probability; 1 is all tokens."""
     repetition_penalty: float = Field(default=1.0, gt=0)
+    """Above 1, tokens that the prompt or the response already holds become less likely."""
     max_new_tokens: Int = Field(default=2048, ge=1)
+    """Longest response, in tokens. A response that reaches it is cut, and not scored."""
     stop_token_ids: Ints = ()
     """End-of-turn ids beside the model's own EOS."""
     dtype: DType = "bfloat16"
+    """Of the weights."""
     prompts_per_part: Int = Field(default=256, ge=1)
     """A killed shard resumes at the first part that is not stored."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, lt=1, json_schema_extra=OPERATIONAL)
+    """Share of the GPU's memory that vLLM takes."""
     max_concurrent_sequences: Int = Field(default=0, ge=0, json_schema_extra=OPERATIONAL)
     """0 leaves it to vLLM, which knows the device."""
     policy_logps: bool = False
     """Keep the log-prob of each response that vLLM sampled it with, for `scoring.policy_logps: generation`."""
     cpu_kv_cache_gib: Int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
+    """Memory for vLLM's key-value cache on a CPU, in GiB."""
 
 
 class ScoringConfig(Settings):
@@ -48,6 +55,7 @@ class ScoringConfig(Settings):
     max_logps_difference: float = Field(default=0.01, gt=0)
     """Nats. With `generation`: a checked response that differs by more ends the stage."""
     tokens_per_batch: Int = Field(default=16384, ge=64, json_schema_extra=OPERATIONAL)
+    """Tokens of one forward pass. Fewer take less memory."""
 
     @model_validator(mode="after")
     def _character_range_is_not_empty(self) -> Self:
@@ -66,6 +74,7 @@ class PairingConfig(Settings):
 
     A number is used as it is, in nats per unit of length, on the scale without beta: paper alpha / beta."""
     length_unit: Literal["characters", "tokens"] = "characters"
+    """What the length of a response counts."""
     min_valid_responses: Int = Field(default=8, ge=2)
     """Upstream's n_least_score."""
     replay_ratio: float = Field(default=0.5, ge=0, le=1)

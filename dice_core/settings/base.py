@@ -1,9 +1,10 @@
 """What every class of settings has: strict types, no unknown keys, errors of one line, a fingerprint.
 
-The classes themselves are in config.py, those of the cluster in `pipelines/cluster.py`.
+A class stands in the room that reads it, in `settings.py`. `operational` settings (memory, batch sizes, logging) change
+how fast a stage runs and not what it computes. They stay out of its fingerprint, so that a run that ran out of memory
+resumes with smaller batches.
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.config import JsonDict
+
+from dice_core.settings.hints import allowed
 
 
 class ConfigError(ValueError):
@@ -40,7 +43,10 @@ OPERATIONAL: JsonDict = {"operational": True}
 class Settings(BaseModel):
     """Base of every settings class: frozen, strict about types, closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    # The docstring below a field is its meaning, which --help shows.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @classmethod
     def parse(cls, values: Values, where: str) -> Self:
@@ -94,7 +100,4 @@ def _explain_unknown(cls: type[BaseModel], path: list[str], where: str) -> str:
     for name in path[:-1]:
         annotation = cls.model_fields[name].annotation
         cls, where = annotation, f"{where}.{name}"  # type: ignore[assignment]
-    known = list(cls.model_fields)
-    close = difflib.get_close_matches(path[-1], known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{where}.{path[-1]}: unknown setting, {hint}allowed: {', '.join(known)}"
+    return f"{where}.{path[-1]}: unknown setting, {allowed(path[-1], cls.model_fields)}"

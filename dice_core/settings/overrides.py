@@ -1,15 +1,14 @@
 """`training.learning_rate=1e-6` on a command line, into the settings of a stage.
 
-Knows the form of an assignment and the names of the sections; the fields of a section and their values are config.py's
-business, which checks them before anything runs.
+Knows the form of an assignment and the names of the sections. The settings classes check fields and values.
 """
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dice_core.settings.base import ConfigError
+from dice_core.settings.hints import allowed
 
 
 def parse_overrides(assignments: Iterable[str], sections: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -27,9 +26,7 @@ def parse_overrides(assignments: Iterable[str], sections: Iterable[str]) -> dict
         if not (equals and dot and section and field):
             raise ConfigError(f"{assignment!r}: must be SECTION.FIELD=VALUE, such as training.learning_rate=1e-6")
         if section not in known:
-            close = difflib.get_close_matches(section, known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ConfigError(f"{name}: unknown section {section!r}, {hint}allowed: {', '.join(known) or 'none'}")
+            raise ConfigError(f"{name}: unknown section {section!r}, {allowed(section, known)}")
         values.setdefault(section, {})[field] = _read_value(text)
     return values
 

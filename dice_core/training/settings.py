@@ -11,20 +11,29 @@ class TrainingConfig(Settings):
     """DPO. The global batch does not depend on the number of GPUs: gradient accumulation is derived."""
 
     loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    """Of a pair, from the reward margin: sigmoid is DPO."""
     beta: float = Field(default=0.1, gt=0)
+    """Strength of the tie to the reference: rewards are beta times the log-ratio."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of the pairs whose labels are taken to be wrong (conservative DPO)."""
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the negative log-likelihood per token of the chosen response, added to the loss."""
     learning_rate: float = Field(default=5e-7, gt=0)
+    """The highest of the schedule."""
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    """How the learning rate changes over the steps."""
     warmup_steps: Int = Field(default=0, ge=0)
+    """Steps in which the learning rate rises from 0."""
     max_steps: Int = Field(default=300, ge=1)
+    """Optimizer steps."""
     global_batch_size: Int = Field(default=32, ge=1)
     """Pairs per optimizer step over all processes."""
     max_length: Int = Field(default=4096, ge=8)
     """Pairs whose prompt plus longer response exceed it are dropped and counted, never cut."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Longer gradients are scaled down to this norm."""
     precision: Literal["bf16", "float32"] = "bf16"
     """`bf16` is autocast over float32 master weights; bfloat16 weights would lose small updates."""
     saved_dtype: DType = "bfloat16"
@@ -38,9 +47,13 @@ class TrainingConfig(Settings):
     per_device_batch_size: Int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
     """Pairs of a micro-batch on the average: a step's pairs are packed into rows of like numbers of tokens."""
     deepspeed: Literal["none", "zero2", "zero3"] = Field(default="none", json_schema_extra=OPERATIONAL)
+    """How states are split over processes: not at all, optimizer and gradients (ZeRO-2), or weights too (ZeRO-3)."""
     eval_steps: Int = Field(default=20, ge=1, json_schema_extra=OPERATIONAL)
+    """Measure the evaluation pairs every so many steps."""
     save_steps: Int = Field(default=50, ge=1, json_schema_extra=OPERATIONAL)
+    """Write a checkpoint every so many steps."""
     logging_steps: Int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
+    """Log the loss every so many steps."""
 
     @model_validator(mode="after")
     def _loss_settings_agree(self) -> Self:

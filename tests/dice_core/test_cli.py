@@ -1,6 +1,8 @@
 """`dice <stage>`: options come from the stage functions, and a mistake is one line and exit code 1."""
 
+import inspect
 import json
+import re
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import pytest
 from dice_core import cli
 from dice_core.settings.base import Values
 from dice_core.stages.runner import StageReport
+from dice_core.stages.table import STAGES
 
 
 def run(capsys, *arguments):
@@ -17,13 +20,36 @@ def run(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-@pytest.mark.parametrize("stage", list(cli.COMMANDS))
-def test_every_option_of_every_stage_has_a_help_text(stage, capsys):
+def help_of(stage, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main([stage, "--help"])
     assert exit_.value.code == 0
-    parser = cli.build_parser()._subparsers._group_actions[0].choices[stage]
-    assert all(action.help for action in parser._actions)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", list(cli.COMMANDS))
+def test_every_option_of_every_stage_has_a_help_text(stage, capsys):
+    options = help_of(stage, capsys).partition("options:")[2].partition("\nsettings")[0]
+    # argparse puts a help text behind the option, or below it and further to the right.
+    entries = re.split(r"^  (?=-)", options, flags=re.MULTILINE)[1:]
+    assert len(entries) > 3
+    for entry in entries:
+        assert re.search(r" {2,}\S.*$|\n {10,}\S", entry), entry
+
+
+@pytest.mark.parametrize("stage", [name for name, stage in cli.COMMANDS.items() if stage.sections])
+def test_help_lists_every_setting_of_the_stage(stage, capsys):
+    shown = help_of(stage, capsys).partition("\nsettings")[2]
+    for section, kind in cli.COMMANDS[stage].sections.items():
+        for name in kind.model_fields:
+            assert f"  {section}.{name}=" in shown
+
+
+def test_the_parameters_of_every_stage_are_what_its_row_says():
+    for stage in STAGES.values():
+        parameters = inspect.signature(stage.function).parameters
+        settings = {name for name, entry in parameters.items() if entry.annotation == Values}
+        assert settings == set(stage.sections), stage.name
 
 
 def test_help_loads_no_torch_and_no_vllm():
@@ -122,9 +148,9 @@ def test_a_config_file_of_another_form_is_one_line(text, tmp_path, capsys):
 )
 def test_an_option_out_of_range_is_refused_before_anything_is_read(stage, options, fault, capsys, tmp_path):
     """None of the addresses exists: what is out of range is told first."""
-    parser = cli.build_parser()._subparsers._group_actions[0].choices[stage]
     given = options.replace("=", " ").split()
-    needed = [option for action in parser._actions if action.required for option in action.option_strings]
+    usage = help_of(stage, capsys).partition("\n\n")[0]
+    needed = re.findall(r"--[\w-]+", re.sub(r"\[.*?\]", "", usage, flags=re.DOTALL))
     addresses = [word for option in needed if option not in given for word in (option, str(tmp_path / "none"))]
     code, _, err = run(capsys, stage, *addresses, *options.split())
     assert (code, err.count("\n")) == (1, 1)
