@@ -121,7 +121,7 @@ def generate_parts(
         prompts: records.PROMPTS; part i is its rows [i * prompts_per_part, (i + 1) * prompts_per_part).
         config: sampling, and the engine's memory.
         chat: how a prompt becomes token ids.
-        seed: of this stage, as `derive_seed(run seed, "generate", iteration)`.
+        seed: of this stage and iteration.
         parts: the indices still wanted, in any order.
         on_progress: called after each engine step that ends a prompt.
 
