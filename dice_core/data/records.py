@@ -38,8 +38,6 @@ RESPONSES = pa.schema(
         # Decoded without special tokens, stripped.
         pa.field("response", pa.string(), False),
         pa.field("finish_reason", pa.string(), False),  # stop | length
-        # Nats, summed over the response tokens; null unless generation.policy_logps is on.
-        pa.field("policy_logps", pa.float64()),
     ]
 )
 

@@ -32,6 +32,7 @@ def sample_answers(
     prompts: Sequence[str],
     *,
     generation: GenerationConfig,
+    stop_ids: tuple[int, ...],
     max_new_tokens: int,
     seed: int,
 ) -> list[Answer]:
@@ -43,7 +44,8 @@ def sample_answers(
         model: transformers.PreTrainedModel in evaluation mode.
         template: the chat format of its tokenizer.
         prompts: texts of persons.
-        generation: temperature, top_p, repetition_penalty and stop_token_ids are read.
+        generation: temperature, top_p and repetition_penalty are read.
+        stop_ids: each ends an answer (`preferences.generation.stop_token_ids`).
         max_new_tokens: of an answer, end-of-turn token included.
         seed: of all draws.
 
@@ -51,7 +53,6 @@ def sample_answers(
         PromptTooLongError: a prompt exceeds chat.max_prompt_tokens.
     """
     answers: list[Answer] = []
-    stop_ids = tuple(dict.fromkeys([*template.stop_token_ids, *generation.stop_token_ids]))
     devices = [model.device] if model.device.type == "cuda" else []
     settings = _sampling(generation, stop_ids, max_new_tokens)
     for start in range(0, len(prompts), _PROMPTS_PER_BATCH):

@@ -24,8 +24,8 @@ from dice_core.evaluation.estimates import Estimate, accuracy, accuracy_change, 
 from dice_core.evaluation.gate import Findings, Gate, decide
 from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.logprobs.forward import PromptGroup, group_logps
-from dice_core.models.files import trusts_remote_code
-from dice_core.models.loading import context_length, load_model, load_tokenizer
+from dice_core.models.loading import context_length, load_config, load_model, load_tokenizer
+from dice_core.preferences.generation import stop_token_ids
 from dice_core.preferences.reward import implicit_reward
 from dice_core.preferences.settings import GenerationConfig
 from dice_core.progress import log
@@ -117,6 +117,7 @@ def evaluate_policy(
     """
     pairs = conform(held_out, PREFERENCES, "held-out pairs")
     data = _tokenise(pairs, policy_folder, evaluation, chat)
+    stop_ids = stop_token_ids(policy_folder, data.template, generation)
     logps: dict[Path, Floats] = {}
     answers: dict[Path, list[Answer]] = {}
     # Each model is in memory once and alone; the base may be the previous policy itself.
@@ -131,6 +132,7 @@ def evaluate_policy(
                 data.template,
                 data.prompts,
                 generation=generation,
+                stop_ids=stop_ids,
                 max_new_tokens=evaluation.max_new_tokens or generation.max_new_tokens,
                 seed=seed,
             )
@@ -235,10 +237,7 @@ def _num_ties(rewards: Floats) -> int:
 
 def _tokenise(pairs: pa.Table, folder: Path, evaluation: EvaluationConfig, chat: ChatConfig) -> _HeldOut:
     """Tokenise the pairs that fit the model's context: beyond it log-probs mean nothing."""
-    from transformers import AutoConfig
-
-    trusts = trusts_remote_code(folder)
-    context = context_length(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusts))
+    context = context_length(load_config(folder))
     template = chat_format(load_tokenizer(folder), chat)
     groups = []
     for row in pairs.to_pylist():

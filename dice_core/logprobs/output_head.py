@@ -69,12 +69,16 @@ def target_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, chunk_
     settings = _Settings(chunk_size, logit_scale(model), _product_dtype(hidden.device.type, head.weight.dtype))
 
     def forward(hidden: Tensor) -> Tensor:
-        return _ChunkedLogps.apply(hidden, head.weight, head.bias, targets, settings)
+        logps: Tensor = _ChunkedLogps.apply(  # type: ignore[no-untyped-call]
+            hidden, head.weight, head.bias, targets, settings
+        )
+        return logps
 
     before = vars(head).get("forward")
     head.forward = forward
     try:
-        return head(hidden)
+        logps: Tensor = head(hidden)
+        return logps
     finally:
         del head.forward
         if before is not None:

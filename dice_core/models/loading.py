@@ -15,6 +15,7 @@ from dice_core.settings.base import DType
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -47,8 +48,8 @@ def load_model(
         ModelError: it cannot be loaded, or lacks weights (transformers itself would make them up).
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.integrations import is_deepspeed_zero3_enabled
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
     from transformers.utils.logging import disable_progress_bar
 
     from dice_core.models.rotary import restore_frequencies
@@ -56,11 +57,12 @@ def load_model(
     disable_progress_bar()  # a batch job's log has no cursor
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trusts_remote_code(folder)}
     try:
-        config = AutoConfig.from_pretrained(folder, **options)
+        config = load_config(folder)
         _switch_dropout_off(config)
         if attn_implementation:
             options["attn_implementation"] = attn_implementation
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        # With output_loading_info it returns two values, which its annotation does not say.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=getattr(torch, dtype),
@@ -70,6 +72,8 @@ def load_model(
         )
     except (ValueError, OSError, ImportError, KeyError, RuntimeError) as error:
         raise _unloadable(folder, "model", error) from None
+    model: PreTrainedModel = loaded[0]
+    loading: dict[str, Any] = loaded[1]
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise ModelError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}: import the model again")
@@ -78,7 +82,36 @@ def load_model(
     if is_deepspeed_zero3_enabled():
         restore_frequencies(model)
     model.eval()
-    return model.to(device) if device is not None else model
+    if device is not None:
+        move(model, device)
+    return model
+
+
+def move(model: "nn.Module", device: "str | torch.device") -> None:
+    """Move a model to a device, in place."""
+    # As a plain module: by the annotation of transformers, a model's own `to` takes no device.
+    model.to(device)
+
+
+def load_config(folder: Path) -> "PretrainedConfig":
+    """Load the config of a model folder. Raises what transformers raises."""
+    from transformers import AutoConfig
+
+    trusts = trusts_remote_code(folder)
+    config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusts)
+    return config
+
+
+def eos_token_ids(folder: Path) -> tuple[int, ...]:
+    """Return the ids that end a text by the model's own files: generation_config.json, or config.json without it."""
+    from transformers import GenerationConfig
+
+    try:
+        settings = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:
+        settings = GenerationConfig.from_model_config(load_config(folder))
+    ids = settings.eos_token_id
+    return tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
 
 
 def _switch_dropout_off(config: "PretrainedConfig") -> None:

@@ -4,7 +4,6 @@ from functools import partial
 
 from dice_core.launch.settings import LaunchConfig
 from dice_core.settings.base import Values
-from dice_core.settings.seeds import derive_seed
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import TRAIN
 from dice_core.storage import layout
@@ -47,7 +46,7 @@ def train(
     report = run_stage(
         TRAIN,
         output_uri,
-        partial(_run_job, training=config, launch=launch_config, seed=derive_seed(seed, "train", iteration)),
+        partial(_run_job, training=config, launch=launch_config, seed=TRAIN.seed(seed, iteration)),
         settings={"training": config},
         arguments={"seed": seed, "iteration": iteration},
         overwrite=overwrite,

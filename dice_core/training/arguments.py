@@ -97,7 +97,6 @@ def training_arguments(config: TrainingConfig, folder: Path, *, has_eval_pairs: 
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         seed=seed,
-        data_seed=seed,
     )
     if config.deepspeed != "none" and on_cpu:
         _join_on_cpu()

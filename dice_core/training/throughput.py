@@ -112,8 +112,9 @@ def num_operations(model: PreTrainedModel, num_tokens: int, num_response_tokens:
 
     Every token meets the layers, a response's the output head as well; the input embedding is no product.
     """
-    head, embedding = _size(model.get_output_embeddings().weight), _size(model.get_input_embeddings().weight)
-    layers = sum(_size(weight) for weight in model.get_decoder().parameters()) - embedding
+    head = _size(model.get_output_embeddings().weight)
+    embedding = _size(model.get_input_embeddings().get_parameter("weight"))
+    layers = sum(map(_size, model.get_decoder().parameters())) - embedding
     return 2 * (layers * num_tokens + head * num_response_tokens)
 
 

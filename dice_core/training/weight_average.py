@@ -23,25 +23,23 @@ class WeightAverage(TrainerCallback):
         self._average: dict[str, Tensor] = {}
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start from the weights of now, or from the checkpoint's average."""
         saved = load_file(self._resume_folder / _FILE) if self._resume_folder else {}
-        for name, weight in _weights(model):
+        for name, weight in _weights(kwargs["model"]):
             self._average[name] = saved[name].to(weight.device) if saved else weight.detach().float().clone()
 
     @torch.no_grad()
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the average towards the weights of this step."""
-        for name, weight in _weights(model):
+        for name, weight in _weights(kwargs["model"]):
             self._average[name].lerp_(weight.float(), 1 - self._decay)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Put the average into the checkpoint."""
         if args.should_save:
-            save_file(self._average, Path(args.output_dir) / f"checkpoint-{state.global_step}" / _FILE)
+            save_file(self._average, Path(args.output_dir or "") / f"checkpoint-{state.global_step}" / _FILE)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:

@@ -125,9 +125,9 @@ def _train_and_publish(
         callbacks=[callback for callback in callbacks if callback],
         on_reference_progress=Progress("train: reference log-probs", "pairs") if is_first else None,
     )
-    trainer.train(checkpoint)
+    trainer.train(str(checkpoint) if checkpoint else None)
     if average:
-        average.copy_to(trainer.model)
+        average.copy_to(trainer.scorer)
     metrics = {**_training_metrics(trainer), **trainer.speed.totals(trainer.policy)}
     weights = gather_weights(trainer.policy, uses_deepspeed=config.deepspeed != "none", keep=is_first)
     if is_first:
