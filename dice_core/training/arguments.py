@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from dice_core.training import processes
+from dice_core.training import ranks
 from dice_core.training.settings import TrainingConfig
 
 _MEGABYTES = 1_000_000
@@ -61,7 +61,7 @@ def training_arguments(config: TrainingConfig, folder: Path, *, has_eval_pairs: 
     Raises:
         ConfigError: global_batch_size cannot be split over the processes.
     """
-    num_processes, on_cpu = processes.num_processes(), not torch.cuda.is_available()
+    num_processes, on_cpu = ranks.num_processes(), not torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.max_steps,

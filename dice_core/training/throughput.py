@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from dice_core.progress import Throttle, log
 from dice_core.storage.manifest import Metric
-from dice_core.training import processes
+from dice_core.training import ranks
 from dice_core.training.batches import TrainingPair
 
 
@@ -83,7 +83,7 @@ class Speedometer(TrainerCallback):
         return {
             **_numbers(self._all, policy),
             "seconds_per_step": round(seconds_per_step, 3),
-            "num_processes": processes.num_processes(),
+            "num_processes": ranks.num_processes(),
         }
 
 
@@ -96,14 +96,14 @@ def _speed_text(values: Mapping[str, float]) -> str:
 
 def _numbers(work: _Work, policy: PreTrainedModel) -> dict[str, float]:
     num_tokens, num_response_tokens, memory = zip(
-        *processes.gather((work.num_tokens, work.num_response_tokens, _peak_memory_bytes())), strict=True
+        *ranks.gather((work.num_tokens, work.num_response_tokens, _peak_memory_bytes())), strict=True
     )
     seconds = work.seconds or float("inf")
     numbers = {"tokens_per_second": round(sum(num_tokens) / seconds, 1), "peak_memory_bytes": max(memory)}
     if torch.cuda.is_available():
         # Forward once, backward twice as much; activations computed again do not count.
         done = 3 * num_operations(policy, sum(num_tokens), sum(num_response_tokens))
-        numbers["mfu"] = round(done / seconds / (processes.num_processes() * matmul_peak()), 4)
+        numbers["mfu"] = round(done / seconds / (ranks.num_processes() * matmul_peak()), 4)
     return numbers
 
 
@@ -126,7 +126,7 @@ def _size(weight: torch.Tensor) -> int:
 @functools.cache
 def matmul_peak(size: int = 8192, repeats: int = 10) -> float:
     """Return this GPU's measured bfloat16 matrix-multiplication speed, operations per second."""
-    left, right = (torch.randn(size, size, device=processes.device(), dtype=torch.bfloat16) for _ in range(2))
+    left, right = (torch.randn(size, size, device=ranks.device(), dtype=torch.bfloat16) for _ in range(2))
     left @ right
     torch.cuda.synchronize()
     start = time.monotonic()

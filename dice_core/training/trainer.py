@@ -23,7 +23,7 @@ from dice_core.logprobs.forward import PromptGroup, packed_token_logps
 from dice_core.logprobs.packing import fill_to
 from dice_core.progress import log
 from dice_core.training import loss as dpo
-from dice_core.training import processes
+from dice_core.training import ranks
 from dice_core.training.activations import keep_fewer_activations
 from dice_core.training.batches import TrainingPair, TrainingPairs, measured_pairs, packed_rows, step_order
 from dice_core.training.settings import TrainingConfig
@@ -51,7 +51,7 @@ class PairScorer(nn.Module):
             policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         else:
             recognised = keep_fewer_activations(policy)
-            if processes.rank() == 0:
+            if ranks.rank() == 0:
                 log(f"train: {recognised}")
 
     def forward(self, pairs: Sequence[TrainingPair]) -> Tensor:
@@ -208,9 +208,7 @@ class DPOTrainer(Trainer):
         super().log(logs, start_time)
 
     def _total(self, values: Sequence[Any]) -> Tensor:
-        return processes.total(
-            torch.tensor([float(value) for value in values], dtype=torch.float64).to(self.args.device)
-        )
+        return ranks.total(torch.tensor([float(value) for value in values], dtype=torch.float64).to(self.args.device))
 
     def evaluate(
         self,
@@ -255,7 +253,7 @@ class DPOTrainer(Trainer):
         model.train(was_training)
         values = torch.cat(found).tolist() if found else []
         mine_by_pair = dict(zip(itertools.chain.from_iterable(mine), values, strict=True))
-        everything = {k: logps for part in processes.gather(mine_by_pair) for k, logps in part.items()}
+        everything = {k: logps for part in ranks.gather(mine_by_pair) for k, logps in part.items()}
         return np.array([everything[k] for k in range(len(pairs))], dtype=np.float64).reshape(len(pairs), 2)
 
     def fill_references(self) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dice_core.child_processes import end_with_parent
 from dice_core.data import records
 from dice_core.progress import Progress, log
 from dice_core.settings.base import ConfigError
@@ -25,7 +26,6 @@ from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import Manifest, Metric, fetch_files, publish_files, read_manifest
 from dice_core.training.batches import TrainingPairs, read_pairs
 from dice_core.training.job import CHECKPOINTS, ERROR, FINAL_ERROR, TrainingJob
-from dice_core.training.parent import die_with_torchrun
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from dice_core.training.checkpoints import CheckpointStore
     from dice_core.training.trainer import DPOTrainer
 
+# torchrun sets it for its workers.
+_TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
 METRICS_FILE, PAIRS_FILE = "metrics.jsonl", "pairs.parquet"
 
 
@@ -68,20 +70,20 @@ def run_training(job: TrainingJob) -> None:
     # Cheap checks first: what is wrong with pairs or settings is said before torch and the model load.
     pairs = load_pairs(job, scratch / f"pairs-{os.environ.get('RANK', '0')}")
     _quieten_libraries()
-    from dice_core.training import processes
+    from dice_core.training import ranks
     from dice_core.training.arguments import training_arguments
     from dice_core.training.checkpoints import CheckpointOwner, CheckpointStore
 
     config = job.training
     arguments = training_arguments(config, scratch / CHECKPOINTS, has_eval_pairs=bool(pairs.eval), seed=job.seed)
     try:
-        owner = CheckpointOwner(job.fingerprint, processes.num_processes(), processes.num_nodes(), config.deepspeed)
+        owner = CheckpointOwner(job.fingerprint, ranks.num_processes(), ranks.num_nodes(), config.deepspeed)
         store = CheckpointStore(layout.join(job.output_uri, CHECKPOINTS), scratch / CHECKPOINTS, owner)
         _train_and_publish(job, pairs, arguments, store, scratch)
-        if processes.local_rank() == 0:
+        if ranks.local_rank() == 0:
             shutil.rmtree(scratch, ignore_errors=True)
     finally:
-        processes.close()
+        ranks.close()
 
 
 def _train_and_publish(
@@ -90,13 +92,13 @@ def _train_and_publish(
     from dice_core.models.cache import fetch_model
     from dice_core.models.loading import context_length, load_model
     from dice_core.models.rotary import stretches_positions
-    from dice_core.training import processes
+    from dice_core.training import ranks
     from dice_core.training.checkpoints import CheckpointCallback
     from dice_core.training.trained_model import ExactMasterWeights, gather_weights
     from dice_core.training.trainer import DPOTrainer
     from dice_core.training.weight_average import WeightAverage
 
-    start, config, is_first = time.monotonic(), job.training, processes.rank() == 0
+    start, config, is_first = time.monotonic(), job.training, ranks.rank() == 0
     policy_folder, checkpoint = fetch_model(job.policy_uri), store.newest()
     if is_first:
         log(f"train: {len(pairs.train)} pairs, {pairs.num_dropped} dropped, {config.max_steps} steps")
@@ -248,7 +250,10 @@ def _may_pass(error: Exception) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one process of a training job; errors meant for a person are one line on standard error."""
-    die_with_torchrun()
+    if _TORCHRUN_ID in os.environ:
+        # torchrun starts each worker in a session of its own, which no signal to its group reaches. When torchrun is
+        # killed, by the launcher or for want of memory, its workers would go on and hold their GPUs.
+        end_with_parent(os.getppid())
     job_uri, *rest = sys.argv[1:] if arguments is None else arguments
     if rest:
         raise SystemExit("usage: torchrun ... -m dice_core.training JOB_URI")
