@@ -6,7 +6,6 @@ and the result, and stops all it started. The second time it goes on where the f
 
 import argparse
 import dataclasses
-import fcntl
 import importlib.util
 import json
 import os
@@ -16,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import read_manifest
 from pipelines.demo import process_tree
+from pipelines.demo.folder_lock import FolderInUseError, folder_lock, write_owner
 from pipelines.demo.object_store import Credentials, ObjectStore, ObjectStoreError, start_object_store
 from pipelines.demo.screen import Screen, describe, task_labels
 from pipelines.dice import build_pipeline
@@ -109,18 +109,15 @@ def claim(folder: Path) -> Iterator[None]:
     Raises:
         DemoError: another demo is running there.
     """
-    with (folder / "demo.lock").open("a+") as lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
+            lock = held.enter_context(folder_lock(folder / "demo.lock"))
+        except FolderInUseError as error:
             raise DemoError(
-                f"{folder}: a demo (process {lock.read().strip() or 'just starting'}) is running there: "
+                f"{folder}: a demo (process {error.owner}) is running there: "
                 "wait for its end, or stop it with Ctrl-C first"
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        write_owner(lock, os.getpid())
         yield
 
 

@@ -5,7 +5,6 @@ to the command. Knows nothing of runs and stages.
 """
 
 import ctypes
-import fcntl
 import os
 import random
 import secrets
@@ -23,6 +22,8 @@ from pathlib import Path
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+
+from pipelines.demo.folder_lock import FolderInUseError, folder_lock, write_owner
 
 _HOST = "127.0.0.1"
 _PARTS = ("s3", "master", "volume", "filer", "admin")
@@ -122,8 +123,16 @@ def start_object_store(
     folder.mkdir(parents=True, exist_ok=True)
     command, ports = _find_weed(), _choose_ports(port)
     credentials = credentials or Credentials()
-    with _folder_lock(folder) as lock:
-        process = _spawn(command, folder, ports, bucket, credentials, lock, outlive_parent)
+    try:
+        # The server inherits the lock: the folder stays locked for exactly as long as it runs.
+        with folder_lock(folder / "server.lock") as lock:
+            process = _spawn(command, folder, ports, bucket, credentials, lock.fileno(), outlive_parent)
+            write_owner(lock, process.pid)
+    except FolderInUseError as error:
+        raise ObjectStoreError(
+            f"{folder}: another S3 server (process {error.owner}) uses this folder: "
+            "stop it first, or choose another folder"
+        ) from None
     store = ObjectStore(f"http://{_HOST}:{ports['s3']}", bucket, credentials, process)
     try:
         _wait_until_ready(store, folder)
@@ -166,21 +175,6 @@ def _is_free(port: int) -> bool:
     return True
 
 
-@contextmanager
-def _folder_lock(folder: Path) -> Iterator[int]:
-    """Yield a locked file for the server to inherit: the folder stays locked for exactly as long as it runs."""
-    with (folder / "server.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise ObjectStoreError(
-                f"{folder}: another S3 server (process {lock.read().strip() or 'just starting'}) uses this folder: "
-                "stop it first, or choose another folder"
-            ) from None
-        yield lock.fileno()
-
-
 def _spawn(
     command: str,
     folder: Path,
@@ -198,7 +192,7 @@ def _spawn(
     arguments += ["-master.telemetry=false", "-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false"]
     keys = {"AWS_ACCESS_KEY_ID": credentials.access_key, "AWS_SECRET_ACCESS_KEY": credentials.secret_key}
     with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             arguments,
             env={**os.environ, **keys},
             stdin=subprocess.DEVNULL,
@@ -209,9 +203,6 @@ def _spawn(
             start_new_session=True,
             preexec_fn=None if outlive_parent else _die_with_parent(os.getpid()),
         )
-    os.ftruncate(lock, 0)
-    os.write(lock, str(process.pid).encode())
-    return process
 
 
 def _die_with_parent(parent: int) -> Callable[[], None]:

@@ -81,7 +81,7 @@ time.sleep(60)
 
 def _start_launcher(module: str, folder: Path, job: str = "") -> subprocess.Popen[bytes]:
     code = (
-        "import sys; from dice_core.launch import *; from dice_core.config import LaunchConfig;"
+        "from dice_core.launch.torchrun import TorchrunBackend; from dice_core.launch.settings import LaunchConfig;"
         f"TorchrunBackend({module!r}).run({str(folder / job)!r}, LaunchConfig())"
     )
     path = os.pathsep.join([str(folder), str(_REPOSITORY), os.environ.get("PYTHONPATH", "")])

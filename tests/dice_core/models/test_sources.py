@@ -86,7 +86,7 @@ def hub() -> Iterator[str]:
 _BRING = """
 import sys
 from pathlib import Path
-from dice_core.model_sources import *
+from dice_core.models.sources import *
 try:
     print(bring(find_source(sys.argv[1], sys.argv[2]), Path(sys.argv[3]), len(sys.argv) > 4))
 except ModelError as error:

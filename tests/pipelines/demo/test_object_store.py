@@ -73,7 +73,7 @@ def test_it_stops_however_the_block_ends(tmp_path: Path, fault: type[BaseExcepti
 _PARENT = """
 import sys, time
 from pathlib import Path
-from pipelines.object_store import Credentials, start_object_store
+from pipelines.demo.object_store import Credentials, start_object_store
 keep = len(sys.argv) > 2
 store = start_object_store(Path(sys.argv[1]), credentials=Credentials("key", "secret-of-the-test"), outlive_parent=keep)
 print(store.process.pid, store.endpoint, flush=True)
