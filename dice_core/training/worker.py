@@ -224,7 +224,7 @@ def _write_lines(trainer: "DPOTrainer", path: Path) -> None:
         for line in trainer.state.log_history:
             if "train_loss" in line:
                 continue
-            # The Trainer counts the whole run as one epoch (the pairs have a fixed order): passes over the pairs instead.
+            # The Trainer sees one epoch, for the order of the pairs is fixed: passes over the pairs instead.
             values = {**line, "epoch": round(line["step"] * pairs_per_step, 4)}
             stream.write(json.dumps({name: _finite_or_none(value) for name, value in values.items()}) + "\n")
 
