@@ -1,6 +1,6 @@
 """The tables that stages hand to each other: Arrow schemas, and checks that a table is what it claims to be.
 
-Reads and writes Parquet files on this machine; where they are kept is storage.py's business.
+Reads and writes Parquet files on this machine; `storage` keeps them.
 """
 
 import hashlib

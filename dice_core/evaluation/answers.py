@@ -84,6 +84,7 @@ def _generate(model: Any, prompts: list[list[int]], settings: Any, pad_id: int) 
     """Return the new token ids of each prompt, padding included. Prompts are padded on the left."""
     width = max(len(ids) for ids in prompts)
     padding = [width - len(ids) for ids in prompts]
+    # Both (prompts, width).
     input_ids = torch.tensor([[pad_id] * pad + ids for pad, ids in zip(padding, prompts, strict=True)])
     mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding])
     # generate() fills what a configuration leaves open from the model's own: replaced, so that nothing else decides.

@@ -2,7 +2,7 @@
 
 The implicit reward on held-out pairs is taken against one base reference for both policies (the run's first reference),
 so that their accuracies and margins can be compared; the reward of the new policy against the previous one, with which
-the next iteration will score, is reported beside it. Models are loaded one after another. Deciding is gate.py's.
+the next iteration will score, is reported beside it. Models are loaded one after another. `gate.py` decides.
 """
 
 import gc
@@ -169,9 +169,9 @@ def summarise(
         config: the gate's bounds.
         num_too_long_pairs: that were left out before, for the record.
     """
-    finite = np.isfinite(np.hstack([policy_logps, previous_logps, base_logps])).all(axis=1)
+    finite = np.isfinite(np.hstack([policy_logps, previous_logps, base_logps])).all(axis=1)  # (pairs,)
     num_non_finite = int((~np.isfinite(policy_logps)).any(axis=1).sum())
-    policy, previous, base = (logps[finite] for logps in (policy_logps, previous_logps, base_logps))
+    policy, previous, base = (logps[finite] for logps in (policy_logps, previous_logps, base_logps))  # (finite, 2)
     new, old, step = (implicit_reward(policy, base), implicit_reward(previous, base), implicit_reward(policy, previous))
     estimates = {**_reward_estimates(new, old, step), **_answer_estimates(samples)}
     counts = {
@@ -201,7 +201,7 @@ def summarise(
 
 def _reward_estimates(new: Floats, old: Floats, step: Floats) -> dict[str, Estimate]:
     """Estimate accuracies and margins. Rewards are in nats, without beta, chosen first, of shape (pairs, 2)."""
-    margin, margin_old, margin_step = (rewards[:, 0] - rewards[:, 1] for rewards in (new, old, step))
+    margin, margin_old, margin_step = (rewards[:, 0] - rewards[:, 1] for rewards in (new, old, step))  # (pairs,)
     return {
         "heldout_reward_accuracy": accuracy(margin),
         "heldout_reward_accuracy_previous": accuracy(margin_old),
@@ -255,6 +255,7 @@ def _tokenise(pairs: pa.Table, folder: Path, evaluation: EvaluationConfig, chat:
 
 
 def _pair_logps(model: Any, groups: Sequence[PromptGroup], tokens_per_batch: int) -> Floats:
+    """Return summed log-probs in nats, chosen first. Shape: (pairs, 2)."""
     return np.array(group_logps(model, groups, tokens_per_batch=tokens_per_batch), dtype=np.float64).reshape(-1, 2)
 
 

@@ -6,11 +6,7 @@ torch and transformers are imported when they are needed: `dice --help` does not
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dice_core.models.files import (
-    ModelError,
-    shard_names,
-    trusts_remote_code,
-)
+from dice_core.models.files import ModelError, trusts_remote_code
 from dice_core.settings.base import DType
 
 if TYPE_CHECKING:
@@ -34,7 +30,6 @@ def load_model(
     dtype: DType,
     *,
     device: "str | torch.device | None" = None,
-    attn_implementation: str | None = None,
 ) -> "PreTrainedModel":
     """Load a causal language model for log-probs and training: eval mode, no dropout, no key-value cache.
 
@@ -42,7 +37,6 @@ def load_model(
         folder: of fetch_model.
         dtype: of the weights in memory, whatever they were saved in.
         device: where to; the CPU by default.
-        attn_implementation: of transformers; its own choice by default.
 
     Raises:
         ModelError: it cannot be loaded, or lacks weights (transformers itself would make them up).
@@ -55,12 +49,9 @@ def load_model(
     from dice_core.models.rotary import restore_frequencies
 
     disable_progress_bar()  # a batch job's log has no cursor
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trusts_remote_code(folder)}
     try:
         config = load_config(folder)
         _switch_dropout_off(config)
-        if attn_implementation:
-            options["attn_implementation"] = attn_implementation
         # With output_loading_info it returns two values, which its annotation does not say.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -68,7 +59,8 @@ def load_model(
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             output_loading_info=True,
-            **options,
+            local_files_only=True,
+            trust_remote_code=trusts_remote_code(folder),
         )
     except (ValueError, OSError, ImportError, KeyError, RuntimeError) as error:
         raise _unloadable(folder, "model", error) from None
@@ -137,11 +129,6 @@ def _load_tokenizer(folder: Path, trust_remote_code: bool) -> "PreTrainedTokeniz
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, ImportError, KeyError, TypeError) as error:
         raise _unloadable(folder, "tokenizer", error) from None
-
-
-def model_num_bytes(folder: Path) -> int:
-    """Return the bytes of a model's weights on disk."""
-    return sum((folder / name).stat().st_size for name in shard_names(folder))
 
 
 def context_length(config: "PretrainedConfig") -> int:

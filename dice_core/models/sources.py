@@ -1,6 +1,6 @@
 """Where a model can come from: the Hub, a folder, storage, or a GGUF file. Each becomes a folder of safetensors here.
 
-Says what a source is and brings it to this machine; checking and publishing are models.py's business.
+Says what a source is and brings it to this machine; `importing.py` checks and publishes it.
 """
 
 import errno

@@ -1,8 +1,8 @@
 """Samples K responses to each prompt with vLLM: token ids in, token ids out, part by part.
 
 One engine serves all parts of a shard, and new prompts join before old ones end, so that a part's last long response
-keeps no device idle. vLLM is imported when the first part is asked for, never with this module. Which parts are still
-wanted, and where they are kept, is the business of the stage; which responses are valid, of scoring.py.
+keeps no device idle. vLLM is imported when the first part is asked for, never with this module. The stage knows which
+parts are still wanted and stores them; `scoring.py` decides which responses are valid.
 
 The seed of a request depends on the run, the iteration and the prompt, and on nothing else: the same prompt draws the
 same random numbers in any shard, part or resumed task. The text is then the same as far as the arithmetic is: logits
@@ -74,7 +74,7 @@ def request_seed(seed: int, prompt_id: str, num_responses: int) -> int:
     return derive_seed(seed, prompt_id) // num_responses * num_responses
 
 
-def request_order(prompts: Mapping[int, Sequence[int]]) -> list[int]:
+def request_order(prompts: Mapping[int, list[int]]) -> list[int]:
     """Order prompts so that those which begin alike follow one another, while their blocks are in the prefix cache.
 
     Args:

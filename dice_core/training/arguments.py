@@ -1,6 +1,6 @@
 """Training settings turned into what transformers.Trainer and DeepSpeed understand.
 
-The only module that knows their names; dpo_trainer.py uses what is built here.
+The only module that knows their names; `trainer.py` uses what is built here.
 """
 
 from pathlib import Path
@@ -65,7 +65,7 @@ def training_arguments(config: TrainingConfig, folder: Path, *, has_eval_pairs: 
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.max_steps,
-        # A packed row of pairs, as many as dpo_trainer.py put into it.
+        # A packed row of pairs, as many as the trainer put into it.
         per_device_train_batch_size=1,
         gradient_accumulation_steps=config.accumulation_steps(num_processes),
         learning_rate=config.learning_rate,

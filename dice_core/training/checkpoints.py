@@ -2,7 +2,7 @@
 
     URI/checkpoint-<step>/node-<i>/    the files of one node, with a manifest.json written last
 
-What is inside a checkpoint is the trainer's business; only complete ones of the same job and the same processes count.
+The trainer decides what is inside a checkpoint. Only complete ones of the same job and the same processes count.
 """
 
 import json

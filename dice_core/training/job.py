@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from dice_core.progress import log
+from dice_core.settings.base import ConfigError
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
@@ -48,11 +49,16 @@ class TrainingJob:
 
         Raises:
             StorageError: there is none, or it is not one.
+            ConfigError: its settings are not valid; another try would not help.
         """
         parent, _, name = job_uri.rpartition("/")
+        data = open_storage(parent or ".").read_bytes(name)
         try:
-            return read_record(cls, open_storage(parent or ".").read_bytes(name), job_uri)
-        except ValueError as error:
+            TrainingConfig.parse(json.loads(data)["training"], "training")
+            return read_record(cls, data, job_uri)
+        except ConfigError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{job_uri}: not a training job: {error}") from None
 
     @property

@@ -3,7 +3,7 @@
 import functools
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -24,8 +24,13 @@ class _Work:
 class Speedometer(TrainerCallback):
     """Measures tokens per second over training steps alone: reference pass, evaluation and checkpoints do not count."""
 
-    def __init__(self) -> None:
-        """Start with nothing measured."""
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start with nothing measured.
+
+        Args:
+            clock: returns seconds.
+        """
+        self._clock = clock
         self._throttle = Throttle(5.0)
         self._step_start = 0.0
         self._all, self._since = _Work(), _Work()
@@ -40,13 +45,13 @@ class Speedometer(TrainerCallback):
 
     def on_step_begin(self, *_: object, **__: object) -> None:
         """Start the clock of a step."""
-        self._step_start = time.monotonic()
+        self._step_start = self._clock()
 
     def on_step_end(self, *_: object, **__: object) -> None:
         """Stop the clock of a step."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        seconds = time.monotonic() - self._step_start
+        seconds = self._clock() - self._step_start
         for work in (self._all, self._since):
             work.seconds += seconds
             work.num_steps += 1
@@ -124,8 +129,10 @@ def _size(weight: torch.Tensor) -> int:
 
 
 @functools.cache
-def matmul_peak(size: int = 8192, repeats: int = 10) -> float:
+def matmul_peak() -> float:
     """Return this GPU's measured bfloat16 matrix-multiplication speed, operations per second."""
+    size, repeats = 8192, 10
+    # Each (size, size).
     left, right = (torch.randn(size, size, device=ranks.device(), dtype=torch.bfloat16) for _ in range(2))
     left @ right
     torch.cuda.synchronize()

@@ -1,6 +1,6 @@
 """From trained, perhaps sharded, weights to a finished model folder: collected, compared, saved, checked.
 
-models.py writes and verifies the files; this module brings the weights together in float32.
+This module brings the weights together in float32; `models/saving.py` writes and verifies the files.
 """
 
 from collections.abc import Mapping

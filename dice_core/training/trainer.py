@@ -1,7 +1,7 @@
 """transformers.Trainer for DPO without a reference model: reference log-probs are numbers known before step 0.
 
-Every forward goes through PairScorer, the module that DDP or DeepSpeed wraps. What is saved of a finished model is
-trained_model.py's business, and where checkpoints go is checkpoints.py's.
+Every forward goes through PairScorer, the module that DDP or DeepSpeed wraps. `trained_model.py` saves the finished
+model, and `checkpoints.py` keeps the checkpoints.
 """
 
 import itertools
@@ -62,7 +62,7 @@ class PairScorer(nn.Module):
             )
             for pair in pairs
         ]
-        token_logps = packed_token_logps(self.policy, groups)
+        token_logps = packed_token_logps(self.policy, groups)  # for each pair and response: (response tokens,)
         return torch.stack([torch.stack([logps.double().sum() for logps in group]) for group in token_logps])
 
 
@@ -227,6 +227,7 @@ class DPOTrainer(Trainer):
         return self._means(pairs, self.pair_logps(pairs))
 
     def _means(self, pairs: Sequence[TrainingPair], logps: LogpsTable) -> dict[str, float]:
+        """Return the means over pairs. logps: (pairs, 2)."""
         losses, metrics = self._pair_losses(pairs, torch.from_numpy(logps))
         return {name: float(values.mean()) for name, values in {"loss": losses, **metrics}.items()}
 
@@ -247,7 +248,7 @@ class DPOTrainer(Trainer):
         found = []
         with torch.no_grad():
             for number, row in enumerate(mine, 1):
-                found.append(model([pairs[k] for k in row]))
+                found.append(model([pairs[k] for k in row]))  # (pairs of the row, 2)
                 if on_progress:
                     on_progress(sum(map(len, rows[: number * num])), len(pairs))
         model.train(was_training)
@@ -279,7 +280,7 @@ class DPOTrainer(Trainer):
         if self.state.global_step:
             return
         # The references just filled in are what this policy gives: no pair is run twice.
-        logps = self.reference_logps.copy()
+        logps = self.reference_logps.copy()  # (train + eval pairs, 2)
         others = [pair for pair in self.measured if pair.index not in self._filled]
         logps[[pair.index for pair in others]] = self.pair_logps(others)
         start = self._means(self.measured, logps[[pair.index for pair in self.measured]])

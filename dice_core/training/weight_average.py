@@ -20,7 +20,7 @@ class WeightAverage(TrainerCallback):
     def __init__(self, decay: float, resume_folder: Path | None) -> None:
         """Take the decay, and the checkpoint that training goes on from."""
         self._decay, self._resume_folder = decay, resume_folder
-        self._average: dict[str, Tensor] = {}
+        self._average: dict[str, Tensor] = {}  # by name, each of its weight's shape
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,9 +1,8 @@
-"""One training run: the job that describes it, and what each process of it does.
+"""What each process of a training run does: read the job, train, and publish from process 0.
 
-    torchrun ... -m dice_core.training OUTPUT_URI/job.json
+    torchrun ... -m dice_core.training.worker OUTPUT_URI/job.json
 
-Who starts the processes is launch.py's business, the loop is dpo_trainer.py's. Importing this module loads no torch, so
-that a launcher without it can write jobs.
+`launch` starts the processes, and `trainer.py` has the loop. Importing this module loads no torch.
 """
 
 import json
@@ -227,7 +226,7 @@ def _write_lines(trainer: "DPOTrainer", path: Path) -> None:
         for line in trainer.state.log_history:
             if "train_loss" in line:
                 continue
-            # The Trainer counts the whole run as one epoch (dpo_trainer's fixed order): passes over the pairs instead.
+            # The Trainer sees one epoch, for the order of the pairs is fixed: passes over the pairs instead.
             values = {**line, "epoch": round(line["step"] * pairs_per_step, 4)}
             stream.write(json.dumps({name: _finite_or_none(value) for name, value in values.items()}) + "\n")
 
@@ -256,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
         end_with_parent(os.getppid())
     job_uri, *rest = sys.argv[1:] if arguments is None else arguments
     if rest:
-        raise SystemExit("usage: torchrun ... -m dice_core.training JOB_URI")
+        raise SystemExit("usage: torchrun ... -m dice_core.training.worker JOB_URI")
     try:
         run_training(TrainingJob.read(job_uri))
     except (ConfigError, records.RecordError, RuntimeError) as error:
