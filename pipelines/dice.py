@@ -66,8 +66,10 @@ DESCRIPTIONS = {
     "launch": "Where training runs (LaunchConfig).",
 }
 
-_COMMON = ("root", "run", "promote_as", "seed", "chat", "generation", "scoring", "pairing", "training")
-_COMMON += ("evaluation", "launch")
+_COMMON = (
+    *("root", "run", "promote_as", "seed", "chat", "generation", "scoring"),
+    *("pairing", "training", "evaluation", "launch"),
+)
 _HANDED_ON = ("policy_uri", "reference_uri", "base_reference_uri", "data_uri", "gate_uri")
 
 OUTPUT = "Output"

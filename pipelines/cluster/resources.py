@@ -65,7 +65,8 @@ def retry_window_seconds(preset: Preset, stage: Stage) -> int:
     ends is killed. Time in which pods wait for nodes counts too.
     """
     attempts = preset.num_retries + 1
-    backoff = sum(_BACKOFF_SECONDS * 2**number for number in range(preset.num_retries))
+    # Each pause is twice the one before.
+    backoff = _BACKOFF_SECONDS * ((1 << preset.num_retries) - 1)
     cluster = preset.cluster or ClusterConfig()
     return attempts * task_timeout_seconds(preset, stage) + backoff + to_seconds(cluster.pending_timeout)
 
