@@ -22,7 +22,7 @@ from pipelines.overrides import apply_overrides, find_preset
 from tests.make_venv import IS_THIS_PYTHON, PRINTS_ITS_ARGUMENTS, make_venv
 
 PROJECT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "manifests/README.md", "images/README.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/stages.md", "manifests/README.md", "images/README.md"]
 MAKEFILE = (PROJECT / "Makefile").read_text()
 
 
