@@ -28,7 +28,7 @@ from dice_core.launch.failure_report import failure_report, is_running, job_outc
 from dice_core.launch.follower import JobFollower
 from dice_core.launch.job_spec import differing_settings, job_name, training_job
 from dice_core.launch.kubernetes import Cluster, KubernetesError, Patience, own_pod, reason
-from dice_core.launch.settings import LaunchConfig
+from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.progress import log
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import MissingObjectError, StorageError
@@ -54,9 +54,9 @@ class _Stopped(BaseException):
 class PyTorchJobBackend:
     """Pods of a cluster that has the training operator. See launch.Backend."""
 
-    def __init__(self, command: Sequence[str] = (), patience: Patience | None = None) -> None:
-        """Take what each pod runs instead of torchrun (the job's URI is added), and how long to wait for what."""
-        self._command, self._patience = command, patience or Patience()
+    def __init__(self, pods: PodConfig, command: Sequence[str] = (), patience: Patience | None = None) -> None:
+        """Take what the pods look like, what each runs instead of torchrun, and how long to wait for what."""
+        self._pods, self._command, self._patience = pods, command, patience or Patience()
 
     def run(self, job_uri: str, launch: LaunchConfig) -> None:
         """Run the job in pods and return when it has succeeded.
@@ -64,22 +64,24 @@ class PyTorchJobBackend:
         Raises:
             LaunchError: it failed, was deleted, or did not start or end in time; or the cluster refused or went away.
             FinalError: it failed, now or earlier in this run, and would fail again.
-            ConfigError: no image, or no cluster to talk to.
+            ConfigError: no cluster to talk to.
             StorageError: there is no job at that place.
         """
         training = TrainingJob.read(job_uri)
         name = job_name(job_uri, training.fingerprint)
-        cluster = Cluster(launch.namespace, self._patience)
+        cluster = Cluster("", self._patience)
         uid, received = "", 0
         with _signals_raised():
             try:
                 owner = _owner(cluster)
                 _refuse_what_failed(training.output_uri, owner)
-                body = training_job(name, job_uri, launch, environment=os.environ, owner=owner, command=self._command)
+                body = training_job(
+                    name, job_uri, launch, self._pods, environment=os.environ, owner=owner, command=self._command
+                )
                 job = _start_or_adopt(cluster, name, body, training.output_uri)
                 uid = job["metadata"]["uid"]
                 if job_outcome(job) != "Succeeded":
-                    _follow(JobFollower(cluster, job, launch), training.output_uri, owner)
+                    _follow(JobFollower(cluster, job, self._pods), training.output_uri, owner)
             except KubernetesError as error:
                 raise LaunchError(f"training failed: {error} (job {cluster.namespace}/{name})") from None
             except _Stopped as stopped:

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from dice_core.launch.settings import LaunchConfig
+from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
 from dice_core.settings.base import Values
 from dice_core.settings.seeds import derive_seed
 from dice_core.stages.runner import StageContext, StageReport, run_stage
@@ -21,6 +21,7 @@ def train(
     iteration: int = 1,
     training: Values = None,
     launch: Values = None,
+    pods: Values = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> StageReport:
@@ -32,7 +33,8 @@ def train(
         output_uri: gets the model pi_t and metrics.jsonl.
         iteration: from 1; 0 is the warm start.
         training: TrainingConfig.
-        launch: LaunchConfig: where the processes run.
+        launch: LaunchConfig: which processes train.
+        pods: PodConfig: what their pods look like, for launch.backend pytorchjob.
         seed: of the run.
         overwrite: delete what this stage left at its output before.
 
@@ -42,12 +44,20 @@ def train(
     from dice_core.training.job import delete_leftovers
 
     layout.check_count(iteration, "iteration", 0)
-    config, launch_config = TrainingConfig.parse(training, "training"), LaunchConfig.parse(launch, "launch")
+    config = TrainingConfig.parse(training, "training")
+    launch_config, pod_config = parse_launch(launch, pods)
     config.accumulation_steps(launch_config.num_nodes * launch_config.processes_per_node)
+    work = partial(
+        _run_job,
+        training=config,
+        launch=launch_config,
+        pods=pod_config,
+        seed=derive_seed(seed, "train", iteration),
+    )
     report = run_stage(
         TRAIN,
         output_uri,
-        partial(_run_job, training=config, launch=launch_config, seed=derive_seed(seed, "train", iteration)),
+        work,
         settings={"training": config},
         arguments={"seed": seed, "iteration": iteration},
         overwrite=overwrite,
@@ -59,7 +69,9 @@ def train(
     return report
 
 
-def _run_job(context: StageContext, *, training: TrainingConfig, launch: LaunchConfig, seed: int) -> Manifest:
+def _run_job(
+    context: StageContext, *, training: TrainingConfig, launch: LaunchConfig, pods: PodConfig, seed: int
+) -> Manifest:
     """Write the job down, launch it, and accept only what its manifest says it finished."""
     from dice_core.launch.launch import launch_training
     from dice_core.training.job import TrainingJob
@@ -75,7 +87,7 @@ def _run_job(context: StageContext, *, training: TrainingConfig, launch: LaunchC
         manifest_fields=context.manifest_fields,
     )
     pairs.require_same("policy", context.inputs["policy"])
-    launch_training(job.write(), launch)
+    launch_training(job.write(), launch, pods)
     manifest = require_manifest(context.uri)
     if manifest.fingerprint != context.fingerprint:
         raise StorageError(f"{context.uri}: another training published here while this one ran: take a new run name")

@@ -5,14 +5,18 @@ import pytest
 from dice_core.settings.base import ConfigError
 from dice_core.stages.check_settings import check_settings
 from dice_core.stages.table import SECTIONS
+from pipelines.cluster.training_pods import training_pods
 from pipelines.presets import PRESETS
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_every_preset_fits_itself(name):
-    sections = {key: value.to_dict() for key, value in PRESETS[name]().sections().items() if key in SECTIONS}
+    preset = PRESETS[name]()
+    sections = {key: value.to_dict() for key, value in preset.sections().items() if key in SECTIONS}
     assert sections
-    check_settings(sections)
+    pods = training_pods(preset.launch, preset.cluster)
+    assert pods is not None
+    check_settings(sections | {"pods": pods.to_dict()})
 
 
 @pytest.mark.parametrize(
@@ -33,6 +37,8 @@ def test_every_preset_fits_itself(name):
             {"scoring": {"policy_logps": "generation"}, "generation": {"policy_logps": True}},
             r"generation.dtype: .* agree to scoring.max_logps_difference 0.01 in float32 only",
         ),
+        ({"launch": {"backend": "pytorchjob"}}, "pods.image: backend 'pytorchjob' needs the image"),
+        ({"pods": {"image": "x"}}, "pods.image: backend 'torchrun' starts no pods"),
         ({"launch": {"processes_per_node": 5}}, "training.global_batch_size: must be a multiple of"),
     ],
 )
