@@ -18,7 +18,7 @@ BENCH ?=
 # Images: where they go, their tag (the last commit that changed what is in them: a tag names the sources, not the accelerator or the build arguments), and
 # what builds them.
 REGISTRY ?= dice-suite
-IMAGE_SOURCES := .dockerignore LICENSE components dice_core images pipelines pyproject.toml requirements
+IMAGE_SOURCES := .dockerignore LICENSE components dice_core images/Dockerfile pipelines pyproject.toml requirements
 IMAGE_COMMIT = git log -1 --format=$(1) --abbrev=12 -- $(IMAGE_SOURCES) 2>/dev/null
 TAG ?= $(or $(shell $(call IMAGE_COMMIT,%h)),untracked)$(shell test -z "$$(git status --porcelain -- $(IMAGE_SOURCES) 2>/dev/null)" || echo -dirty)
 # docker, podman or buildah
@@ -31,7 +31,7 @@ INDEX_URL ?=
 BUILD_FLAGS ?=
 IMAGE_NAMES := core generate train
 IMAGE_ARGS = --build-arg VERSION=$(TAG) --build-arg REVISION=$$($(call IMAGE_COMMIT,%H)) \
-  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(INDEX_URL),--build-arg INDEX_URL=$(INDEX_URL)) $(BUILD_FLAGS)
+  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(INDEX_URL),--build-arg INDEX_URL=$(INDEX_URL)) $(BUILD_FLAGS) --file images/Dockerfile
 
 # The cluster: which overlay of manifests/, and the releases that manifests/README.md tells of.
 # kind, a100 or kueue; to deploy one it must be named
@@ -143,10 +143,10 @@ compile submit schedule preflight: export DICE_TAG = $(TAG)
 .PHONY: images
 images: ## Build the images as REGISTRY/dice-NAME:TAG (the commit). BUILDER=docker|podman|buildah, ACCELERATOR=cpu for kind, BASE_IMAGE=, INDEX_URL=.
 ifeq ($(ACCELERATOR),cpu)
-	@$(BUILDER) build $(IMAGE_ARGS) --file images/cpu/Dockerfile $(IMAGE_NAMES:%=--tag $(REGISTRY)/dice-%:$(TAG)) .
+	@$(BUILDER) build $(IMAGE_ARGS) --target cpu $(IMAGE_NAMES:%=--tag $(REGISTRY)/dice-%:$(TAG)) .
 else
 	@for name in $(IMAGE_NAMES); do \
-	  $(BUILDER) build $(IMAGE_ARGS) --file images/$$name/Dockerfile --tag $(REGISTRY)/dice-$$name:$(TAG) .; \
+	  $(BUILDER) build $(IMAGE_ARGS) --target $$name --tag $(REGISTRY)/dice-$$name:$(TAG) .; \
 	done
 endif
 	@echo "built: $(IMAGE_NAMES:%=$(REGISTRY)/dice-%:$(TAG))"

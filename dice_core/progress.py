@@ -1,5 +1,6 @@
 """Lines that tell a person what a stage is doing. A batch job's log is its only screen: one line an event, flushed."""
 
+import os
 import sys
 import time
 from contextlib import suppress
@@ -14,6 +15,12 @@ def log(message: str) -> None:
     with suppress(BrokenPipeError):
         sys.stderr.write(f"{time.strftime('%H:%M:%S')} {message}\n")
         sys.stderr.flush()
+
+
+def debug(message: str) -> None:
+    """Print such a line where DICE_DEBUG is set."""
+    if os.environ.get("DICE_DEBUG"):
+        log(message)
 
 
 class Throttle:

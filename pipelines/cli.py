@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dice_core.launch.kubernetes import KubernetesError
 from dice_core.settings.base import ConfigError
 from dice_core.settings.documentation import settings_help
 from dice_core.storage import layout
-from pipelines.cluster.api import ClusterError
 from pipelines.demo.local_run import LocalRunError, run_locally
 from pipelines.kfp.api import KfpError
 from pipelines.overrides import apply_overrides, find_preset
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         return int(options.command(options))
-    except (ValueError, ClusterError, KfpError, LocalRunError, OSError) as error:
+    except (ValueError, KubernetesError, KfpError, LocalRunError, OSError) as error:
         print(f"pipelines: error: {error}", file=sys.stderr)
         return 1
 

@@ -67,8 +67,10 @@ DESCRIPTIONS = {
     "launch": "Which processes train (LaunchConfig).",
 }
 
-_PLACE = ("root", "run", "promote_as", "seed")
-_COMMON = (*_PLACE, "chat", "generation", "scoring", "pairing", "training", "evaluation", "launch")
+_COMMON = (
+    *("root", "run", "promote_as", "seed", "chat", "generation", "scoring"),
+    *("pairing", "training", "evaluation", "launch"),
+)
 _HANDED_ON = ("policy_uri", "reference_uri", "base_reference_uri", "data_uri", "gate_uri")
 
 OUTPUT = "Output"

@@ -116,8 +116,8 @@ def llama3() -> Preset:
         policy_source="princeton-nlp/Llama-3-Base-8B-SFT-DPO",  # upstream
         reference_source="princeton-nlp/Llama-3-Base-8B-SFT",  # upstream
         chat=ChatConfig(prompt_format="llama3"),  # upstream: llama3-custom, no system prompt
-        # upstream: self_alignment/configs/gen.py; 128001 is <|end_of_text|>, 128009 <|eot_id|>
-        generation=_generation(temperature=0.9, top_p=1.0, stop_token_ids=(128001, 128009)),
+        # upstream: self_alignment/configs/gen.py, whose stop ids 128001 and 128009 are those of the prompt format
+        generation=_generation(temperature=0.9, top_p=1.0),
     )
 
 
@@ -160,7 +160,7 @@ def demo() -> Preset:
             max_concurrent_sequences=64,
         ),
         scoring=ScoringConfig(min_valid_responses=2, tokens_per_batch=2048),
-        pairing=PairingConfig(min_valid_responses=2, replay_ratio=0.25, num_eval_pairs=4),
+        pairing=PairingConfig(replay_ratio=0.25, num_eval_pairs=4),
         training=training,
         warm_start_training=training.model_copy(update={"max_steps": 8}),
         # Six answers decide little: the demo shows the gate, with bounds that fit so few.
@@ -191,14 +191,13 @@ def _ultrafeedback() -> DataConfig:
     return DataConfig(max_preferences=10_000, num_held_out=256)
 
 
-def _generation(*, temperature: float, top_p: float, stop_token_ids: tuple[int, ...] = ()) -> GenerationConfig:
+def _generation(*, temperature: float, top_p: float) -> GenerationConfig:
     return GenerationConfig(
         num_responses=16,  # upstream and paper: K
         temperature=temperature,
         top_p=top_p,
-        repetition_penalty=1.0,  # upstream: self_alignment/configs/gen.py
-        max_new_tokens=2048,  # upstream: self_alignment/configs/gen.py
-        stop_token_ids=stop_token_ids,
+        repetition_penalty=1.0,  # upstream: the default of LLaMA-Factory's generating_args.py
+        max_new_tokens=2048,  # upstream: generate_responses.py
         dtype="bfloat16",
     )
 
@@ -216,7 +215,6 @@ def _pairing() -> PairingConfig:
     return PairingConfig(
         length_penalty="exact",  # upstream's grid, without its rounding to 0.001
         length_unit="characters",  # upstream
-        min_valid_responses=8,  # upstream: n_least_score
         replay_ratio=0.5,  # upstream: gamma
         num_eval_pairs=576,  # upstream: val_size
     )

@@ -21,7 +21,7 @@ from tests.kubernetes_api.store import POD, Object
 Make = Callable[[str], tuple[str, ...]]
 """Makes a script of a worker's last lines, and returns the command to run it."""
 REPOSITORY = Path(__file__).parents[1]
-PATIENCE = Patience(first_pause=0.05, longest_pause=0.2, give_up=20, watch=2, silence=1, reminder=0.3, drain=5, stop=5)
+PATIENCE = Patience(first_pause=0.05, longest_pause=0.2, give_up=20, poll=0.1, reminder=0.3, drain=5, stop=5)
 SETTINGS = {"backend": "pytorchjob", "image": "training:1"}
 
 

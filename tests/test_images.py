@@ -1,4 +1,4 @@
-"""The images: what their Dockerfiles promise, read from the files; and the core image itself where it can be built.
+"""The images: what their Dockerfile promises, read from the file; and the core image itself where it can be built.
 
 Building takes minutes and a network: it is part of the tests with DICE_TEST_IMAGES=1, on a machine with buildah. The
 base is DICE_TEST_BASE_IMAGE, an image with Python 3.11 or 3.12 and its venv module, or one made by debootstrap.
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -28,21 +29,47 @@ WRITTEN = re.compile(
 )
 
 Instruction = tuple[str, str]
+Stages = dict[str, list[Instruction]]
 
 
-def _dockerfile(name: str) -> list[Instruction]:
-    """Return the instructions of an image, comments left out and continued lines joined."""
-    text = (PROJECT / "images" / name / "Dockerfile").read_text()
+def _instructions() -> list[Instruction]:
+    """Return the instructions of the Dockerfile, comments left out and continued lines joined."""
+    text = (PROJECT / "images" / "Dockerfile").read_text()
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     joined = re.sub(r"\s*\\\n\s*", " ", "\n".join(lines))
     parts = [line.partition(" ") for line in joined.splitlines()]
     return [(instruction, arguments) for instruction, _, arguments in parts]
 
 
-def _last_stage(name: str) -> list[Instruction]:
-    instructions = _dockerfile(name)
-    start = max(index for index, (word, _) in enumerate(instructions) if word == "FROM")
-    return instructions[start:]
+def _stages() -> Stages:
+    """Return each stage's instructions by its name, its FROM first."""
+    stages: Stages = {}
+    for instruction in _instructions():
+        if instruction[0] == "FROM":
+            stages[instruction[1].partition(" AS ")[2]] = []
+        if stages:
+            stages[list(stages)[-1]].append(instruction)
+    return stages
+
+
+def _base(stage: list[Instruction]) -> str:
+    return stage[0][1].partition(" AS ")[0]
+
+
+def _image(name: str) -> list[Instruction]:
+    """Return what makes an image: the instructions of the stages that it starts from, and its own."""
+    stages = _stages()
+    stage = stages[name]
+    return (_image(_base(stage)) if _base(stage) in stages else []) + stage
+
+
+def _build(name: str) -> list[Instruction]:
+    """Return every instruction that a build of a target runs, those of the stages that it copies from too."""
+    stages, wanted = _stages(), [name]
+    for stage in wanted:
+        copied = re.findall(r"--from=(\S+)", " ".join(_arguments(stages[stage], "COPY")))
+        wanted += [other for other in (_base(stages[stage]), *copied) if other in stages and other not in wanted]
+    return [instruction for stage in wanted for instruction in stages[stage]]
 
 
 def _arguments(instructions: list[Instruction], word: str) -> list[str]:
@@ -61,42 +88,39 @@ def _pins(lock: str) -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9-]+)==([^\s\\;]+)", text, flags=re.MULTILINE))
 
 
-def test_there_is_a_dockerfile_for_each_image_that_components_name() -> None:
+def test_there_is_a_target_for_each_image_that_components_name() -> None:
     named = {image.rpartition("/")[2].partition(":")[0] for image in (images.CORE, images.GENERATE, images.TRAIN)}
     assert named == {f"dice-{name}" for name in LOCKS}
-    assert sorted(path.parent.name for path in PROJECT.glob("images/*/Dockerfile")) == sorted(IMAGES)
+    assert set(IMAGES) <= set(_stages())
 
 
-@pytest.mark.parametrize("name", IMAGES)
-def test_hadolint_finds_nothing(name: str) -> None:
+def test_hadolint_finds_nothing() -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
-    result = subprocess.run([hadolint, PROJECT / "images" / name / "Dockerfile"], capture_output=True, text=True)
+    result = subprocess.run([hadolint, PROJECT / "images" / "Dockerfile"], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("name", IMAGES)
-def test_every_base_is_an_argument_with_an_exact_tag(name: str) -> None:
-    instructions = _dockerfile(name)
+def test_every_base_is_a_stage_above_or_an_argument_with_an_exact_tag() -> None:
+    instructions = _instructions()
     first_from = next(index for index, (word, _) in enumerate(instructions) if word == "FROM")
     defaults = dict(item.split("=", 1) for item in _arguments(instructions[:first_from], "ARG"))
-    stages = set()
-    for arguments in _arguments(instructions, "FROM"):
-        image, _, stage = arguments.partition(" AS ")
-        assert image in stages or image.strip("${}") in defaults, arguments
-        stages.add(stage)
+    above = ["scratch"]
+    for name, stage in _stages().items():
+        assert _base(stage) in above or _base(stage).strip("${}") in defaults, stage[0]
+        above.append(name)
     for image in defaults.values():
         assert re.fullmatch(r"[a-z0-9./-]+:\d+\.\d+\.\d+[a-z0-9.-]*", image), image
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_it_runs_as_a_user_by_number_who_is_not_root(name: str) -> None:
-    (user,) = _arguments(_last_stage(name), "USER")
+    (user,) = _arguments(_image(name), "USER")
     assert user == "10001:10001"
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_what_is_written_goes_below_tmp_and_the_cache(name: str) -> None:
-    places = {key: value for key, value in _pairs(_last_stage(name), "ENV").items() if WRITTEN.fullmatch(key)}
+    places = {key: value for key, value in _pairs(_image(name), "ENV").items() if WRITTEN.fullmatch(key)}
     assert {"HOME", "DICE_CACHE", "XDG_CACHE_HOME", "HF_HOME"} <= set(places)
     # A download of many gigabytes is resumed by the next pod, where the cache is a volume.
     assert places["HF_HUB_CACHE"].startswith("/cache/")
@@ -105,15 +129,15 @@ def test_what_is_written_goes_below_tmp_and_the_cache(name: str) -> None:
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_labels_say_what_it_is_and_from_which_commit(name: str) -> None:
-    labels = _pairs(_last_stage(name), "LABEL")
+    labels = _pairs(_image(name), "LABEL")
     assert sorted(labels) == sorted(f"org.opencontainers.image.{label}" for label in LABELS)
     assert labels["org.opencontainers.image.title"] == f"dice-{name}"
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_no_index_is_a_default_and_none_gets_into_the_final_stage(name: str) -> None:
-    assert 'INDEX_URL=""' in _arguments(_dockerfile(name), "ARG")
-    assert not [item for item in _arguments(_last_stage(name), "ARG") if item.startswith("INDEX_URL")]
+def test_no_index_is_a_default_and_none_gets_into_an_image(name: str) -> None:
+    assert 'INDEX_URL=""' in _arguments(_build(name), "ARG")
+    assert not [item for item in _arguments(_image(name), "ARG") if item.startswith("INDEX_URL")]
 
 
 def _ignore_rules() -> list[str]:
@@ -134,7 +158,7 @@ def _is_sent(path: str) -> bool:
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_what_is_copied_exists_and_is_sent(name: str) -> None:
-    for arguments in _arguments(_dockerfile(name), "COPY"):
+    for arguments in _arguments(_build(name), "COPY"):
         if not arguments.startswith("--from="):
             *sources, _ = arguments.split()
             for source in sources:
@@ -161,7 +185,7 @@ def test_nothing_else_is_sent(path: str) -> None:
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_an_image_installs_its_lock_and_nothing_beside_it(name: str) -> None:
-    installs = re.findall(r"pip (?:install|wheel) [^&;|]*", "\n".join(_arguments(_dockerfile(name), "RUN")))
+    installs = re.findall(r"pip (?:install|wheel) [^&;|]*", "\n".join(_arguments(_build(name), "RUN")))
     assert installs
     for command in installs:
         assert "--no-deps" in command
@@ -211,15 +235,19 @@ def test_flash_attention_is_in_the_train_image() -> None:
     assert "flash-attn" in _pins("train-gpu.lock")
 
 
-def test_files_beside_the_code_are_installed_with_it() -> None:
-    """An editable installation has them anyway: only an image would lack the report's template."""
-    settings = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    for package in settings["packages"]:
-        patterns = settings["package-data"].get(package, [])
-        for path in (PROJECT / package).rglob("*"):
-            name = str(path.relative_to(PROJECT / package))
-            if path.is_file() and path.suffix not in {".py", ".pyc", ".md"}:
-                assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns), f"{package}/{name}"
+def test_an_image_has_every_file_of_the_packages(tmp_path: Path) -> None:
+    """An editable installation has them anyway: only an image would lack a room, or the report's template."""
+    packages = ("components", "dice_core", "pipelines")
+    for name in ("LICENSE", "pyproject.toml"):
+        shutil.copy(PROJECT / name, tmp_path)
+    for name in packages:
+        shutil.copytree(PROJECT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, check=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    files = {path.relative_to(tmp_path) for name in packages for path in (tmp_path / name).rglob("*") if path.is_file()}
+    expected = {path.as_posix() for path in files if path.suffix != ".md"}
+    assert {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name} == expected
 
 
 # ---- make
@@ -232,7 +260,7 @@ def _make(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_make_images_builds_each_image_under_its_tag_and_never_latest() -> None:
     plan = _make("--dry-run", "images", "BUILDER=podman", "REGISTRY=registry.example.com/team", "TAG=1").stdout
     assert "podman build" in plan
-    assert "registry.example.com/team/dice-$name:1" in plan
+    assert "--file images/Dockerfile --target $name --tag registry.example.com/team/dice-$name:1" in plan
     assert "latest" not in plan
 
 
@@ -272,7 +300,7 @@ def test_everything_that_is_sent_to_a_build_decides_the_tag() -> None:
 
 def test_make_images_for_the_cpu_gives_one_image_three_names() -> None:
     plan = _make("--dry-run", "images", "ACCELERATOR=cpu", "TAG=1").stdout
-    assert plan.count("build --build-arg") == 1
+    assert plan.count("--target cpu") == plan.count(" build ") == 1
     assert all(f"--tag dice-suite/dice-{name}:1" in plan for name in LOCKS)
 
 

@@ -91,11 +91,11 @@ def _rights(objects: list[Object], account: str) -> dict[str, list[str]]:
 
 def test_the_pipeline_account_has_the_rights_that_a_run_uses_and_no_other() -> None:
     assert _rights(render("base"), cluster.PIPELINE_ACCOUNT) == {
-        "kubeflow.org/pytorchjobs": ["create", "delete", "get", "list", "patch", "watch"],
+        "kubeflow.org/pytorchjobs": ["create", "delete", "get", "patch"],
         "kueue.x-k8s.io/workloads": ["list"],
-        "pods": ["get", "list", "watch"],
+        "pods": ["get", "list"],
         "pods/log": ["get"],
-        "events": ["get", "list", "watch"],
+        "events": ["list"],
         "argoproj.io/workflowtaskresults": ["create", "patch"],
         "argoproj.io/workflowtasksets": ["get", "list", "watch"],
         "argoproj.io/workflowtasksets/status": ["patch", "update"],

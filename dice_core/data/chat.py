@@ -7,7 +7,7 @@ The framed text is tokenised with `add_special_tokens=False`: a BOS is there bec
 Words of a person or of a model are data: a `</s>` inside a prompt is tokenised as those four characters, not as the
 token that ends a turn. (A SentencePiece tokenizer then reads a space beside it: pieces are tokenised apart there.)
 
-Loads no torch. Which stop ids a run adds to these, generation.py decides.
+Loads no torch. What else ends a response, `preferences/generation.py` decides (`stop_token_ids`).
 """
 
 from collections.abc import Sequence
@@ -37,6 +37,8 @@ class _Frame:
     after: str
     end_of_turn: str
     """The text of the token that ends a response."""
+    other_stops: tuple[str, ...] = ()
+    """Tokens that end one too, though the format's own answers end otherwise."""
     trims: bool = False
     """Whether the template strips the prompt."""
     lead: str = ""
@@ -50,7 +52,11 @@ _LLAMA3 = _Frame(
     "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
     "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
     "<|eot_id|>",
+    # As upstream's stop ids 128009 and 128001.
+    other_stops=("<|end_of_text|>",),
 )
+
+_LLAMA3_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>")
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class ChatFormat:
     tokenizer: "PreTrainedTokenizerBase"
     end_of_turn_id: int
     stop_token_ids: tuple[int, ...]
-    """The end-of-turn id, then the tokenizer's EOS where it is another one."""
+    """The end-of-turn id, then others of the format and the tokenizer's EOS."""
     max_prompt_tokens: int
     _frame: _Frame
     _control_tokens: dict[str, int]
@@ -134,21 +140,19 @@ def chat_format(tokenizer: "PreTrainedTokenizerBase", config: ChatConfig) -> Cha
     frames = {"zephyr": _ZEPHYR, "llama3": _LLAMA3}
     frame = frames.get(config.prompt_format) or _template_frame(tokenizer, config)
     control_tokens = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    needed = [frame.end_of_turn] if config.prompt_format != "llama3" else _llama3_tokens()
-    for token in needed:
+    stops = [frame.end_of_turn, *frame.other_stops]
+    for token in stops if config.prompt_format != "llama3" else [*_LLAMA3_TOKENS, *stops]:
         if token not in control_tokens:
             raise ConfigError(
                 f"chat.prompt_format: {config.prompt_format!r} needs the special token {token!r}, which "
                 f"{_name(tokenizer)} does not have: take the format the model was trained with, or 'model'"
             )
-    end_of_turn_id = control_tokens[frame.end_of_turn]
-    eos = tokenizer.eos_token_id
-    stops = (end_of_turn_id,) if eos in (None, end_of_turn_id) else (end_of_turn_id, eos)
-    return ChatFormat(tokenizer, end_of_turn_id, stops, config.max_prompt_tokens, frame, control_tokens)
-
-
-def _llama3_tokens() -> list[str]:
-    return ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    stop_ids = [control_tokens[token] for token in stops]
+    if tokenizer.eos_token_id is not None:
+        stop_ids.append(tokenizer.eos_token_id)
+    return ChatFormat(
+        tokenizer, stop_ids[0], tuple(dict.fromkeys(stop_ids)), config.max_prompt_tokens, frame, control_tokens
+    )
 
 
 def _template_frame(tokenizer: "PreTrainedTokenizerBase", config: ChatConfig) -> _Frame:
@@ -166,7 +170,7 @@ def _template_frame(tokenizer: "PreTrainedTokenizerBase", config: ChatConfig) ->
     upto, _, tail = answered.rpartition(_PROBE)
     lead = upto.removeprefix(rendered) if upto.startswith(rendered) else ""
     # Other words before the answer (an empty thought, say) are the model's to write: only white space is the frame's.
-    return _Frame(before, after, _end_of_turn(tokenizer, tail), trims, lead if lead.isspace() else "")
+    return _Frame(before, after, _end_of_turn(tokenizer, tail), trims=trims, lead=lead if lead.isspace() else "")
 
 
 def _render(tokenizer: "PreTrainedTokenizerBase", config: ChatConfig, turns: list[tuple[str, str]]) -> str:

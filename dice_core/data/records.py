@@ -1,6 +1,6 @@
 """The tables that stages hand to each other: Arrow schemas, and checks that a table is what it claims to be.
 
-Reads and writes Parquet files on this machine; where they are kept is storage.py's business.
+Reads and writes Parquet files on this machine; `storage` keeps them.
 """
 
 import hashlib
@@ -38,8 +38,6 @@ RESPONSES = pa.schema(
         # Decoded without special tokens, stripped.
         pa.field("response", pa.string(), False),
         pa.field("finish_reason", pa.string(), False),  # stop | length
-        # Nats, summed over the response tokens; null unless generation.policy_logps is on.
-        pa.field("policy_logps", pa.float64()),
     ]
 )
 

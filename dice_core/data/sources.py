@@ -1,7 +1,7 @@
 """Reads the user's prompts and preference pairs: a JSONL or Parquet file, a folder of them, or a data set on the Hub.
 
-Brings every row to plain text columns and names the line at fault. Duplicates, lengths and splits are data.py's
-business; bringing a file from S3 to this machine is the stage's.
+Brings every row to plain text columns and names the line at fault. `preparing.py` drops duplicates and long rows and
+splits the rest; the stage fetches files from S3.
 """
 
 import gzip

@@ -32,6 +32,7 @@ def sample_answers(
     prompts: Sequence[str],
     *,
     generation: GenerationConfig,
+    stop_ids: tuple[int, ...],
     max_new_tokens: int,
     seed: int,
 ) -> list[Answer]:
@@ -43,7 +44,8 @@ def sample_answers(
         model: transformers.PreTrainedModel in evaluation mode.
         template: the chat format of its tokenizer.
         prompts: texts of persons.
-        generation: temperature, top_p, repetition_penalty and stop_token_ids are read.
+        generation: temperature, top_p and repetition_penalty are read.
+        stop_ids: each ends an answer (`preferences.generation.stop_token_ids`).
         max_new_tokens: of an answer, end-of-turn token included.
         seed: of all draws.
 
@@ -51,7 +53,6 @@ def sample_answers(
         PromptTooLongError: a prompt exceeds chat.max_prompt_tokens.
     """
     answers: list[Answer] = []
-    stop_ids = tuple(dict.fromkeys([*template.stop_token_ids, *generation.stop_token_ids]))
     devices = [model.device] if model.device.type == "cuda" else []
     settings = _sampling(generation, stop_ids, max_new_tokens)
     for start in range(0, len(prompts), _PROMPTS_PER_BATCH):
@@ -83,6 +84,7 @@ def _generate(model: Any, prompts: list[list[int]], settings: Any, pad_id: int) 
     """Return the new token ids of each prompt, padding included. Prompts are padded on the left."""
     width = max(len(ids) for ids in prompts)
     padding = [width - len(ids) for ids in prompts]
+    # Both (prompts, width).
     input_ids = torch.tensor([[pad_id] * pad + ids for pad, ids in zip(padding, prompts, strict=True)])
     mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding])
     # generate() fills what a configuration leaves open from the model's own: replaced, so that nothing else decides.

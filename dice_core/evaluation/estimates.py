@@ -23,7 +23,7 @@ class Estimate:
 
 
 def hits(margins: ArrayLike) -> Floats:
-    """Return 1 for a positive margin, 0.5 for a tie, 0 for a negative one, as dpo.reward_accuracies does."""
+    """Return 1 for a positive margin, 0.5 for a tie, 0 for a negative one, as `training/loss.py` does."""
     return (np.sign(np.asarray(margins, dtype=np.float64)) + 1) / 2
 
 
@@ -36,7 +36,7 @@ def accuracy(margins: ArrayLike) -> Estimate:
     Args:
         margins: reward(chosen) - reward(rejected). Shape: (pairs,)
     """
-    right = hits(margins)
+    right = hits(margins)  # (pairs,)
     if not right.size:
         return Estimate(math.nan, math.inf)
     share = (right.sum() + 2) / (right.size + 4)
@@ -53,7 +53,7 @@ def accuracy_change(margins: ArrayLike, previous_margins: ArrayLike) -> Estimate
         margins: of the new policy. Shape: (pairs,)
         previous_margins: of the previous one, in the same order. Shape: (pairs,)
     """
-    change = hits(margins) - hits(previous_margins)
+    change = hits(margins) - hits(previous_margins)  # (pairs,)
     if not change.size:
         return Estimate(math.nan, math.inf)
     size = change.size + 2

@@ -1,4 +1,4 @@
-"""Whether a new policy is accepted, and whether it improved: pure functions of what evaluation.py measured.
+"""Whether a new policy is accepted, and whether it improved: pure functions of what `measuring.py` measured.
 
 Accepted means that the run may go on with it: it broke no bound. Improved means that it is better than the policy
 before it. A policy that is accepted and did not improve goes on and is not promoted; where one after another does not,

@@ -2,7 +2,7 @@
 
 The implicit reward on held-out pairs is taken against one base reference for both policies (the run's first reference),
 so that their accuracies and margins can be compared; the reward of the new policy against the previous one, with which
-the next iteration will score, is reported beside it. Models are loaded one after another. Deciding is gate.py's.
+the next iteration will score, is reported beside it. Models are loaded one after another. `gate.py` decides.
 """
 
 import gc
@@ -24,8 +24,8 @@ from dice_core.evaluation.estimates import Estimate, accuracy, accuracy_change, 
 from dice_core.evaluation.gate import Findings, Gate, decide
 from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.logprobs.forward import PromptGroup, group_logps
-from dice_core.models.files import trusts_remote_code
-from dice_core.models.loading import context_length, load_model, load_tokenizer
+from dice_core.models.loading import context_length, load_config, load_model, load_tokenizer
+from dice_core.preferences.generation import stop_token_ids
 from dice_core.preferences.reward import implicit_reward
 from dice_core.preferences.settings import GenerationConfig
 from dice_core.progress import log
@@ -117,6 +117,7 @@ def evaluate_policy(
     """
     pairs = conform(held_out, PREFERENCES, "held-out pairs")
     data = _tokenise(pairs, policy_folder, evaluation, chat)
+    stop_ids = stop_token_ids(policy_folder, data.template, generation)
     logps: dict[Path, Floats] = {}
     answers: dict[Path, list[Answer]] = {}
     # Each model is in memory once and alone; the base may be the previous policy itself.
@@ -131,6 +132,7 @@ def evaluate_policy(
                 data.template,
                 data.prompts,
                 generation=generation,
+                stop_ids=stop_ids,
                 max_new_tokens=evaluation.max_new_tokens or generation.max_new_tokens,
                 seed=seed,
             )
@@ -167,9 +169,9 @@ def summarise(
         config: the gate's bounds.
         num_too_long_pairs: that were left out before, for the record.
     """
-    finite = np.isfinite(np.hstack([policy_logps, previous_logps, base_logps])).all(axis=1)
+    finite = np.isfinite(np.hstack([policy_logps, previous_logps, base_logps])).all(axis=1)  # (pairs,)
     num_non_finite = int((~np.isfinite(policy_logps)).any(axis=1).sum())
-    policy, previous, base = (logps[finite] for logps in (policy_logps, previous_logps, base_logps))
+    policy, previous, base = (logps[finite] for logps in (policy_logps, previous_logps, base_logps))  # (finite, 2)
     new, old, step = (implicit_reward(policy, base), implicit_reward(previous, base), implicit_reward(policy, previous))
     estimates = {**_reward_estimates(new, old, step), **_answer_estimates(samples)}
     counts = {
@@ -199,7 +201,7 @@ def summarise(
 
 def _reward_estimates(new: Floats, old: Floats, step: Floats) -> dict[str, Estimate]:
     """Estimate accuracies and margins. Rewards are in nats, without beta, chosen first, of shape (pairs, 2)."""
-    margin, margin_old, margin_step = (rewards[:, 0] - rewards[:, 1] for rewards in (new, old, step))
+    margin, margin_old, margin_step = (rewards[:, 0] - rewards[:, 1] for rewards in (new, old, step))  # (pairs,)
     return {
         "heldout_reward_accuracy": accuracy(margin),
         "heldout_reward_accuracy_previous": accuracy(margin_old),
@@ -235,10 +237,7 @@ def _num_ties(rewards: Floats) -> int:
 
 def _tokenise(pairs: pa.Table, folder: Path, evaluation: EvaluationConfig, chat: ChatConfig) -> _HeldOut:
     """Tokenise the pairs that fit the model's context: beyond it log-probs mean nothing."""
-    from transformers import AutoConfig
-
-    trusts = trusts_remote_code(folder)
-    context = context_length(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusts))
+    context = context_length(load_config(folder))
     template = chat_format(load_tokenizer(folder), chat)
     groups = []
     for row in pairs.to_pylist():
@@ -256,6 +255,7 @@ def _tokenise(pairs: pa.Table, folder: Path, evaluation: EvaluationConfig, chat:
 
 
 def _pair_logps(model: Any, groups: Sequence[PromptGroup], tokens_per_batch: int) -> Floats:
+    """Return summed log-probs in nats, chosen first. Shape: (pairs, 2)."""
     return np.array(group_logps(model, groups, tokens_per_batch=tokens_per_batch), dtype=np.float64).reshape(-1, 2)
 
 

@@ -61,8 +61,7 @@ def waiting_reasons(pods: Pods, events: Events, num_expected: int) -> list[str]:
         num_expected: how many pods the job has.
     """
     reasons = [
-        f"{name}: {'; '.join(_stuck(pod)) or _newest(events.get(name, ())) or 'Pending'}"
-        for name, pod in _pending(pods)
+        f"{name}: {why_waiting(pod) or _newest(events.get(name, ())) or 'Pending'}" for name, pod in _pending(pods)
     ]
     if len(pods) < num_expected:
         of_job = [event for name, about in events.items() if name not in pods for event in about]
@@ -74,6 +73,14 @@ def waiting_reasons(pods: Pods, events: Events, num_expected: int) -> list[str]:
 def stuck_reasons(pods: Pods) -> list[str]:
     """Return what pods' own states say of why they do not start: no node, no image, no secret. Often for good."""
     return [f"{name}: {'; '.join(stuck)}" for name, pod in _pending(pods) if (stuck := _stuck(pod))]
+
+
+def why_waiting(pod: Mapping[str, Any]) -> str:
+    """Return what a pod's own state says of why it does not run; empty where it only starts.
+
+    An init container that cannot start keeps the others from saying anything else than PodInitializing.
+    """
+    return "; ".join(_stuck(pod))
 
 
 def queue_reasons(workloads: Sequence[Mapping[str, Any]] | None, events: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,13 +1,12 @@
-"""Follow a PyTorchJob to its end: show its pods' states and logs, and say why it does not start or why it failed."""
+"""Follow a PyTorchJob to its end: show its pods' states and logs, and say why it does not start or why it failed.
+
+Looks every few seconds: a job trains for hours, and a look costs two calls and one a pod.
+"""
 
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from functools import partial
-from queue import Empty, SimpleQueue
 from typing import Any, NoReturn
-
-from kubernetes.client import ApiException
 
 from dice_core.launch.backend import FinalError, LaunchError
 from dice_core.launch.failure_report import (
@@ -20,22 +19,22 @@ from dice_core.launch.failure_report import (
     stuck_reasons,
     waiting_reasons,
 )
-from dice_core.launch.kubernetes import Cluster, KubernetesError, reason
+from dice_core.launch.jobs import TrainingJobs
+from dice_core.launch.kubernetes import KubernetesError, Patience
 from dice_core.launch.pod_logs import PodLogs
 from dice_core.launch.settings import PodConfig
-from dice_core.launch.watch import Objects, Watch
 from dice_core.progress import Throttle, log
+
+Objects = dict[str, dict[str, Any]]
 
 
 class JobFollower:
     """One job, from where it is now to its end."""
 
-    def __init__(self, cluster: Cluster, job: Mapping[str, Any], limits: PodConfig) -> None:
+    def __init__(self, jobs: TrainingJobs, job: Mapping[str, Any], limits: PodConfig, patience: Patience) -> None:
         """Take a job that exists and has not succeeded."""
-        self._cluster, self._job, self._limits = cluster, job, limits
+        self._jobs, self._job, self._limits, self._patience = jobs, job, limits, patience
         self._name, self._uid = job["metadata"]["name"], job["metadata"]["uid"]
-        self._patience = cluster.patience
-        self._jobs: Objects | None = None
         self._pods: Objects = {}
         self._pods_ever: Objects = {}
         self._states: dict[str, str] = {}
@@ -43,14 +42,12 @@ class JobFollower:
         # One of two clocks runs: pods are waited for, or all of them train.
         self._waiting_since = time.monotonic()
         self._training_since, self._seconds_before = 0.0, 0.0
-        self._reminder = Throttle(self._patience.reminder)
+        self._failing_since = 0.0
+        self._reminder = Throttle(patience.reminder)
         # What the job was made with counts: an adopted one may be older than the settings.
         replicas = job["spec"]["pytorchReplicaSpecs"].values()
         self._num_expected = sum(replica.get("replicas", 1) for replica in replicas)
-        self._changes: SimpleQueue[tuple[str, Any]] = SimpleQueue()
-        self._final_error, self._failing_since = "", 0.0
-        per_node = int(job["spec"]["nprocPerNode"])
-        self._logs = PodLogs(cluster, per_node, self._note_final_error)
+        self._logs = PodLogs(jobs.api, int(job["spec"]["nprocPerNode"]))
 
     def follow(self) -> None:
         """Return when the job has succeeded.
@@ -60,90 +57,52 @@ class JobFollower:
                 would fail too: the job has ended then, or is deleted.
             KubernetesError: the API cannot be followed.
         """
-
-        def watch(what: str, list_objects: Any) -> Watch:
-            return Watch(
-                what,
-                self._cluster,
-                list_objects,
-                lambda objects: self._changes.put((what, objects)),
-                lambda error: self._changes.put(("error", error)),
-            )
-
-        watches = [
-            watch("pytorchjobs", partial(self._cluster.watch_job, self._name)),
-            watch("pods", partial(self._cluster.watch_pods, self._name)),
-        ]
-        for thread in watches:
-            thread.start()
-        try:
-            while not self._has_succeeded():
-                self._check_final_error()
-                self._check_time()
-                self._take()
-            self._logs.close(self._patience.drain)
-            log(f"train: PyTorchJob {self._name} succeeded")
-        finally:
-            for thread in watches:
-                thread.stop()
-            self._logs.close(0)
-
-    def _take(self) -> None:
-        """Wait for a change until it is time to look at the clock, and take it."""
-        try:
-            what, value = self._changes.get(timeout=min(self._patience.reminder, self._seconds_left()))
-        except Empty:
-            return
-        if what == "error":
-            raise value
-        if what == "pytorchjobs":
-            self._jobs = value
-        elif what == "pods":
-            self._pods = {name: pod for name, pod in value.items() if self._is_ours(pod)}
-            self._pods_ever |= self._pods
-            self._logs.update(self._pods)
-            self._show_states()
-
-    def _note_final_error(self, error: str) -> None:
-        self._final_error = self._final_error or error
-        # Wakes the thread that follows.
-        self._changes.put(("final error", error))
-
-    def _check_final_error(self) -> None:
-        """End a job that would fail again: the operator would start its processes anew, on all their GPUs."""
-        if not self._final_error:
-            return
-        self._failing_since = self._failing_since or time.monotonic()
-        # The process ends soon, and its exit code belongs into the report.
-        if has_failed(self._pods) or time.monotonic() - self._failing_since >= self._patience.drain:
-            self._end(FinalError, self._final_error)
-
-    def _end(self, error: type[LaunchError], cause: str) -> NoReturn:
-        """Delete the job, which would go on, and raise the error with its report."""
-        report = self._report(cause)
-        self._cluster.delete_job(self._name, self._uid)
-        raise error(report)
-
-    def _is_ours(self, pod: Mapping[str, Any]) -> bool:
-        # Pods of a deleted job with this name may still be around.
-        return any(owner["uid"] == self._uid for owner in pod["metadata"].get("ownerReferences") or [])
+        while not self._has_succeeded():
+            self._check_final_error()
+            self._check_time()
+            time.sleep(min(self._patience.poll, self._seconds_left()))
+        log(f"train: PyTorchJob {self._name} succeeded")
 
     def _has_succeeded(self) -> bool:
-        if self._jobs is None:
-            return False
+        """Look at the job, and then at its pods and logs: what ended before the job has said all by then."""
         job = self._jobs.get(self._name)
+        self._read_pods()
         if job is None or job["metadata"]["uid"] != self._uid or job["metadata"].get("deletionTimestamp"):
-            self._logs.close(self._patience.drain)
             raise LaunchError(
-                f"training failed: PyTorchJob {self._cluster.namespace}/{self._name} was deleted while it ran; "
+                f"training failed: PyTorchJob {self._jobs.namespace}/{self._name} was deleted while it ran; "
                 "started again, the stage goes on from the newest checkpoint"
             )
         self._job = job
         outcome = job_outcome(job)
         if outcome == "Failed":
-            report = self._report()
-            raise FinalError(report) if self._final_error else LaunchError(report)
+            raise (FinalError if self._logs.final_error else LaunchError)(self._report())
         return outcome == "Succeeded"
+
+    def _read_pods(self) -> None:
+        pods = {pod["metadata"]["name"]: pod for pod in self._jobs.pods(self._name)}
+        self._pods = {name: pod for name, pod in pods.items() if self._is_ours(pod)}
+        self._pods_ever |= self._pods
+        self._show_states()
+        self._logs.read(self._pods.values())
+
+    def _is_ours(self, pod: Mapping[str, Any]) -> bool:
+        # Pods of a deleted job with this name may still be around.
+        return any(owner["uid"] == self._uid for owner in pod["metadata"].get("ownerReferences") or [])
+
+    def _check_final_error(self) -> None:
+        """End a job that would fail again: the operator would start its processes anew, on all their GPUs."""
+        if not self._logs.final_error:
+            return
+        self._failing_since = self._failing_since or time.monotonic()
+        # The process ends soon, and its exit code belongs into the report.
+        if has_failed(self._pods) or time.monotonic() - self._failing_since >= self._patience.drain:
+            self._end(FinalError, self._logs.final_error)
+
+    def _end(self, error: type[LaunchError], cause: str) -> NoReturn:
+        """Delete the job, which would go on, and raise the error with its report."""
+        report = self._report(cause)
+        self._jobs.delete(self._name, self._uid)
+        raise error(report)
 
     def _show_states(self) -> None:
         for name, pod in sorted(self._pods.items()):
@@ -189,7 +148,7 @@ class JobFollower:
         text = f"is suspended until Kueue admits it (pods.queue_name = {self._limits.queue_name!r})"
         if self._reminder.is_due():
             events = self._events().get(self._name, [])
-            reasons = queue_reasons(self._cluster.workloads(self._uid), events)
+            reasons = queue_reasons(self._jobs.workloads(self._uid), events)
             self._say("; ".join([text, *reasons]), again=True)
         elif not self._said.startswith(text):
             self._say(text)
@@ -211,15 +170,12 @@ class JobFollower:
         self._waiting_since = self._waiting_since or time.monotonic()
         passed, deadline = time.monotonic() - self._waiting_since, self._limits.pending_deadline_seconds
         is_over, is_reminder = passed >= deadline, self._reminder.is_due()
-        if is_over:
-            # While the API was away, what is known here may have become old.
-            self._read_pods()
         if is_over or is_reminder:
             reasons = waiting_reasons(self._pods, self._events(), self._num_expected)
         if is_over and reasons:
-            self._cluster.delete_job(self._name, self._uid)
+            self._jobs.delete(self._name, self._uid)
             first = f"training did not start within pods.pending_deadline_seconds = {deadline}: {reasons[0]}"
-            first += f" (job {self._cluster.namespace}/{self._name} is deleted)"
+            first += f" (job {self._jobs.namespace}/{self._name} is deleted)"
             raise LaunchError("\n".join([first, *reasons[1:]]))
         shown = reasons if is_reminder else stuck_reasons(self._pods)
         if shown:
@@ -231,25 +187,18 @@ class JobFollower:
             log(f"train: PyTorchJob {self._name} {text}")
 
     def _report(self, cause: str = "") -> str:
-        self._logs.close(self._patience.drain)
-        self._read_pods()
-        return failure_report(self._job, self._pods_ever, self._events(), self._logs.last_lines(), cause)
-
-    def _read_pods(self) -> None:
         try:
-            listed = self._cluster.call("list pods", partial(self._cluster.watch_pods, self._name))
-        except (ApiException, KubernetesError) as error:
-            log(f"train: the pods' last states cannot be read: {reason(error)}")
-            return
-        self._pods = {pod["metadata"]["name"]: pod for pod in listed["items"] if self._is_ours(pod)}
-        self._pods_ever |= self._pods
+            self._read_pods()
+        except KubernetesError as error:
+            log(f"train: the pods' last states cannot be read: {error.detail}")
+        return failure_report(self._job, self._pods_ever, self._events(), self._logs.last_lines(), cause)
 
     def _events(self) -> dict[str, list[dict[str, Any]]]:
         about = {self._name: self._uid} | {name: pod["metadata"]["uid"] for name, pod in self._pods_ever.items()}
         try:
-            return {name: self._cluster.events(uid) for name, uid in about.items()}
-        except (ApiException, KubernetesError) as error:
-            log(f"train: events cannot be read: {reason(error)}")
+            return {name: self._jobs.events(uid) for name, uid in about.items()}
+        except KubernetesError as error:
+            log(f"train: events cannot be read: {error.detail}")
             return {}
 
 

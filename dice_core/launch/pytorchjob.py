@@ -21,15 +21,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from kubernetes.client import ApiException
-
 from dice_core.launch.backend import FinalError, LaunchError
 from dice_core.launch.failure_report import failure_report, is_running, job_outcome
 from dice_core.launch.follower import JobFollower
 from dice_core.launch.job_spec import differing_settings, job_name, training_job
-from dice_core.launch.kubernetes import Cluster, KubernetesError, Patience, own_pod, reason
+from dice_core.launch.jobs import TrainingJobs
+from dice_core.launch.kubernetes import KubernetesApi, KubernetesError, Patience, own_pod
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.progress import log
+from dice_core.settings.base import ConfigError
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import MissingObjectError, StorageError
 from dice_core.storage.manifest import read_manifest
@@ -39,6 +39,7 @@ FAILURE_FILE = "failure.json"
 """Beside the job: which run has failed for good, and why."""
 # Kubeflow's own retries follow within minutes; a person who retries the run later has changed something.
 _REFUSED_SECONDS = 900
+_CALL_SECONDS = 60.0
 # Of the look whether this pod is evicted, which is not repeated, and of the deletion, which acts once it is sent.
 _LOOK_SECONDS, _DELETE_SECONDS = 0.4, 2.0
 
@@ -69,24 +70,27 @@ class PyTorchJobBackend:
         """
         training = TrainingJob.read(job_uri)
         name = job_name(job_uri, training.fingerprint)
-        cluster = Cluster("", self._patience)
+        try:
+            jobs = TrainingJobs(KubernetesApi(patience=self._patience, timeout=_CALL_SECONDS))
+        except KubernetesError as error:
+            raise ConfigError(f"launch.backend: 'pytorchjob' needs a Kubernetes cluster: {error}") from None
         uid, received = "", 0
         with _signals_raised():
             try:
-                owner = _owner(cluster)
+                owner = _owner(jobs)
                 _refuse_what_failed(training.output_uri, owner)
                 body = training_job(
                     name, job_uri, launch, self._pods, environment=os.environ, owner=owner, command=self._command
                 )
-                job = _start_or_adopt(cluster, name, body, training.output_uri)
+                job = _start_or_adopt(jobs, name, body, training.output_uri, self._patience)
                 uid = job["metadata"]["uid"]
                 if job_outcome(job) != "Succeeded":
-                    _follow(JobFollower(cluster, job, self._pods), training.output_uri, owner)
+                    _follow(JobFollower(jobs, job, self._pods, self._patience), training.output_uri, owner)
             except KubernetesError as error:
-                raise LaunchError(f"training failed: {error} (job {cluster.namespace}/{name})") from None
+                raise LaunchError(f"training failed: {error} (job {jobs.namespace}/{name})") from None
             except _Stopped as stopped:
                 received = stopped.number
-                _give_up(cluster, name, uid, launch)
+                _give_up(jobs, name, uid, launch, self._patience.stop)
         if received:
             # What stopped us goes on to stop the caller, by its own handler.
             signal.raise_signal(received)
@@ -121,33 +125,35 @@ def _refuse_what_failed(output_uri: str, owner: Mapping[str, Any] | None) -> Non
     storage.delete(FAILURE_FILE)
 
 
-def _start_or_adopt(cluster: Cluster, name: str, body: dict[str, Any], output_uri: str) -> dict[str, Any]:
+def _start_or_adopt(
+    jobs: TrainingJobs, name: str, body: dict[str, Any], output_uri: str, patience: Patience
+) -> dict[str, Any]:
     """Return the job of this name: the one that is there and can still be the result, or a new one."""
-    start, pauses = time.monotonic(), cluster.patience.pauses()
+    start, pauses = time.monotonic(), patience.pauses()
     while True:
-        job = cluster.get_job(name)
+        job = jobs.get(name)
         if job is None:
-            created = cluster.create_job(body)
+            created = jobs.create(body)
             if created is not None:
-                log(f"train: created PyTorchJob {cluster.namespace}/{name}")
+                log(f"train: created PyTorchJob {jobs.namespace}/{name}")
                 return created
         elif job["metadata"].get("deletionTimestamp"):
             log(f"train: waiting until the PyTorchJob {name} of an earlier attempt is deleted")
         else:
             fault = _fault(job, body, output_uri)
             if not fault:
-                _adopt(cluster, job, body)
+                _adopt(jobs, job, body)
                 return job
             log(f"train: {fault}")
-            cluster.delete_job(name, job["metadata"]["uid"])
-        if time.monotonic() - start > cluster.patience.give_up:
+            jobs.delete(name, job["metadata"]["uid"])
+        if time.monotonic() - start > patience.give_up:
             raise KubernetesError(f"the job of an earlier attempt is still there: kubectl delete pytorchjob {name}")
         time.sleep(next(pauses))
 
 
-def _adopt(cluster: Cluster, job: dict[str, Any], body: dict[str, Any]) -> None:
+def _adopt(jobs: TrainingJobs, job: dict[str, Any], body: dict[str, Any]) -> None:
     """Say what is adopted, and make it belong to this run: deleting an older one must not delete it."""
-    metadata, name = job["metadata"], f"{cluster.namespace}/{job['metadata']['name']}"
+    metadata, name = job["metadata"], f"{jobs.namespace}/{job['metadata']['name']}"
     log(f"train: adopting PyTorchJob {name} ({job_outcome(job) or 'not finished'})")
     if differing := differing_settings(job, body):
         log(f"train: it keeps the launch settings that it was made with; changed since: {', '.join(differing)}")
@@ -155,9 +161,11 @@ def _adopt(cluster: Cluster, job: dict[str, Any], body: dict[str, Any]) -> None:
     if not owners or owners == metadata.get("ownerReferences"):
         return
     try:
-        cluster.set_owner(metadata["name"], metadata["uid"], owners[0])
-    except ApiException as error:
-        log(f"train: PyTorchJob {name} still belongs to an earlier run, and is deleted with that one: {reason(error)}")
+        fault = "" if jobs.set_owner(metadata["name"], metadata["uid"], owners[0]) else "it has changed meanwhile"
+    except KubernetesError as error:
+        fault = error.detail
+    if fault:
+        log(f"train: PyTorchJob {name} still belongs to an earlier run, and is deleted with that one: {fault}")
 
 
 def _fault(job: dict[str, Any], body: dict[str, Any], output_uri: str) -> str:
@@ -175,51 +183,55 @@ def _fault(job: dict[str, Any], body: dict[str, Any], output_uri: str) -> str:
     return ""
 
 
-def _owner(cluster: Cluster) -> dict[str, Any] | None:
+def _owner(jobs: TrainingJobs) -> dict[str, Any] | None:
     """Return a reference to what the job belongs to: this pod's controller, else this pod; None outside a cluster."""
     pod = own_pod()
     if pod is None:
         return None
     name, namespace = pod
-    if namespace != cluster.namespace:
+    if namespace != jobs.namespace:
         # An owner counts in its own namespace only: elsewhere the cluster would take it for gone, and the job with it.
-        log(f"train: the job in {cluster.namespace} is not deleted with this run, which is in {namespace}")
+        log(f"train: the job in {jobs.namespace} is not deleted with this run, which is in {namespace}")
         return None
     try:
-        metadata = cluster.get_pod(name, namespace)["metadata"]
-    except ApiException as error:
-        log(f"train: the job is not deleted with this run: its pod {name} cannot be read: {reason(error)}")
+        own, fault = jobs.api.get(jobs.api.path("pods", name, namespace=namespace)), "it is not there"
+    except KubernetesError as error:
+        own, fault = None, error.detail
+    if own is None:
+        log(f"train: the job is not deleted with this run: its pod {name} cannot be read: {fault}")
         return None
+    metadata = own["metadata"]
     itself = {"apiVersion": "v1", "kind": "Pod", **metadata}
     controllers = [owner for owner in metadata.get("ownerReferences") or [] if owner.get("controller")]
     # Without blockOwnerDeletion, which needs rights on the owner; nor are we its controller.
     return {key: [*controllers, itself][0][key] for key in ("apiVersion", "kind", "name", "uid")}
 
 
-def _give_up(cluster: Cluster, name: str, uid: str, launch: LaunchConfig) -> None:
+def _give_up(jobs: TrainingJobs, name: str, uid: str, launch: LaunchConfig, seconds: float) -> None:
     """Delete the job, or leave it, before this process ends by a signal."""
     try:
-        if launch.on_cancel == "leave" or _is_evicted(cluster):
+        if launch.on_cancel == "leave" or _is_evicted(jobs.api):
             log(f"train: told to stop; PyTorchJob {name} goes on, and a launcher started again adopts it")
             return
-        cluster.hurry(_DELETE_SECONDS, give_up=cluster.patience.stop)
-        cluster.delete_job(name, uid)
+        jobs.api.hurry(_DELETE_SECONDS, give_up=seconds)
+        jobs.delete(name, uid)
         log(f"train: told to stop; PyTorchJob {name} is deleted")
     except KubernetesError as error:
         log(f"train: told to stop; PyTorchJob {name} may still run: {error}")
 
 
-def _is_evicted(cluster: Cluster) -> bool:
+def _is_evicted(api: KubernetesApi) -> bool:
     """Return whether this pod has to leave its node (drain, preemption): the run goes on elsewhere."""
     pod = own_pod()
     if pod is None:
         return False
-    cluster.hurry(_LOOK_SECONDS, give_up=0)
+    api.hurry(_LOOK_SECONDS, give_up=0)
     try:
-        conditions = cluster.get_pod(*pod)["status"].get("conditions") or []
-    except (ApiException, KubernetesError) as error:
-        log(f"train: told to stop, and by whom cannot be read: {reason(error)}")
+        found = api.get(api.path("pods", pod[0], namespace=pod[1])) or {}
+    except KubernetesError as error:
+        log(f"train: told to stop, and by whom cannot be read: {error.detail}")
         return False
+    conditions = found.get("status", {}).get("conditions") or []
     return any(condition["type"] == "DisruptionTarget" and condition["status"] == "True" for condition in conditions)
 
 

@@ -4,7 +4,6 @@ The job is a JSON file in storage (training.TrainingJob), its result a manifest 
 settings nor data, so that processes on this machine and pods on a cluster are started the same way. Loads no torch.
 """
 
-import ctypes
 import os
 import re
 import signal
@@ -14,8 +13,10 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import IO
 
+from dice_core.child_processes import end_with_parent
 from dice_core.launch.backend import LaunchError
 from dice_core.launch.failure_report import find_cause
 from dice_core.launch.settings import LaunchConfig
@@ -24,7 +25,6 @@ from dice_core.progress import log
 NUM_LAST_LINES = 12
 STOP_SECONDS = 30.0
 _RANK_LINE = re.compile(r"\[\w*?(\d+)\]:(.*)")
-_PR_SET_PDEATHSIG = 1
 
 
 class TorchrunBackend:
@@ -46,7 +46,8 @@ class TorchrunBackend:
             errors="replace",
             # A group of its own, so that Ctrl-C reaches it once, through us.
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            # A killed launcher leaves no training behind that nobody watches.
+            preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),
         )
         last_lines: dict[str, deque[str]] = {}
         with process, _signals_forwarded(process) as received:
@@ -76,11 +77,6 @@ def _environment(num_processes: int) -> dict[str, str]:
     return environment
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to end the child with its parent: a killed launcher leaves no training behind that nobody watches."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 @contextmanager
 def _signals_forwarded(process: subprocess.Popen[str]) -> Iterator[list[int]]:
     """Hand SIGTERM and SIGINT on to the processes; kill those that have not ended some time later.
@@ -108,7 +104,7 @@ def _signals_forwarded(process: subprocess.Popen[str]) -> Iterator[list[int]]:
 
 
 def _signal_group(process: subprocess.Popen[str], number: int) -> None:
-    # The group is torchrun alone: it hands SIGTERM and SIGINT on, and die_with_torchrun ends workers when it is killed.
+    # The group is torchrun alone: it hands SIGTERM and SIGINT on, and a worker ends with a torchrun that is killed.
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:

@@ -4,7 +4,7 @@ Two kernels on a GPU, each for what it can do. FlexAttention, a part of torch, r
 of a prompt that several responses share. flash-attn knows causal attention and windows only, and takes no mask: it runs
 the models whose responses go in rows of their own, where it is installed. Elsewhere torch's SDPA runs everything.
 
-Rows come from packing.py; running the model is logprobs.py's business.
+Rows come from `packing.py`; `forward.py` runs the model.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from dice_core.logprobs.packing import Row, padded, windowed
 from dice_core.models.rotary import stretches_positions
@@ -142,14 +142,14 @@ def _mask(model: PreTrainedModel, row: Row, window: int | None, dtype: torch.dty
     if model.config._attn_implementation == _SEGMENTS:
         return segment_table(row, window)
     row = row if window is None else windowed(row, window)
-    starts = torch.from_numpy(np.stack([row.own_starts, row.prompt_starts, row.prompt_ends])[:, None])
+    starts = torch.from_numpy(np.stack([row.own_starts, row.prompt_starts, row.prompt_ends])[:, None])  # (3, 1, tokens)
     if model.device.type == "cuda":
         # Pinned, so that a device at work on the row before is not waited for.
         starts = starts.pin_memory()
-    own, prompt, end = starts.to(model.device, non_blocking=True)
+    own, prompt, end = starts.to(model.device, non_blocking=True)  # each (1, tokens)
     if model.config._attn_implementation == "flex_attention":
         return block_mask(own, prompt, end)
-    visible = dense_mask(own, prompt, end)
+    visible = dense_mask(own, prompt, end)  # (1, 1, tokens, tokens)
     return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
@@ -160,8 +160,8 @@ def segment_table(row: Row, window: int | None) -> Tensor:
     a prompt itself), and the window, 0 without one. Four dimensions, because transformers hands on such masks as they
     are.
     """
-    starts = np.flatnonzero(np.diff(row.own_starts, prepend=-1))
-    ends = np.append(starts[1:], len(row.own_starts))
+    starts = np.flatnonzero(np.diff(row.own_starts, prepend=-1))  # (segments,)
+    ends = np.append(starts[1:], len(row.own_starts))  # (segments,)
     columns = [starts, ends, row.prompt_starts[starts], row.prompt_ends[starts], np.full(len(starts), window or 0)]
     return torch.from_numpy(np.stack(columns, axis=1).astype(np.int64))[None, None]
 
@@ -195,10 +195,11 @@ def segment_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     outputs = []
     for start, end, prompt_start, prompt_end, window in attention_mask[0, 0].tolist():
+        # Each (1, key heads, keys, head size).
         keys, values = (
             torch.cat([part[:, :, prompt_start:prompt_end], part[:, :, start:end]], dim=2) for part in (key, value)
         )
-        seen = _causal(end - start, keys.shape[2], window, query.device)
+        seen = _causal(end - start, keys.shape[2], window, query.device)  # (queries, keys)
         options = {"is_causal": True} if seen is None else {"attn_mask": seen}
         is_grouped = query.shape[1] != key.shape[1]
         outputs.append(
@@ -206,15 +207,16 @@ def segment_attention(
                 query[:, :, start:end], keys, values, scale=scaling, enable_gqa=is_grouped, **options
             )
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    return torch.cat(outputs, dim=2).transpose(1, 2), None  # (1, tokens, heads, head size)
 
 
 def _causal(num_queries: int, num_keys: int, window: int, device: torch.device) -> Tensor | None:
     """Return which keys the last tokens of a sequence see; None: SDPA's own causal mask says it. (queries, keys)."""
     if num_queries == num_keys and not 0 < window < num_keys:
         return None
-    seen = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril_(num_keys - num_queries)
-    return seen.triu_(num_keys - num_queries - window + 1) if window else seen
+    num_before = num_keys - num_queries
+    seen = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril_(num_before)  # (queries, keys)
+    return seen.triu_(num_before - window + 1) if window else seen
 
 
 AttentionInterface.register(_SEGMENTS, segment_attention)
@@ -224,9 +226,9 @@ AttentionMaskInterface.register(_SEGMENTS, sdpa_mask)
 
 def dense_mask(own_starts: Tensor, prompt_starts: Tensor, prompt_ends: Tensor) -> Tensor:
     """Return which key each query sees. Arguments: (rows, tokens), see Row. Result: (rows, 1, tokens, tokens), bool."""
-    places = torch.arange(own_starts.shape[1], device=own_starts.device)
-    own, prompt, end = (starts[:, :, None] for starts in (own_starts, prompt_starts, prompt_ends))
-    in_own = (places >= own) & (places <= places[:, None])
+    places = torch.arange(own_starts.shape[1], device=own_starts.device)  # (tokens,)
+    own, prompt, end = (starts[:, :, None] for starts in (own_starts, prompt_starts, prompt_ends))  # (rows, tokens, 1)
+    in_own = (places >= own) & (places <= places[:, None])  # (rows, tokens, tokens): query, key
     return (in_own | ((places >= prompt) & (places < end)))[:, None]
 
 
@@ -236,13 +238,13 @@ def block_mask(own_starts: Tensor, prompt_starts: Tensor, prompt_ends: Tensor) -
     Which blocks are empty, full or mixed is counted from the ranges: no [tokens x tokens] array is made.
     """
     num_tokens = own_starts.shape[1]
-    places = torch.arange(num_tokens, device=own_starts.device)
-    blocks = torch.arange(0, num_tokens, BLOCK, device=own_starts.device)
-    own_ends = places.expand_as(own_starts) + 1
+    places = torch.arange(num_tokens, device=own_starts.device)  # (tokens,)
+    blocks = torch.arange(0, num_tokens, BLOCK, device=own_starts.device)  # (blocks,): where each begins
+    own_ends = places.expand_as(own_starts) + 1  # (rows, tokens)
     num_visible = _overlap(own_starts, own_ends, blocks) + _overlap(prompt_starts, prompt_ends, blocks)
-    by_block = num_visible.unflatten(1, (-1, BLOCK))
-    is_full = by_block.amin(2) == BLOCK
-    is_mixed = (by_block.amax(2) > 0) & ~is_full
+    by_block = num_visible.unflatten(1, (-1, BLOCK))  # (rows, query blocks, BLOCK, key blocks)
+    is_full = by_block.amin(2) == BLOCK  # (rows, query blocks, key blocks)
+    is_mixed = (by_block.amax(2) > 0) & ~is_full  # (rows, query blocks, key blocks)
 
     def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         in_own = (key >= own_starts[row, query]) & (key <= query)
@@ -255,13 +257,13 @@ def block_mask(own_starts: Tensor, prompt_starts: Tensor, prompt_ends: Tensor) -
 
 def _overlap(starts: Tensor, ends: Tensor, blocks: Tensor) -> Tensor:
     """Return how many places of [start, end) lie in each block. Result: (rows, tokens, blocks)."""
-    low = torch.maximum(starts[:, :, None], blocks)
+    low = torch.maximum(starts[:, :, None], blocks)  # (rows, tokens, blocks)
     return (torch.minimum(ends[:, :, None], blocks + BLOCK) - low).clamp_min(0)
 
 
 def _listed(is_listed: Tensor) -> tuple[Tensor, Tensor]:
     """Turn (rows, query blocks, key blocks) flags into FlexAttention's counts and lists of key blocks, heads alike."""
-    flags = is_listed[:, None].to(torch.int32)
+    flags = is_listed[:, None].to(torch.int32)  # (rows, 1, query blocks, key blocks)
     return flags.sum(-1, dtype=torch.int32), flags.argsort(dim=-1, descending=True, stable=True).to(torch.int32)
 
 

@@ -1,7 +1,7 @@
 """The one place that turns a model and token ids into log-probs of responses: scoring, training and evaluation call it.
 
 A prompt runs once for all its responses. Log-probs are taken at response positions only, from hidden states, in chunks
-(output_head.py). How responses share a row is packing.py's business, and what a model sees of it attention.py's.
+(`output_head.py`). `packing.py` lays responses out in rows, and `attention.py` says what each of their tokens sees.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -89,8 +89,8 @@ def group_logps(
     with torch.no_grad():
         # One behind: while the accelerator runs a batch, the next is laid out.
         for places, logps in _one_behind(_batches(model, groups, tokens_per_batch)):
-            values = logps.double().cpu().numpy()
-            ends = np.cumsum([len(groups[group].responses[index]) for group, index in places])
+            values = logps.double().cpu().numpy()  # (response tokens,)
+            ends = np.cumsum([len(groups[group].responses[index]) for group, index in places])  # (responses,)
             for (group, index), part in zip(places, np.split(values, ends[:-1]), strict=True):
                 sums[group][index] = float(part.sum())
             num_done += len(places)
@@ -136,7 +136,7 @@ def _row_logps(model: PreTrainedModel, row: Row, chunk_size: int | None = None) 
         position_ids=_tensor(row.positions, device)[None],
         attention_mask=attention_masks(model, row, model.dtype),
         use_cache=False,
-    ).last_hidden_state[0]
+    ).last_hidden_state[0]  # (tokens, hidden size)
     return target_logps(model, hidden[_tensor(row.predictors, device)], _tensor(row.targets, device), chunk_size)
 
 
@@ -179,8 +179,9 @@ def _separate_logps(model: PreTrainedModel, responses: Sequence[tuple[PromptGrou
     if stretches_positions(model) and len(responses) > 1:
         return torch.cat([_separate_logps(model, [response]) for response in responses])
     rows = [pack_row([PromptGroup(group.prompt_token_ids, [group.responses[index]])]) for group, index in responses]
-    ids = _padded_ids([row.input_ids.tolist() for row in rows])
+    ids = _padded_ids([row.input_ids.tolist() for row in rows])  # (rows, tokens)
     hidden = model.get_decoder()(input_ids=_tensor(ids, model.device), use_cache=False).last_hidden_state
+    # Both (response tokens,); predictors count in hidden.flatten(0, 1), (rows x tokens, hidden size).
     predictors = np.concatenate([row.predictors + number * ids.shape[1] for number, row in enumerate(rows)])
     targets = np.concatenate([row.targets for row in rows])
     return target_logps(model, hidden.flatten(0, 1)[_tensor(predictors, model.device)], _tensor(targets, model.device))

@@ -62,6 +62,9 @@ def target_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, chunk_
         hidden: (tokens, hidden size), what the head would get.
         targets: (tokens,), token ids.
         chunk_size: positions at a time; by default a chunk's logits take 32 MiB on a CPU, 512 MiB on an accelerator.
+
+    Returns:
+        (tokens,).
     """
     head = model.get_output_embeddings()
     kind = "cpu" if hidden.device.type == "cpu" else "cuda"
@@ -69,12 +72,16 @@ def target_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, chunk_
     settings = _Settings(chunk_size, logit_scale(model), _product_dtype(hidden.device.type, head.weight.dtype))
 
     def forward(hidden: Tensor) -> Tensor:
-        return _ChunkedLogps.apply(hidden, head.weight, head.bias, targets, settings)
+        logps: Tensor = _ChunkedLogps.apply(  # type: ignore[no-untyped-call]
+            hidden, head.weight, head.bias, targets, settings
+        )
+        return logps
 
     before = vars(head).get("forward")
     head.forward = forward
     try:
-        return head(hidden)
+        logps: Tensor = head(hidden)
+        return logps
     finally:
         del head.forward
         if before is not None:
@@ -99,11 +106,11 @@ def check_head(model: PreTrainedModel) -> None:
         return
     if not isinstance(head, nn.Linear):
         raise ModelError(f"{model.config.model_type}: has no linear output head but {type(head).__name__}")
-    ids = torch.arange(8, device=model.device)[None] % head.out_features
+    ids = torch.arange(8, device=model.device)[None] % head.out_features  # (1, 8)
     with torch.no_grad():
-        expected = model(input_ids=ids, use_cache=False).logits.float()
-        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        found = logit_scale(model).apply(head(hidden).float().clone())
+        expected = model(input_ids=ids, use_cache=False).logits.float()  # (1, 8, vocabulary)
+        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # (1, 8, hidden size)
+        found = logit_scale(model).apply(head(hidden).float().clone())  # (1, 8, vocabulary)
     # Broken weights give no numbers to compare; their log-probs are seen not to be finite later.
     difference, size = (values.nan_to_num(0, 0, 0).abs().max() for values in (found - expected, expected))
     if difference > 0.02 * size:
@@ -128,12 +135,12 @@ class _ChunkedLogps(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, settings: _Settings
     ) -> Tensor:
-        product_weight = weight.to(settings.dtype)
-        logps = hidden.new_empty(len(targets), dtype=torch.float32)
+        product_weight = weight.to(settings.dtype)  # (vocabulary, hidden size)
+        logps = hidden.new_empty(len(targets), dtype=torch.float32)  # (tokens,)
         # Buffers for all chunks: fresh memory for each costs a CPU as much as the log-softmax itself.
         logits, softened = _buffer(hidden, weight, settings), _buffer(hidden, weight, settings)
         for rows in _chunks(len(targets), settings.chunk_size):
-            scaled = _write_logits(logits, hidden[rows], product_weight, bias, settings)
+            scaled = _write_logits(logits, hidden[rows], product_weight, bias, settings)  # (chunk, vocabulary)
             torch.log_softmax(scaled, 1, out=softened[: len(scaled)])
             logps[rows] = softened[: len(scaled)].gather(1, targets[rows, None]).squeeze(1)
         ctx.save_for_backward(hidden, weight, bias, targets)
@@ -144,15 +151,15 @@ class _ChunkedLogps(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets = ctx.saved_tensors
         settings: _Settings = ctx.settings
-        product_weight = weight.to(settings.dtype)
-        grad_hidden = torch.empty_like(hidden)
+        product_weight = weight.to(settings.dtype)  # (vocabulary, hidden size)
+        grad_hidden = torch.empty_like(hidden)  # (tokens, hidden size)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
         logits, softened = _buffer(hidden, weight, settings), _buffer(hidden, weight, settings)
         for rows in _chunks(len(targets), settings.chunk_size):
-            scaled = _write_logits(logits, hidden[rows], product_weight, bias, settings)
+            scaled = _write_logits(logits, hidden[rows], product_weight, bias, settings)  # (chunk, vocabulary)
             # d logp / d logits = [is target] - softmax(logits)
-            delta = torch.softmax(scaled, 1, out=softened[: len(scaled)]).neg_()
+            delta = torch.softmax(scaled, 1, out=softened[: len(scaled)]).neg_()  # (chunk, vocabulary)
             delta.scatter_add_(1, targets[rows, None], torch.ones_like(delta[:, :1]))
             delta = settings.scale.apply_backward(delta.mul_(grad[rows, None]), scaled)
             if grad_bias is not None:
@@ -171,6 +178,7 @@ class _ChunkedLogps(torch.autograd.Function):
 
 
 def _buffer(hidden: Tensor, weight: Tensor, settings: _Settings) -> Tensor:
+    """Return memory for the logits of the largest chunk. Shape: (chunk, vocabulary), float32."""
     return hidden.new_empty(min(settings.chunk_size, len(hidden)), len(weight), dtype=torch.float32)
 
 

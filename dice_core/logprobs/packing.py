@@ -1,7 +1,7 @@
 """Prompt groups laid out as rows of tokens: a prompt once, then its responses; each sees the prompt and itself.
 
 Positions restart after the prompt for every response. The keys a token sees are two ranges of its row, so masks of
-every kind follow from a few arrays. No model is known here: attention.py makes masks of rows, logprobs.py runs them.
+every kind follow from a few arrays. No model is known here: `attention.py` makes masks of rows, `forward.py` runs them.
 """
 
 from collections.abc import Sequence
@@ -74,23 +74,25 @@ def pack_row(groups: Sequence[PromptGroup]) -> Row:
     targets: list[Ints] = []
     end = 0
     for group in groups:
-        prompt = np.asarray(group.prompt_token_ids, dtype=np.int64)
+        prompt = np.asarray(group.prompt_token_ids, dtype=np.int64)  # (prompt tokens,)
         start, prompt_end = end, end + len(prompt)
         segments.append(_segment(prompt, 0, start, start, start))
         end = prompt_end
         for response in group.responses:
-            tokens = np.asarray(response, dtype=np.int64)
+            tokens = np.asarray(response, dtype=np.int64)  # (response tokens,)
             inputs = tokens[:-1]
             segments.append(_segment(inputs, len(prompt), end, start, prompt_end))
             # The prompt's last token, then every token of the response but its last.
             predictors.append(np.concatenate([[prompt_end - 1], np.arange(end, end + len(inputs))])[: len(tokens)])
             targets.append(tokens)
             end += len(inputs)
+    # Each (tokens,).
     ids, positions, own_starts, prompt_starts, prompt_ends = (_joined(parts) for parts in zip(*segments, strict=True))
     return Row(ids, positions, own_starts, prompt_starts, prompt_ends, _joined(predictors), _joined(targets))
 
 
 def _segment(tokens: Ints, position: int, own_start: int, prompt_start: int, prompt_end: int) -> tuple[Ints, ...]:
+    """Return the first five columns of Row for some tokens. Shape of each: (tokens,)."""
     own = np.full(len(tokens), own_start)
     return (
         tokens,
@@ -110,7 +112,7 @@ def windowed(row: Row, window: int) -> Row:
 
     Distances count in positions: between a response and its prompt they do not depend on what lies between.
     """
-    places = np.arange(len(row.positions))
+    places = np.arange(len(row.positions))  # (tokens,)
     # In the prompt, the key at prompt_starts + p has position p.
     return replace(
         row,

@@ -1,6 +1,6 @@
 """Models from storage on this machine: downloaded and verified once, for every process and every stage.
 
-Loading them is models.py's business. Nothing is deleted here: whoever owns the disk empties it.
+`loading.py` loads them. Nothing is deleted here: whoever owns the disk empties it.
 """
 
 import os

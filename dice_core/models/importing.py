@@ -26,7 +26,7 @@ from dice_core.models.sources import Source, bring, find_source
 from dice_core.models.upload import upload_model
 from dice_core.progress import log
 from dice_core.storage.contract import StorageError
-from dice_core.storage.manifest import Manifest, read_manifest, require_stage
+from dice_core.storage.manifest import Manifest, Metric, read_manifest, require_stage
 
 _FORMAT_VERSION = 1
 _STAGE = "import-model"
@@ -105,7 +105,7 @@ def _import(
         files[CONFIG] = scratch / CONFIG
         files[CONFIG].write_text(json.dumps(config, indent=2))
     check_it_loads(folder, trust_remote_code)
-    metrics = {
+    metrics: dict[str, Metric] = {
         "num_parameters": num_parameters,
         "num_bytes": sum(path.stat().st_size for path in files.values()),
         "seconds": round(time.monotonic() - start, 1),

@@ -6,15 +6,12 @@ torch and transformers are imported when they are needed: `dice --help` does not
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dice_core.models.files import (
-    ModelError,
-    shard_names,
-    trusts_remote_code,
-)
+from dice_core.models.files import ModelError, trusts_remote_code
 from dice_core.settings.base import DType
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -33,7 +30,6 @@ def load_model(
     dtype: DType,
     *,
     device: "str | torch.device | None" = None,
-    attn_implementation: str | None = None,
 ) -> "PreTrainedModel":
     """Load a causal language model for log-probs and training: eval mode, no dropout, no key-value cache.
 
@@ -41,35 +37,35 @@ def load_model(
         folder: of fetch_model.
         dtype: of the weights in memory, whatever they were saved in.
         device: where to; the CPU by default.
-        attn_implementation: of transformers; its own choice by default.
 
     Raises:
         ModelError: it cannot be loaded, or lacks weights (transformers itself would make them up).
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.integrations import is_deepspeed_zero3_enabled
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
     from transformers.utils.logging import disable_progress_bar
 
     from dice_core.models.rotary import restore_frequencies
 
     disable_progress_bar()  # a batch job's log has no cursor
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trusts_remote_code(folder)}
     try:
-        config = AutoConfig.from_pretrained(folder, **options)
+        config = load_config(folder)
         _switch_dropout_off(config)
-        if attn_implementation:
-            options["attn_implementation"] = attn_implementation
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        # With output_loading_info it returns two values, which its annotation does not say.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             output_loading_info=True,
-            **options,
+            local_files_only=True,
+            trust_remote_code=trusts_remote_code(folder),
         )
     except (ValueError, OSError, ImportError, KeyError, RuntimeError) as error:
         raise _unloadable(folder, "model", error) from None
+    model: PreTrainedModel = loaded[0]
+    loading: dict[str, Any] = loaded[1]
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise ModelError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}: import the model again")
@@ -78,7 +74,36 @@ def load_model(
     if is_deepspeed_zero3_enabled():
         restore_frequencies(model)
     model.eval()
-    return model.to(device) if device is not None else model
+    if device is not None:
+        move(model, device)
+    return model
+
+
+def move(model: "nn.Module", device: "str | torch.device") -> None:
+    """Move a model to a device, in place."""
+    # As a plain module: by the annotation of transformers, a model's own `to` takes no device.
+    model.to(device)
+
+
+def load_config(folder: Path) -> "PretrainedConfig":
+    """Load the config of a model folder. Raises what transformers raises."""
+    from transformers import AutoConfig
+
+    trusts = trusts_remote_code(folder)
+    config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusts)
+    return config
+
+
+def eos_token_ids(folder: Path) -> tuple[int, ...]:
+    """Return the ids that end a text by the model's own files: generation_config.json, or config.json without it."""
+    from transformers import GenerationConfig
+
+    try:
+        settings = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:
+        settings = GenerationConfig.from_model_config(load_config(folder))
+    ids = settings.eos_token_id
+    return tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
 
 
 def _switch_dropout_off(config: "PretrainedConfig") -> None:
@@ -104,11 +129,6 @@ def _load_tokenizer(folder: Path, trust_remote_code: bool) -> "PreTrainedTokeniz
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, ImportError, KeyError, TypeError) as error:
         raise _unloadable(folder, "tokenizer", error) from None
-
-
-def model_num_bytes(folder: Path) -> int:
-    """Return the bytes of a model's weights on disk."""
-    return sum((folder / name).stat().st_size for name in shard_names(folder))
 
 
 def context_length(config: "PretrainedConfig") -> int:

@@ -1,6 +1,6 @@
 """Rotary positions of a model: whether neighbours change them, and what keeps them exact while it trains.
 
-How positions are given to a packed row is packing.py's business.
+`logprobs/packing.py` gives a packed row its positions.
 """
 
 from torch import nn

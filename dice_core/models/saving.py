@@ -45,12 +45,13 @@ def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", f
 
 def _repair_generation_config(model: "PreTrainedModel") -> None:
     """Some published models have sampling settings but not do_sample, which transformers reads and refuses to write."""
-    if model.generation_config is None:
+    settings = getattr(model, "generation_config", None)
+    if settings is None:
         return
     try:
-        model.generation_config.validate(strict=True)
+        settings.validate(strict=True)
     except ValueError:
-        model.generation_config.do_sample = True
+        settings.do_sample = True
 
 
 def _converted(model: "PreTrainedModel", dtype: DType) -> "dict[str, torch.Tensor]":

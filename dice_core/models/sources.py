@@ -1,6 +1,6 @@
 """Where a model can come from: the Hub, a folder, storage, or a GGUF file. Each becomes a folder of safetensors here.
 
-Says what a source is and brings it to this machine; checking and publishing are models.py's business.
+Says what a source is and brings it to this machine; `importing.py` checks and publishes it.
 """
 
 import errno
@@ -188,7 +188,7 @@ def _from_gguf(path: Path, folder: Path) -> None:
     place: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **place)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **place)
+        model: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **place)
     # The GGUF reader fails in many ways on a file that is cut or of an unknown architecture.
     except Exception as error:
         raise ModelError(f"{path}: cannot be read as a GGUF model: {_first_line(error)}") from None

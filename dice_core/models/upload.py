@@ -6,16 +6,25 @@ there whole is said by one note beside them, until the manifest takes its place.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dice_core.progress import log
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import MissingObjectError, Storage, StorageError
 from dice_core.storage.manifest import FileEntry, Manifest, describe_file, publish_files
+from dice_core.storage.stored_record import read_record
 
 # By its ending --overwrite knows it for the note of a stage that has not finished.
 NOTE = "import-model.part.json"
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What is there whole, of which import."""
+
+    fingerprint: str
+    files: dict[str, FileEntry]
 
 
 def upload_model(uri: str, files: Mapping[str, Path], manifest: Manifest) -> Manifest:
@@ -35,8 +44,8 @@ def upload_model(uri: str, files: Mapping[str, Path], manifest: Manifest) -> Man
             continue
         storage.upload(path, name)
         uploaded[name] = entries[name]
-        note = {"fingerprint": manifest.fingerprint, "files": {key: asdict(entry) for key, entry in uploaded.items()}}
-        storage.write_bytes(NOTE, json.dumps(note).encode())
+        note = _Note(manifest.fingerprint, uploaded)
+        storage.write_bytes(NOTE, json.dumps(asdict(note)).encode())
     complete = publish_files(uri, {}, replace(manifest, files=entries))
     storage.delete(NOTE)
     return complete
@@ -45,14 +54,13 @@ def upload_model(uri: str, files: Mapping[str, Path], manifest: Manifest) -> Man
 def _uploaded(storage: Storage, fingerprint: str) -> dict[str, FileEntry]:
     """Return what an earlier attempt to import the same model left whole."""
     try:
-        note = json.loads(storage.read_bytes(NOTE))
-        entries = {name: FileEntry(**entry) for name, entry in note["files"].items()}
+        note = read_record(_Note, storage.read_bytes(NOTE), f"{storage.uri}/{NOTE}")
     except MissingObjectError:
         return {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StorageError(f"{storage.uri}/{NOTE}: cannot be read ({error!r}): pass --overwrite") from None
-    if note["fingerprint"] != fingerprint:
+    except ValueError as error:
+        raise StorageError(f"{storage.uri}/{NOTE}: cannot be read ({error}): pass --overwrite") from None
+    if note.fingerprint != fingerprint:
         # Another model was on its way to this place: nothing of it is taken.
         return {}
     sizes = {found.key: found.size for found in storage.list()}
-    return {name: entry for name, entry in entries.items() if sizes.get(name) == entry.size}
+    return {name: entry for name, entry in note.files.items() if sizes.get(name) == entry.size}

@@ -1,8 +1,8 @@
 """Samples K responses to each prompt with vLLM: token ids in, token ids out, part by part.
 
 One engine serves all parts of a shard, and new prompts join before old ones end, so that a part's last long response
-keeps no device idle. vLLM is imported when the first part is asked for, never with this module. Which parts are still
-wanted, and where they are kept, is the business of the stage; which responses are valid, of scoring.py.
+keeps no device idle. vLLM is imported when the first part is asked for, never with this module. The stage knows which
+parts are still wanted and stores them; `scoring.py` decides which responses are valid.
 
 The seed of a request depends on the run, the iteration and the prompt, and on nothing else: the same prompt draws the
 same random numbers in any shard, part or resumed task. The text is then the same as far as the arithmetic is: logits
@@ -10,11 +10,10 @@ depend in their last bits on what else is in the batch, in bfloat16 often enough
 """
 
 import gc
-import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from dice_core.data.chat import ChatFormat, chat_format
 from dice_core.data.records import PROMPTS, RESPONSES, RecordError, conform
@@ -74,6 +74,31 @@ def request_seed(seed: int, prompt_id: str, num_responses: int) -> int:
     return derive_seed(seed, prompt_id) // num_responses * num_responses
 
 
+def request_order(prompts: Mapping[int, list[int]]) -> list[int]:
+    """Order prompts so that those which begin alike follow one another, while their blocks are in the prefix cache.
+
+    Args:
+        prompts: row to token ids.
+
+    Returns:
+        The rows.
+    """
+    return sorted(prompts, key=lambda row: prompts[row])
+
+
+def stop_token_ids(model_folder: Path, template: ChatFormat, config: GenerationConfig) -> tuple[int, ...]:
+    """Return the ids that end a response, wherever one is sampled: here and in evaluation.
+
+    Args:
+        model_folder: of the policy: the EOS ids of its own generation settings are among them.
+        template: its chat format, whose end of turn comes first.
+        config: may name more.
+    """
+    from dice_core.models.loading import eos_token_ids
+
+    return tuple(dict.fromkeys([*template.stop_token_ids, *eos_token_ids(model_folder), *config.stop_token_ids]))
+
+
 def num_duplicate_responses(responses: pa.Table) -> int:
     """Return how many rows repeat the text of another sample of the same prompt (the first one is not counted)."""
     return int(responses.num_rows - responses.group_by(["prompt_id", "response"]).aggregate([]).num_rows)
@@ -96,7 +121,7 @@ def generate_parts(
         prompts: records.PROMPTS; part i is its rows [i * prompts_per_part, (i + 1) * prompts_per_part).
         config: sampling, and the engine's memory.
         chat: how a prompt becomes token ids.
-        seed: of this stage, as `derive_seed(run seed, "generate", iteration)`.
+        seed: of this stage and iteration.
         parts: the indices still wanted, in any order.
         on_progress: called after each engine step that ends a prompt.
 
@@ -126,9 +151,10 @@ class _Job:
 
     prompt_ids: Sequence[str]
     """Of every row of the prompts table."""
-    token_ids: dict[int, np.ndarray]
-    """Row to the ids of its prompt (int32): part by part, and within one in the order of the ids."""
+    token_ids: dict[int, NDArray[np.int32]]
+    """Row to the ids of its prompt, (tokens,): part by part, and within one in the order of the ids."""
     chat: ChatFormat
+    stop_token_ids: tuple[int, ...]
     config: GenerationConfig
     seed: int
 
@@ -148,13 +174,13 @@ class _Job:
         _check_context(model_folder, config, chat)
         template = chat_format(load_tokenizer(model_folder), chat)
         texts = prompts["prompt"]
-        token_ids = {}
+        token_ids: dict[int, NDArray[np.int32]] = {}
         for part in wanted:
             rows = _part_rows(part, prompts.num_rows, config)
             ids = {row: template.prompt_token_ids(texts[row].as_py()) for row in rows}
-            # Prompts that begin alike come one after another, while their blocks are in the prefix cache.
-            token_ids |= {row: np.array(ids[row], dtype=np.int32) for row in sorted(rows, key=lambda row: ids[row])}
-        return cls(prompts["prompt_id"].to_pylist(), token_ids, template, config, seed)
+            token_ids |= {row: np.array(ids[row], dtype=np.int32) for row in request_order(ids)}
+        stops = stop_token_ids(model_folder, template, config)
+        return cls(prompts["prompt_id"].to_pylist(), token_ids, template, stops, config, seed)
 
     def rows_of(self, part: int) -> range:
         """Return the rows of the prompts table that a part answers."""
@@ -178,13 +204,9 @@ def _check_prompts(prompts: pa.Table, wanted: Sequence[int], config: GenerationC
 
 
 def _check_context(model_folder: Path, config: GenerationConfig, chat: ChatConfig) -> None:
-    from transformers import AutoConfig
+    from dice_core.models.loading import context_length, load_config
 
-    from dice_core.models.files import trusts_remote_code
-    from dice_core.models.loading import context_length
-
-    trusts = trusts_remote_code(model_folder)
-    context = context_length(AutoConfig.from_pretrained(model_folder, local_files_only=True, trust_remote_code=trusts))
+    context = context_length(load_config(model_folder))
     needed = chat.max_prompt_tokens + config.max_new_tokens
     if needed > context:
         raise ConfigError(
@@ -318,11 +340,10 @@ def _add_request(engine: "LLMEngine", job: _Job, row: int) -> None:
         top_p=config.top_p,
         repetition_penalty=config.repetition_penalty,
         max_tokens=config.max_new_tokens,
-        stop_token_ids=list(dict.fromkeys([*job.chat.stop_token_ids, *config.stop_token_ids])),
+        stop_token_ids=list(job.stop_token_ids),
+        # vLLM would add EOS ids that it finds in the model's files: the ids above decide alone.
+        ignore_eos=True,
         seed=request_seed(job.seed, job.prompt_ids[row], config.num_responses),
-        # Of the model itself, before temperature and top_p; flat: an object a response, not one a token.
-        logprobs=0 if config.policy_logps else None,
-        flat_logprobs=config.policy_logps,
         # Decoding whole responses afterwards is cheaper than vLLM's token by token.
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
@@ -347,5 +368,4 @@ def _part_table(job: _Job, outputs: dict[int, "RequestOutput"]) -> pa.Table:
             columns["response_token_ids"].append(list(sample.token_ids))
             columns["response"].append(job.chat.decode_response(sample.token_ids))
             columns["finish_reason"].append(sample.finish_reason)
-            columns["policy_logps"].append(math.fsum(sample.logprobs.logprobs) if sample.logprobs else None)
     return pa.Table.from_pydict(columns, schema=RESPONSES)

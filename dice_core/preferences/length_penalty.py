@@ -85,7 +85,7 @@ def choose_length_penalty(
 
     Args:
         scores: SCORES tables, or `group_scores` of them where the caller has that already.
-        config: length_penalty, length_unit and min_valid_responses are read.
+        config: length_penalty and length_unit are read.
 
     Raises:
         PairError: as `group_scores`.

@@ -27,6 +27,9 @@ Ints = NDArray[np.int64]
 # than one matrix for all prompts, and it bounds memory.
 _BLOCK_CELLS = 1 << 18
 
+# A best and a worst. How many responses make a prompt worth scoring is scoring.min_valid_responses.
+_MIN_RESPONSES = 2
+
 
 class PairError(ValueError):
     """No pairs can be made of this input. The message is one line."""
@@ -116,14 +119,14 @@ class Selection:
 
 
 def group_scores(scores: pa.Table | Iterable[pa.Table], config: PairingConfig) -> ScoredPrompts:
-    """Group scored responses by prompt; drop rows without a finite reward and prompts with too few responses.
+    """Group scored responses by prompt; drop rows without a finite reward and prompts with fewer than two responses.
 
     Args:
         scores: one SCORES table or several; given as an iterable, only the numbers of each are kept.
-        config: length_unit and min_valid_responses are read.
+        config: length_unit is read.
 
     Raises:
-        PairError: fewer than two prompts have enough responses, or a response was scored twice.
+        PairError: fewer than two prompts have two responses, or a response was scored twice.
         RecordError: a table without the columns of SCORES.
     """
     codes, prompt_ids, numbers = _read_columns(scores, config)
@@ -143,9 +146,9 @@ def group_scores(scores: pa.Table | Iterable[pa.Table], config: PairingConfig) -
     rows = np.flatnonzero(finite)[order]
     del order
     flat = {name: column[rows] for name, column in numbers.items()} | {"reward": reward[rows]}
-    enough = sizes >= config.min_valid_responses
+    enough = sizes >= _MIN_RESPONSES
     if enough.sum() < 2:
-        raise PairError(_too_few(len(prompt_ids), int(enough.sum()), sizes, num_scores, config))
+        raise PairError(_too_few(len(prompt_ids), int(enough.sum()), sizes, num_scores))
     blocks = tuple(_blocks(starts[enough], sizes[enough], flat["reward"], flat["length"]))
     counts = {
         "num_scores": num_scores,
@@ -234,11 +237,11 @@ def _refuse_duplicates(key: Ints, prompt_ids: pa.Array) -> None:
         )
 
 
-def _too_few(num_prompts: int, num_enough: int, sizes: Ints, num_scores: int, config: PairingConfig) -> str:
+def _too_few(num_prompts: int, num_enough: int, sizes: Ints, num_scores: int) -> str:
     return (
-        f"pair: {num_enough} of {num_prompts} prompts have at least {config.min_valid_responses} responses with a "
-        f"finite score, two prompts are needed; the most that one has is {sizes.max(initial=0)} ({num_scores} scores "
-        f"in all): generate more responses per prompt, or lower pairing.min_valid_responses"
+        f"pair: {num_enough} of {num_prompts} prompts have at least {_MIN_RESPONSES} responses with a finite score, "
+        f"two prompts are needed; the most that one has is {sizes.max(initial=0)} ({num_scores} scores in all): "
+        f"generate more responses per prompt, or lower scoring.min_valid_responses"
     )
 
 

@@ -21,7 +21,7 @@ class GenerationConfig(Settings):
     max_new_tokens: Int = Field(default=2048, ge=1)
     """Longest response, in tokens. A response that reaches it is cut, and not scored."""
     stop_token_ids: Ints = ()
-    """End-of-turn ids beside the model's own EOS."""
+    """Ids that end a response beside the chat format's end of turn and the model's own EOS."""
     dtype: DType = "bfloat16"
     """Of the weights."""
     prompts_per_part: Int = Field(default=256, ge=1)
@@ -30,8 +30,6 @@ class GenerationConfig(Settings):
     """Share of the GPU's memory that vLLM takes."""
     max_concurrent_sequences: Int = Field(default=0, ge=0, json_schema_extra=OPERATIONAL)
     """0 leaves it to vLLM, which knows the device."""
-    policy_logps: bool = False
-    """Keep the log-prob of each response that vLLM sampled it with, for `scoring.policy_logps: generation`."""
     cpu_kv_cache_gib: Int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
     """Memory for vLLM's key-value cache on a CPU, in GiB."""
 
@@ -44,16 +42,10 @@ class ScoringConfig(Settings):
     max_characters: Int = Field(default=6699, ge=1)
     """Of the stripped response. Upstream keeps characters < 6700."""
     min_valid_responses: Int = Field(default=8, ge=2)
-    """Prompts with fewer valid responses are not scored."""
+    """A prompt with fewer is dropped: before scoring, of responses within the limits above; after it, of responses
+    whose log-probs are finite numbers. Upstream's n_least_score."""
     dtype: DType = "bfloat16"
     """Of the weights; log-softmax and sums are float32 always."""
-    policy_logps: Literal["forward", "generation"] = "forward"
-    """`generation` takes vLLM's (it must have kept them) and saves the policy's forward pass. Its kernels are not those
-    that score the reference: in float32 they agree to 0.001 nats a response, in bfloat16 they differ by up to 1."""
-    num_checked_responses: Int = Field(default=64, ge=1)
-    """With `generation`: so many of the first part of each shard are scored by a forward pass too, and compared."""
-    max_logps_difference: float = Field(default=0.01, gt=0)
-    """Nats. With `generation`: a checked response that differs by more ends the stage."""
     tokens_per_batch: Int = Field(default=16384, ge=64, json_schema_extra=OPERATIONAL)
     """Tokens of one forward pass. Fewer take less memory."""
 
@@ -75,8 +67,6 @@ class PairingConfig(Settings):
     A number is used as it is, in nats per unit of length, on the scale without beta: paper alpha / beta."""
     length_unit: Literal["characters", "tokens"] = "characters"
     """What the length of a response counts."""
-    min_valid_responses: Int = Field(default=8, ge=2)
-    """Upstream's n_least_score."""
     replay_ratio: float = Field(default=0.5, ge=0, le=1)
     """gamma: share of offline pairs in the training set."""
     num_eval_pairs: Int = Field(default=576, ge=0)

@@ -13,7 +13,7 @@ from dice_core.report.run_data import Histogram
 
 _WIDTH, _HEIGHT = 380, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 16, 26, 40
-_MOST_POINTS = 150
+_MOST_POINTS, _MOST_TICKS = 150, 6
 
 Point = tuple[float, float]
 
@@ -59,7 +59,7 @@ class _Scale:
         return self.start + share * (self.end - self.start)
 
 
-def ticks(low: float, high: float, most: int = 6, least_step: float = 0.0) -> tuple[float, ...]:
+def ticks(low: float, high: float, least_step: float = 0.0) -> tuple[float, ...]:
     """Return round numbers (1, 2 or 5 times a power of ten apart), the outermost at or beyond the range."""
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"an axis needs finite ends, got {low} and {high}")
@@ -67,8 +67,8 @@ def ticks(low: float, high: float, most: int = 6, least_step: float = 0.0) -> tu
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         pad = abs(low) / 10 or 0.5
         low, high = low - pad, high + pad
-    power = 10.0 ** math.floor(math.log10((high - low) / most))
-    step = next(power * factor for factor in (1, 2, 5, 10, 20) if (high - low) / (power * factor) <= most - 1)
+    power = 10.0 ** math.floor(math.log10((high - low) / _MOST_TICKS))
+    step = next(power * factor for factor in (1, 2, 5, 10, 20) if (high - low) / (power * factor) <= _MOST_TICKS - 1)
     step = max(step, least_step)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return tuple(i * step for i in range(first, last + 1))

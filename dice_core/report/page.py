@@ -27,6 +27,7 @@ _REASONS = {
     "too_long": "too long",
     "few_valid_responses": "its prompt has too few valid responses",
     "non_finite": "a log-prob is not a finite number",
+    "few_finite_responses": "its prompt has too few responses with finite log-probs",
 }
 
 

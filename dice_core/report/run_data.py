@@ -127,7 +127,7 @@ def collect(run_uri: str, num_iterations: int, stages: Sequence[ReportedStage], 
         tables: also histograms, curves and samples, which need tables; manifests alone otherwise.
     """
     notes: list[str] = []
-    iterations = []
+    iterations: list[IterationData] = []
     for number in range(num_iterations + 1):
         found = _iteration(run_uri, number, stages) if number else _warm_start(run_uri, stages)
         if all(stage.state == "missing" for stage in found.values()):

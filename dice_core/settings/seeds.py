@@ -4,7 +4,7 @@ import hashlib
 
 
 def derive_seed(*parts: str | int) -> int:
-    """Return a stable 31-bit seed for a purpose, such as (run seed, iteration, "pair").
+    """Return a stable 31-bit seed for a purpose, such as (seed of a stage, "answers", batch).
 
     hashlib and not `hash`: Python salts the latter per process.
     """

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dice_core.launch.settings import LaunchConfig, parse_launch
-from dice_core.preferences.settings import GenerationConfig, PairingConfig, ScoringConfig
+from dice_core.preferences.settings import GenerationConfig, ScoringConfig
 from dice_core.settings.base import ConfigError, Settings
 from dice_core.stages.table import SECTIONS, WARM_START_TRAINING
 from dice_core.training.settings import TrainingConfig
@@ -37,28 +37,16 @@ def _check_fit(
     *,
     generation: GenerationConfig,
     scoring: ScoringConfig,
-    pairing: PairingConfig,
     training: TrainingConfig,
     launch: LaunchConfig,
     warm_start_training: TrainingConfig | None = None,
     **_: Settings,
 ) -> None:
-    for name, needed in (("scoring", scoring.min_valid_responses), ("pairing", pairing.min_valid_responses)):
-        if needed > generation.num_responses:
-            raise ConfigError(
-                f"{name}.min_valid_responses: must not exceed generation.num_responses {generation.num_responses}, "
-                f"or no prompt would ever have enough, got {needed}"
-            )
-    if scoring.policy_logps == "generation" and not generation.policy_logps:
-        raise ConfigError("scoring.policy_logps: 'generation' needs generation.policy_logps true, which keeps them")
-    if scoring.policy_logps == "generation" and scoring.max_logps_difference < 1:
-        for name, dtype in (("generation", generation.dtype), ("scoring", scoring.dtype)):
-            if dtype != "float32":
-                raise ConfigError(
-                    f"{name}.dtype: with scoring.policy_logps 'generation', vLLM and a forward pass agree to "
-                    f"scoring.max_logps_difference {scoring.max_logps_difference:g} in float32 only: set both dtypes "
-                    f"'float32', or allow 1 or more, got {dtype!r}"
-                )
+    if scoring.min_valid_responses > generation.num_responses:
+        raise ConfigError(
+            f"scoring.min_valid_responses: must not exceed generation.num_responses {generation.num_responses}, "
+            f"or no prompt would ever have enough, got {scoring.min_valid_responses}"
+        )
     num_processes = launch.num_nodes * launch.processes_per_node
     training.accumulation_steps(num_processes)
     if warm_start_training is not None:

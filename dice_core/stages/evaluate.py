@@ -8,7 +8,6 @@ from dice_core.data.settings import ChatConfig
 from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.preferences.settings import GenerationConfig
 from dice_core.settings.base import Values
-from dice_core.settings.seeds import derive_seed
 from dice_core.stages.parts import read_input
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import EVALUATE
@@ -55,7 +54,7 @@ def evaluate(
     generation_config, chat_config = GenerationConfig.parse(generation, "generation"), ChatConfig.parse(chat, "chat")
     work = partial(
         _measure_and_promote,
-        seed=derive_seed(seed, "evaluate", iteration),
+        seed=EVALUATE.seed(seed, iteration),
         iteration=iteration,
         promoted_uri=promoted_uri,
         evaluation=evaluation_config,

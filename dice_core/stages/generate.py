@@ -10,7 +10,6 @@ from dice_core.data.settings import ChatConfig
 from dice_core.preferences.settings import GenerationConfig
 from dice_core.progress import Progress
 from dice_core.settings.base import Values
-from dice_core.settings.seeds import derive_seed
 from dice_core.stages.parts import part_name, published_behind, read_input, stored_parts
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import GENERATE
@@ -60,7 +59,7 @@ def generate(
             _sample_parts,
             shard=shard,
             num_shards=num_shards,
-            seed=derive_seed(seed, "generate", iteration),
+            seed=GENERATE.seed(seed, iteration),
             generation=generation_config,
             chat=chat_config,
         ),

@@ -9,7 +9,6 @@ from dice_core.data import records
 from dice_core.data.settings import ChatConfig
 from dice_core.preferences.settings import PairingConfig
 from dice_core.settings.base import ConfigError, Values
-from dice_core.settings.seeds import derive_seed
 from dice_core.stages.parts import group_tables, read_input
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import PAIR
@@ -57,7 +56,7 @@ def pair(
     return run_stage(
         PAIR,
         output_uri,
-        partial(_make_pairs, pairing=pairing_config, chat=chat_config, seed=derive_seed(seed, "pair", iteration)),
+        partial(_make_pairs, pairing=pairing_config, chat=chat_config, seed=PAIR.seed(seed, iteration)),
         settings={"pairing": pairing_config, "chat": chat_config},
         arguments={"seed": seed, "iteration": iteration},
         overwrite=overwrite,

@@ -16,7 +16,6 @@ from dice_core.data import records
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.data.source_files import files_below, files_to_read
 from dice_core.settings.base import ConfigError, Values
-from dice_core.settings.seeds import derive_seed
 from dice_core.stages.runner import StageContext, StageReport, run_stage, scratch_folder
 from dice_core.stages.table import PREPARE_DATA
 from dice_core.storage.address import open_storage
@@ -61,7 +60,7 @@ def prepare_data(
             sources=sources,
             data=data_config,
             chat=chat_config,
-            seed=derive_seed(seed, "prepare-data"),
+            seed=PREPARE_DATA.seed(seed),
         )
         return run_stage(
             PREPARE_DATA,

@@ -2,13 +2,16 @@
 
 from collections import Counter
 from collections.abc import Generator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from dice_core.data import records
+from dice_core.preferences.reward import implicit_reward
 from dice_core.preferences.settings import ScoringConfig
 from dice_core.progress import Progress
 from dice_core.settings.base import Values
@@ -61,40 +64,63 @@ def _score_parts(context: StageContext, *, config: ScoringConfig) -> Manifest:
     from dice_core.models.cache import fetch_model
     from dice_core.preferences.scoring import score_parts
 
-    dropped: Counter[str] = Counter()
-    names = context.inputs["responses"].tables()
+    names, counts = context.inputs["responses"].tables(), _Counts()
     wanted = [index for index in range(len(names)) if part_name(index) not in context.parts]
-    rewards: dict[str, np.ndarray] = {}
     for name, table in stored_parts(context, records.SCORES):
-        _keep_rewards(rewards, name, table)
+        counts.add_scores(name, table)
     # Lazily: a shard's responses need not fit in memory. Parts already scored are read for their counts alone.
-    valid = context.until_end(_valid_parts(context, names, wanted, config, dropped))
+    valid = context.until_end(_valid_parts(context, names, wanted, config, counts))
     if wanted:
         policy, reference = (fetch_model(context.inputs[name].uri) for name in ("policy", "reference"))
         progress = Progress("score", "responses")
-        with published_behind(context, records.SCORES, partial(_keep_rewards, rewards)) as publish:
-            for index, table, _ in score_parts(policy, reference, valid, config, on_progress=progress):
+        with published_behind(context, records.SCORES, counts.add_scores) as publish:
+            for index, table in score_parts(policy, reference, valid, config, on_progress=progress):
                 publish(index, table)
     for _ in valid:
         pass
-    all_rewards = np.concatenate([[], *(rewards[name] for name in sorted(rewards))])
-    num_valid = dropped.pop("valid", 0)
-    metrics: dict[str, Metric] = {
-        "num_scored": all_rewards.size,
-        **{f"num_dropped_{reason}": count for reason, count in dropped.items()},
-        "num_dropped_non_finite": num_valid - all_rewards.size,
-        "reward_mean": float(all_rewards.mean()) if all_rewards.size else 0.0,
-        "reward_std": float(all_rewards.std()) if all_rewards.size else 0.0,
-    }
-    return context.publish({}, {**metrics, "seconds": context.seconds()})
+    return context.publish({}, {**counts.metrics(), "seconds": context.seconds()})
 
 
-def _keep_rewards(rewards: dict[str, np.ndarray], name: str, scores: pa.Table) -> None:
-    rewards[name] = np.asarray(scores["policy_logps"]) - np.asarray(scores["reference_logps"])
+@dataclass
+class _Counts:
+    """What the parts of a shard add up to. A part that an earlier attempt stored counts as one of this attempt."""
+
+    num_dropped: Counter[str] = field(default_factory=Counter)
+    """Responses dropped before scoring, by reason."""
+    num_valid: Counter[str] = field(default_factory=Counter)
+    """Responses that went into scoring, by prompt."""
+    num_scored: Counter[str] = field(default_factory=Counter)
+    """Responses that came out of it, by prompt."""
+    rewards: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Of each part."""
+
+    def add_responses(self, filtered: "Filtered") -> None:
+        """Count a part before scoring."""
+        self.num_dropped.update(filtered.num_dropped)
+        self.num_valid.update(filtered.responses["prompt_id"].to_pylist())
+
+    def add_scores(self, name: str, scores: pa.Table) -> None:
+        """Count a scored part."""
+        self.num_scored.update(scores["prompt_id"].to_pylist())
+        self.rewards[name] = implicit_reward(scores["policy_logps"], scores["reference_logps"])
+
+    def metrics(self) -> dict[str, Metric]:
+        """Return the numbers of the whole shard; each dropped response has one reason."""
+        # In the parts' order: the sums then do not depend on which attempt scored which part.
+        rewards = np.concatenate([[], *(self.rewards[name] for name in sorted(self.rewards))])
+        num_few = sum(count for prompt, count in self.num_valid.items() if prompt not in self.num_scored)
+        return {
+            "num_scored": rewards.size,
+            **{f"num_dropped_{reason}": count for reason, count in self.num_dropped.items()},
+            "num_dropped_non_finite": self.num_valid.total() - num_few - rewards.size,
+            "num_dropped_few_finite_responses": num_few,
+            "reward_mean": float(rewards.mean()) if rewards.size else 0.0,
+            "reward_std": float(rewards.std()) if rewards.size else 0.0,
+        }
 
 
 def _valid_parts(
-    context: StageContext, names: list[str], wanted: list[int], config: ScoringConfig, counts: Counter[str]
+    context: StageContext, names: list[str], wanted: list[int], config: ScoringConfig, counts: _Counts
 ) -> Generator[tuple[int, pa.Table], None, None]:
     from dice_core.preferences.scoring import filter_responses
 
@@ -102,6 +128,6 @@ def _valid_parts(
         return filter_responses(read_input(context, context.inputs["responses"], records.RESPONSES, name), config)
 
     for index, filtered in enumerate(read_ahead(read, names, _NUM_AHEAD)):
-        counts.update({**filtered.num_dropped, "valid": filtered.responses.num_rows})
+        counts.add_responses(filtered)
         if index in wanted:
             yield index, filtered.responses

@@ -13,6 +13,7 @@ from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.preferences.settings import GenerationConfig, PairingConfig, ScoringConfig
 from dice_core.settings.base import Settings
+from dice_core.settings.seeds import derive_seed
 from dice_core.training.settings import TrainingConfig
 
 Pod = Literal["cpu", "gpu", "import", "train"]
@@ -41,6 +42,10 @@ class Stage:
     """The metrics that tell a person most."""
     is_command: bool = True
     """It can be run from the command line. The others only answer a pipeline."""
+
+    def seed(self, run_seed: int, *iteration: int) -> int:
+        """Return the seed of all its draws: its own, and in a stage of an iteration another one in each."""
+        return derive_seed(run_seed, self.name, *iteration)
 
     @property
     def function(self) -> Callable[..., Any]:

@@ -4,7 +4,6 @@ from functools import partial
 
 from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
 from dice_core.settings.base import Values
-from dice_core.settings.seeds import derive_seed
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import TRAIN
 from dice_core.storage import layout
@@ -52,7 +51,7 @@ def train(
         training=config,
         launch=launch_config,
         pods=pod_config,
-        seed=derive_seed(seed, "train", iteration),
+        seed=TRAIN.seed(seed, iteration),
     )
     report = run_stage(
         TRAIN,

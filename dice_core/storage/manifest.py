@@ -19,9 +19,10 @@ from dice_core.data.records import RecordError
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import ConflictError, MissingObjectError, Storage, StorageError
+from dice_core.storage.stored_record import read_record
 from dice_core.storage.transfers import side_by_side
 
-# The note on a finished part of a stage that is still running: its fingerprint, its key and its file entry.
+# The note on a finished part of a stage that is still running.
 _NOTE_SUFFIX = ".part.json"
 
 Metric = float | int | str
@@ -42,6 +43,13 @@ class Part:
 
     key: str
     entry: FileEntry
+
+
+@dataclass(frozen=True)
+class _Note(Part):
+    """What is stored beside a finished part, and makes it count."""
+
+    fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +85,9 @@ class Manifest:
             StorageError: not a manifest this version can read.
         """
         try:
-            values = json.loads(data)
-            files = {name: FileEntry(**entry) for name, entry in values.pop("files").items()}
-            return cls(files=files, **values)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise StorageError(f"{where}: not a manifest this version ({__version__}) can read: {error!r}") from None
+            return read_record(cls, data, where)
+        except ValueError as error:
+            raise StorageError(f"{where}: not a manifest that this version ({__version__}) reads: {error}") from None
 
 
 def read_manifest(uri: str) -> Manifest | None:
@@ -214,17 +220,17 @@ def publish_part(uri: str, name: str, path: Path, fingerprint: str) -> Part:
     storage, entry = open_storage(uri), describe_file(path)
     part = Part(f"{path.stem}-{entry.sha256[:12]}{path.suffix}", entry)
     storage.upload(path, part.key)
-    note = {"fingerprint": fingerprint, "key": part.key, "entry": asdict(entry)}
+    note = _Note(part.key, entry, fingerprint)
     try:
-        storage.write_if_version(name + _NOTE_SUFFIX, json.dumps(note).encode(), None)
+        storage.write_if_version(name + _NOTE_SUFFIX, json.dumps(asdict(note)).encode(), None)
     except ConflictError:
         return finished_parts(uri, fingerprint).get(name) or _replace_note(uri, name, note, part)
     return part
 
 
-def _replace_note(uri: str, name: str, note: Mapping[str, Any], part: Part) -> Part:
+def _replace_note(uri: str, name: str, note: _Note, part: Part) -> Part:
     """Write over the note of a part whose file is gone."""
-    open_storage(uri).write_bytes(name + _NOTE_SUFFIX, json.dumps(note).encode())
+    open_storage(uri).write_bytes(name + _NOTE_SUFFIX, json.dumps(asdict(note)).encode())
     return part
 
 
@@ -239,15 +245,22 @@ def finished_parts(uri: str, fingerprint: str) -> dict[str, Part]:
     parts: dict[str, Part] = {}
     keys = sorted(key for key in sizes if key.endswith(_NOTE_SUFFIX))
     for key, data in zip(keys, side_by_side(storage.read_bytes, keys), strict=True):
-        note = json.loads(data)
-        if note["fingerprint"] != fingerprint:
+        note = _read_note(data, layout.join(uri, key))
+        if note.fingerprint != fingerprint:
             raise StorageError(
                 f"{uri}: holds parts made with other settings or inputs: take a new run name, or pass --overwrite"
             )
-        part = Part(note["key"], FileEntry(**note["entry"]))
+        part = Part(note.key, note.entry)
         if sizes.get(part.key) == part.entry.size:
             parts[key.removesuffix(_NOTE_SUFFIX)] = part
     return parts
+
+
+def _read_note(data: bytes, where: str) -> _Note:
+    try:
+        return read_record(_Note, data, where)
+    except ValueError as error:
+        raise StorageError(f"{where}: not a note that this version ({__version__}) reads: {error}") from None
 
 
 def clear_stage(uri: str, stage: str) -> int:

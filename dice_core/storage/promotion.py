@@ -10,6 +10,7 @@ from dice_core import __version__
 from dice_core.progress import log
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import Storage, StorageError
+from dice_core.storage.stored_record import read_record
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,6 @@ def _place(uri: str) -> tuple[Storage, str]:
 
 def _parse(data: bytes, uri: str) -> Promotion:
     try:
-        return Promotion(**json.loads(data))
-    except (ValueError, TypeError) as error:
+        return read_record(Promotion, data, uri)
+    except ValueError as error:
         raise StorageError(f"{uri}: not a pointer to a promoted policy: {error}") from None

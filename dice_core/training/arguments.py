@@ -1,6 +1,6 @@
 """Training settings turned into what transformers.Trainer and DeepSpeed understand.
 
-The only module that knows their names; dpo_trainer.py uses what is built here.
+The only module that knows their names; `trainer.py` uses what is built here.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from dice_core.training import processes
+from dice_core.training import ranks
 from dice_core.training.settings import TrainingConfig
 
 _MEGABYTES = 1_000_000
@@ -61,11 +61,11 @@ def training_arguments(config: TrainingConfig, folder: Path, *, has_eval_pairs: 
     Raises:
         ConfigError: global_batch_size cannot be split over the processes.
     """
-    num_processes, on_cpu = processes.num_processes(), not torch.cuda.is_available()
+    num_processes, on_cpu = ranks.num_processes(), not torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.max_steps,
-        # A packed row of pairs, as many as dpo_trainer.py put into it.
+        # A packed row of pairs, as many as the trainer put into it.
         per_device_train_batch_size=1,
         gradient_accumulation_steps=config.accumulation_steps(num_processes),
         learning_rate=config.learning_rate,
@@ -97,7 +97,6 @@ def training_arguments(config: TrainingConfig, folder: Path, *, has_eval_pairs: 
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         seed=seed,
-        data_seed=seed,
     )
     if config.deepspeed != "none" and on_cpu:
         _join_on_cpu()

@@ -2,7 +2,7 @@
 
     URI/checkpoint-<step>/node-<i>/    the files of one node, with a manifest.json written last
 
-What is inside a checkpoint is the trainer's business; only complete ones of the same job and the same processes count.
+The trainer decides what is inside a checkpoint. Only complete ones of the same job and the same processes count.
 """
 
 import json
@@ -20,7 +20,7 @@ from dice_core.progress import log
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.manifest import Manifest, fetch_files, publish_files, read_manifest
-from dice_core.training import processes
+from dice_core.training import ranks
 
 NUM_KEPT = 2
 _COMPLETE = "complete.json"
@@ -62,16 +62,16 @@ class CheckpointStore:
 
         Every process calls this and gets the same.
         """
-        step, is_local = processes.broadcast(self._choose() if processes.rank() == 0 else None)
+        step, is_local = ranks.broadcast(self._choose() if ranks.rank() == 0 else None)
         folder = self._folder / f"checkpoint-{step}"
-        if processes.local_rank() == 0:
+        if ranks.local_rank() == 0:
             # One of another number of processes may have a higher step than all that follow.
             self._delete_local_except(step)
         if not step:
             return None
-        if not is_local and processes.local_rank() == 0:
+        if not is_local and ranks.local_rank() == 0:
             self._fetch(step, folder)
-        processes.barrier()
+        ranks.barrier()
         return folder
 
     def save(self, step: int) -> None:
@@ -160,11 +160,11 @@ class CheckpointStore:
         owner = Manifest(
             stage="checkpoint", fingerprint=self._owner.fingerprint, files={}, settings=asdict(self._owner)
         )
-        uri = self._node_uri(step, processes.node_rank())
+        uri = self._node_uri(step, ranks.node_rank())
         # What another run left here would be counted as part of this one.
         open_storage(uri).delete("")
         publish_files(uri, files, owner)
-        if processes.rank() == 0:
+        if ranks.rank() == 0:
             self._prune()
 
     def _prune(self) -> None:
@@ -197,8 +197,8 @@ class CheckpointCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Wait until every process has written its part, then mark and copy."""
-        processes.barrier()
-        if processes.local_rank() == 0:
+        ranks.barrier()
+        if ranks.local_rank() == 0:
             self._store.save(state.global_step)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:

@@ -14,6 +14,7 @@ from dice_core.settings.base import ConfigError
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
+from dice_core.storage.stored_record import read_record
 from dice_core.training.settings import TrainingConfig
 
 JOB_FILE = "job.json"
@@ -48,17 +49,17 @@ class TrainingJob:
 
         Raises:
             StorageError: there is none, or it is not one.
-            ConfigError: its settings are not valid.
+            ConfigError: its settings are not valid; another try would not help.
         """
         parent, _, name = job_uri.rpartition("/")
+        data = open_storage(parent or ".").read_bytes(name)
         try:
-            values = json.loads(open_storage(parent or ".").read_bytes(name))
-            training = TrainingConfig.parse(values.pop("training"), "training")
-            return cls(training=training, **values)
+            TrainingConfig.parse(json.loads(data)["training"], "training")
+            return read_record(cls, data, job_uri)
+        except ConfigError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise StorageError(f"{job_uri}: not a training job: {error!r}") from None
+            raise StorageError(f"{job_uri}: not a training job: {error}") from None
 
     @property
     def fingerprint(self) -> str:

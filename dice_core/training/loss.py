@@ -1,6 +1,6 @@
 """The DPO loss and its metrics: pure functions of summed log-probs.
 
-Where the log-probs come from is logprobs.py's business; nothing here knows a model, a device or a setting object.
+`logprobs` computes the log-probs; nothing here knows a model, a device or a settings object.
 """
 
 from typing import Literal
@@ -43,11 +43,11 @@ def dpo_loss(
     Raises:
         ValueError: `ipo` without token counts, or a loss of another name.
     """
-    chosen_logratios = policy_chosen_logps - reference_chosen_logps
-    rejected_logratios = policy_rejected_logps - reference_rejected_logps
+    chosen_logratios = policy_chosen_logps - reference_chosen_logps  # (pairs,)
+    rejected_logratios = policy_rejected_logps - reference_rejected_logps  # (pairs,)
     # DPO Eq. 5: the implicit reward, up to a term that depends on the prompt alone.
     rewards = (beta * chosen_logratios).detach(), (beta * rejected_logratios).detach()
-    logits = chosen_logratios - rejected_logratios
+    logits = chosen_logratios - rejected_logratios  # (pairs,)
     if loss == "sigmoid":
         # DPO Eq. 7 (arXiv 2305.18290); with label smoothing Eq. 3 of https://ericmitchell.ai/cdpo.pdf.
         losses = -F.logsigmoid(beta * logits) * (1 - label_smoothing) - F.logsigmoid(-beta * logits) * label_smoothing
@@ -59,7 +59,7 @@ def dpo_loss(
             raise ValueError("loss 'ipo' needs num_chosen_tokens and num_rejected_tokens")
         # IPO Eq. 17 (arXiv 2310.12036). Log-ratios are means per token, as IPO's authors advised and TRL does
         # (https://github.com/huggingface/trl/pull/1265): with sums the target 1 / (2 beta) would depend on length.
-        mean_logits = chosen_logratios / num_chosen_tokens - rejected_logratios / num_rejected_tokens
+        mean_logits = chosen_logratios / num_chosen_tokens - rejected_logratios / num_rejected_tokens  # (pairs,)
         losses = (mean_logits - 1 / (2 * beta)) ** 2
     else:
         raise ValueError(f"loss must be 'sigmoid', 'hinge' or 'ipo', got {loss!r}")

@@ -3,14 +3,14 @@
 import functools
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dice_core.progress import Throttle, log
 from dice_core.storage.manifest import Metric
-from dice_core.training import processes
+from dice_core.training import ranks
 from dice_core.training.batches import TrainingPair
 
 
@@ -24,8 +24,13 @@ class _Work:
 class Speedometer(TrainerCallback):
     """Measures tokens per second over training steps alone: reference pass, evaluation and checkpoints do not count."""
 
-    def __init__(self) -> None:
-        """Start with nothing measured."""
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start with nothing measured.
+
+        Args:
+            clock: returns seconds.
+        """
+        self._clock = clock
         self._throttle = Throttle(5.0)
         self._step_start = 0.0
         self._all, self._since = _Work(), _Work()
@@ -40,13 +45,13 @@ class Speedometer(TrainerCallback):
 
     def on_step_begin(self, *_: object, **__: object) -> None:
         """Start the clock of a step."""
-        self._step_start = time.monotonic()
+        self._step_start = self._clock()
 
     def on_step_end(self, *_: object, **__: object) -> None:
         """Stop the clock of a step."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        seconds = time.monotonic() - self._step_start
+        seconds = self._clock() - self._step_start
         for work in (self._all, self._since):
             work.seconds += seconds
             work.num_steps += 1
@@ -83,7 +88,7 @@ class Speedometer(TrainerCallback):
         return {
             **_numbers(self._all, policy),
             "seconds_per_step": round(seconds_per_step, 3),
-            "num_processes": processes.num_processes(),
+            "num_processes": ranks.num_processes(),
         }
 
 
@@ -96,14 +101,14 @@ def _speed_text(values: Mapping[str, float]) -> str:
 
 def _numbers(work: _Work, policy: PreTrainedModel) -> dict[str, float]:
     num_tokens, num_response_tokens, memory = zip(
-        *processes.gather((work.num_tokens, work.num_response_tokens, _peak_memory_bytes())), strict=True
+        *ranks.gather((work.num_tokens, work.num_response_tokens, _peak_memory_bytes())), strict=True
     )
     seconds = work.seconds or float("inf")
     numbers = {"tokens_per_second": round(sum(num_tokens) / seconds, 1), "peak_memory_bytes": max(memory)}
     if torch.cuda.is_available():
         # Forward once, backward twice as much; activations computed again do not count.
         done = 3 * num_operations(policy, sum(num_tokens), sum(num_response_tokens))
-        numbers["mfu"] = round(done / seconds / (processes.num_processes() * matmul_peak()), 4)
+        numbers["mfu"] = round(done / seconds / (ranks.num_processes() * matmul_peak()), 4)
     return numbers
 
 
@@ -112,8 +117,9 @@ def num_operations(model: PreTrainedModel, num_tokens: int, num_response_tokens:
 
     Every token meets the layers, a response's the output head as well; the input embedding is no product.
     """
-    head, embedding = _size(model.get_output_embeddings().weight), _size(model.get_input_embeddings().weight)
-    layers = sum(_size(weight) for weight in model.get_decoder().parameters()) - embedding
+    head = _size(model.get_output_embeddings().weight)
+    embedding = _size(model.get_input_embeddings().get_parameter("weight"))
+    layers = sum(map(_size, model.get_decoder().parameters())) - embedding
     return 2 * (layers * num_tokens + head * num_response_tokens)
 
 
@@ -123,9 +129,11 @@ def _size(weight: torch.Tensor) -> int:
 
 
 @functools.cache
-def matmul_peak(size: int = 8192, repeats: int = 10) -> float:
+def matmul_peak() -> float:
     """Return this GPU's measured bfloat16 matrix-multiplication speed, operations per second."""
-    left, right = (torch.randn(size, size, device=processes.device(), dtype=torch.bfloat16) for _ in range(2))
+    size, repeats = 8192, 10
+    # Each (size, size).
+    left, right = (torch.randn(size, size, device=ranks.device(), dtype=torch.bfloat16) for _ in range(2))
     left @ right
     torch.cuda.synchronize()
     start = time.monotonic()

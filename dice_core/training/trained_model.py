@@ -1,6 +1,6 @@
 """From trained, perhaps sharded, weights to a finished model folder: collected, compared, saved, checked.
 
-models.py writes and verifies the files; this module brings the weights together in float32.
+This module brings the weights together in float32; `models/saving.py` writes and verifies the files.
 """
 
 from collections.abc import Mapping
@@ -48,14 +48,14 @@ class ExactMasterWeights(TrainerCallback):
         self._folder = policy_folder
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Overwrite the master copy, one parameter at a time; a resumed run has it from its checkpoint."""
         if state.global_step:
             return
         from deepspeed.utils import safe_set_full_fp32_param
 
-        parameters = dict(model.policy.named_parameters())
+        parameters = dict(kwargs["model"].policy.named_parameters())
         for shard in shard_names(self._folder):
             with safe_open(self._folder / shard, framework="pt") as weights:
                 # Names the model does not have are second names of shared weights.
@@ -74,7 +74,7 @@ def gather_weights(policy: PreTrainedModel, *, uses_deepspeed: bool, keep: bool)
         keep: whether this process wants them; the others get an empty dict.
 
     Returns:
-        Weights by name; a weight that two modules share is there once.
+        Weights by name, each of its whole shape; a weight that two modules share is there once.
 
     Raises:
         ModelError: DeepSpeed holds no float32 copy of a parameter.

@@ -1,7 +1,7 @@
 """transformers.Trainer for DPO without a reference model: reference log-probs are numbers known before step 0.
 
-Every forward goes through PairScorer, the module that DDP or DeepSpeed wraps. What is saved of a finished model is
-trained_model.py's business, and where checkpoints go is checkpoints.py's.
+Every forward goes through PairScorer, the module that DDP or DeepSpeed wraps. `trained_model.py` saves the finished
+model, and `checkpoints.py` keeps the checkpoints.
 """
 
 import itertools
@@ -17,11 +17,13 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from dice_core.logprobs.forward import PromptGroup, packed_token_logps
 from dice_core.logprobs.packing import fill_to
+from dice_core.progress import log
 from dice_core.training import loss as dpo
-from dice_core.training import processes
+from dice_core.training import ranks
 from dice_core.training.activations import keep_fewer_activations
 from dice_core.training.batches import TrainingPair, TrainingPairs, measured_pairs, packed_rows, step_order
 from dice_core.training.settings import TrainingConfig
@@ -48,7 +50,9 @@ class PairScorer(nn.Module):
         if gradient_checkpointing:
             policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         else:
-            keep_fewer_activations(policy)
+            recognised = keep_fewer_activations(policy)
+            if ranks.rank() == 0:
+                log(f"train: {recognised}")
 
     def forward(self, pairs: Sequence[TrainingPair]) -> Tensor:
         """Return summed response log-probs in nats, chosen first. Shape: (pairs, 2), float64."""
@@ -58,7 +62,7 @@ class PairScorer(nn.Module):
             )
             for pair in pairs
         ]
-        token_logps = packed_token_logps(self.policy, groups)
+        token_logps = packed_token_logps(self.policy, groups)  # for each pair and response: (response tokens,)
         return torch.stack([torch.stack([logps.double().sum() for logps in group]) for group in token_logps])
 
 
@@ -108,11 +112,13 @@ class DPOTrainer(Trainer):
         # What training holds with gradients, a pass without them can hold too.
         self._row_tokens = max(sum(lengths[i] for i in row) for row in rows)
         self._filled: set[int] = set()
+        self._train_rows = _Rows([[pairs.train[i] for i in row] for row in rows])
+        self.policy, self.scorer = policy, PairScorer(policy, config.gradient_checkpointing)
         super().__init__(
-            model=PairScorer(policy, config.gradient_checkpointing),
+            model=self.scorer,
             args=arguments,
             data_collator=_collate,
-            train_dataset=_Rows([[pairs.train[i] for i in row] for row in rows]),
+            train_dataset=self._train_rows,
             eval_dataset=_Rows([pairs.eval]) if pairs.eval else None,
             callbacks=[_MeasureBefore(self), self.speed, *(callbacks or [])],
         )
@@ -121,15 +127,10 @@ class DPOTrainer(Trainer):
         # compute_loss returns the mean of a micro-batch: the Trainer divides it by the number of micro-batches.
         self.loss_is_scaled_for_ga = False
 
-    @property
-    def policy(self) -> PreTrainedModel:
-        """The policy itself, without wrappers."""
-        return self.model.policy
-
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, list[TrainingPair]],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
@@ -140,8 +141,8 @@ class DPOTrainer(Trainer):
         Raises:
             NonFiniteError: a pair's loss is not finite.
         """
-        pairs = inputs["pairs"]
-        logps = model(pairs)
+        pairs: list[TrainingPair] = inputs["pairs"]
+        logps: Tensor = model(pairs)  # (pairs, 2)
         losses, metrics = self._pair_losses(pairs, logps)
         if not torch.isfinite(losses).all():
             names = ", ".join(
@@ -152,13 +153,15 @@ class DPOTrainer(Trainer):
                 f"{names}; look at these pairs, lower training.learning_rate, or try training.precision 'float32'"
             )
         self._count(pairs, logps.detach(), losses.detach(), metrics)
-        return (losses.sum() * self._rows_per_step / self.dpo_config.global_batch_size).float()
+        share: Tensor = losses.sum() * self._rows_per_step / self.dpo_config.global_batch_size  # ()
+        return share.float()
 
     def _pair_losses(self, pairs: Sequence[TrainingPair], logps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and the metrics of each pair. logps: (pairs, 2); both results: (pairs,)."""
         config = self.dpo_config
-        reference = torch.from_numpy(self.reference_logps[[pair.index for pair in pairs]]).to(logps.device)
-        num_tokens = logps.new_tensor([[len(pair.chosen_token_ids), len(pair.rejected_token_ids)] for pair in pairs])
+        reference = self._references(pairs).to(logps.device)  # (pairs, 2)
+        lengths = [[len(pair.chosen_token_ids), len(pair.rejected_token_ids)] for pair in pairs]
+        num_tokens = logps.new_tensor(lengths)  # (pairs, 2)
         losses, chosen_rewards, rejected_rewards = dpo.dpo_loss(
             *logps.unbind(1),
             *reference.unbind(1),
@@ -170,10 +173,14 @@ class DPOTrainer(Trainer):
         )
         metrics = dpo.pair_metrics(chosen_rewards, rejected_rewards, *logps.unbind(1))
         if config.sft_weight:
-            nll = dpo.chosen_nll(logps[:, 0], num_tokens[:, 0])
+            nll = dpo.chosen_nll(logps[:, 0], num_tokens[:, 0])  # (pairs,)
             losses = losses + config.sft_weight * nll
             metrics["nll_loss"] = nll.detach()
         return losses, metrics
+
+    def _references(self, pairs: Sequence[TrainingPair]) -> Tensor:
+        """Return their reference log-probs in nats, on the CPU. Shape: (pairs, 2), chosen first."""
+        return torch.from_numpy(self.reference_logps[[pair.index for pair in pairs]])
 
     def _count(self, pairs: Sequence[TrainingPair], logps: Tensor, losses: Tensor, metrics: dict[str, Tensor]) -> None:
         for name, values in metrics.items():
@@ -181,7 +188,7 @@ class DPOTrainer(Trainer):
         self._num_counted += len(pairs)
         self.speed.count(pairs)
         if self.state.global_step == 0:
-            noise = logps.cpu() - torch.from_numpy(self.reference_logps[[pair.index for pair in pairs]])
+            noise = logps.cpu() - self._references(pairs)  # (pairs, 2)
             self._step0 += torch.stack([losses.sum().cpu(), noise.square().sum(), torch.tensor(float(len(pairs)))])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -201,9 +208,7 @@ class DPOTrainer(Trainer):
         super().log(logs, start_time)
 
     def _total(self, values: Sequence[Any]) -> Tensor:
-        return processes.total(
-            torch.tensor([float(value) for value in values], dtype=torch.float64).to(self.args.device)
-        )
+        return ranks.total(torch.tensor([float(value) for value in values], dtype=torch.float64).to(self.args.device))
 
     def evaluate(
         self,
@@ -222,6 +227,7 @@ class DPOTrainer(Trainer):
         return self._means(pairs, self.pair_logps(pairs))
 
     def _means(self, pairs: Sequence[TrainingPair], logps: LogpsTable) -> dict[str, float]:
+        """Return the means over pairs. logps: (pairs, 2)."""
         losses, metrics = self._pair_losses(pairs, torch.from_numpy(logps))
         return {name: float(values.mean()) for name, values in {"loss": losses, **metrics}.items()}
 
@@ -242,13 +248,13 @@ class DPOTrainer(Trainer):
         found = []
         with torch.no_grad():
             for number, row in enumerate(mine, 1):
-                found.append(model([pairs[k] for k in row]))
+                found.append(model([pairs[k] for k in row]))  # (pairs of the row, 2)
                 if on_progress:
                     on_progress(sum(map(len, rows[: number * num])), len(pairs))
         model.train(was_training)
         values = torch.cat(found).tolist() if found else []
         mine_by_pair = dict(zip(itertools.chain.from_iterable(mine), values, strict=True))
-        everything = {k: logps for part in processes.gather(mine_by_pair) for k, logps in part.items()}
+        everything = {k: logps for part in ranks.gather(mine_by_pair) for k, logps in part.items()}
         return np.array([everything[k] for k in range(len(pairs))], dtype=np.float64).reshape(len(pairs), 2)
 
     def fill_references(self) -> None:
@@ -274,20 +280,25 @@ class DPOTrainer(Trainer):
         if self.state.global_step:
             return
         # The references just filled in are what this policy gives: no pair is run twice.
-        logps = self.reference_logps.copy()
+        logps = self.reference_logps.copy()  # (train + eval pairs, 2)
         others = [pair for pair in self.measured if pair.index not in self._filled]
         logps[[pair.index for pair in others]] = self.pair_logps(others)
         start = self._means(self.measured, logps[[pair.index for pair in self.measured]])
         self.log({f"{START_PREFIX}{name}": value for name, value in start.items()})
 
-    def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs: Any) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """See Trainer; the checkpoint is a folder this class saved."""
-        self._resume_folder = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        return super().train(resume_from_checkpoint=str(self._resume_folder) if self._resume_folder else None, **kwargs)
+        self._resume_folder = Path(resume_from_checkpoint) if isinstance(resume_from_checkpoint, str) else None
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save what a resume needs beside the optimizer's state. DeepSpeed saves its weights with its optimizer."""
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.args.output_dir or "")
         folder.mkdir(parents=True, exist_ok=True)
         if not self.args.should_save:
             return
@@ -299,10 +310,10 @@ class DPOTrainer(Trainer):
         load_model(self.policy, str(Path(resume_from_checkpoint) / WEIGHTS_FILE))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
-        return SequentialSampler(train_dataset or self.train_dataset)
+        return SequentialSampler(self._train_rows)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         if norm is not None and not math.isfinite(float(norm)):
             raise NonFiniteError(
                 f"stopped at step {self.state.global_step + 1}: the gradient's norm is {float(norm)}; "

@@ -20,28 +20,26 @@ class WeightAverage(TrainerCallback):
     def __init__(self, decay: float, resume_folder: Path | None) -> None:
         """Take the decay, and the checkpoint that training goes on from."""
         self._decay, self._resume_folder = decay, resume_folder
-        self._average: dict[str, Tensor] = {}
+        self._average: dict[str, Tensor] = {}  # by name, each of its weight's shape
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start from the weights of now, or from the checkpoint's average."""
         saved = load_file(self._resume_folder / _FILE) if self._resume_folder else {}
-        for name, weight in _weights(model):
+        for name, weight in _weights(kwargs["model"]):
             self._average[name] = saved[name].to(weight.device) if saved else weight.detach().float().clone()
 
     @torch.no_grad()
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the average towards the weights of this step."""
-        for name, weight in _weights(model):
+        for name, weight in _weights(kwargs["model"]):
             self._average[name].lerp_(weight.float(), 1 - self._decay)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Put the average into the checkpoint."""
         if args.should_save:
-            save_file(self._average, Path(args.output_dir) / f"checkpoint-{state.global_step}" / _FILE)
+            save_file(self._average, Path(args.output_dir or "") / f"checkpoint-{state.global_step}" / _FILE)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:

@@ -1,9 +1,8 @@
-"""One training run: the job that describes it, and what each process of it does.
+"""What each process of a training run does: read the job, train, and publish from process 0.
 
-    torchrun ... -m dice_core.training OUTPUT_URI/job.json
+    torchrun ... -m dice_core.training.worker OUTPUT_URI/job.json
 
-Who starts the processes is launch.py's business, the loop is dpo_trainer.py's. Importing this module loads no torch, so
-that a launcher without it can write jobs.
+`launch` starts the processes, and `trainer.py` has the loop. Importing this module loads no torch.
 """
 
 import json
@@ -16,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dice_core.child_processes import end_with_parent
 from dice_core.data import records
 from dice_core.progress import Progress, log
 from dice_core.settings.base import ConfigError
@@ -25,7 +25,6 @@ from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import Manifest, Metric, fetch_files, publish_files, read_manifest
 from dice_core.training.batches import TrainingPairs, read_pairs
 from dice_core.training.job import CHECKPOINTS, ERROR, FINAL_ERROR, TrainingJob
-from dice_core.training.parent import die_with_torchrun
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
     from dice_core.training.checkpoints import CheckpointStore
     from dice_core.training.trainer import DPOTrainer
 
+# torchrun sets it for its workers.
+_TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
 METRICS_FILE, PAIRS_FILE = "metrics.jsonl", "pairs.parquet"
 
 
@@ -68,20 +69,20 @@ def run_training(job: TrainingJob) -> None:
     # Cheap checks first: what is wrong with pairs or settings is said before torch and the model load.
     pairs = load_pairs(job, scratch / f"pairs-{os.environ.get('RANK', '0')}")
     _quieten_libraries()
-    from dice_core.training import processes
+    from dice_core.training import ranks
     from dice_core.training.arguments import training_arguments
     from dice_core.training.checkpoints import CheckpointOwner, CheckpointStore
 
     config = job.training
     arguments = training_arguments(config, scratch / CHECKPOINTS, has_eval_pairs=bool(pairs.eval), seed=job.seed)
     try:
-        owner = CheckpointOwner(job.fingerprint, processes.num_processes(), processes.num_nodes(), config.deepspeed)
+        owner = CheckpointOwner(job.fingerprint, ranks.num_processes(), ranks.num_nodes(), config.deepspeed)
         store = CheckpointStore(layout.join(job.output_uri, CHECKPOINTS), scratch / CHECKPOINTS, owner)
         _train_and_publish(job, pairs, arguments, store, scratch)
-        if processes.local_rank() == 0:
+        if ranks.local_rank() == 0:
             shutil.rmtree(scratch, ignore_errors=True)
     finally:
-        processes.close()
+        ranks.close()
 
 
 def _train_and_publish(
@@ -90,13 +91,13 @@ def _train_and_publish(
     from dice_core.models.cache import fetch_model
     from dice_core.models.loading import context_length, load_model
     from dice_core.models.rotary import stretches_positions
-    from dice_core.training import processes
+    from dice_core.training import ranks
     from dice_core.training.checkpoints import CheckpointCallback
     from dice_core.training.trained_model import ExactMasterWeights, gather_weights
     from dice_core.training.trainer import DPOTrainer
     from dice_core.training.weight_average import WeightAverage
 
-    start, config, is_first = time.monotonic(), job.training, processes.rank() == 0
+    start, config, is_first = time.monotonic(), job.training, ranks.rank() == 0
     policy_folder, checkpoint = fetch_model(job.policy_uri), store.newest()
     if is_first:
         log(f"train: {len(pairs.train)} pairs, {pairs.num_dropped} dropped, {config.max_steps} steps")
@@ -125,9 +126,9 @@ def _train_and_publish(
         callbacks=[callback for callback in callbacks if callback],
         on_reference_progress=Progress("train: reference log-probs", "pairs") if is_first else None,
     )
-    trainer.train(checkpoint)
+    trainer.train(str(checkpoint) if checkpoint else None)
     if average:
-        average.copy_to(trainer.model)
+        average.copy_to(trainer.scorer)
     metrics = {**_training_metrics(trainer), **trainer.speed.totals(trainer.policy)}
     weights = gather_weights(trainer.policy, uses_deepspeed=config.deepspeed != "none", keep=is_first)
     if is_first:
@@ -225,7 +226,7 @@ def _write_lines(trainer: "DPOTrainer", path: Path) -> None:
         for line in trainer.state.log_history:
             if "train_loss" in line:
                 continue
-            # The Trainer counts the whole run as one epoch (dpo_trainer's fixed order): passes over the pairs instead.
+            # The Trainer sees one epoch, for the order of the pairs is fixed: passes over the pairs instead.
             values = {**line, "epoch": round(line["step"] * pairs_per_step, 4)}
             stream.write(json.dumps({name: _finite_or_none(value) for name, value in values.items()}) + "\n")
 
@@ -248,10 +249,13 @@ def _may_pass(error: Exception) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one process of a training job; errors meant for a person are one line on standard error."""
-    die_with_torchrun()
+    if _TORCHRUN_ID in os.environ:
+        # torchrun starts each worker in a session of its own, which no signal to its group reaches. When torchrun is
+        # killed, by the launcher or for want of memory, its workers would go on and hold their GPUs.
+        end_with_parent(os.getppid())
     job_uri, *rest = sys.argv[1:] if arguments is None else arguments
     if rest:
-        raise SystemExit("usage: torchrun ... -m dice_core.training JOB_URI")
+        raise SystemExit("usage: torchrun ... -m dice_core.training.worker JOB_URI")
     try:
         run_training(TrainingJob.read(job_uri))
     except (ConfigError, records.RecordError, RuntimeError) as error:

@@ -30,7 +30,7 @@ POD_FIELDS = {
     # The launcher of training asks for its own pod, whose owner becomes the owner of the job.
     "POD_NAME": "metadata.name",
     "POD_NAMESPACE": "metadata.namespace",
-    # Of a recurring run, which is named by it (dice_core.recurring).
+    # Of a recurring run, which is named by it (stages.choose_inputs).
     "KFP_RUN_ID": "metadata.labels['pipeline/runid']",
 }
 """What a task is told of its own pod, by variable."""

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from dice_core.launch.failure_report import job_outcome
-from dice_core.launch.job_spec import GROUP, JOB_URI_ANNOTATION, PLURAL, RUN_LABEL, VERSION
+from dice_core.launch.job_spec import RUN_LABEL
+from dice_core.launch.jobs import TrainingJobs
+from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.stages import choose_inputs as recurring
 from dice_core.storage import layout
-from pipelines.cluster.api import ClusterApi, ClusterError
 
 _DELETE = "kubectl --namespace {} delete pytorchjobs --selector {}={}"
 
@@ -35,12 +35,12 @@ def stop_training(context: str, namespace: str, run: Any) -> None:
         print(f"run {name}: training goes on, as launch.on_cancel=leave says; to stop it: {by_hand}")
         return
     try:
-        cluster = ClusterApi(context, namespace)
-        for job in unfinished_jobs(cluster, layout.run(str(parameters["root"]), name)):
-            path = f"{_jobs(cluster)}/{job['metadata']['name']}"
-            done = "is deleted" if cluster.delete(path, job["metadata"]["uid"]) else "has ended meanwhile"
+        jobs = TrainingJobs(KubernetesApi(namespace, context=context))
+        for job in jobs.unfinished(layout.run(str(parameters["root"]), name)):
+            is_deleted = jobs.delete(job["metadata"]["name"], job["metadata"]["uid"])
+            done = "is deleted" if is_deleted else "has ended meanwhile"
             print(f"run {name}: PyTorchJob {namespace}/{job['metadata']['name']} {done}")
-    except ClusterError as error:
+    except KubernetesError as error:
         print(f"pipelines: {error}; training may go on, to stop it: {by_hand}", file=sys.stderr)
 
 
@@ -56,18 +56,3 @@ def own_name(run: Any) -> str:
 def parameters_of(run: Any) -> Mapping[str, Any]:
     """Return the parameters that a run was started with."""
     return (run.runtime_config.parameters if run.runtime_config else None) or {}
-
-
-def unfinished_jobs(cluster: ClusterApi, run_uri: str) -> list[dict[str, Any]]:
-    """Return the PyTorchJobs of the namespace that train below an address and have not ended."""
-    return [
-        job for job in cluster.list(_jobs(cluster)) if _place(job).startswith(f"{run_uri}/") and not job_outcome(job)
-    ]
-
-
-def _place(job: Mapping[str, Any]) -> str:
-    return str((job["metadata"].get("annotations") or {}).get(JOB_URI_ANNOTATION, ""))
-
-
-def _jobs(cluster: ClusterApi) -> str:
-    return f"/apis/{GROUP}/{VERSION}/namespaces/{cluster.namespace}/{PLURAL}"

@@ -8,8 +8,9 @@ import argparse
 import sys
 from typing import Any
 
-from pipelines.cluster.api import ClusterApi, ClusterError
-from pipelines.cluster.pods import STAGE_LABEL, stage_pods, waiting_reason
+from dice_core.launch.failure_report import why_waiting
+from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
+from pipelines.cluster.pods import STAGE_LABEL, stage_pods
 from pipelines.kfp.api import Connection, KfpApi
 from pipelines.kfp.runs import newest
 
@@ -19,11 +20,11 @@ def logs(options: argparse.Namespace) -> int:
     connection = Connection.from_environment(options.host, options.namespace)
     api = KfpApi(connection)
     run = newest(api, options.run)
-    cluster = ClusterApi(options.context, connection.namespace)
+    cluster = KubernetesApi(connection.namespace, context=options.context)
     pods = stage_pods(cluster, run.run_id, options.task)
     if not pods:
         stage = f" of stage {options.task!r}" if options.task else ""
-        raise ClusterError(
+        raise KubernetesError(
             f"run {options.run}: no pod{stage} is left in namespace {connection.namespace}: "
             f"see {api.address('runs', run.run_id)}"
         )
@@ -32,17 +33,17 @@ def logs(options: argparse.Namespace) -> int:
     return 0
 
 
-def show(cluster: ClusterApi, pod: dict[str, Any], num_lines: int) -> None:
+def show(cluster: KubernetesApi, pod: dict[str, Any], num_lines: int) -> None:
     """Print the end of a pod's log; what keeps a pod from starting where it has none."""
     metadata, status = pod["metadata"], pod.get("status", {})
     stage = metadata["labels"][STAGE_LABEL]
     print(f"== {stage}: {metadata['name']} ({status.get('phase')})", flush=True)
-    path = f"/api/v1/namespaces/{cluster.namespace}/pods/{metadata['name']}/log"
+    path = cluster.path("pods", f"{metadata['name']}/log")
     tail = {"tailLines": str(num_lines)} if num_lines else {}
     try:
         text = cluster.text(path, container="main", **tail)
-    except ClusterError as error:
-        print(f"   no log: {waiting_reason(status) or error}", file=sys.stderr)
+    except KubernetesError as error:
+        print(f"   no log: {why_waiting(pod) or error}", file=sys.stderr)
         return
     for line in text.splitlines():
         print(f"[{stage}] {line}")

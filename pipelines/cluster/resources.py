@@ -69,7 +69,8 @@ def retry_window_seconds(preset: Preset, cluster: ClusterConfig, stage: Stage) -
     ends is killed. Time in which pods wait for nodes counts too.
     """
     attempts = preset.num_retries + 1
-    backoff = sum(_BACKOFF_SECONDS << number for number in range(preset.num_retries))
+    # Each pause is twice the one before.
+    backoff = _BACKOFF_SECONDS * ((1 << preset.num_retries) - 1)
     timeout = task_timeout_seconds(cluster, stage, _role(stage, preset.launch))
     return attempts * timeout + backoff + to_seconds(cluster.pending_timeout)
 

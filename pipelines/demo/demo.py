@@ -147,7 +147,7 @@ def follow(command: Sequence[str], environment: Mapping[str, str], screen: Scree
         Its exit code; 128 and the number of the signal that ended it, as in a shell.
     """
     # -P: modules of this package must not be found in place of the standard library's.
-    guard = [sys.executable, "-P", process_tree.__file__, str(os.getpid()), str(_STOP_SECONDS)]
+    guard = [sys.executable, "-m", process_tree.__name__, str(os.getpid()), str(_STOP_SECONDS)]
     with (
         log.open("w") as file,
         subprocess.Popen(

@@ -4,25 +4,25 @@ Starts it on 127.0.0.1 with credentials of its own in a folder, waits until it a
 to the command. Knows nothing of runs and stages.
 """
 
-import ctypes
 import os
 import random
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from dice_core.child_processes import end_with_parent
 from pipelines.demo.folder_lock import FolderInUseError, folder_lock, write_owner
 
 _HOST = "127.0.0.1"
@@ -35,7 +35,6 @@ _READY_SECONDS = 60
 # Without clients it stops in 2 s; with a client's idle connection it would take 30.
 _STOP_SECONDS = 3
 _NUM_LOG_LINES = 8
-_PR_SET_PDEATHSIG = 1
 
 
 class ObjectStoreError(RuntimeError):
@@ -201,26 +200,9 @@ def _spawn(
             pass_fds=[lock],
             # A Ctrl-C reaches the command alone, which may still have something to store.
             start_new_session=True,
-            preexec_fn=None if outlive_parent else _die_with_parent(os.getpid()),
+            # Killed at once: SIGTERM may take half a minute, and a second attempt could not use the folder until then.
+            preexec_fn=None if outlive_parent else partial(end_with_parent, os.getpid()),
         )
-
-
-def _die_with_parent(parent: int) -> Callable[[], None]:
-    """Return what the child runs first: ask Linux for a SIGKILL when the parent is gone.
-
-    Not SIGTERM: it may take half a minute, and a second attempt could not use the folder until then.
-    """
-    if sys.platform != "linux":
-        return lambda: None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # The parent may have gone before Linux was asked.
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return ask
 
 
 def _wait_until_ready(store: ObjectStore, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Runs a command and leaves no process of it behind, whatever becomes of the command, of its caller, or of both.
 
-    python process_tree.py CALLER_PID STOP_SECONDS COMMAND...
+    python -m pipelines.demo.process_tree CALLER_PID STOP_SECONDS COMMAND...
 
 A process of its own between demo.py and the run, because a caller that was killed can clean up no more. Linux tells
 it when the caller is gone, and gives it the processes whose parents ended before them. Ends with the command's exit
@@ -8,7 +8,6 @@ status: 128 and the number of the signal if one ended it, as in a shell. one_sto
 """
 
 import ctypes
-import os
 import signal
 import subprocess
 import sys
@@ -19,7 +18,8 @@ from types import FrameType
 
 import psutil
 
-_PR_SET_PDEATHSIG = 1
+from dice_core.child_processes import end_with_parent
+
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_SECONDS = 0.1
 # SIGHUP comes when the terminal is closed.
@@ -52,12 +52,10 @@ def main(arguments: Sequence[str]) -> int:
     # Only noted: an exception could come in the middle of the clean-up.
     signal.signal(signal.SIGTERM, lambda number, frame: stops.append(number))
     if sys.platform == "linux":
-        prctl = ctypes.CDLL(None).prctl
-        prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    # The caller may have gone before Linux was asked.
-    if os.getppid() != int(caller):
-        return 1
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    end_with_parent(int(caller), signal.SIGTERM)
+    if stops:
+        return 128 + signal.SIGTERM
     process = subprocess.Popen(command)
     while process.poll() is None and not stops:
         time.sleep(_POLL_SECONDS)

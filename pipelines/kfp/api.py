@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.kfp.connection_errors import innermost, is_authority_unknown, is_certificate_refused
+from dice_core.launch.connection_errors import innermost, is_authority_unknown, is_certificate_refused
 from pipelines.kfp.http_route import TRUST_HINT, Route, route_to
 
 PROBE_SECONDS = 5

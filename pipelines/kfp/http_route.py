@@ -32,8 +32,10 @@ class Route:
         import certifi
         import urllib3
 
-        trusted = {"cert_reqs": "CERT_REQUIRED", "ca_certs": self.ca_file or certifi.where()}
-        return urllib3.ProxyManager(self.proxy, **trusted) if self.proxy else urllib3.PoolManager(**trusted)
+        authorities = self.ca_file or certifi.where()
+        if self.proxy:
+            return urllib3.ProxyManager(self.proxy, cert_reqs="CERT_REQUIRED", ca_certs=authorities)
+        return urllib3.PoolManager(cert_reqs="CERT_REQUIRED", ca_certs=authorities)
 
 
 def route_to(host: str) -> Route:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.settings.durations import show_duration
 from dice_core.stages import choose_inputs as recurring
 from dice_core.storage import layout
-from pipelines.cluster.api import ClusterApi, ClusterError
 from pipelines.cluster.jobs import own_name, parameters_of, stop_training
 from pipelines.cluster.pods import waiting_pods
 from pipelines.kfp.api import Connection, KfpApi, KfpError
@@ -74,9 +74,9 @@ def status(options: argparse.Namespace) -> int:
 def _show_waiting(context: str, namespace: str, run_id: str) -> None:
     """Print why pods do not run yet: KFP shows a task that no node can take like one at work."""
     try:
-        for name, reason in waiting_pods(ClusterApi(context, namespace), run_id):
+        for name, reason in waiting_pods(KubernetesApi(namespace, context=context), run_id):
             print(f"  {name} does not run yet: {reason or 'no reason given'}")
-    except ClusterError as error:
+    except KubernetesError as error:
         print(f"pipelines: {error}; why tasks wait is not shown", file=sys.stderr)
 
 

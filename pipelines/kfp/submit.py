@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from components import images
+from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.settings.base import ConfigError
 from dice_core.storage import layout
-from pipelines.cluster.api import ClusterApi, ClusterError
 from pipelines.cluster.config import CONFIG_MAP, PIPELINE_ACCOUNT
 from pipelines.kfp.api import Connection, KfpApi, KfpError
 from pipelines.kfp.runs import follow, runs_of
@@ -97,9 +97,11 @@ def chosen_root(root: str, deployed: Callable[[], str] | None = None) -> str:
 def root_of_cluster(options: argparse.Namespace) -> str:
     """Return the root in the cluster's ConfigMap; empty where no cluster can be asked."""
     try:
-        cluster = ClusterApi(options.context, options.namespace or os.environ.get("DICE_NAMESPACE") or "kubeflow")
+        cluster = KubernetesApi(
+            options.namespace or os.environ.get("DICE_NAMESPACE") or "kubeflow", context=options.context
+        )
         found = cluster.named("configmaps", CONFIG_MAP) or {}
-    except ClusterError as error:
+    except KubernetesError as error:
         print(f"pipelines: {error}", file=sys.stderr)
         return ""
     return str((found.get("data") or {}).get("DICE_ROOT", ""))

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from dice_core.launch.kubernetes import ForbiddenError, KubernetesError
 from dice_core.storage.contract import StorageError
-from pipelines.cluster.api import ClusterError, ForbiddenError
 from pipelines.kfp.api import KfpError
 
 
@@ -34,5 +34,5 @@ def checked(what: str, check: Callable[[], str]) -> Line:
         return Line("?", what, str(error))
     except ForbiddenError as error:
         return Line("?", what, f"you may not look: {error}")
-    except (ValueError, KfpError, ClusterError, StorageError) as error:
+    except (ValueError, KfpError, KubernetesError, StorageError) as error:
         return Line("FAIL", what, str(error))

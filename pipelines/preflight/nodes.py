@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from components import images
+from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.launch.settings import LaunchConfig
 from dice_core.settings.quantities import quantity
-from pipelines.cluster.api import ClusterApi, ClusterError
 from pipelines.cluster.config import ClusterConfig
 from pipelines.preflight.findings import UncertainError
 
@@ -50,12 +50,12 @@ def cpu_task_pods(config: ClusterConfig) -> Pods:
     return Pods("the largest CPU task", 1, requests, "cluster.cpu", selector, tolerations, sizes)
 
 
-def check_images(cluster: ClusterApi) -> str:
+def check_images(cluster: KubernetesApi) -> str:
     """Find images that no registry has on the nodes: a cluster of kind gets them by make kind-load."""
     wanted = [images.CORE, images.GENERATE, images.TRAIN]
     if images.names_a_registry(wanted[0]):
         if changed := [image for image in wanted if image.endswith("-dirty")]:
-            raise ClusterError(
+            raise KubernetesError(
                 f"{', '.join(changed)}: built from sources with changes, and make push pushes no such tag: commit, "
                 "then make images push, or give TAG="
             )
@@ -64,19 +64,19 @@ def check_images(cluster: ClusterApi) -> str:
     names = {name for node in nodes for image in node["status"].get("images", ()) for name in image.get("names") or ()}
     missing = [image for image in wanted if not any(f"/{name}".endswith(f"/{image}") for name in names)]
     if missing:
-        raise ClusterError(
+        raise KubernetesError(
             f"{', '.join(missing)}: on no node, and the name has no registry: make kind-load with the same TAG, or "
             "make push REGISTRY=registry.example.com/dice and the same REGISTRY here"
         )
     return f"{', '.join(wanted)}, on the nodes"
 
 
-def check_nodes(cluster: ClusterApi, pods: Pods) -> str:
+def check_nodes(cluster: KubernetesApi, pods: Pods) -> str:
     """Find nodes that can take the pods.
 
     Raises:
         UncertainError: too few are there now; an autoscaler may make more.
-        ClusterError: there are nodes, and none of them can.
+        KubernetesError: there are nodes, and none of them can.
     """
     selector = ",".join(f"{name}={value}" for name, value in pods.selector.items())
     nodes = cluster.list(_NODES, **({"labelSelector": selector} if selector else {}))
@@ -91,7 +91,7 @@ def check_nodes(cluster: ClusterApi, pods: Pods) -> str:
         return f"{len(usable)} of {len(nodes)} can take {wanted}"
     if nodes and not usable:
         reasons = "; ".join(f"{name} {fault}" for name, fault in list(faults.items())[:3])
-        raise ClusterError(
+        raise KubernetesError(
             f"none of {len(nodes)} can take {wanted}: {reasons}. Add one that can; the requests come from {pods.sizes}"
         )
     raise UncertainError(

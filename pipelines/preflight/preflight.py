@@ -8,10 +8,10 @@ import argparse
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from dice_core.launch.kubernetes import ForbiddenError, KubernetesApi, KubernetesError
 from dice_core.launch.settings import LaunchConfig
 from dice_core.settings.base import ConfigError
 from dice_core.settings.quantities import quantity
-from pipelines.cluster.api import ClusterApi, ClusterError, ForbiddenError
 from pipelines.cluster.config import (
     CONFIG_KEYS,
     CONFIG_MAP,
@@ -32,10 +32,10 @@ _WORKFLOW_RIGHTS: _Rights = [
     *((verb, "argoproj.io", "workflowtaskresults") for verb in ("create", "patch")),
 ]
 _TRAINING_RIGHTS: _Rights = [
-    *((verb, "kubeflow.org", "pytorchjobs") for verb in ("create", "get", "list", "watch", "patch", "delete")),
-    *((verb, "", "pods") for verb in ("get", "list", "watch")),
+    *((verb, "kubeflow.org", "pytorchjobs") for verb in ("create", "get", "patch", "delete")),
+    *((verb, "", "pods") for verb in ("get", "list")),
     ("get", "", "pods/log"),
-    *((verb, "", "events") for verb in ("get", "list", "watch")),
+    ("list", "", "events"),
 ]
 # Of a person.
 _LOGS_RIGHTS: _Rights = [("list", "", "pods"), ("get", "", "pods/log")]
@@ -61,10 +61,10 @@ def lines(options: argparse.Namespace, preset: Preset) -> Iterator[Line]:
     yield checked("Kubeflow Pipelines", partial(check_kfp, connection))
     cluster = None
     try:
-        cluster = ClusterApi(options.context, connection.namespace)
+        cluster = KubernetesApi(connection.namespace, context=options.context)
         version = cluster.get("/version") or {}
         yield Line("ok", "Kubernetes", f"{version.get('gitVersion', 'unknown version')} at {cluster.host}")
-    except ClusterError as error:
+    except KubernetesError as error:
         yield Line("FAIL", "Kubernetes", str(error))
         cluster = None
     if cluster:
@@ -81,7 +81,7 @@ def check_kfp(connection: Connection) -> str:
     return api.host + (f", several users, namespace {connection.namespace}" if api.is_multi_user else "")
 
 
-def cluster_lines(cluster: ClusterApi, preset: Preset) -> Iterator[Line]:
+def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
     """Yield what the Kubernetes API tells: objects, rights, the training operator, nodes, quota."""
     config, launch = preset.cluster or ClusterConfig(), preset.launch
     is_elsewhere = launch.backend == "pytorchjob"
@@ -115,28 +115,28 @@ def cluster_lines(cluster: ClusterApi, preset: Preset) -> Iterator[Line]:
         yield checked("queue", partial(check_queue, cluster, config.queue_name))
 
 
-def check_object(cluster: ClusterApi, resource: str, name: str, keys: tuple[str, ...] = ()) -> str:
+def check_object(cluster: KubernetesApi, resource: str, name: str, keys: tuple[str, ...] = ()) -> str:
     """Find an object of the namespace, with keys in its data."""
     found = cluster.named(resource, name)
     if found is None:
-        raise ClusterError(f"there is none in namespace {cluster.namespace}: {_DEPLOY}")
+        raise KubernetesError(f"there is none in namespace {cluster.namespace}: {_DEPLOY}")
     missing = [key for key in keys if key not in (found.get("data") or {})]
     if missing:
-        raise ClusterError(f"has no key {', '.join(missing)}: add it, or deploy again")
+        raise KubernetesError(f"has no key {', '.join(missing)}: add it, or deploy again")
     return f"in namespace {cluster.namespace}"
 
 
-def check_claim(cluster: ClusterApi, name: str) -> str:
+def check_claim(cluster: KubernetesApi, name: str) -> str:
     """Find the volume claim; one that waits for its first pod is as good as a bound one, if its class exists."""
     found = cluster.named("persistentvolumeclaims", name)
     if found is None:
-        raise ClusterError(f"no claim {name} in namespace {cluster.namespace}: {_DEPLOY}")
+        raise KubernetesError(f"no claim {name} in namespace {cluster.namespace}: {_DEPLOY}")
     phase = found.get("status", {}).get("phase", "Pending")
     if phase == "Lost":
-        raise ClusterError(f"claim {name} has lost its volume: delete it and deploy again")
+        raise KubernetesError(f"claim {name} has lost its volume: delete it and deploy again")
     wanted = found["spec"].get("storageClassName")
     if phase == "Pending" and wanted and cluster.get(f"/apis/storage.k8s.io/v1/storageclasses/{wanted}") is None:
-        raise ClusterError(
+        raise KubernetesError(
             f"claim {name} waits for the storage class {wanted}, which the cluster does not have: install it, or name "
             "one that it has in the overlay, delete the claim and deploy again"
         )
@@ -150,11 +150,11 @@ def check_claim(cluster: ClusterApi, name: str) -> str:
     return f"claim {name} is {phase}" + (" (bound by the first pod that mounts it)" if phase == "Pending" else "")
 
 
-def check_operator(cluster: ClusterApi, launch: LaunchConfig) -> str:
+def check_operator(cluster: KubernetesApi, launch: LaunchConfig) -> str:
     """Find the PyTorchJob resource; say what the operator adds to pods, which can keep them from starting."""
     found = cluster.get("/apis/kubeflow.org/v1")
     if not found or "pytorchjobs" not in {entry["name"] for entry in found["resources"]}:
-        raise ClusterError(
+        raise KubernetesError(
             "the API knows no PyTorchJob: install the training operator (manifests/README.md names the release), or "
             "train in the task's own pod: SET=launch.backend=torchrun"
         )
@@ -162,7 +162,7 @@ def check_operator(cluster: ClusterApi, launch: LaunchConfig) -> str:
     return "PyTorchJob kubeflow.org/v1" + (workers if launch.num_nodes > 1 else "")
 
 
-def check_rights(cluster: ClusterApi, rights: _Rights) -> str:
+def check_rights(cluster: KubernetesApi, rights: _Rights) -> str:
     """Ask whether the tasks of a run may do what they do: report their outcome, and run PyTorchJobs."""
     try:
         refused = [
@@ -175,14 +175,14 @@ def check_rights(cluster: ClusterApi, rights: _Rights) -> str:
             f"{cluster.namespace} --as {account}"
         ) from None
     if refused:
-        raise ClusterError(
+        raise KubernetesError(
             f"may not {', '.join(refused)}: make deploy OVERLAY=... binds the roles dice-training and dice-workflow"
         )
     has_training = len(rights) > len(_WORKFLOW_RIGHTS)
     return "may report outcomes" + (", create, follow and delete PyTorchJobs" if has_training else "")
 
 
-def check_own_rights(cluster: ClusterApi, rights: _Rights) -> str:
+def check_own_rights(cluster: KubernetesApi, rights: _Rights) -> str:
     """Ask whether the person who asks may do what make logs and make cancel do; a run itself needs none of it."""
     refused = [f"{verb} {name}" for verb, group, name in rights if not cluster.may("", verb, group, name)]
     if refused:

@@ -1,14 +1,14 @@
 """What preflight asks of quotas and queues: will training be let in."""
 
+from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.launch.settings import LaunchConfig
 from dice_core.settings.quantities import quantity
-from pipelines.cluster.api import ClusterApi, ClusterError
 from pipelines.cluster.config import ClusterConfig
 
 _KUEUE = "/apis/kueue.x-k8s.io"
 
 
-def check_quota(cluster: ClusterApi, config: ClusterConfig, launch: LaunchConfig, num_shards: int) -> str:
+def check_quota(cluster: KubernetesApi, config: ClusterConfig, launch: LaunchConfig, num_shards: int) -> str:
     """Compare the namespace's GPU quotas with the most that training holds at once."""
     name = f"requests.{config.gpu_resource}"
     needed, shown = launch.num_nodes * launch.processes_per_node, []
@@ -17,7 +17,7 @@ def check_quota(cluster: ClusterApi, config: ClusterConfig, launch: LaunchConfig
         if hard is None:
             continue
         if quantity(hard) < needed:
-            raise ClusterError(
+            raise KubernetesError(
                 f"{quota['metadata']['name']} allows {hard} {config.gpu_resource}, training holds {needed}: raise it "
                 "in the overlay"
             )
@@ -25,11 +25,11 @@ def check_quota(cluster: ClusterApi, config: ClusterConfig, launch: LaunchConfig
     return "; ".join(shown) or "none on GPUs"
 
 
-def check_queue(cluster: ClusterApi, name: str) -> str:
+def check_queue(cluster: KubernetesApi, name: str) -> str:
     """Find Kueue's queue and whether it admits jobs: a job in a queue that is not there waits, and nothing says so."""
     kueue = cluster.get(_KUEUE)
     if kueue is None:
-        raise ClusterError(
+        raise KubernetesError(
             f"cluster.queue_name is {name!r} and the API knows no Kueue, so that training would only wait: install "
             "it (manifests/README.md names the release), or SET=cluster.queue_name="
         )
@@ -37,14 +37,14 @@ def check_queue(cluster: ClusterApi, name: str) -> str:
     queue = cluster.get(f"{queues}/{name}")
     if queue is None:
         known = ", ".join(entry["metadata"]["name"] for entry in cluster.list(queues)) or "none"
-        raise ClusterError(
+        raise KubernetesError(
             f"no LocalQueue {name} in namespace {cluster.namespace}, training would only wait; there are: {known}: "
             "correct cluster.queue_name, or make deploy OVERLAY=kueue, which makes dice"
         )
     conditions = {entry["type"]: entry for entry in queue.get("status", {}).get("conditions", ())}
     active = conditions.get("Active", {"message": "its state is not known, does Kueue's controller run?"})
     if active.get("status") != "True":
-        raise ClusterError(
+        raise KubernetesError(
             f"LocalQueue {name} admits no job ({active.get('message')}): see kubectl describe clusterqueue "
             f"{queue['spec']['clusterQueue']}"
         )

@@ -12,11 +12,11 @@ from dataclasses import replace
 from functools import partial
 from urllib.parse import urlsplit
 
+from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.settings.base import ConfigError
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import ConflictError, NoAccessError, StorageError
-from pipelines.cluster.api import ClusterApi, ClusterError
 from pipelines.cluster.config import CONFIG_MAP, ClusterConfig
 from pipelines.kfp.submit import chosen_root
 from pipelines.preflight.findings import Line, UncertainError, checked
@@ -28,7 +28,7 @@ _SHELL_VARIABLES = {
 """What the cluster was deployed with, and the variables by which this shell may say something else."""
 
 
-def s3_lines(options: argparse.Namespace, cluster: ClusterApi | None, config: ClusterConfig) -> Iterator[Line]:
+def s3_lines(options: argparse.Namespace, cluster: KubernetesApi | None, config: ClusterConfig) -> Iterator[Line]:
     """Yield whether runs have a place, and whether it can be written with the pods' server and region."""
     found = deployed(cluster)
     try:
@@ -49,11 +49,11 @@ def s3_lines(options: argparse.Namespace, cluster: ClusterApi | None, config: Cl
     yield replace(line, text=f"{server}: {line.text}")
 
 
-def deployed(cluster: ClusterApi | None) -> Mapping[str, str]:
+def deployed(cluster: KubernetesApi | None) -> Mapping[str, str]:
     """Return what the cluster was deployed with; empty where it does not say. That it is there, another line tells."""
     try:
         found = cluster.named("configmaps", CONFIG_MAP) if cluster else None
-    except ClusterError:
+    except KubernetesError:
         return {}
     return (found or {}).get("data") or {}
 

@@ -31,7 +31,7 @@ def ours(folder: Path, num_prompts: str = "") -> Timed:
     from dice_core.preferences.settings import PairingConfig
 
     work = Work(folder)
-    config = PairingConfig(length_penalty="grid", min_valid_responses=2)
+    config = PairingConfig(length_penalty="grid")
     path = work.scores(_num_prompts(work, num_prompts))
     table = pq.read_table(path)
     with stopwatch() as watch:
@@ -49,7 +49,7 @@ def ours_exact(folder: Path, num_prompts: str = "") -> Timed:
     from dice_core.preferences.settings import PairingConfig
 
     work = Work(folder)
-    config = PairingConfig(min_valid_responses=2)
+    config = PairingConfig()
     file = pq.ParquetFile(work.scores(_num_prompts(work, num_prompts)))
     with stopwatch() as watch:
         parts = (pa.Table.from_batches([batch]) for batch in file.iter_batches(1 << 20))
@@ -68,7 +68,7 @@ def ours_with_texts(folder: Path) -> Timed:
     from dice_core.preferences.settings import PairingConfig
 
     work = Work(folder)
-    config = PairingConfig(length_penalty="grid", min_valid_responses=2, replay_ratio=0, num_eval_pairs=0)
+    config = PairingConfig(length_penalty="grid", replay_ratio=0, num_eval_pairs=0)
     table = pq.read_table(work.scores(work.size.num_pairing_prompts))
     ids, texts = pa.array([[1]] * table.num_rows, pa.list_(pa.int32())), _texts(table)
     columns = [table["prompt_id"], table["sample_index"], ids, ids, pa.array(texts), ["stop"] * table.num_rows]
@@ -104,7 +104,7 @@ def ours_stage(folder: Path, num_prompts: str = "", length_penalty: str = "grid"
     uris = {
         f"{kind}_uris": [str(place / f"{kind}-{i}") for i in range(_NUM_SHARDS)] for kind in ("scores", "responses")
     }
-    pairing = {"length_penalty": length_penalty, "min_valid_responses": 2, "replay_ratio": 0, "num_eval_pairs": 0}
+    pairing = {"length_penalty": length_penalty, "replay_ratio": 0, "num_eval_pairs": 0}
     with tempfile.TemporaryDirectory(dir=place) as out:
         with stopwatch() as watch:
             report = pair(str(place / "data"), str(place / "policy"), out, pairing=pairing, **uris)
@@ -181,7 +181,7 @@ def ours_penalty(folder: Path, num_prompts: str = "") -> Timed:
     work = Work(folder)
     file = pq.ParquetFile(work.scores(_num_prompts(work, num_prompts)))
     parts = (pa.Table.from_batches([batch]) for batch in file.iter_batches(1 << 20))
-    grouped = group_scores(parts, PairingConfig(min_valid_responses=2))
+    grouped = group_scores(parts, PairingConfig())
     with stopwatch() as watch:
         penalty = exact_length_penalty(grouped, gap_steps(grouped))
     print(f"pair: the exact length penalty in {1000 * watch.seconds:.1f} ms", file=sys.stderr)

@@ -110,7 +110,7 @@ def ours_stage(folder: Path) -> Timed:
     config = ScoringConfig(dtype="float32", min_valid_responses=2)
     with stopwatch() as watch:
         kept = filter_responses(work.responses(), config)
-        ((_, scores, _),) = score_parts(work.policy, work.reference, [(0, kept.responses)], config)
+        ((_, scores),) = score_parts(work.policy, work.reference, [(0, kept.responses)], config)
     return Timed.of(watch, _scores(*(scores[f"{model}_logps"].to_pylist() for model in ("policy", "reference"))))
 
 

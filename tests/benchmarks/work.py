@@ -240,7 +240,7 @@ class _Writer:
             prompt = self.prompt(size.prompt_tokens)
             for sample in range(size.num_responses):
                 ids, text = self.response(size.response_tokens)
-                rows.append((f"prompt-{number:07d}", sample, prompt, ids, text, "stop", None))
+                rows.append((f"prompt-{number:07d}", sample, prompt, ids, text, "stop"))
         return _table(rows, RESPONSES)
 
     def pairs(self, size: Size) -> pa.Table:

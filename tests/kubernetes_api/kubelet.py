@@ -31,7 +31,8 @@ class _Container:
     pod: Object
     process: subprocess.Popen[bytes] | None = None
     is_reading: bool = False
-    lines: list[tuple[datetime, bytes]] = field(default_factory=list)
+    lines: list[tuple[int, datetime, bytes]] = field(default_factory=list)
+    """Of each start (counted by the restarts before it), when it came, and the text."""
     num_restarts: int = 0
     started_at: str = ""
     last_end: Object | None = None
@@ -47,7 +48,6 @@ class Kubelet:
         self._api, self._store, self._node = api, api.store, node
         self._variables = dict(variables or {})
         self._containers: dict[str, _Container] = {}
-        self._changed = threading.Condition()
         self.image_pull_fails = False
         """Pods that are created meanwhile hang in ImagePullBackOff."""
         self.restart_seconds = 0.1
@@ -94,25 +94,19 @@ class Kubelet:
         container = self._containers.get(pod["metadata"]["uid"])
         if container is None or not container.started_at:
             raise StatusError(400, f'container "{wanted}" in pod "{name}" is waiting to start: ContainerCreating')
+        since = parameters.get("sinceTime", "")
+        wanted_run = container.num_restarts - (parameters.get("previous") in ("true", "True"))
+        if container.process is None and container.last_end and wanted_run == container.num_restarts:
+            # One that waits to be started again shows what it said before.
+            wanted_run -= 1
+        if wanted_run < 0:
+            raise StatusError(400, f'previous terminated container "{wanted}" in pod "{name}" not found')
         yield b""
-        since = time.time() - float(parameters.get("sinceSeconds", 1e9))
-        process, position = container.process, 0
-        while True:
-            with self._changed:
-                new, position = container.lines[position:], len(container.lines)
-                goes_on = container.is_reading and container.process is process
-            for stamp, line in new:
-                if stamp.timestamp() >= since:
-                    nanoseconds = f"{stamp:%Y-%m-%dT%H:%M:%S.%f}000Z ".encode()
-                    yield (nanoseconds if parameters.get("timestamps") in ("true", "True") else b"") + line
-            if parameters.get("follow") not in ("true", "True") or not goes_on:
-                return
-            with self._changed:
-                self._changed.wait_for(
-                    lambda: len(container.lines) > position or not container.is_reading,  # noqa: B023
-                    0.1,
-                )
-            yield b""
+        for run, stamp, line in list(container.lines):
+            seconds = f"{stamp:%Y-%m-%dT%H:%M:%S}Z"
+            if run == wanted_run and seconds >= since:
+                nanoseconds = f"{stamp:%Y-%m-%dT%H:%M:%S.%f}000Z ".encode()
+                yield (nanoseconds if parameters.get("timestamps") in ("true", "True") else b"") + line
 
     def _sync_pod(self, uid: str, pod: Object) -> None:
         container = self._containers.get(uid)
@@ -157,13 +151,9 @@ class Kubelet:
 
     def _read(self, container: _Container, process: subprocess.Popen[bytes]) -> None:
         for line in process.stdout or ():
-            with self._changed:
-                container.lines.append((datetime.now(UTC), line))
-                self._changed.notify_all()
+            container.lines.append((container.num_restarts, datetime.now(UTC), line))
         process.wait()
-        with self._changed:
-            container.is_reading = False
-            self._changed.notify_all()
+        container.is_reading = False
 
     def _end(self, container: _Container, return_code: int) -> None:
         exit_code = return_code if return_code >= 0 else 128 - return_code

@@ -27,10 +27,9 @@ Logs = Callable[[str, str, Mapping[str, str]], Iterator[bytes]]
 class ApiServer:
     """Serves a Store on 127.0.0.1; a context manager."""
 
-    def __init__(self, folder: Path, *, bookmark_seconds: float = 0.5) -> None:
+    def __init__(self, folder: Path) -> None:
         """Take a folder for the kubeconfig."""
         self.store = Store()
-        self.bookmark_seconds = bookmark_seconds
         self.denied: set[tuple[str, str]] = set()
         """Pairs of verb and resource that the account may not use."""
         self.unserved: set[str] = set()
@@ -72,10 +71,6 @@ class ApiServer:
         self.stop()
         time.sleep(seconds_away)
         self.start()
-
-    def expire_watches(self) -> None:
-        """End every watch with 410, and refuse to resume from any version there was."""
-        self.store.compact()
 
     def count(self, method: str, fragment: str) -> int:
         return sum(request.startswith(f"{method} ") and fragment in request for request in self.requests)
@@ -162,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         if match is None or kind is None or kind.plural in api.unserved:
             return self._send_text(404, "404 page not found\n")
         namespace, name, sub = match["namespace"] or "", match["name"] or "", match["sub"] or ""
-        self._authorize(kind, name, sub, namespace, parameters)
+        self._authorize(kind, name, sub, namespace)
         if sub == "log":
             api.store.get(kind, namespace, name)
             return self._stream(api.logs(namespace, name, parameters), "text/plain")
@@ -196,8 +191,8 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = (match["group"] or "", match["version"], match["plural"])
         return next((kind for kind in KINDS if (kind.group, kind.version, kind.plural) == wanted), None)
 
-    def _authorize(self, kind: Kind, name: str, sub: str, namespace: str, parameters: Mapping[str, str]) -> None:
-        read = "get" if name else "watch" if parameters.get("watch") in ("true", "True", "1") else "list"
+    def _authorize(self, kind: Kind, name: str, sub: str, namespace: str) -> None:
+        read = "get" if name else "list"
         verb = _VERBS.get(self.command, read)
         resource = f"{kind.plural}/{sub}" if sub else kind.plural
         if (verb, resource) in self.server.api.denied:
@@ -213,8 +208,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _list(self, kind: Kind, namespace: str, parameters: Mapping[str, str]) -> None:
         store, matches = self.server.api.store, _selector(parameters)
-        if parameters.get("watch") in ("true", "True", "1"):
-            return self._stream(self._watch(kind, namespace, parameters), "application/json")
         with store.changed:
             items, version = store.find(kind, namespace, matches), store.version
         metadata = {"resourceVersion": str(version)}
@@ -224,30 +217,6 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(
             200, {"kind": f"{kind.kind}List", "apiVersion": kind.api_version, "metadata": metadata, "items": items}
         )
-
-    def _watch(self, kind: Kind, namespace: str, parameters: Mapping[str, str]) -> Iterator[bytes]:
-        store, matches = self.server.api.store, _selector(parameters)
-        version = int(parameters.get("resourceVersion") or 0)
-        end = time.monotonic() + float(parameters.get("timeoutSeconds", 1800))
-        bookmark_at = time.monotonic() + self.server.api.bookmark_seconds
-        yield b""  # the headers go out before the first event
-        if not version:
-            with store.changed:
-                version = store.version
-                found = store.find(kind, namespace, matches)
-            yield from (_event("ADDED", item) for item in found)
-        while time.monotonic() < end and not self.server.is_closed:
-            try:
-                changes, version = store.changes(kind, namespace, version, 0.1)
-            except StatusError as error:
-                yield _event("ERROR", error.body)
-                return
-            yield from (_event(change.type, change.object) for change in changes if matches(change.object))
-            if parameters.get("allowWatchBookmarks") in ("true", "True", "1") and time.monotonic() > bookmark_at:
-                bookmark_at = time.monotonic() + self.server.api.bookmark_seconds
-                metadata = {"resourceVersion": str(version), "creationTimestamp": None}
-                mark = {"kind": kind.kind, "apiVersion": kind.api_version, "metadata": metadata}
-                yield _event("BOOKMARK", mark)
 
     def _stream(self, chunks: Iterator[bytes], content_type: str) -> None:
         first = next(chunks, None)
@@ -277,10 +246,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
-
-
-def _event(kind: str, item: Object) -> bytes:
-    return json.dumps({"type": kind, "object": item}).encode() + b"\n"
 
 
 def _selector(parameters: Mapping[str, str]) -> Callable[[Object], bool]:

@@ -1,4 +1,4 @@
-"""What an API server keeps and checks: objects with versions, their history for watches, errors as metav1.Status."""
+"""What an API server keeps and checks: objects with versions, errors as metav1.Status."""
 
 import copy
 import re
@@ -69,40 +69,19 @@ DEFINITION = Kind(
 KINDS = (JOB, POD, EVENT, SECRET, NODE, NAMESPACE, SERVICE_ACCOUNT, WORKFLOW, WORKLOAD, DEFINITION)
 
 
-@dataclass(frozen=True)
-class Change:
-    """One entry of the history that watches read."""
-
-    version: int
-    kind: Kind
-    type: str
-    object: Object
-
-
 class Store:
     """The objects of a cluster. Every method may be called from any thread."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition(threading.RLock())
+        self.changed = threading.RLock()
         self._objects: dict[tuple[str, str, str], Object] = {}
-        self._history: list[Change] = []
         self._version = 1000
-        # The history begins here, as that of a server whose cache was filled at its start.
-        self._compacted = self._version
         self.create(NAMESPACE, "", {"metadata": {"name": "default"}})
 
     @property
     def version(self) -> int:
         with self.changed:
             return self._version
-
-    def compact(self) -> None:
-        """Forget the history, as etcd does every few minutes: watches cannot resume from before."""
-        with self.changed:
-            self._version += 1
-            self._compacted = self._version
-            self._history.clear()
-            self.changed.notify_all()
 
     def create(self, kind: Kind, namespace: str, body: Object) -> Object:
         with self.changed:
@@ -125,7 +104,7 @@ class Store:
             if kind is DEFINITION:
                 item["status"] = {"conditions": [{"type": "Established", "status": "True"}]}
             item |= {"apiVersion": kind.api_version, "kind": kind.kind}
-            return self._put(kind, key, item, "ADDED")
+            return self._put(key, item)
 
     def get(self, kind: Kind, namespace: str, name: str) -> Object:
         with self.changed:
@@ -166,7 +145,7 @@ class Store:
             if new == old:
                 return old
             key = (kind.qualified, namespace, name)
-            return self._put(kind, key, new, "MODIFIED")
+            return self._put(key, new)
 
     def patch(self, kind: Kind, namespace: str, name: str, patch: Object, *, only_status: bool = False) -> Object:
         """Apply a JSON merge patch."""
@@ -188,39 +167,18 @@ class Store:
             key = (kind.qualified, namespace, name)
             if gracefully or found["metadata"].get("finalizers"):
                 found["metadata"].setdefault("deletionTimestamp", now())
-                return self._put(kind, key, found, "MODIFIED")
+                return self._put(key, found)
             del self._objects[key]
-            return self._record(kind, found, "DELETED")
+            return self._record(found)
 
-    def changes(self, kind: Kind, namespace: str, since: int, seconds: float) -> tuple[list[Change], int]:
-        """Return the changes after a version, waiting for one, and the version reached.
-
-        Raises:
-            StatusError: 410, the history does not reach back so far.
-        """
-        with self.changed:
-            self.changed.wait_for(lambda: since < self._compacted or self._version > since, seconds)
-            if since < self._compacted:
-                raise StatusError(410, f"too old resource version: {since} ({self._compacted})")
-            found = [
-                change
-                for change in self._history
-                if change.version > since
-                and change.kind is kind
-                and (not namespace or change.object["metadata"].get("namespace") == namespace)
-            ]
-            return found, self._version
-
-    def _put(self, kind: Kind, key: tuple[str, str, str], item: Object, change: str) -> Object:
-        item = self._record(kind, item, change)
+    def _put(self, key: tuple[str, str, str], item: Object) -> Object:
+        item = self._record(item)
         self._objects[key] = item
         return copy.deepcopy(item)
 
-    def _record(self, kind: Kind, item: Object, change: str) -> Object:
+    def _record(self, item: Object) -> Object:
         self._version += 1
         item = {**item, "metadata": {**item["metadata"], "resourceVersion": str(self._version)}}
-        self._history.append(Change(self._version, kind, change, copy.deepcopy(item)))
-        self.changed.notify_all()
         return item
 
     def _check(self, kind: Kind, namespace: str, item: Object) -> None:

@@ -71,7 +71,6 @@ OTHER = {
         "prompts_per_part": "8",
         "gpu_memory_utilization": "0.5",
         "max_concurrent_sequences": "9",
-        "policy_logps": "true",
         "cpu_kv_cache_gib": "2",
     },
     "scoring": {
@@ -79,15 +78,11 @@ OTHER = {
         "max_characters": "50",
         "min_valid_responses": "4",
         "dtype": "float32",
-        "policy_logps": "generation",
-        "num_checked_responses": "3",
-        "max_logps_difference": "2",
         "tokens_per_batch": "512",
     },
     "pairing": {
         "length_penalty": "0.02",
         "length_unit": "tokens",
-        "min_valid_responses": "5",
         "replay_ratio": "0",
         "num_eval_pairs": "0",
     },
@@ -389,6 +384,11 @@ def test_what_is_told_to_say_nothing_says_nothing(name: str, compiled: Any) -> N
     value = expected(preset, "cluster", name)
     assert not value
     assert all(found == value for found in seen("cluster", name, pipeline)), seen("cluster", name, pipeline)
+
+
+def test_the_tables_name_no_setting_that_is_not_there() -> None:
+    assert {(section, name) for section in OTHER for name in OTHER[section]} == set(FIELDS)
+    assert VIEWS.keys() == SECTIONS["cluster"].model_fields.keys() > EMPTY.keys()
 
 
 def test_every_setting_that_may_be_empty_is_tried_empty() -> None:

@@ -144,7 +144,13 @@ def test_answers_do_not_depend_on_the_models_own_sampling_settings(tiny_model: P
 
     def answers() -> list[Answer]:
         return sample_answers(
-            model, template, ["Hi.", "A longer prompt."], generation=GENERATION, max_new_tokens=8, seed=1
+            model,
+            template,
+            ["Hi.", "A longer prompt."],
+            generation=GENERATION,
+            stop_ids=template.stop_token_ids,
+            max_new_tokens=8,
+            seed=1,
         )
 
     plain = answers()
@@ -153,14 +159,40 @@ def test_answers_do_not_depend_on_the_models_own_sampling_settings(tiny_model: P
     assert model.generation_config.top_k == 1
 
 
-def test_a_stop_token_of_the_settings_ends_an_answer(tiny_model: Path) -> None:
+def test_a_stop_id_ends_an_answer_and_the_limit_cuts_one(tiny_model: Path) -> None:
     model = load_model(tiny_model, "float32")
     template = chat_format(load_tokenizer(tiny_model), CHAT)
-    every = tuple(range(model.config.vocab_size))
-    stops = GENERATION.model_copy(update={"stop_token_ids": every})
-    assert sample_answers(model, template, ["Hi."], generation=stops, max_new_tokens=8, seed=1) == [Answer("", False)]
-    cut = sample_answers(model, template, ["Hi."], generation=GENERATION, max_new_tokens=1, seed=1)
-    assert cut[0].is_cut
+
+    def answer(stop_ids: tuple[int, ...], max_new_tokens: int) -> Answer:
+        [answer] = sample_answers(
+            model,
+            template,
+            ["Hi."],
+            generation=GENERATION,
+            stop_ids=stop_ids,
+            max_new_tokens=max_new_tokens,
+            seed=1,
+        )
+        return answer
+
+    assert answer(tuple(range(model.config.vocab_size)), 8) == Answer("", False)
+    assert answer(template.stop_token_ids, 1).is_cut
+
+
+@pytest.mark.parametrize("owner", ["settings", "model"])
+def test_answers_end_where_responses_to_train_on_do(tiny_model: Path, tmp_path: Path, owner: str) -> None:
+    """Every id ends an answer, by the settings or by the model's own files: all answers are empty."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    every = list(range(load_model(tiny_model, "float32").config.vocab_size))
+    generation = GENERATION
+    if owner == "settings":
+        generation = GENERATION.model_copy(update={"stop_token_ids": tuple(every)})
+    else:
+        (model / "generation_config.json").write_text(json.dumps({"eos_token_id": every}))
+    result = evaluate_policy(
+        model, model, model, HELD_OUT, evaluation=EVALUATION, chat=CHAT, generation=generation, seed=0
+    )
+    assert {sample.policy for sample in result.samples} == {Answer("", False)}
 
 
 def sample(previous: str, policy: str) -> Sample:

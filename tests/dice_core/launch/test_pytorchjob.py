@@ -347,5 +347,5 @@ def test_without_a_cluster_the_error_says_what_is_missing(
     job_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match="needs a Kubernetes cluster: no service account here"):
+    with pytest.raises(ConfigError, match="needs a Kubernetes cluster: no cluster to talk to: no service account here"):
         Launcher(job_uri).result()

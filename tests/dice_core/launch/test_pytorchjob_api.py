@@ -13,7 +13,6 @@ from kubernetes.client import ApiException
 
 from dice_core.launch.job_spec import training_job
 from dice_core.launch.settings import LaunchConfig, PodConfig
-from dice_core.launch.watch import lines
 from tests.kubernetes_api.by_hand import HandOperated, hand_operated
 
 JOBS = ("kubeflow.org", "v1")
@@ -44,21 +43,6 @@ def refused(call: Any) -> tuple[int, str, str]:
     status = json.loads(caught.value.body)
     assert (status["kind"], status["status"], status["code"]) == ("Status", "Failure", caught.value.status)
     return caught.value.status, status["reason"], status["message"]
-
-
-def watch(cluster: HandOperated, version: str, **options: Any) -> list[dict[str, Any]]:
-    """Return the events of a watch of about a second."""
-    response = cluster.custom.list_namespaced_custom_object(
-        *JOBS,
-        cluster.namespace,
-        "pytorchjobs",
-        watch=True,
-        resource_version=version,
-        timeout_seconds=1,
-        _preload_content=False,
-        **options,
-    )
-    return [json.loads(line) for line in lines(response)]
 
 
 def test_a_name_is_taken_once_and_a_missing_one_is_not_found(cluster: HandOperated) -> None:
@@ -110,42 +94,6 @@ def test_a_deletion_may_insist_on_the_uid(cluster: HandOperated) -> None:
     assert refused(lambda: delete(other))[:2] == (409, "Conflict")
     assert delete(uid)["status"] == "Success"
     assert refused(lambda: get(cluster))[0] == 404
-
-
-def test_a_watch_resumes_where_a_list_ended(cluster: HandOperated) -> None:
-    create(cluster, body("dice-before"))
-    listed = cluster.custom.list_namespaced_custom_object(*JOBS, cluster.namespace, "pytorchjobs")
-    version = listed["metadata"]["resourceVersion"]
-    assert [item["metadata"]["name"] for item in listed["items"]] == ["dice-before"]
-    create(cluster, body("dice-after"))
-    call = cluster.custom.delete_namespaced_custom_object
-    call(*JOBS, cluster.namespace, "pytorchjobs", "dice-before")
-    events = watch(cluster, version)
-    assert [(event["type"], event["object"]["metadata"]["name"]) for event in events] == [
-        ("ADDED", "dice-after"),
-        ("DELETED", "dice-before"),
-    ]
-    versions = [int(event["object"]["metadata"]["resourceVersion"]) for event in events]
-    assert int(version) < versions[0] < versions[1]
-    selected = watch(cluster, version, field_selector="metadata.name=dice-before")
-    assert [event["type"] for event in selected] == ["DELETED"]
-    last = events[-1]["object"]["metadata"]["resourceVersion"]
-    marks = watch(cluster, last, allow_watch_bookmarks=True)
-    assert {event["type"] for event in marks} <= {"BOOKMARK"}
-    assert all(int(event["object"]["metadata"]["resourceVersion"]) >= int(last) for event in marks)
-
-
-def test_a_version_from_before_all_history_has_expired(cluster: HandOperated) -> None:
-    create(cluster, body())
-    try:
-        [event] = watch(cluster, "1")
-    except ApiException as error:
-        # Some versions say it by the answer's code, most by an event.
-        assert error.status == 410
-    else:
-        assert event["type"] == "ERROR"
-        assert (event["object"]["kind"], event["object"]["code"]) == ("Status", 410)
-        assert event["object"]["message"].startswith("too old resource version: 1 (")
 
 
 def test_pods_of_a_job_and_events_about_them_are_found_by_selectors(cluster: HandOperated) -> None:

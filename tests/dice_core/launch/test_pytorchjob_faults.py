@@ -61,25 +61,33 @@ def test_an_api_server_that_restarts_costs_no_line_and_no_job(
     assert num_created(server) == 1
 
 
-def test_an_expired_watch_lists_again_and_goes_on(
+def test_the_last_words_of_a_container_that_is_started_again_are_shown_and_nothing_twice(
     server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    launcher = Launcher(job_uri, worker(_COUNTING))
+    body = """
+if not folder.joinpath("again").exists():
+    folder.joinpath("again").touch()
+    print("first words", flush=True)
+    print("last words", flush=True)
+    sys.exit(1)
+print("resumed", flush=True)
+"""
+    # The launcher looks so seldom that both starts lie between two looks.
+    operator.kubelet.restart_seconds = 0.0
+    Launcher(job_uri, worker(body), patience=replace(PATIENCE, poll=1.5)).result()
+    assert shown(capfd.readouterr().err, "node 0") == ["first words", "last words", "resumed"]
+
+
+def test_a_look_costs_two_calls_and_one_a_pod(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make
+) -> None:
+    launcher = Launcher(job_uri, worker("time.sleep(1.5)"), patience=replace(PATIENCE, poll=0.2))
     running(server)
-    num_lists = sum("pods?" in request and "watch=True" not in request for request in server.requests)
-    server.expire_watches()
     launcher.result()
-    assert sum("pods?" in request and "watch=True" not in request for request in server.requests) > num_lists
-    assert shown(capfd.readouterr().err, "node 0") == _COUNTED
-
-
-def test_a_silent_log_is_asked_for_again_and_shown_once(
-    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, capfd: pytest.CaptureFixture[str]
-) -> None:
-    command = worker('for i in range(3):\n    print("line", i, flush=True)\n    time.sleep(0.6)\n')
-    Launcher(job_uri, command, patience=replace(PATIENCE, silence=0.2)).result()
-    assert shown(capfd.readouterr().err, "node 0") == ["line 0", "line 1", "line 2"]
-    assert server.count("GET", "follow=True") > 3
+    assert not [request for request in server.requests if "watch" in request or "follow" in request]
+    num_looks = server.count("GET", "/pods?")
+    assert server.count("GET", "/log?") <= num_looks
+    assert server.count("GET", "/pytorchjobs/dice-") <= num_looks + 2
 
 
 _UNTIL_AGAIN = """
@@ -222,10 +230,10 @@ def test_a_launcher_told_to_stop_looks_once_at_its_pod_and_deletes_in_one_call(
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("POD_NAME", "launcher")
     monkeypatch.setenv("POD_NAMESPACE", "default")
-    # Watches that last are not asked for again meanwhile.
-    launcher = start_process(job_uri, worker("time.sleep(60)"), patience=replace(PATIENCE, watch=60))
+    # It has looked once, and not again meanwhile.
+    launcher = start_process(job_uri, worker("time.sleep(60)"), patience=replace(PATIENCE, poll=60))
     pid_file(Path(job_uri).parent)
-    wait_until(lambda: server.count("GET", "watch=True") == 2)
+    wait_until(lambda: server.count("GET", "/pods?") == 1)
     num_before = len(server.requests)
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(60) == -signal.SIGTERM
@@ -252,7 +260,7 @@ def test_an_api_that_stays_away_ends_the_launcher_and_not_the_training(
     ("verb", "resource", "message"),
     [
         ("create", "pytorchjobs", "the cluster did not take the training job in default: 403 pytorchjobs is forbidden"),
-        ("watch", "pods", "may not follow pods in default: 403 pods is forbidden"),
+        ("list", "pods", "may not list pods in default: 403 pods is forbidden"),
     ],
 )
 def test_a_missing_right_is_named(

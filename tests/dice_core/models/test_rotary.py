@@ -14,7 +14,7 @@ _BUFFERS = """
 import json, sys
 from pathlib import Path
 from dice_core.training.settings import TrainingConfig
-from dice_core.models import load_model
+from dice_core.models.loading import load_model
 from dice_core.training.arguments import training_arguments
 
 folder, stage = Path(sys.argv[1]), sys.argv[2]

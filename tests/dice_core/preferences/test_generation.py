@@ -1,5 +1,7 @@
 """Parts, shards and seeds; and real vLLM on a real small model: ids in and out, resumed without a change of text."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -14,12 +16,13 @@ from dice_core.data.chat import PromptTooLongError, chat_format
 from dice_core.data.records import PROMPTS, RESPONSES, RecordError, prompt_id
 from dice_core.data.settings import ChatConfig
 from dice_core.preferences.generation import (
-    _Job,
     generate_parts,
     num_duplicate_responses,
     num_parts,
+    request_order,
     request_seed,
     shard_rows,
+    stop_token_ids,
 )
 from dice_core.preferences.settings import GenerationConfig
 from dice_core.settings.base import ConfigError
@@ -39,7 +42,6 @@ CONFIG = GenerationConfig(
     dtype="float32",
     prompts_per_part=2,
     max_concurrent_sequences=8,
-    policy_logps=True,
 )
 CHAT = ChatConfig(max_prompt_tokens=128)
 
@@ -173,24 +175,25 @@ def test_an_offline_answer_of_the_same_text_has_the_same_ids(rows, template):
     assert sum(same) > 0.7 * len(same)
 
 
-def test_log_probs_kept_are_those_of_a_forward_pass(rows, smollm):
-    """Of the model itself: the temperature of 0.7 is not in them. The end of turn is."""
-    from dice_core.logprobs.forward import PromptGroup, group_logps
-    from dice_core.models.loading import load_model
-
-    groups = [PromptGroup(row["prompt_token_ids"], [row["response_token_ids"]]) for row in rows[:6]]
-    expected = [logps for (logps,) in group_logps(load_model(smollm, "float32"), groups, tokens_per_batch=2048)]
-    assert [row["policy_logps"] for row in rows[:6]] == pytest.approx(expected, abs=5e-3)
+def test_prompts_that_begin_alike_are_asked_one_after_another():
+    assert request_order({0: [5, 1, 9], 1: [7, 2], 2: [5, 1, 3], 3: [7]}) == [2, 0, 3, 1]
 
 
-def test_prompts_that_begin_alike_are_asked_one_after_another(tiny_model):
-    texts = ["Red is a colour.", "What is 2+2?", "Red is nice.", "What is 2+3?"]
-    config = CONFIG.model_copy(update={"prompts_per_part": 3})
-    job = _Job.prepare(tiny_model, prompts_of(texts), [0, 1], config, CHAT, seed=7)
-    # The first part's three prompts first; of them the two that begin with "Red" together.
-    order = list(job.token_ids)
-    assert sorted(order[:3]) == [0, 1, 2] and order[3] == 3
-    assert abs(order.index(0) - order.index(2)) == 1
+def test_a_response_ends_at_the_end_of_turn_or_at_an_eos_of_the_model_or_at_an_id_of_the_settings(tiny_model, tmp_path):
+    """The tiny model's files name one EOS id, the tokenizer's; the copy's name two more, as Qwen's do."""
+    from dice_core.models.loading import load_tokenizer
+
+    template = chat_format(load_tokenizer(tiny_model), CHAT)
+    end = template.end_of_turn_id
+    assert stop_token_ids(tiny_model, template, CONFIG) == (end,)
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    config = CONFIG.model_copy(update={"stop_token_ids": (7, 5)})
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, end, 6]}))
+    assert stop_token_ids(copy, template, config) == (end, 5, 6, 7)
+    (copy / "generation_config.json").unlink()
+    values = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**values, "eos_token_id": 8}))
+    assert stop_token_ids(copy, template, config) == (end, 8, 7, 5)
 
 
 def test_samples_of_a_prompt_differ(run):

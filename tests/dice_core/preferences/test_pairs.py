@@ -95,7 +95,7 @@ def all_offline(*arguments, **settings) -> Built:
 
 
 def build(num_prompts: int = 40, seed: int = 1, shuffle: int | None = None, text=response_text, **settings) -> Built:
-    config = PairingConfig(**{"length_penalty": 0.0, "min_valid_responses": K, **settings})
+    config = PairingConfig(**{"length_penalty": 0.0, **settings})
     prompts = prompts_table(num_prompts)
     responses = responses_table(prompts, text)
     selection = select_pairs(scores_table(responses), 0.0, config)
@@ -178,7 +178,7 @@ def test_other_seed_gives_other_pairs():
 
 
 def test_responses_may_come_part_by_part():
-    config = PairingConfig(min_valid_responses=K)
+    config = PairingConfig()
     prompts = prompts_table(40)
     responses = responses_table(prompts)
     selection = select_pairs(scores_table(responses), 0.0, config)
@@ -236,7 +236,7 @@ def test_several_offline_pairs_of_one_prompt_stay_in_one_split():
 def test_replay_that_falls_short_is_counted():
     """All 40 offline pairs are of one prompt, which has a generated pair: none of the 20 can be replayed."""
     prompts = prompts_table(40)
-    config = PairingConfig(min_valid_responses=K, length_penalty=0.0)
+    config = PairingConfig(length_penalty=0.0)
     responses = responses_table(prompts)
     selection = select_pairs(scores_table(responses), 0.0, config)
     taken = build().pairs.filter(pc.equal(build().pairs["source"], "generated"))["prompt_id"][0].as_py()
@@ -251,7 +251,7 @@ def test_replay_that_falls_short_is_counted():
 def small() -> dict:
     prompts = prompts_table(4)
     responses = responses_table(prompts)
-    config = PairingConfig(min_valid_responses=K, length_penalty=0.0)
+    config = PairingConfig(length_penalty=0.0)
     return {
         "selection": select_pairs(scores_table(responses), 0.0, config),
         "responses": responses,

@@ -14,8 +14,6 @@ import transformers
 from dice_core.data import records
 from dice_core.logprobs.forward import PromptGroup, group_logps
 from dice_core.models.loading import load_model
-from dice_core.preferences import scoring
-from dice_core.preferences.recorded_logps import sample_rows
 from dice_core.preferences.scoring import filter_responses, score_parts
 from dice_core.preferences.settings import ScoringConfig
 
@@ -112,8 +110,8 @@ ROWS = [
 
 
 def test_scores_are_the_log_probs_of_each_row_under_both_models(folders: tuple[Path, Path]) -> None:
-    [(index, scores, dropped)] = score_parts(*folders, [(7, table(ROWS))], TWO_VALID)
-    assert (index, dropped) == (7, {"non_finite": 0})
+    [(index, scores)] = score_parts(*folders, [(7, table(ROWS))], TWO_VALID)
+    assert index == 7
     for column, folder in zip(("policy_logps", "reference_logps"), folders, strict=True):
         model = load_model(folder, "float32")
         groups = [PromptGroup(row["prompt_token_ids"], [row["response_token_ids"]]) for row in ROWS]
@@ -132,7 +130,7 @@ def test_a_policy_that_is_its_own_reference_has_rewards_of_exactly_zero(folders:
     done: list[tuple[int, int]] = []
     same_folder = folders[0].parent / "reference" / ".." / "policy"
     parts = score_parts(folders[0], same_folder, [(0, table(ROWS))], config, lambda *counts: done.append(counts))
-    [(_, scores, _)] = parts
+    [(_, scores)] = parts
     assert scores["policy_logps"].to_pylist() == scores["reference_logps"].to_pylist()
     assert done[-1] == (6, 6)
 
@@ -142,7 +140,7 @@ def test_two_folders_with_the_same_weights_have_rewards_of_exactly_zero(
 ) -> None:
     load_model(folders[0], "float32").save_pretrained(tmp_path)
     config = TWO_VALID.model_copy(update={"dtype": "bfloat16"})
-    [(_, scores, _)] = score_parts(folders[0], tmp_path, [(0, table(ROWS))], config)
+    [(_, scores)] = score_parts(folders[0], tmp_path, [(0, table(ROWS))], config)
     assert scores["policy_logps"].to_pylist() == scores["reference_logps"].to_pylist()
 
 
@@ -156,7 +154,7 @@ def test_models_are_loaded_once_and_parts_read_one_at_a_time(
         return load_model(folder, dtype)
 
     def parts() -> Iterator[tuple[int, pa.Table]]:
-        for index, rows in enumerate(([*ROWS], [], [*ROWS[:2]])):
+        for index, rows in enumerate(([*ROWS], [], [*ROWS[:4]])):
             read.append(index)
             yield index, table(rows)
 
@@ -164,61 +162,27 @@ def test_models_are_loaded_once_and_parts_read_one_at_a_time(
     scored = score_parts(*folders, parts(), TWO_VALID)
     assert next(scored)[1].num_rows == 6
     assert read == [0]
-    assert [(index, scores.num_rows) for index, scores, _ in scored] == [(1, 0), (2, 2)]
+    assert [(index, scores.num_rows) for index, scores in scored] == [(1, 0), (2, 4)]
     assert loaded == ["policy", "reference"]
 
 
-def test_models_that_take_turns_score_the_same(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    [(_, together, _)] = score_parts(*folders, [(0, table(ROWS))], TWO_VALID)
-    monkeypatch.setattr(scoring._Models, "_fit_together", lambda self: False)
-    [(_, in_turns, _)] = score_parts(*folders, [(0, table(ROWS))], TWO_VALID)
+def test_models_that_take_turns_score_the_same(folders: tuple[Path, Path]) -> None:
+    [(_, together)] = score_parts(*folders, [(0, table(ROWS))], TWO_VALID)
+    [(_, in_turns)] = score_parts(*folders, [(0, table(ROWS))], TWO_VALID, take_turns=True)
     assert in_turns.equals(together)
 
 
-RECORDED = ScoringConfig(**{**TWO_VALID.to_dict(), "policy_logps": "generation", "num_checked_responses": 2})
-
-
-def with_recorded(folders: tuple[Path, Path], shift: float) -> pa.Table:
-    """Return the rows with what the policy's forward pass gives for them, plus a shift, as if generation kept it."""
-    [(_, scores, _)] = score_parts(*folders, [(0, table(ROWS))], TWO_VALID)
-    recorded = [logps + shift for logps in scores["policy_logps"].to_pylist()]
-    return table([{**row, "policy_logps": logps} for row, logps in zip(ROWS, recorded, strict=True)])
-
-
-def test_log_probs_of_generation_near_a_forward_pass_are_taken_as_they_are(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+def test_rows_that_are_not_finite_are_dropped_and_so_is_a_prompt_left_with_too_few(
+    folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    responses = with_recorded(folders, shift=0.001)
-    # A first part without responses has nothing to check.
-    (_, none, _), (_, scores, _) = score_parts(*folders, [(0, table([])), (1, responses)], RECORDED)
-    [(_, forward, _)] = score_parts(*folders, [(0, responses)], TWO_VALID)
-    assert none.num_rows == 0
-    assert scores["policy_logps"].to_pylist() == responses["policy_logps"].to_pylist()
-    assert scores["reference_logps"].to_pylist() == forward["reference_logps"].to_pylist()
-    assert "within 0.001 nats of a forward pass in 3 responses" in capsys.readouterr().err
-
-
-def test_log_probs_of_generation_that_differ_or_are_missing_end_the_stage(folders: tuple[Path, Path]) -> None:
-    message = r"differ by up to 0\.5 nats in 3 responses .* allows 0\.01: set scoring\.policy_logps 'forward'"
-    with pytest.raises(records.RecordError, match=message):
-        list(score_parts(*folders, [(0, with_recorded(folders, shift=0.5))], RECORDED))
-    with pytest.raises(records.RecordError, match=r"6 of 6 have none: generate with generation\.policy_logps true"):
-        list(score_parts(*folders, [(0, table(ROWS))], RECORDED))
-
-
-def test_the_sample_that_is_checked_has_whole_prompts_from_all_over_the_table() -> None:
-    rows = table([response(f"{prompt:03d}", index) for prompt in range(100) for index in range(4)])
-    sample = rows.take(pa.array(sample_rows(rows, 16)))["prompt_id"].to_pylist()
-    assert sample == [prompt for prompt in ("000", "033", "066", "099") for _ in range(4)]
-
-
-def test_rows_that_are_not_finite_are_dropped_and_counted(folders: tuple[Path, Path], tmp_path: Path) -> None:
     model = load_model(folders[0], "float32")
     with torch.no_grad():
         # Only the responses with index 2 have token 5.
         model.get_input_embeddings().weight[5] = math.nan
     model.save_pretrained(tmp_path)
-    rows = [{**row, "prompt_token_ids": [10, 11]} for row in ROWS]
-    [(_, scores, dropped)] = score_parts(tmp_path, folders[1], [(0, table(rows))], TWO_VALID)
-    assert dropped == {"non_finite": 2}
-    assert scores["sample_index"].to_pylist() == [0, 0, 1, 1]
+    kept = [row for row in ROWS if (row["prompt_id"], row["sample_index"]) != ("b", 1)]
+    rows = [{**row, "prompt_token_ids": [10, 11]} for row in kept]
+    [(_, scores)] = score_parts(tmp_path, folders[1], [(0, table(rows))], TWO_VALID)
+    # Prompt a keeps two of three; of b's two one is left, and a pair needs two.
+    found = list(zip(scores["prompt_id"].to_pylist(), scores["sample_index"].to_pylist(), strict=True))
+    assert found == [("a", 0), ("a", 1)]

@@ -12,7 +12,7 @@ from dice_core.preferences.settings import PairingConfig
 from tests.score_tables import prompt_name, random_prompts, score_table
 from tests.upstream_pairing import plain_pair
 
-PAIRS_OF_TWO = PairingConfig(min_valid_responses=2)
+CONFIG = PairingConfig()
 TWO_PROMPTS = [[(10.0, 100), (4.0, 36), (7.0, 90)], [(2.0, 30), (8.0, 50), (5.0, 45)]]
 
 responses = st.lists(
@@ -34,7 +34,7 @@ def indices(selection) -> list[tuple[str, int, int]]:
 
 def test_without_penalty_the_rewards_alone_decide():
     """Prompt 0: 10 is best, 4 worst. Prompt 1: 8 is best, 2 worst."""
-    assert indices(select_pairs(score_table(TWO_PROMPTS), 0.0, PAIRS_OF_TWO)) == [
+    assert indices(select_pairs(score_table(TWO_PROMPTS), 0.0, CONFIG)) == [
         (prompt_name(0), 0, 1),
         (prompt_name(1), 1, 0),
     ]
@@ -42,7 +42,7 @@ def test_without_penalty_the_rewards_alone_decide():
 
 def test_penalty_moves_the_choice_to_short_responses():
     """At 0.25: 10-25=-15, 4-9=-5, 7-22.5=-15.5 and 2-7.5=-5.5, 8-12.5=-4.5, 5-11.25=-6.25."""
-    assert indices(select_pairs(score_table(TWO_PROMPTS), 0.25, PAIRS_OF_TWO)) == [
+    assert indices(select_pairs(score_table(TWO_PROMPTS), 0.25, CONFIG)) == [
         (prompt_name(0), 1, 2),
         (prompt_name(1), 1, 2),
     ]
@@ -53,7 +53,7 @@ def test_selection_carries_the_numbers_of_its_responses():
     logps = np.arange(6) * -1.0
     table = table.set_column(2, SCORES.field("policy_logps"), pa.array(logps))
     table = table.set_column(3, SCORES.field("reference_logps"), pa.array(logps - [10, 4, 7, 2, 8, 5]))
-    selection = select_pairs(table, 0.0, PAIRS_OF_TWO)
+    selection = select_pairs(table, 0.0, CONFIG)
     assert selection.chosen_reward.tolist() == [10.0, 8.0]
     assert selection.rejected_reward.tolist() == [4.0, 2.0]
     assert selection.chosen_policy_logps.tolist() == [0.0, -4.0]
@@ -63,17 +63,17 @@ def test_selection_carries_the_numbers_of_its_responses():
 
 
 def test_token_lengths_are_used_when_asked():
-    config = PairingConfig(min_valid_responses=2, length_unit="tokens")
+    config = PairingConfig(length_unit="tokens")
     assert select_pairs(score_table(TWO_PROMPTS), 0.0, config).chosen_length.tolist() == [25, 13]
 
 
 def test_ties_go_to_the_lowest_sample_index():
     table = shuffle(score_table([[(1.0, 10), (3.0, 20), (3.0, 30), (1.0, 40)], [(0.0, 1), (1.0, 1)]]), seed=3)
-    assert indices(select_pairs(table, 0.0, PAIRS_OF_TWO))[0] == (prompt_name(0), 1, 0)
+    assert indices(select_pairs(table, 0.0, CONFIG))[0] == (prompt_name(0), 1, 0)
 
 
 def test_prompt_whose_responses_all_tie_is_dropped_and_counted():
-    selection = select_pairs(score_table([[(1.0, 10)] * 3, *TWO_PROMPTS]), 0.0, PAIRS_OF_TWO)
+    selection = select_pairs(score_table([[(1.0, 10)] * 3, *TWO_PROMPTS]), 0.0, CONFIG)
     assert selection.prompt_id.to_pylist() == [prompt_name(1), prompt_name(2)]
     assert selection.counts["num_tied_prompts"] == 1
 
@@ -81,48 +81,48 @@ def test_prompt_whose_responses_all_tie_is_dropped_and_counted():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_scores_never_win_and_are_counted(bad):
     prompts = [[*responses, (bad, 5)] for responses in TWO_PROMPTS]
-    selection = select_pairs(score_table(prompts), 0.0, PAIRS_OF_TWO)
+    selection = select_pairs(score_table(prompts), 0.0, CONFIG)
     assert indices(selection) == [(prompt_name(0), 0, 1), (prompt_name(1), 1, 0)]
     assert selection.counts["num_non_finite_scores"] == 2
 
 
-def test_prompts_with_too_few_responses_are_dropped_after_the_finite_check():
-    """Prompt 2 has three responses, one of them without a finite score: two are too few for three."""
-    prompts = [*TWO_PROMPTS, [(1.0, 5), (2.0, 6), (np.nan, 7)]]
-    grouped = group_scores(score_table(prompts), PairingConfig(min_valid_responses=3))
+def test_prompts_without_a_second_response_are_dropped_after_the_finite_check():
+    """Prompt 2 has two responses, one of them without a finite score: the other has nothing to be compared with."""
+    prompts = [*TWO_PROMPTS, [(1.0, 5), (np.nan, 7)]]
+    grouped = group_scores(score_table(prompts), CONFIG)
     assert grouped.prompt_ids.to_pylist() == [prompt_name(0), prompt_name(1)]
-    assert grouped.counts == {"num_scores": 9, "num_non_finite_scores": 1, "num_few_responses_prompts": 1}
+    assert grouped.counts == {"num_scores": 8, "num_non_finite_scores": 1, "num_few_responses_prompts": 1}
 
 
 def test_one_response_per_prompt_is_a_one_line_error_with_the_counts():
     table = score_table([[(1.0, 5)], [(2.0, 6)], [(3.0, 7)]])
     with pytest.raises(PairError) as error:
-        group_scores(table, PairingConfig())
+        group_scores(table, CONFIG)
     assert str(error.value) == (
-        "pair: 0 of 3 prompts have at least 8 responses with a finite score, two prompts are needed; the most that one "
-        "has is 1 (3 scores in all): generate more responses per prompt, or lower pairing.min_valid_responses"
+        "pair: 0 of 3 prompts have at least 2 responses with a finite score, two prompts are needed; the most that one "
+        "has is 1 (3 scores in all): generate more responses per prompt, or lower scoring.min_valid_responses"
     )
 
 
 def test_one_good_prompt_is_not_enough():
     with pytest.raises(PairError, match=r"^pair: 1 of 2 prompts"):
-        group_scores(score_table([TWO_PROMPTS[0], [(1.0, 5)]]), PAIRS_OF_TWO)
+        group_scores(score_table([TWO_PROMPTS[0], [(1.0, 5)]]), CONFIG)
 
 
 def test_scores_without_any_finite_row_are_an_error_with_the_counts():
     with pytest.raises(PairError, match=r"0 of 2 prompts .* the most that one has is 0"):
-        group_scores(score_table([[(np.nan, 5)] * 2] * 2), PAIRS_OF_TWO)
+        group_scores(score_table([[(np.nan, 5)] * 2] * 2), CONFIG)
 
 
 @pytest.mark.parametrize("tables", [[], [SCORES.empty_table()]])
 def test_no_scores_at_all_are_an_error(tables):
     with pytest.raises(PairError, match=r"^pair: (no score table|the score tables are empty)"):
-        group_scores(tables, PAIRS_OF_TWO)
+        group_scores(tables, CONFIG)
 
 
 def test_equal_models_are_named_as_the_likely_cause_of_all_ties():
     with pytest.raises(PairError, match="are the policy and the reference the same model"):
-        select_pairs(score_table([[(0.0, 10), (0.0, 20)]] * 2), 0.0, PAIRS_OF_TWO)
+        select_pairs(score_table([[(0.0, 10), (0.0, 20)]] * 2), 0.0, CONFIG)
 
 
 def test_table_given_twice_is_an_error_that_names_a_response():
@@ -130,12 +130,12 @@ def test_table_given_twice_is_an_error_that_names_a_response():
     with pytest.raises(
         PairError, match="6 responses were scored twice, the first is prompt_id prompt-0000 sample_index 0"
     ):
-        group_scores([table, table], PAIRS_OF_TWO)
+        group_scores([table, table], CONFIG)
 
 
 def test_outside_tables_are_checked_against_the_schema():
     with pytest.raises(RecordError, match="scores: column 'num_chars' is missing"):
-        group_scores(score_table(TWO_PROMPTS).drop_columns(["num_chars"]), PAIRS_OF_TWO)
+        group_scores(score_table(TWO_PROMPTS).drop_columns(["num_chars"]), CONFIG)
 
 
 @given(prompt_sets, st.floats(-2, 2))
@@ -147,7 +147,7 @@ def test_selection_equals_plain_python(prompts, length_penalty):
     ]
     if not expected:
         return
-    assert indices(select_pairs(score_table(prompts), length_penalty, PAIRS_OF_TWO)) == expected
+    assert indices(select_pairs(score_table(prompts), length_penalty, CONFIG)) == expected
 
 
 @given(prompt_sets, st.floats(-2, 2), st.integers(0, 99))
@@ -155,17 +155,17 @@ def test_selection_equals_plain_python(prompts, length_penalty):
 def test_row_order_and_cutting_into_tables_change_nothing(prompts, length_penalty, seed):
     table = score_table(prompts)
     try:
-        expected = select_pairs(table, length_penalty, PAIRS_OF_TWO)
+        expected = select_pairs(table, length_penalty, CONFIG)
     except PairError:
         return
     mixed = shuffle(table, seed)
     cut = [mixed.slice(start, 5) for start in range(0, mixed.num_rows, 5)]
-    assert indices(select_pairs(mixed, length_penalty, PAIRS_OF_TWO)) == indices(expected)
-    assert indices(select_pairs(iter(cut), length_penalty, PAIRS_OF_TWO)) == indices(expected)
+    assert indices(select_pairs(mixed, length_penalty, CONFIG)) == indices(expected)
+    assert indices(select_pairs(iter(cut), length_penalty, CONFIG)) == indices(expected)
 
 
 def test_more_prompts_than_fit_one_matrix_and_uneven_groups_keep_their_places():
     prompts = random_prompts(6_000, 64, seed=5)
     prompts = [responses[: 2 + index % 60] for index, responses in enumerate(prompts)]
     expected = [(prompt_name(index), *plain_pair(responses, 0.02)) for index, responses in enumerate(prompts)]
-    assert indices(select_pairs(score_table(prompts), 0.02, PAIRS_OF_TWO)) == expected
+    assert indices(select_pairs(score_table(prompts), 0.02, CONFIG)) == expected

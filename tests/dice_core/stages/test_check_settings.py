@@ -25,18 +25,6 @@ def test_every_preset_fits_itself(name):
         ({"training": {"bta": 0.1}}, "training.bta: unknown setting, did you mean 'beta'?"),
         ({"sampling": {}}, "sampling: unknown section"),
         ({"generation": {"num_responses": 4}}, "scoring.min_valid_responses: must not exceed .* 4, .* got 8"),
-        (
-            {"generation": {"num_responses": 4}, "scoring": {"min_valid_responses": 2}},
-            "pairing.min_valid_responses: must not exceed generation.num_responses 4",
-        ),
-        (
-            {"scoring": {"policy_logps": "generation"}},
-            "scoring.policy_logps: 'generation' needs .*logps true",
-        ),
-        (
-            {"scoring": {"policy_logps": "generation"}, "generation": {"policy_logps": True}},
-            r"generation.dtype: .* agree to scoring.max_logps_difference 0.01 in float32 only",
-        ),
         ({"launch": {"backend": "pytorchjob"}}, "pods.image: backend 'pytorchjob' needs the image"),
         ({"pods": {"image": "x"}}, "pods.image: backend 'torchrun' starts no pods"),
         ({"launch": {"processes_per_node": 5}}, "training.global_batch_size: must be a multiple of"),

@@ -6,9 +6,12 @@ an answer.
 
 import itertools
 import json
+import math
 
 import pyarrow as pa
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from dice_core.data import records
 from dice_core.data.records import RecordError
@@ -42,7 +45,7 @@ TRAINING = {
     "gradient_checkpointing": False,
 }
 SCORING = {"min_valid_responses": 2, "dtype": "float32", "min_characters": 1}
-PAIRING = {"min_valid_responses": 2, "replay_ratio": 0.5, "num_eval_pairs": 1}
+PAIRING = {"replay_ratio": 0.5, "num_eval_pairs": 1}
 
 
 def write_preferences(path, num_pairs):
@@ -140,6 +143,41 @@ def test_cut_responses_are_counted_and_not_scored(scored):
     assert (metrics["num_scored"], metrics["num_dropped_length_limit"]) == (27, 9)
     assert metrics["num_dropped_non_finite"] == 0
     assert metrics["reward_std"] > 0
+
+
+def test_a_prompt_left_with_too_few_finite_log_probs_is_dropped_and_each_row_has_one_reason(tiny_model, tmp_path):
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
+    )
+    uris = {}
+    for name in ("policy", "reference"):
+        model = LlamaForCausalLM(config)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[5] = math.nan if name == "policy" else 0
+        model.save_pretrained(tmp_path / name)
+        paths = [*(tmp_path / name).iterdir(), *tiny_model.glob("tokenizer*")]
+        files = {path.name: path for path in paths}
+        uris[name] = str(tmp_path / f"{name}-model")
+        publish_files(uris[name], files, Manifest(stage="import-model", fingerprint="", files={}))
+    # A response with token 5 has no finite log-prob: a keeps two of three responses, b one.
+    tokens = {"a": [7, 8, 5], "b": [5, 7, 5]}
+    rows = [
+        {
+            "prompt_id": prompt,
+            "sample_index": index,
+            "prompt_token_ids": [10, 11],
+            "response_token_ids": [token, 1],
+            "response": "words",
+            "finish_reason": "stop",
+        }
+        for prompt, own in tokens.items()
+        for index, token in enumerate(own)
+    ]
+    path = tmp_path / "responses.parquet"
+    records.write_table(pa.Table.from_pylist(rows, schema=records.RESPONSES), records.RESPONSES, path)
+    metrics = score(uris["policy"], uris["reference"], str(path), str(tmp_path / "out"), scoring=SCORING).metrics
+    assert (metrics["num_scored"], metrics["num_dropped_non_finite"]) == (2, 1)
+    assert (metrics["num_dropped_few_finite_responses"], metrics["num_dropped_few_valid_responses"]) == (3, 0)
 
 
 def test_scoring_that_was_killed_goes_on_and_counts_every_part_once(run, warm_start, scored, tmp_path, monkeypatch):
@@ -289,14 +327,18 @@ def test_a_shard_without_prompts_goes_through(run, warm_start, scored, tmp_path)
 
 def test_too_few_prompts_with_enough_responses_are_refused_with_counts(run, warm_start, scored, tmp_path):
     responses, scores = scored
-    with pytest.raises(ValueError, match=r"16"):
+    open_storage(scores.uri).download(next(iter(require_manifest(scores.uri).files)), tmp_path / "all.parquet")
+    # Three scores of the first prompt, one of the second.
+    few = records.read_table(tmp_path / "all.parquet", records.SCORES).slice(0, 4)
+    records.write_table(few, records.SCORES, tmp_path / "few.parquet")
+    with pytest.raises(ValueError, match=r"1 of 2 prompts have at least 2 responses .* \(4 scores in all\)"):
         pair(
             run.data,
             warm_start.uri,
             str(tmp_path / "out"),
-            scores_uris=[scores.uri],
+            scores_uris=[str(tmp_path / "few.parquet")],
             responses_uris=[responses],
-            pairing=PAIRING | {"min_valid_responses": 16},
+            pairing=PAIRING,
             chat=CHAT,
         )
     assert read_manifest(str(tmp_path / "out")) is None

@@ -87,8 +87,50 @@ def test_the_content_digest_is_of_names_and_contents_alone(published):
 def test_a_damaged_manifest_is_an_error_and_not_an_absent_one(published):
     uri, _ = published
     open_storage(uri).write_bytes("manifest.json", b'{"stage": "pair"')
-    with pytest.raises(StorageError, match="not a manifest this version"):
+    with pytest.raises(StorageError, match="not a manifest that this version"):
         read_manifest(uri)
+
+
+def test_fields_of_a_later_version_are_ignored_and_told_where_debugging(published, monkeypatch, capsys):
+    uri, manifest = published
+    stored = json.loads(open_storage(uri).read_bytes("manifest.json"))
+    stored["checksum"] = "blake3"
+    stored["files"]["t.parquet"]["codec"] = "zstd"
+    open_storage(uri).write_bytes("manifest.json", json.dumps(stored).encode())
+    assert read_manifest(uri) == manifest
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("DICE_DEBUG", "1")
+    read_manifest(uri)
+    assert "fields of a later version are ignored: files.t.parquet.codec, checksum" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"files": {"t.parquet": {"size": "12", "sha256": "0"}}},
+            "files.t.parquet.size: Input should be a valid integer",
+        ),
+        ({"files": {"t.parquet": {"size": 12}}}, "files.t.parquet.sha256: Field required"),
+        ({"stage": 3}, "stage: Input should be a valid string"),
+        ({"metrics": {"seconds": [1]}}, "metrics.seconds"),
+    ],
+)
+def test_a_known_field_of_another_type_is_named(published, change, message):
+    uri, _ = published
+    stored = json.loads(open_storage(uri).read_bytes("manifest.json")) | change
+    open_storage(uri).write_bytes("manifest.json", json.dumps(stored).encode())
+    with pytest.raises(StorageError, match=message) as error:
+        read_manifest(uri)
+    assert "\n" not in str(error.value)
+
+
+def test_a_note_on_a_part_of_a_later_version_is_read(tmp_path):
+    uri, path = str(tmp_path / "stage"), write_table(tmp_path / "part.parquet", [1])
+    part = publish_part(uri, "part-00000.parquet", path, "a")
+    note = json.loads(open_storage(uri).read_bytes("part-00000.parquet.part.json"))
+    open_storage(uri).write_bytes("part-00000.parquet.part.json", json.dumps(note | {"host": "a"}).encode())
+    assert finished_parts(uri, "a") == {"part-00000.parquet": part}
 
 
 def test_only_whole_parts_of_the_same_fingerprint_are_kept(tmp_path):

@@ -1,5 +1,7 @@
 """The promoted pointer: one winner, and the way back."""
 
+import json
+
 import pytest
 
 from dice_core.storage.contract import StorageError
@@ -38,3 +40,10 @@ def test_a_pointer_somebody_wrote_by_hand_is_refused(uri, tmp_path):
     (tmp_path / "promoted" / "zephyr.json").write_text("s3://bucket/my-model")
     with pytest.raises(StorageError, match=r"zephyr.json: not a pointer to a promoted policy"):
         promote(uri, "runs/a/train", "1", evaluated="runs/a/evaluate", iteration=1)
+
+
+def test_a_pointer_of_a_later_version_is_read(uri, tmp_path):
+    promote(uri, "runs/a/train", "1", evaluated="runs/a/evaluate", iteration=1)
+    path = tmp_path / "promoted" / "zephyr.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"win_rate": 0.6}))
+    assert read_promotion(uri).policy_uri == "runs/a/train"

@@ -56,7 +56,7 @@ def test_a_skipped_stage_is_told_from_a_finished_one() -> None:
 def test_the_first_error_of_a_task_is_kept() -> None:
     trace = [
         "    Traceback (most recent call last):",
-        "    dice_core.config.ConfigError: chat.x: wrong",
+        "    dice_core.settings.base.ConfigError: chat.x: wrong",
         "    ValueError: y",
     ]
     screen, lines = shown(STARTED, *trace, FAILED, LINE)

@@ -9,10 +9,10 @@ import kfp_server_api
 import pytest
 
 from dice_core.launch.job_spec import training_job
+from dice_core.launch.jobs import TrainingJobs
+from dice_core.launch.kubernetes import KubernetesApi
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from pipelines.cli import main
-from pipelines.cluster.api import ClusterApi
-from pipelines.cluster.jobs import unfinished_jobs
 from pipelines.kfp import runs
 from pipelines.kfp.runs import task_names, task_states
 from tests.cluster_objects import ClusterObjects, running_cluster
@@ -188,11 +188,11 @@ def test_a_job_is_deleted_by_its_uid_as_a_real_api_server_checks_it(
             "dice-x", "s3://bucket/dice/runs/x/iteration-1/train/job.json", LaunchConfig(), pods, environment={}
         )
         uid = server.store.create(JOB, "default", body)["metadata"]["uid"]
-        api = ClusterApi("", "default")
-        assert [job["metadata"]["name"] for job in unfinished_jobs(api, "s3://bucket/dice/runs/x")] == ["dice-x"]
+        jobs = TrainingJobs(KubernetesApi("default"))
+        assert [job["metadata"]["name"] for job in jobs.unfinished("s3://bucket/dice/runs/x")] == ["dice-x"]
         for wrong_or_right, left in (("another", 1), (uid, 0), (uid, 0)):
-            api.delete("/apis/kubeflow.org/v1/namespaces/default/pytorchjobs/dice-x", wrong_or_right)
-            assert len(unfinished_jobs(api, "s3://bucket/dice/runs/x")) == left
+            jobs.delete("dice-x", wrong_or_right)
+            assert len(jobs.unfinished("s3://bucket/dice/runs/x")) == left
 
 
 def test_cancel_deletes_what_a_run_that_was_terminated_in_the_ui_has_left(

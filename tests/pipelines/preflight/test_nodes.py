@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.launch.settings import LaunchConfig
-from pipelines.cluster.api import ClusterApi, ClusterError
 from pipelines.cluster.config import ClusterConfig, a100
 from pipelines.preflight.findings import UncertainError
 from pipelines.preflight.nodes import Pods, check_nodes, cpu_task_pods, training_pods
@@ -42,7 +42,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(pods: Pods, *nodes: dict[str, Any]) -> str:
         with running_cluster({"/api/v1/nodes": list(nodes)}) as cluster:
             monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path)))
-            return check_nodes(ClusterApi(), pods)
+            return check_nodes(KubernetesApi("kubeflow"), pods)
 
     return run
 
@@ -54,12 +54,14 @@ def test_training_and_cpu_tasks_each_have_nodes_of_their_own(check: Any) -> None
 
 
 def test_a_tainted_gpu_node_alone_leaves_cpu_tasks_without_a_place(check: Any) -> None:
-    with pytest.raises(ClusterError, match=r"gpu-1 has the taint .*, which cluster.cpu_tolerations does not tolerate"):
+    with pytest.raises(
+        KubernetesError, match=r"gpu-1 has the taint .*, which cluster.cpu_tolerations does not tolerate"
+    ):
         check(CPU_TASKS, gpu_node("gpu-1"))
 
 
 def test_a_node_must_hold_the_largest_cpu_task_which_imports_a_model(check: Any) -> None:
-    with pytest.raises(ClusterError, match=r"cpu-1 offers 14Gi memory, 32Gi are needed\. .*cluster\.import_memory"):
+    with pytest.raises(KubernetesError, match=r"cpu-1 offers 14Gi memory, 32Gi are needed\. .*cluster\.import_memory"):
         check(CPU_TASKS, node("cpu-1", "14Gi"))
 
 
@@ -80,5 +82,5 @@ def test_nodes_that_are_not_there_now_may_come(
 
 
 def test_a_node_without_its_device_plugin_is_no_question_of_waiting(check: Any) -> None:
-    with pytest.raises(ClusterError, match=r"gpu-1 offers no nvidia.com/gpu, 8 are needed"):
+    with pytest.raises(KubernetesError, match=r"gpu-1 offers no nvidia.com/gpu, 8 are needed"):
         check(training(), node("gpu-1", "1150Gi", GPU_TAINT, labels=GPU_LABELS))

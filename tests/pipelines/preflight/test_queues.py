@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.cluster.api import ClusterApi, ClusterError
+from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from pipelines.preflight.queues import check_queue
 from tests.cluster_objects import running_cluster
 
@@ -24,7 +24,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(objects: dict[str, Any], name: str = "dice") -> str:
         with running_cluster(objects) as cluster:
             monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path)))
-            return check_queue(ClusterApi(), name)
+            return check_queue(KubernetesApi("kubeflow"), name)
 
     return run
 
@@ -34,12 +34,14 @@ def test_a_queue_that_is_active_is_found(check: Any) -> None:
 
 
 def test_a_misspelled_queue_is_told_with_those_that_are_there(check: Any) -> None:
-    with pytest.raises(ClusterError, match=r"no LocalQueue dcie in namespace kubeflow, .* only wait; there are: dice"):
+    with pytest.raises(
+        KubernetesError, match=r"no LocalQueue dcie in namespace kubeflow, .* only wait; there are: dice"
+    ):
         check(queues(), "dcie")
 
 
 def test_without_kueue_a_queue_is_told_to_be_impossible(check: Any) -> None:
-    with pytest.raises(ClusterError, match=r"the API knows no Kueue, .*: install it .*or SET=cluster.queue_name="):
+    with pytest.raises(KubernetesError, match=r"the API knows no Kueue, .*: install it .*or SET=cluster.queue_name="):
         check({})
 
 
@@ -54,5 +56,5 @@ def test_without_kueue_a_queue_is_told_to_be_impossible(check: Any) -> None:
     ],
 )
 def test_a_queue_that_admits_nothing_is_told(check: Any, conditions: list[dict[str, str]], message: str) -> None:
-    with pytest.raises(ClusterError, match=f"LocalQueue dice admits no job .*{message}.*clusterqueue pool"):
+    with pytest.raises(KubernetesError, match=f"LocalQueue dice admits no job .*{message}.*clusterqueue pool"):
         check(queues(*conditions))

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from dice_core.launch.kubernetes import KubernetesApi
 from dice_core.storage.s3 import S3Storage, _refused
-from pipelines.cluster.api import ClusterApi
 from pipelines.cluster.config import ClusterConfig
 from pipelines.preflight.s3 import s3_lines
 from tests.cluster_objects import NAMESPACE, running_cluster
@@ -26,7 +26,7 @@ def check(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         with running_cluster({f"{NAMESPACE}/configmaps/dice-config": {"data": data}}) as cluster:
             monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path)))
             before = dict(os.environ)
-            lines = list(s3_lines(argparse.Namespace(root=""), ClusterApi(), config))
+            lines = list(s3_lines(argparse.Namespace(root=""), KubernetesApi("kubeflow"), config))
         assert dict(os.environ) == before, "the environment is as it was"
         return str(lines[-1])
 
