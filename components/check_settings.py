@@ -16,6 +16,7 @@ def check_settings(
     warm_start_training: dict,
     evaluation: dict,
     launch: dict,
+    pods: dict,
 ) -> None:
     """Check all settings, each and together: what was mistyped in the UI fails here and not hours later.
 
@@ -28,11 +29,12 @@ def check_settings(
         training: DPO (TrainingConfig).
         warm_start_training: DPO of the first policy on offline pairs (TrainingConfig); empty where there is none.
         evaluation: What is measured of a new policy, and when it is accepted (EvaluationConfig).
-        launch: Where training runs (LaunchConfig).
+        launch: Which processes train (LaunchConfig).
+        pods: What their pods look like (PodConfig); empty where the task of the stage trains itself.
     """
     from dice_core.stages.check_settings import check_settings
 
-    names = ("chat", "data", "generation", "scoring", "pairing", "training", "evaluation", "launch")
-    values = (chat, data, generation, scoring, pairing, training, evaluation, launch)
+    names = ("chat", "data", "generation", "scoring", "pairing", "training", "evaluation", "launch", "pods")
+    values = (chat, data, generation, scoring, pairing, training, evaluation, launch, pods)
     sections = dict(zip(names, values, strict=True))
     check_settings(sections | ({"warm_start_training": warm_start_training} if warm_start_training else {}))

@@ -14,6 +14,7 @@ def train(
     pairs_uri: str,
     training: dict,
     launch: dict,
+    pods: dict,
     seed: int,
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
@@ -26,7 +27,8 @@ def train(
         policy_uri: Model that training starts from.
         pairs_uri: Preference pairs.
         training: Settings of the stage (TrainingConfig).
-        launch: Where the training processes run (LaunchConfig).
+        launch: Which processes train (LaunchConfig).
+        pods: What their pods look like (PodConfig); empty where this task trains itself.
         seed: Seed of the run.
 
     Returns:
@@ -44,6 +46,7 @@ def train(
         iteration=iteration,
         training=training,
         launch=launch,
+        pods=pods,
         seed=seed,
     )
     metrics.metadata.update(report.metrics, status=report.status, uri=report.uri)

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_command(stage: Stage, options: dict[str, Any]) -> dict[str, Any]:
     """Call a stage's function with the parsed options."""
     overrides, config = options.pop("set"), options.pop("config")
-    settings = merge_overrides(_read_config(config), parse_overrides(overrides, list(stage.sections)))
+    settings = merge_overrides(_read_config(config), parse_overrides(overrides, stage.sections))
     values = {name: value for name, value in settings.items() if name in stage.sections}
     report = stage.function(**options, **values)
     return {"uri": report.uri, "status": report.status, "message": report.message, "metrics": report.metrics}

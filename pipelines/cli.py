@@ -16,7 +16,7 @@ from dice_core.storage import layout
 from pipelines.demo.local_run import LocalRunError, run_locally
 from pipelines.kfp.api import KfpError
 from pipelines.overrides import apply_overrides, find_preset
-from pipelines.presets import PRESETS, Preset
+from pipelines.presets import PRESETS, Preset, on_this_machine
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def add_preset_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_preset(options: argparse.Namespace) -> Preset:
-    """Return the preset that the options choose, with their changes."""
+    """Return the preset that the options choose, with their changes, for a run on a cluster."""
     return apply_overrides(find_preset(options.preset), options.set)
 
 
@@ -96,7 +96,7 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _run(options: argparse.Namespace) -> int:
-    preset = chosen_preset(options)
+    preset = apply_overrides(on_this_machine(find_preset(options.preset)), options.set)
     run_name = layout.check_name(options.run or preset.name, "run")
     run_locally(preset, {"root": options.root, "run": run_name}, options.work_folder)
     return 0

@@ -42,7 +42,8 @@ from dice_core.stages.table import (
     SCORE,
     TRAIN,
 )
-from pipelines.cluster.resources import configure_task, launch_on_cluster
+from pipelines.cluster.resources import configure_task
+from pipelines.cluster.training_pods import training_pods
 from pipelines.presets import Preset
 
 DESCRIPTIONS = {
@@ -63,7 +64,7 @@ DESCRIPTIONS = {
     "training": "DPO (TrainingConfig).",
     "warm_start_training": "DPO of the first policy on offline pairs (TrainingConfig).",
     "evaluation": "What is measured of a new policy, and when it is accepted (EvaluationConfig).",
-    "launch": "Where training runs (LaunchConfig).",
+    "launch": "Which processes train (LaunchConfig).",
 }
 
 _COMMON = (
@@ -145,8 +146,13 @@ def default_parameters(preset: Preset, *, recurring: bool = False) -> dict[str, 
 
 def run_sections(preset: Preset) -> dict[str, Settings]:
     """Return the settings that are parameters of a run, by name; `cluster` is fixed in the compiled pipeline."""
-    sections = {name: settings for name, settings in preset.sections().items() if name != "cluster"}
-    return sections | {"launch": launch_on_cluster(preset)}
+    return {name: settings for name, settings in preset.sections().items() if name != "cluster"}
+
+
+def pods_section(preset: Preset) -> dict[str, Any]:
+    """Return section `pods` of the stages, which is fixed too; empty where the task of training trains itself."""
+    pods = training_pods(preset.launch, preset.cluster)
+    return pods.to_dict() if pods else {}
 
 
 def _choose_inputs(preset: Preset, given: Given) -> Given:
@@ -157,7 +163,7 @@ def _choose_inputs(preset: Preset, given: Given) -> Given:
 
 
 def _check_settings(preset: Preset, given: Given) -> dsl.PipelineTask:
-    sections = {"warm_start_training": {}, **_take(given, *run_sections(preset))}
+    sections = {"warm_start_training": {}, **_take(given, *run_sections(preset)), "pods": pods_section(preset)}
     return configure_task(check_settings(**sections), CHECK_SETTINGS, "check settings", preset)
 
 
@@ -198,8 +204,14 @@ def _warm_start(preset: Preset, given: Given, sft: Any, data: Any) -> Any:
     place = {**_take(given, "root", "run", "seed"), "iteration": 0, "policy_uri": sft}
     pairs = pair(**place, **_take(given, "chat", "pairing"), num_shards=0, data_uri=data)
     pairs_uri = configure_task(pairs, PAIR, "warm start: pair", preset).outputs[OUTPUT]
-    trained = train(**place, pairs_uri=pairs_uri, training=given["warm_start_training"], launch=given["launch"])
-    return configure_task(trained, TRAIN, "warm start: train", preset).outputs[OUTPUT]
+    given = {**given, **place, "training": given["warm_start_training"]}
+    return _train(preset, given, pairs_uri, "warm start: train")
+
+
+def _train(preset: Preset, given: Given, pairs_uri: Any, display_name: str) -> Any:
+    names = ("root", "run", "seed", "iteration", "policy_uri", "training", "launch")
+    trained = train(**_take(given, *names), pods=pods_section(preset), pairs_uri=pairs_uri)
+    return configure_task(trained, TRAIN, display_name, preset).outputs[OUTPUT]
 
 
 def _generate_and_score(preset: Preset, given: Given, shard: int) -> dsl.PipelineTask:
@@ -218,8 +230,7 @@ def _pair_train_evaluate(preset: Preset, given: Given, scored: list[dsl.Pipeline
         **place, **_take(given, "policy_uri", "data_uri", "pairing", "chat"), num_shards=preset.num_shards
     ).after(*scored)
     pairs_uri = configure_task(pairs, PAIR, "pair", preset).outputs[OUTPUT]
-    trained = train(**place, **_take(given, "policy_uri", "training", "launch"), pairs_uri=pairs_uri)
-    policy = configure_task(trained, TRAIN, "train", preset).outputs[OUTPUT]
+    policy = _train(preset, given, pairs_uri, "train")
     evaluated = evaluate(
         **place,
         **_take(given, "base_reference_uri", "data_uri", "promote_as", "evaluation", "generation", "chat"),

@@ -13,6 +13,7 @@ from dice_core.settings.hints import allowed
 from dice_core.settings.overrides import parse_overrides
 from dice_core.stages.check_settings import check_settings
 from dice_core.stages.table import SECTIONS
+from pipelines.cluster.training_pods import OWNERS, training_pods
 from pipelines.presets import PRESETS, Preset
 
 _LOWEST = {"iterations": 1, "num_shards": 1, "num_retries": 0, "seed": 0}
@@ -42,7 +43,7 @@ def apply_overrides(preset: Preset, assignments: Iterable[str]) -> Preset:
     assignments = list(assignments)
     own = [text for text in assignments if "." not in text.partition("=")[0]]
     sections = preset.sections()
-    values = parse_overrides((text for text in assignments if text not in own), sections)
+    values = _parse(preset, [text for text in assignments if text not in own])
     changes: dict[str, Any] = {
         name: type(sections[name]).parse(sections[name].to_dict() | fields, name) for name, fields in values.items()
     }
@@ -50,8 +51,30 @@ def apply_overrides(preset: Preset, assignments: Iterable[str]) -> Preset:
         name, value = _own_field(preset, text)
         changes[name] = value
     changed = dataclasses.replace(preset, **changes)
-    check_settings({name: value.to_dict() for name, value in changed.sections().items() if name in SECTIONS})
+    _check(changed)
     return changed
+
+
+def _parse(preset: Preset, assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
+    assignments = list(assignments)
+    if preset.cluster is None and (text := next((text for text in assignments if text.startswith("cluster.")), "")):
+        raise ConfigError(f"{text.partition('=')[0]}: a run on this machine has no section cluster")
+    # Of the training pods, which are derived from it.
+    owners = {name: f"cluster.{owner}" for name, owner in OWNERS.items()} if preset.cluster else {}
+    return parse_overrides(assignments, {name: type(value) for name, value in preset.sections().items()}, owners)
+
+
+def _check(preset: Preset) -> None:
+    """Check what settings must be together, those of the training pods among them."""
+    if preset.cluster is None and preset.launch.backend != "torchrun":
+        raise ConfigError(
+            f"launch.backend: a run on this machine trains with torchrun, got {preset.launch.backend!r}: make submit "
+            "trains in pods of a cluster"
+        )
+    sections = {name: value for name, value in preset.sections().items() if name in SECTIONS}
+    if pods := training_pods(preset.launch, preset.cluster):
+        sections["pods"] = pods
+    check_settings({name: value.to_dict() for name, value in sections.items()})
 
 
 def _own_field(preset: Preset, text: str) -> tuple[str, str | int]:

@@ -52,7 +52,7 @@ class Preset:
     evaluation: EvaluationConfig
     launch: LaunchConfig
     cluster: ClusterConfig | None
-    """None in a run on this machine."""
+    """None in a run on this machine, see on_this_machine."""
 
     def __post_init__(self) -> None:
         """Train the first policy like the others where nothing else is said."""
@@ -102,7 +102,7 @@ def zephyr() -> Preset:
         training=_training(),
         # Fewer answers, or shorter ones, and the length gate would miss a policy that has doubled its answers.
         evaluation=EvaluationConfig(num_sample_prompts=128),
-        launch=LaunchConfig(num_nodes=1, processes_per_node=8),  # upstream: 8 x A100
+        launch=LaunchConfig(backend="pytorchjob", num_nodes=1, processes_per_node=8),  # upstream: 8 x A100
         cluster=a100(),
     )
 
@@ -172,9 +172,15 @@ def demo() -> Preset:
             max_accuracy_drop=0.3,
             tokens_per_batch=2048,
         ),
-        launch=LaunchConfig(num_nodes=1, processes_per_node=1),
+        launch=LaunchConfig(backend="pytorchjob", num_nodes=1, processes_per_node=1),
         cluster=kind(),
     )
+
+
+def on_this_machine(preset: Preset) -> Preset:
+    """Return the preset for a run on this machine: no cluster, and the task of training trains itself."""
+    launch = preset.launch.model_copy(update={"backend": "torchrun", "num_nodes": 1})
+    return dataclasses.replace(preset, cluster=None, launch=launch)
 
 
 PRESETS: dict[str, Callable[[], Preset]] = {"zephyr": zephyr, "llama3": llama3, "demo": demo}

@@ -10,7 +10,7 @@ from typing import Any
 
 from dice_core.launch.kubernetes import Patience
 from dice_core.launch.pytorchjob import PyTorchJobBackend
-from dice_core.launch.settings import LaunchConfig
+from dice_core.launch.settings import LaunchConfig, parse_launch
 from dice_core.storage.manifest import Manifest, publish_files
 from dice_core.training.job import TrainingJob
 from dice_core.training.settings import TrainingConfig
@@ -38,6 +38,13 @@ def publish_result(job_uri: str) -> None:
     publish_files(job.output_uri, {}, Manifest(files={}, **job.manifest_fields))
 
 
+def sections(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return settings of both sections as those of launch and those of the pods; no name is in both."""
+    values = {**SETTINGS, **settings}
+    launch = {name: value for name, value in values.items() if name in LaunchConfig.model_fields}
+    return launch, {name: value for name, value in values.items() if name not in launch}
+
+
 class Launcher(threading.Thread):
     """A launcher in a thread, and how it ended."""
 
@@ -46,8 +53,8 @@ class Launcher(threading.Thread):
     ) -> None:
         super().__init__(daemon=True)
         self._job_uri = job_uri
-        self._backend = PyTorchJobBackend(command, patience)
-        self._launch = LaunchConfig.parse({**SETTINGS, **settings}, "launch")
+        self._launch, pods = parse_launch(*sections(settings))
+        self._backend = PyTorchJobBackend(pods, command, patience)
         self.error: Exception | None = None
         self.start()
 
@@ -73,12 +80,11 @@ def start_process(
     **settings: Any,
 ) -> subprocess.Popen[bytes]:
     """Start a launcher that can be killed."""
-    values = {**SETTINGS, **settings}
     code = (
-        "from dice_core.launch.kubernetes import Patience; from dice_core.launch.settings import LaunchConfig;"
+        "from dice_core.launch.kubernetes import Patience; from dice_core.launch.settings import parse_launch;"
         "from dice_core.launch.pytorchjob import PyTorchJobBackend;"
-        f"backend = PyTorchJobBackend({tuple(command)!r}, {patience!r});"
-        f"backend.run({job_uri!r}, LaunchConfig.parse({values!r}, 'launch'))"
+        f"launch, pods = parse_launch(*{sections(settings)!r});"
+        f"PyTorchJobBackend(pods, {tuple(command)!r}, {patience!r}).run({job_uri!r}, launch)"
     )
     return subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env=dict(os.environ), stderr=stderr)
 

@@ -27,7 +27,7 @@ def make(tmp_path: Path) -> Make:
 
 @pytest.mark.parametrize("target", ["demo", "compile", "preflight", "submit", "schedule"])
 def test_settings_reach_a_command_as_they_were_written(make: Make, target: str) -> None:
-    settings = ['launch.env={"A":"1","B":"2"}', "generation.stop_token_ids=[1,2]", "seed=7"]
+    settings = ['cluster.env={"A":"1","B":"2"}', "generation.stop_token_ids=[1,2]", "seed=7"]
     found = make(target, f"SET={' '.join(settings)}")
     start = found.index("--set") + 1
     assert found[start : start + 3] == settings

@@ -22,7 +22,7 @@ from dice_core.launch.failure_report import (
 from dice_core.launch.jobs import TrainingJobs
 from dice_core.launch.kubernetes import KubernetesError, Patience
 from dice_core.launch.pod_logs import PodLogs
-from dice_core.launch.settings import LaunchConfig
+from dice_core.launch.settings import PodConfig
 from dice_core.progress import Throttle, log
 
 Objects = dict[str, dict[str, Any]]
@@ -31,9 +31,9 @@ Objects = dict[str, dict[str, Any]]
 class JobFollower:
     """One job, from where it is now to its end."""
 
-    def __init__(self, jobs: TrainingJobs, job: Mapping[str, Any], launch: LaunchConfig, patience: Patience) -> None:
+    def __init__(self, jobs: TrainingJobs, job: Mapping[str, Any], limits: PodConfig, patience: Patience) -> None:
         """Take a job that exists and has not succeeded."""
-        self._jobs, self._job, self._launch, self._patience = jobs, job, launch, patience
+        self._jobs, self._job, self._limits, self._patience = jobs, job, limits, patience
         self._name, self._uid = job["metadata"]["name"], job["metadata"]["uid"]
         self._pods: Objects = {}
         self._pods_ever: Objects = {}
@@ -47,8 +47,7 @@ class JobFollower:
         # What the job was made with counts: an adopted one may be older than the settings.
         replicas = job["spec"]["pytorchReplicaSpecs"].values()
         self._num_expected = sum(replica.get("replicas", 1) for replica in replicas)
-        per_node = int(job["spec"].get("nprocPerNode", launch.processes_per_node))
-        self._logs = PodLogs(jobs.api, per_node)
+        self._logs = PodLogs(jobs.api, int(job["spec"]["nprocPerNode"]))
 
     def follow(self) -> None:
         """Return when the job has succeeded.
@@ -122,9 +121,9 @@ class JobFollower:
     def _seconds_left(self) -> float:
         """Return for how long the clock that runs may go on."""
         if self._waiting_since:
-            left = self._launch.pending_deadline_seconds - (time.monotonic() - self._waiting_since)
+            left = self._limits.pending_deadline_seconds - (time.monotonic() - self._waiting_since)
         else:
-            left = self._launch.active_deadline_seconds - self._seconds_trained()
+            left = self._limits.active_deadline_seconds - self._seconds_trained()
         return max(0.01, left)
 
     def _seconds_trained(self) -> float:
@@ -146,7 +145,7 @@ class JobFollower:
 
     def _show_queue(self) -> None:
         """Say that the job waits in a queue, and once in a while why: a queue's name may be wrong."""
-        text = f"is suspended until Kueue admits it (launch.queue_name = {self._launch.queue_name!r})"
+        text = f"is suspended until Kueue admits it (pods.queue_name = {self._limits.queue_name!r})"
         if self._reminder.is_due():
             events = self._events().get(self._name, [])
             reasons = queue_reasons(self._jobs.workloads(self._uid), events)
@@ -156,26 +155,26 @@ class JobFollower:
 
     def _check_training(self) -> None:
         """Give up when pods have trained for longer than they may."""
-        self._waiting_since, limit = 0.0, self._launch.active_deadline_seconds
+        self._waiting_since, limit = 0.0, self._limits.active_deadline_seconds
         if not self._training_since:
             # An adopted job may have trained for hours already.
             before = 0.0 if self._seconds_before else _seconds_running(self._pods)
             self._training_since = time.monotonic() - before
         if self._seconds_trained() < limit:
             return
-        cause = f"it did not end within launch.active_deadline_seconds = {limit} of training; "
+        cause = f"it did not end within pods.active_deadline_seconds = {limit} of training; "
         self._end(LaunchError, f"{cause}started again, the stage goes on from the newest checkpoint")
 
     def _check_start(self, reasons: list[str]) -> None:
         """Say why pods do not start, and give up when the deadline has passed."""
         self._waiting_since = self._waiting_since or time.monotonic()
-        passed, deadline = time.monotonic() - self._waiting_since, self._launch.pending_deadline_seconds
+        passed, deadline = time.monotonic() - self._waiting_since, self._limits.pending_deadline_seconds
         is_over, is_reminder = passed >= deadline, self._reminder.is_due()
         if is_over or is_reminder:
             reasons = waiting_reasons(self._pods, self._events(), self._num_expected)
         if is_over and reasons:
             self._jobs.delete(self._name, self._uid)
-            first = f"training did not start within launch.pending_deadline_seconds = {deadline}: {reasons[0]}"
+            first = f"training did not start within pods.pending_deadline_seconds = {deadline}: {reasons[0]}"
             first += f" (job {self._jobs.namespace}/{self._name} is deleted)"
             raise LaunchError("\n".join([first, *reasons[1:]]))
         shown = reasons if is_reminder else stuck_reasons(self._pods)

@@ -11,8 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dice_core.launch.settings import LaunchConfig
-from dice_core.settings.base import ConfigError
+from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.settings.quantities import quantity
 from dice_core.storage import layout
 
@@ -87,6 +86,7 @@ def training_job(
     name: str,
     job_uri: str,
     launch: LaunchConfig,
+    pods: PodConfig,
     *,
     environment: Mapping[str, str],
     owner: Mapping[str, Any] | None = None,
@@ -97,36 +97,32 @@ def training_job(
     Args:
         name: from job_name.
         job_uri: what the processes are given.
-        launch: the settings.
+        launch: which processes the pods run.
+        pods: what the pods look like.
         environment: the launcher's own; COPIED_VARIABLES are taken from it.
         owner: an ownerReference: deleting that object deletes the job.
         command: instead of torchrun with the training module; the job's URI is added.
-
-    Raises:
-        ConfigError: there is no image.
     """
-    if not launch.image:
-        raise ConfigError("launch.image: backend 'pytorchjob' needs the image of the training pods, got ''")
-    container = _container([*(command or _torchrun(launch)), job_uri], launch, environment)
-    replicas = {"Master": _replica(1, container, launch)}
+    container = _container([*(command or _torchrun(launch)), job_uri], launch.processes_per_node, pods, environment)
+    replicas = {"Master": _replica(1, container, launch.restart_policy, pods)}
     if launch.num_nodes > 1:
-        replicas["Worker"] = _replica(launch.num_nodes - 1, container, launch)
+        replicas["Worker"] = _replica(launch.num_nodes - 1, container, launch.restart_policy, pods)
     run = layout.run_of(job_uri)
     metadata: dict[str, Any] = {
         "name": name,
         "labels": {**_LABELS, **({RUN_LABEL: run} if run else {})},
-        "annotations": {JOB_URI_ANNOTATION: job_uri, LAUNCH_ANNOTATION: _made_with(launch, environment)},
+        "annotations": {JOB_URI_ANNOTATION: job_uri, LAUNCH_ANNOTATION: _made_with(launch, pods, environment)},
     }
     run_policy: dict[str, Any] = {
-        "cleanPodPolicy": launch.clean_pod_policy,
-        "ttlSecondsAfterFinished": launch.ttl_seconds_after_finished,
+        "cleanPodPolicy": pods.clean_pod_policy,
+        "ttlSecondsAfterFinished": pods.ttl_seconds_after_finished,
         # The operator counts from when it first saw the job, the wait for nodes included; the launcher counts better.
-        "activeDeadlineSeconds": launch.active_deadline_seconds + launch.pending_deadline_seconds,
+        "activeDeadlineSeconds": pods.active_deadline_seconds + pods.pending_deadline_seconds,
         "backoffLimit": launch.backoff_limit,
     }
-    if launch.queue_name:
+    if pods.queue_name:
         # Kueue takes the job out of suspension when it admits it.
-        metadata["labels"][_QUEUE_LABEL] = launch.queue_name
+        metadata["labels"][_QUEUE_LABEL] = pods.queue_name
         run_policy["suspend"] = True
     if owner:
         metadata["ownerReferences"] = [dict(owner)]
@@ -146,9 +142,11 @@ def differing_settings(job: Mapping[str, Any], other: Mapping[str, Any]) -> list
     return sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
 
 
-def _made_with(launch: LaunchConfig, environment: Mapping[str, str]) -> str:
-    # What becomes of the job when its launcher is stopped is that launcher's business.
-    settings = {name: value for name, value in launch.to_dict().items() if name != "on_cancel"}
+def _made_with(launch: LaunchConfig, pods: PodConfig, environment: Mapping[str, str]) -> str:
+    sections = {"launch": launch.to_dict(), "pods": pods.to_dict()}
+    # The launcher that is stopped decides what becomes of the job, not the one that made it.
+    del sections["launch"]["on_cancel"]
+    settings = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
     return json.dumps({**settings, "variables of S3": _copied(environment)}, sort_keys=True)
 
 
@@ -158,11 +156,11 @@ def _torchrun(launch: LaunchConfig) -> list[str]:
     return [*TORCHRUN, *alone, "--module", WORKER_MODULE]
 
 
-def _replica(number: int, container: Mapping[str, Any], launch: LaunchConfig) -> dict[str, Any]:
-    user = launch.run_as_user
+def _replica(number: int, container: Mapping[str, Any], restart_policy: str, pods: PodConfig) -> dict[str, Any]:
+    user = pods.run_as_user
     pod: dict[str, Any] = {
         "containers": [container],
-        "volumes": _volumes(launch),
+        "volumes": _volumes(pods),
         "securityContext": {
             "runAsNonRoot": True,
             **({name: user for name in ("runAsUser", "runAsGroup", "fsGroup")} if user else {}),
@@ -174,41 +172,43 @@ def _replica(number: int, container: Mapping[str, Any], launch: LaunchConfig) ->
         "enableServiceLinks": False,
     }
     optional = {
-        "serviceAccountName": launch.service_account,
-        "priorityClassName": launch.priority_class,
-        "nodeSelector": launch.node_selector,
-        "tolerations": launch.tolerations,
-        "imagePullSecrets": [{"name": secret} for secret in launch.image_pull_secrets],
+        "serviceAccountName": pods.service_account,
+        "priorityClassName": pods.priority_class,
+        "nodeSelector": pods.node_selector,
+        "tolerations": pods.tolerations,
+        "imagePullSecrets": [{"name": secret} for secret in pods.image_pull_secrets],
     }
     pod |= {key: value for key, value in optional.items() if value}
     # Istio reads the annotation in older versions and the label in newer ones.
     metadata = {
-        "labels": {**launch.labels, **_LABELS, **_NO_SIDECAR},
-        "annotations": {**_NO_SIDECAR, **launch.annotations},
+        "labels": {**pods.labels, **_LABELS, **_NO_SIDECAR},
+        "annotations": {**_NO_SIDECAR, **pods.annotations},
     }
     return {
         "replicas": number,
-        "restartPolicy": launch.restart_policy,
+        "restartPolicy": restart_policy,
         "template": {"metadata": metadata, "spec": pod},
     }
 
 
-def _container(command: list[str], launch: LaunchConfig, environment: Mapping[str, str]) -> dict[str, Any]:
-    requests = {"cpu": launch.cpu, "memory": launch.memory}
+def _container(
+    command: list[str], num_processes: int, pods: PodConfig, environment: Mapping[str, str]
+) -> dict[str, Any]:
+    requests = {"cpu": pods.cpu, "memory": pods.memory}
     # A limit of CPUs would only slow training down; one of memory protects the other pods of the node.
-    limits = {"memory": launch.memory}
-    if launch.gpu_resource:
-        requests[launch.gpu_resource] = limits[launch.gpu_resource] = str(launch.processes_per_node)
+    limits = {"memory": pods.memory}
+    if pods.gpu_resource:
+        requests[pods.gpu_resource] = limits[pods.gpu_resource] = str(num_processes)
     return {
         "name": CONTAINER,
-        "image": launch.image,
+        "image": pods.image,
         "command": command,
-        "env": _variables(launch, environment),
+        "env": _variables(num_processes, pods, environment),
         "resources": {
             "requests": {name: amount for name, amount in requests.items() if amount},
             "limits": {name: amount for name, amount in limits.items() if amount},
         },
-        "volumeMounts": [{"name": volume["name"], "mountPath": _MOUNTS[volume["name"]]} for volume in _volumes(launch)],
+        "volumeMounts": [{"name": volume["name"], "mountPath": _MOUNTS[volume["name"]]} for volume in _volumes(pods)],
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -219,23 +219,23 @@ def _container(command: list[str], launch: LaunchConfig, environment: Mapping[st
     }
 
 
-def _variables(launch: LaunchConfig, environment: Mapping[str, str]) -> list[dict[str, Any]]:
-    values = {**_DEFAULT_VARIABLES, **_threads(launch), **_copied(environment), **launch.env}
+def _variables(num_processes: int, pods: PodConfig, environment: Mapping[str, str]) -> list[dict[str, Any]]:
+    values = {**_DEFAULT_VARIABLES, **_threads(num_processes, pods.cpu), **_copied(environment), **pods.env}
     variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in values.items()]
-    for name in CREDENTIALS if launch.credentials_secret else ():
-        source = {"secretKeyRef": {"name": launch.credentials_secret, "key": name}}
+    for name in CREDENTIALS if pods.credentials_secret else ():
+        source = {"secretKeyRef": {"name": pods.credentials_secret, "key": name}}
         variables.append({"name": name, "valueFrom": source})
     return variables
 
 
-def _threads(launch: LaunchConfig) -> dict[str, str]:
+def _threads(num_processes: int, cpu: str) -> dict[str, str]:
     """Share the cores out: torchrun gives each of several processes one, and all GPUs wait for rank 0's work on them.
 
     A single process takes what the node has: `cpu` is what it asks for, no limit.
     """
-    if not launch.cpu or launch.processes_per_node == 1:
+    if not cpu or num_processes == 1:
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, int(quantity(launch.cpu)) // launch.processes_per_node))}
+    return {"OMP_NUM_THREADS": str(max(1, int(quantity(cpu)) // num_processes))}
 
 
 def _copied(environment: Mapping[str, str]) -> dict[str, str]:
@@ -245,14 +245,14 @@ def _copied(environment: Mapping[str, str]) -> dict[str, str]:
 _MOUNTS = {"tmp": "/tmp", "cache": _CACHE, "scratch": _SCRATCH, "dshm": "/dev/shm"}
 
 
-def _volumes(launch: LaunchConfig) -> list[dict[str, Any]]:
-    claim = {"persistentVolumeClaim": {"claimName": launch.model_cache_claim}}
+def _volumes(pods: PodConfig) -> list[dict[str, Any]]:
+    claim = {"persistentVolumeClaim": {"claimName": pods.model_cache_claim}}
     volumes: list[dict[str, Any]] = [
         {"name": "tmp", "emptyDir": {}},
-        {"name": "cache", **(claim if launch.model_cache_claim else {"emptyDir": {}})},
+        {"name": "cache", **(claim if pods.model_cache_claim else {"emptyDir": {}})},
         # Checkpoints stay on the node: the claim may be shared by all pods, and slow.
         {"name": "scratch", "emptyDir": {}},
     ]
-    if launch.shm_size:
-        volumes.append({"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": launch.shm_size}})
+    if pods.shm_size:
+        volumes.append({"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": pods.shm_size}})
     return volumes

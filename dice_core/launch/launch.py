@@ -5,23 +5,28 @@ nor data, so that processes on this machine and pods on a cluster are started th
 """
 
 from dice_core.launch.backend import Backend
-from dice_core.launch.settings import LaunchConfig
+from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.launch.torchrun import TorchrunBackend
 
 
-def launch_training(job_uri: str, launch: LaunchConfig) -> None:
+def launch_training(job_uri: str, launch: LaunchConfig, pods: PodConfig | None = None) -> None:
     """Run a training job with the backend that the settings name.
+
+    Args:
+        job_uri: of the job.
+        launch: which processes to start.
+        pods: what their pods look like, for backend `pytorchjob`.
 
     Raises:
         LaunchError: a process failed or was stopped.
     """
-    _backend(launch.backend).run(job_uri, launch)
+    _backend(launch.backend, pods or PodConfig()).run(job_uri, launch)
 
 
-def _backend(name: str) -> Backend:
+def _backend(name: str, pods: PodConfig) -> Backend:
     if name == "pytorchjob":
         # Loads the Kubernetes client, which training on one machine does without.
         from dice_core.launch.pytorchjob import PyTorchJobBackend
 
-        return PyTorchJobBackend()
+        return PyTorchJobBackend(pods)
     return TorchrunBackend()

@@ -27,7 +27,7 @@ from dice_core.launch.follower import JobFollower
 from dice_core.launch.job_spec import differing_settings, job_name, training_job
 from dice_core.launch.jobs import TrainingJobs
 from dice_core.launch.kubernetes import KubernetesApi, KubernetesError, Patience, own_pod
-from dice_core.launch.settings import LaunchConfig
+from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.progress import log
 from dice_core.settings.base import ConfigError
 from dice_core.storage.address import open_storage
@@ -55,9 +55,9 @@ class _Stopped(BaseException):
 class PyTorchJobBackend:
     """Pods of a cluster that has the training operator. See launch.Backend."""
 
-    def __init__(self, command: Sequence[str] = (), patience: Patience | None = None) -> None:
-        """Take what each pod runs instead of torchrun (the job's URI is added), and how long to wait for what."""
-        self._command, self._patience = command, patience or Patience()
+    def __init__(self, pods: PodConfig, command: Sequence[str] = (), patience: Patience | None = None) -> None:
+        """Take what the pods look like, what each runs instead of torchrun, and how long to wait for what."""
+        self._pods, self._command, self._patience = pods, command, patience or Patience()
 
     def run(self, job_uri: str, launch: LaunchConfig) -> None:
         """Run the job in pods and return when it has succeeded.
@@ -65,13 +65,13 @@ class PyTorchJobBackend:
         Raises:
             LaunchError: it failed, was deleted, or did not start or end in time; or the cluster refused or went away.
             FinalError: it failed, now or earlier in this run, and would fail again.
-            ConfigError: no image.
+            ConfigError: no cluster to talk to.
             StorageError: there is no job at that place.
         """
         training = TrainingJob.read(job_uri)
         name = job_name(job_uri, training.fingerprint)
         try:
-            jobs = TrainingJobs(KubernetesApi(launch.namespace, patience=self._patience, timeout=_CALL_SECONDS))
+            jobs = TrainingJobs(KubernetesApi(patience=self._patience, timeout=_CALL_SECONDS))
         except KubernetesError as error:
             raise ConfigError(f"launch.backend: 'pytorchjob' needs a Kubernetes cluster: {error}") from None
         uid, received = "", 0
@@ -79,11 +79,13 @@ class PyTorchJobBackend:
             try:
                 owner = _owner(jobs)
                 _refuse_what_failed(training.output_uri, owner)
-                body = training_job(name, job_uri, launch, environment=os.environ, owner=owner, command=self._command)
+                body = training_job(
+                    name, job_uri, launch, self._pods, environment=os.environ, owner=owner, command=self._command
+                )
                 job = _start_or_adopt(jobs, name, body, training.output_uri, self._patience)
                 uid = job["metadata"]["uid"]
                 if job_outcome(job) != "Succeeded":
-                    _follow(JobFollower(jobs, job, launch, self._patience), training.output_uri, owner)
+                    _follow(JobFollower(jobs, job, self._pods, self._patience), training.output_uri, owner)
             except KubernetesError as error:
                 raise LaunchError(f"training failed: {error} (job {jobs.namespace}/{name})") from None
             except _Stopped as stopped:

@@ -1,18 +1,15 @@
-"""Settings of the processes that train."""
+"""Settings of training's processes, and of the pods that they run in on a cluster."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from dice_core.settings.base import Int, Settings
+from dice_core.settings.base import ConfigError, Int, Names, Settings, Values
 from dice_core.settings.quantities import Annotations, Labels, OptionalQuantity, Tolerations
 
 
 class LaunchConfig(Settings):
-    """Where training runs. Decides no result: the global batch is fixed by `training`.
-
-    Everything after `processes_per_node` is for pods on a cluster and read by backend `pytorchjob` alone.
-    """
+    """Which processes train, and what ends them. Decides no result: `training` fixes the global batch."""
 
     backend: Literal["torchrun", "pytorchjob"] = "torchrun"
     """`torchrun` starts the processes on this machine, `pytorchjob` in pods of a cluster with the training operator."""
@@ -20,12 +17,33 @@ class LaunchConfig(Settings):
     """Pods. One with all GPUs of a machine needs no gang scheduling and no network between pods."""
     processes_per_node: Int = Field(default=1, ge=1)
     """GPUs of a node, or CPU processes."""
+    restart_policy: Literal["OnFailure", "ExitCode", "Never"] = "OnFailure"
+    """`OnFailure` restarts a failed pod up to backoff_limit times; it resumes from its checkpoint. `ExitCode` restarts
+    after a signal or eviction only, without limit but the deadline; `Never` leaves retries to the pipeline. What the
+    training knows to fail again (pairs, settings, a loss that is not finite) is not tried again in the same run. For
+    backend `pytorchjob`."""
+    backoff_limit: Int = Field(default=3, ge=0)
+    """Restarts of failed pods, all together, before the job has failed. For backend `pytorchjob`."""
+    on_cancel: Literal["delete", "leave"] = "delete"
+    """What becomes of the job when the launcher is told to stop. A launcher that is evicted always leaves it. For
+    backend `pytorchjob`."""
+
+    @model_validator(mode="after")
+    def _torchrun_has_one_node(self) -> Self:
+        if self.backend == "torchrun" and self.num_nodes > 1:
+            raise ValueError(
+                f"num_nodes must be 1 with backend 'torchrun', which has one machine, got {self.num_nodes}"
+            )
+        return self
+
+
+class PodConfig(Settings):
+    """What the pods of backend `pytorchjob` look like. A pipeline derives all of it from its section `cluster`."""
 
     image: str = ""
-    namespace: str = ""
-    """Empty: where the launcher's own pod is. In another one the job cannot be owned by the run that starts it."""
+    """Of the training pods; needed."""
     service_account: str = ""
-    """Of the training pods: they need S3 and no right on the Kubernetes API."""
+    """Of the training pods: they need S3 and no right on the Kubernetes API. Empty: the namespace's default account."""
     gpu_resource: str = "nvidia.com/gpu"
     """Asked for once for each process; empty: no GPU."""
     cpu: OptionalQuantity = ""
@@ -43,23 +61,22 @@ class LaunchConfig(Settings):
     labels: Labels = Field(default_factory=dict)
     """More labels of the pods, such as a cost centre; the suite's own win."""
     annotations: Annotations = Field(default_factory=dict)
+    """More annotations of the pods."""
     credentials_secret: str = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: the service account gives access."""
-    image_pull_secrets: list[str] = Field(default_factory=list)
+    image_pull_secrets: Names = ()
+    """Secrets to pull the image with."""
     node_selector: Labels = Field(default_factory=dict)
+    """Labels that a node must have."""
     tolerations: Tolerations = Field(default_factory=list)
+    """Taints of nodes that the pods tolerate."""
     queue_name: str = ""
     """Kueue's LocalQueue: the job is created suspended and starts when Kueue admits it. Empty: no queue."""
     priority_class: str = ""
-
-    restart_policy: Literal["OnFailure", "ExitCode", "Never"] = "OnFailure"
-    """`OnFailure` restarts a failed pod up to backoff_limit times; it resumes from its checkpoint. `ExitCode` restarts
-    after a signal or eviction only, without limit but the deadline; `Never` leaves retries to the pipeline. What the
-    training knows to fail again (pairs, settings, a loss that is not finite) is not tried again in the same run."""
-    backoff_limit: Int = Field(default=3, ge=0)
+    """Of the pods; empty: the cluster's default."""
     pending_deadline_seconds: Int = Field(default=1800, ge=1)
     """A job whose pods have not all started by then is deleted, with the reason. Time in Kueue's queue is not
-    counted: on a cluster cluster.queue_timeout bounds it."""
+    counted."""
     active_deadline_seconds: Int = Field(default=172_800, ge=1)
     """A job that has trained for so long is deleted; waiting for pods is not counted. The operator counts that too and
     is given pending_deadline_seconds more: it ends a job that no launcher follows."""
@@ -67,5 +84,20 @@ class LaunchConfig(Settings):
     """The finished job stays for so long; its pods' logs can be read meanwhile."""
     clean_pod_policy: Literal["Running", "All", "None"] = "Running"
     """Which pods the operator deletes when the job ends."""
-    on_cancel: Literal["delete", "leave"] = "delete"
-    """What becomes of the job when the launcher is told to stop. A launcher that is evicted always leaves it."""
+
+
+def parse_launch(launch: Values, pods: Values) -> tuple[LaunchConfig, PodConfig]:
+    """Build both sections from plain mappings.
+
+    Raises:
+        ConfigError: one line: a field at fault; pods for a backend that starts none; no image for one that does.
+    """
+    config, pod_config = LaunchConfig.parse(launch, "launch"), PodConfig.parse(pods, "pods")
+    if config.backend == "torchrun" and pods:
+        raise ConfigError(
+            f"pods.{next(iter(pods))}: backend 'torchrun' starts no pods: leave section pods out, or set "
+            "launch.backend=pytorchjob"
+        )
+    if config.backend == "pytorchjob" and not pod_config.image:
+        raise ConfigError("pods.image: backend 'pytorchjob' needs the image of the training pods, got ''")
+    return config, pod_config

@@ -21,7 +21,6 @@ from dice_core.launch.backend import LaunchError
 from dice_core.launch.failure_report import find_cause
 from dice_core.launch.settings import LaunchConfig
 from dice_core.progress import log
-from dice_core.settings.base import ConfigError
 
 NUM_LAST_LINES = 12
 STOP_SECONDS = 30.0
@@ -37,10 +36,6 @@ class TorchrunBackend:
 
     def run(self, job_uri: str, launch: LaunchConfig) -> None:
         """See Backend."""
-        if launch.num_nodes != 1:
-            raise ConfigError(
-                f"launch.num_nodes: backend 'torchrun' starts the processes of one machine, got {launch.num_nodes}"
-            )
         log(f"train: {launch.processes_per_node} process(es) by torchrun")
         process = subprocess.Popen(
             self._command(job_uri, launch.processes_per_node),

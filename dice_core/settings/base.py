@@ -32,6 +32,7 @@ def _tuple(value: Any) -> Any:
 
 Int = Annotated[int, BeforeValidator(_integral)]
 Ints = Annotated[tuple[Int, ...], BeforeValidator(_tuple)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
 DType = Literal["float32", "bfloat16"]
 
 Values = Mapping[str, Any] | None

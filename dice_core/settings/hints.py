@@ -1,12 +1,23 @@
-"""What to say of a name that nobody knows: the nearest one that there is, and all of them. Pure."""
+"""What to say of a name that nobody knows: what may be meant, and what is allowed. Pure."""
 
 import difflib
 from collections.abc import Iterable
 
 
-def allowed(name: str, known: Iterable[str]) -> str:
-    """Return the end of an error message, such as `did you mean 'beta'? allowed: beta, loss`."""
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Return the known name that is most like this one, if there is one like it."""
+    return difflib.get_close_matches(name, list(known), n=1)
+
+
+def allowed(name: str, known: Iterable[str], meant: Iterable[str] = ()) -> str:
+    """Return the end of an error message, such as `did you mean 'beta'? allowed: beta, loss`.
+
+    Args:
+        name: that nobody knows.
+        known: what is allowed in its place.
+        meant: what is meant, where more is known than how the names look; else the nearest one.
+    """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    words = [repr(word) for word in list(meant) or nearest(name, names)]
+    hint = f"did you mean {' or '.join(words)}? " if words else ""
     return f"{hint}allowed: {', '.join(names) or 'none'}"

@@ -1,34 +1,51 @@
 """`training.learning_rate=1e-6` on a command line, into the settings of a stage.
 
-Knows the form of an assignment and the names of the sections. The settings classes check fields and values.
+Knows the form of an assignment and the names of settings. The settings classes check values.
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dice_core.settings.base import ConfigError
-from dice_core.settings.hints import allowed
+from dice_core.settings.base import ConfigError, Settings
+from dice_core.settings.hints import allowed, nearest
+
+_NONE: Mapping[str, str] = {}
 
 
-def parse_overrides(assignments: Iterable[str], sections: Iterable[str]) -> dict[str, dict[str, Any]]:
+def parse_overrides(
+    assignments: Iterable[str], sections: Mapping[str, type[Settings]], owners: Mapping[str, str] = _NONE
+) -> dict[str, dict[str, Any]]:
     """Return section -> field -> value for assignments such as `training.beta=0.1`.
 
     The value is JSON where it can be read so (numbers, true, [1, 2]) and a word otherwise; it may hold `=`.
 
+    Args:
+        assignments: to read.
+        sections: their classes by name.
+        owners: for the name of a field that no section has: the setting that decides it.
+
     Raises:
-        ConfigError: not of that form, or a section that is not one of `sections`; the nearest name is suggested.
+        ConfigError: not of that form, or no setting of these sections; what may be meant is named.
     """
-    known, values = list(sections), dict[str, dict[str, Any]]()
+    values = dict[str, dict[str, Any]]()
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         section, dot, field = name.partition(".")
         if not (equals and dot and section and field):
             raise ConfigError(f"{assignment!r}: must be SECTION.FIELD=VALUE, such as training.learning_rate=1e-6")
-        if section not in known:
-            raise ConfigError(f"{name}: unknown section {section!r}, {allowed(section, known)}")
+        elsewhere = [owners[field]] if field in owners else _with_field(field, sections)
+        if section not in sections:
+            meant = nearest(section, sections) or elsewhere
+            raise ConfigError(f"{name}: unknown section {section!r}, {allowed(section, sections, meant)}")
+        if field not in (known := sections[section].model_fields):
+            raise ConfigError(f"{name}: unknown setting, {allowed(field, known, elsewhere)}")
         values.setdefault(section, {})[field] = _read_value(text)
     return values
+
+
+def _with_field(field: str, sections: Mapping[str, type[Settings]]) -> list[str]:
+    return [f"{name}.{field}" for name, kind in sections.items() if field in kind.model_fields]
 
 
 def merge_overrides(

@@ -7,7 +7,7 @@ no torch.
 from collections.abc import Mapping
 from typing import Any
 
-from dice_core.launch.settings import LaunchConfig
+from dice_core.launch.settings import LaunchConfig, parse_launch
 from dice_core.preferences.settings import GenerationConfig, ScoringConfig
 from dice_core.settings.base import ConfigError, Settings
 from dice_core.stages.table import SECTIONS, WARM_START_TRAINING
@@ -27,8 +27,9 @@ def check_settings(sections: Mapping[str, Mapping[str, Any]]) -> None:
     unknown = [name for name in sections if name not in SECTIONS]
     if unknown:
         raise ConfigError(f"{unknown[0]}: unknown section, allowed: {', '.join(SECTIONS)}")
-    parsed = {name: kind.parse(sections.get(name), name) for name, kind in SECTIONS.items() if name in sections}
+    parsed = {name: kind.parse(sections[name], name) for name, kind in SECTIONS.items() if name in sections}
     parsed = {name: kind() for name, kind in SECTIONS.items() if name != WARM_START_TRAINING} | parsed
+    parse_launch(sections.get("launch"), sections.get("pods"))
     _check_fit(**parsed)  # type: ignore[arg-type]
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.evaluation.settings import EvaluationConfig
-from dice_core.launch.settings import LaunchConfig
+from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.preferences.settings import GenerationConfig, PairingConfig, ScoringConfig
 from dice_core.settings.base import Settings
 from dice_core.settings.seeds import derive_seed
@@ -93,7 +93,7 @@ PAIR = Stage(
 TRAIN = Stage(
     name="train",
     inputs={"policy": _MODEL, "pairs": ("pair",)},
-    sections={"training": TrainingConfig, "launch": LaunchConfig},
+    sections={"training": TrainingConfig, "launch": LaunchConfig, "pods": PodConfig},
     pod="train",
     scope="iteration",
     in_warm_start=True,

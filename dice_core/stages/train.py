@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from dice_core.launch.settings import LaunchConfig
+from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
 from dice_core.settings.base import Values
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import TRAIN
@@ -20,6 +20,7 @@ def train(
     iteration: int = 1,
     training: Values = None,
     launch: Values = None,
+    pods: Values = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> StageReport:
@@ -31,7 +32,8 @@ def train(
         output_uri: where the new model and metrics.jsonl go.
         iteration: number of the iteration, from 1; 0 is the warm start.
         training: settings, see TrainingConfig.
-        launch: LaunchConfig: where the processes run.
+        launch: which processes train, see LaunchConfig.
+        pods: what their pods look like if launch.backend is pytorchjob, see PodConfig.
         seed: seed of the run.
         overwrite: first delete what this stage left at its output.
 
@@ -41,12 +43,20 @@ def train(
     from dice_core.training.job import delete_leftovers
 
     layout.check_count(iteration, "iteration", 0)
-    config, launch_config = TrainingConfig.parse(training, "training"), LaunchConfig.parse(launch, "launch")
+    config = TrainingConfig.parse(training, "training")
+    launch_config, pod_config = parse_launch(launch, pods)
     config.accumulation_steps(launch_config.num_nodes * launch_config.processes_per_node)
+    work = partial(
+        _run_job,
+        training=config,
+        launch=launch_config,
+        pods=pod_config,
+        seed=TRAIN.seed(seed, iteration),
+    )
     report = run_stage(
         TRAIN,
         output_uri,
-        partial(_run_job, training=config, launch=launch_config, seed=TRAIN.seed(seed, iteration)),
+        work,
         settings={"training": config},
         arguments={"seed": seed, "iteration": iteration},
         overwrite=overwrite,
@@ -58,7 +68,9 @@ def train(
     return report
 
 
-def _run_job(context: StageContext, *, training: TrainingConfig, launch: LaunchConfig, seed: int) -> Manifest:
+def _run_job(
+    context: StageContext, *, training: TrainingConfig, launch: LaunchConfig, pods: PodConfig, seed: int
+) -> Manifest:
     """Write the job down, launch it, and accept only what its manifest says it finished."""
     from dice_core.launch.launch import launch_training
     from dice_core.training.job import TrainingJob
@@ -74,7 +86,7 @@ def _run_job(context: StageContext, *, training: TrainingConfig, launch: LaunchC
         manifest_fields=context.manifest_fields,
     )
     pairs.require_same("policy", context.inputs["policy"])
-    launch_training(job.write(), launch)
+    launch_training(job.write(), launch, pods)
     manifest = require_manifest(context.uri)
     if manifest.fingerprint != context.fingerprint:
         raise StorageError(f"{context.uri}: another training published here while this one ran: take a new run name")

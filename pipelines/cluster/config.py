@@ -1,15 +1,16 @@
 """Where the tasks of a preset run on a cluster, and with what: section `cluster` of a preset.
 
-Fixed when a pipeline is compiled, so that none of it is a parameter of a run. resources.py puts it on the tasks, and
-hands what training needs on to its pods; preflight.py looks whether the cluster has it.
+It owns every setting of pods, nodes, times and access, those of the training pods too. Fixed when a pipeline is
+compiled, so that none of it is a parameter of a run. resources.py puts it on the tasks, training_pods.py on the pods of
+training; preflight looks whether the cluster has it.
 """
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from dice_core.settings.base import Int, Settings
+from dice_core.settings.base import Int, Names, Settings
 from dice_core.settings.durations import to_seconds
 from dice_core.settings.quantities import (
     Annotations,
@@ -22,7 +23,7 @@ from dice_core.settings.quantities import (
 )
 from dice_core.stages.table import Stage
 
-PIPELINE_ACCOUNT, TRAINER_ACCOUNT = "dice-pipeline", "dice-trainer"
+PIPELINE_ACCOUNT = "dice-pipeline"
 CONFIG_MAP, CONFIG_KEYS = "dice-config", ("AWS_ENDPOINT_URL", "AWS_REGION")
 CREDENTIAL_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 POD_FIELDS = {
@@ -41,12 +42,7 @@ _OWN_VARIABLES = {
 _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 Duration = Annotated[str, checked(to_seconds)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
 
 
 class ClusterConfig(Settings):
@@ -57,39 +53,62 @@ class ClusterConfig(Settings):
     gpus_per_task: Int = Field(default=1, ge=1)
     """Of a task that generates, scores or evaluates: each of these loads one copy of the models."""
     gpu_node_selector: Labels = Field(default={})
+    """Labels of the nodes for tasks that compute on GPUs, and for training."""
     gpu_tolerations: Tolerations = Field(default=[])
+    """Taints of these nodes."""
     cpu_node_selector: Labels = Field(default={})
+    """Labels of the nodes for all other tasks."""
     cpu_tolerations: Tolerations = Field(default=[])
+    """Taints of these nodes."""
     gpu_task_cpu: Quantity = "8"
+    """Request of a task that generates, scores or evaluates."""
     gpu_task_memory: Quantity = "96Gi"
+    """Request and limit of such a task."""
     gpu_task_shm_size: OptionalQuantity = "16Gi"
     """/dev/shm of a task with GPUs: memory of its own, counted in its memory limit. Empty: the 64 MiB of Kubernetes."""
     cpu_task_cpu: Quantity = "2"
+    """Request of any other task."""
     cpu_task_memory: Quantity = "16Gi"
+    """Request and limit of any other task."""
     import_memory: Quantity = "32Gi"
-    """import-model reads every tensor once."""
+    """Request and limit of import-model, which reads every tensor once."""
     launcher_cpu: Quantity = "500m"
+    """Request of the task that starts the training pods and waits for them."""
     launcher_memory: Quantity = "2Gi"
-    """Of the task that starts the training pods and waits for them."""
+    """Request and limit of that task."""
     trainer_cpu: Quantity = "80"
-    """Of one training pod; it has launch.processes_per_node GPUs."""
+    """Request of one training pod; it has launch.processes_per_node GPUs."""
     trainer_memory: Quantity = "900Gi"
+    """Request and limit of one training pod."""
     trainer_shm_size: OptionalQuantity = "64Gi"
-    training_backend: Literal["pytorchjob", "torchrun"] = "pytorchjob"
-    """torchrun trains in the pod of the task itself, where there is no training operator: one node only."""
+    """/dev/shm of one training pod: memory of its own, counted in its memory limit. Empty: the 64 MiB of Kubernetes."""
+    trainer_service_account: str = "dice-trainer"
+    """Of the training pods: they need S3 and no right on the Kubernetes API. Empty: the namespace's default account."""
+    trainer_priority_class: str = ""
+    """Of the training pods; empty: the cluster's default."""
+    queue_name: str = ""
+    """Kueue's LocalQueue for training jobs: each is created suspended and starts when Kueue admits it. Empty: none."""
+    clean_pod_policy: Literal["Running", "All", "None"] = "Running"
+    """Which training pods the operator deletes when their job ends."""
+    job_ttl: Duration = "1d"
+    """A training job that has ended stays for so long; its pods' logs can be read meanwhile."""
     cpu_task_timeout: Duration = "6h"
+    """Longest attempt of a task without a timeout of its own."""
     generate_timeout: Duration = "12h"
+    """Longest attempt of a task that generates."""
     score_timeout: Duration = "6h"
+    """Longest attempt of a task that scores."""
     train_timeout: Duration = "24h"
-    """Of training in pods of its own: counted while all of them run."""
+    """Longest training. Of pods of its own, the time counts in which all of them run."""
     evaluate_timeout: Duration = "3h"
+    """Longest attempt of a task that evaluates."""
     pending_timeout: Duration = "3d"
     """Time that training pods may wait for nodes, each time that one has to start. KFP sets no limit to a task that no
     node can take (make status says why it waits); the time in which tasks are retried is that much longer, for waiting
     counts in it.
     """
     queue_timeout: Duration = "30d"
-    """Time that a training job may wait in Kueue's queue (launch.queue_name): the task that follows it may take that
+    """Time that a training job may wait in Kueue's queue (queue_name): the task that follows it may take that
     much longer than train_timeout and pending_timeout. Without a queue it ends by itself long before."""
     credentials_secret: str = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: the service account has the rights (IRSA)."""
@@ -101,6 +120,7 @@ class ClusterConfig(Settings):
     env_secret_keys: Names = ("HF_TOKEN",)
     """Of that secret; each is the variable of its name."""
     image_pull_secrets: Names = ()
+    """Secrets to pull images with."""
     model_cache_claim: str = "dice-model-cache"
     """Volume claim that keeps fetched models for all tasks; empty: each task downloads its own."""
     scratch_size: OptionalQuantity = ""
@@ -110,6 +130,7 @@ class ClusterConfig(Settings):
     labels: Labels = Field(default={})
     """More labels of every pod, such as a cost centre."""
     annotations: Annotations = Field(default={})
+    """More annotations of every pod."""
 
     @model_validator(mode="after")
     def _memory_holds_shm(self) -> Self:

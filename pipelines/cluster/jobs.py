@@ -30,7 +30,6 @@ def stop_training(context: str, namespace: str, run: Any) -> None:
     launch = parameters.get("launch") or {}
     if not (name and parameters.get("root")) or launch.get("backend") != "pytorchjob":
         return
-    namespace = launch.get("namespace") or namespace
     by_hand = _DELETE.format(namespace, RUN_LABEL, name)
     if launch.get("on_cancel") == "leave":
         print(f"run {name}: training goes on, as launch.on_cancel=leave says; to stop it: {by_hand}")

@@ -5,7 +5,6 @@ and the result, and stops all it started. The second time it goes on where the f
 """
 
 import argparse
-import dataclasses
 import importlib.util
 import json
 import os
@@ -34,7 +33,7 @@ from pipelines.demo.object_store import Credentials, ObjectStore, ObjectStoreErr
 from pipelines.demo.screen import Screen, describe, task_labels
 from pipelines.dice import build_pipeline
 from pipelines.overrides import apply_overrides
-from pipelines.presets import Preset, demo
+from pipelines.presets import Preset, demo, on_this_machine
 
 RUN = "demo"
 _FREE_GIB = 8
@@ -128,7 +127,7 @@ def prepare_preset(assignments: Sequence[str]) -> Preset:
         ConfigError: a setting that does not exist or is out of range.
         DemoError: the package with the chat model is not installed.
     """
-    return dataclasses.replace(apply_overrides(demo(), [*_sources(), *assignments]), cluster=None)
+    return apply_overrides(on_this_machine(demo()), [*_sources(), *assignments])
 
 
 def check_disk(folder: Path) -> None:

@@ -3,7 +3,6 @@
 kfp.local does the work and writes its log to standard output; demo.py makes that readable.
 """
 
-import dataclasses
 import os
 import sys
 import warnings
@@ -23,7 +22,7 @@ def run_locally(preset: Preset, parameters: Mapping[str, Any], work_folder: Path
     """Run a preset's pipeline to its end.
 
     Args:
-        preset: decides the graph and the defaults of the parameters.
+        preset: from on_this_machine; decides the graph and the defaults of the parameters.
         parameters: `root`, and what differs from the preset.
         work_folder: gets what kfp calls artifacts: metrics and the report. The data go to `root`.
 
@@ -42,7 +41,7 @@ def run_locally(preset: Preset, parameters: Mapping[str, Any], work_folder: Path
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(work_folder))
     try:
         with _interpreter_by_name():
-            build_pipeline(dataclasses.replace(preset, cluster=None))(**parameters)
+            build_pipeline(preset)(**parameters)
     except RuntimeError as error:
         raise LocalRunError(f"the run stopped: {error}") from None
 

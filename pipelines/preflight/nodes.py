@@ -31,7 +31,7 @@ class Pods:
 
 def training_pods(config: ClusterConfig, launch: LaunchConfig) -> Pods:
     """Return the pods of training; the other tasks with GPUs go to the same nodes and are smaller."""
-    requests = {"cpu": launch.cpu or config.trainer_cpu, "memory": launch.memory or config.trainer_memory}
+    requests = {"cpu": config.trainer_cpu, "memory": config.trainer_memory}
     if config.gpu_resource:
         requests[config.gpu_resource] = str(launch.processes_per_node)
     selector, tolerations = config.gpu_node_selector, config.gpu_tolerations

@@ -17,10 +17,8 @@ from pipelines.cluster.config import (
     CONFIG_MAP,
     CREDENTIAL_KEYS,
     PIPELINE_ACCOUNT,
-    TRAINER_ACCOUNT,
     ClusterConfig,
 )
-from pipelines.cluster.resources import launch_on_cluster
 from pipelines.kfp.api import Connection, KfpApi
 from pipelines.preflight.findings import Line, UncertainError, checked
 from pipelines.preflight.nodes import check_images, check_nodes, cpu_task_pods, training_pods
@@ -59,7 +57,7 @@ def preflight(options: argparse.Namespace, preset: Preset) -> int:
 def lines(options: argparse.Namespace, preset: Preset) -> Iterator[Line]:
     """Yield the checks' results."""
     connection = Connection.from_environment(options.host, options.namespace)
-    yield checked("settings", partial(check_settings, preset))
+    yield Line("ok", "settings", preset.description)
     yield checked("Kubeflow Pipelines", partial(check_kfp, connection))
     cluster = None
     try:
@@ -76,13 +74,6 @@ def lines(options: argparse.Namespace, preset: Preset) -> Iterator[Line]:
     yield from s3_lines(options, cluster, preset.cluster or ClusterConfig())
 
 
-def check_settings(preset: Preset) -> str:
-    """Check what the cluster section and the launch section say together; the rest was checked as it was read."""
-    if preset.cluster and preset.cluster.training_backend == "torchrun" and preset.launch.num_nodes > 1:
-        raise ConfigError("launch.num_nodes: cluster.training_backend=torchrun trains on one node only")
-    return preset.description
-
-
 def check_kfp(connection: Connection) -> str:
     """Reach Kubeflow Pipelines and list runs as this person."""
     api = KfpApi(connection)
@@ -92,9 +83,10 @@ def check_kfp(connection: Connection) -> str:
 
 def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
     """Yield what the Kubernetes API tells: objects, rights, the training operator, nodes, quota."""
-    config, launch = preset.cluster or ClusterConfig(), launch_on_cluster(preset)
-    is_elsewhere = config.training_backend == "pytorchjob"
-    for account in (PIPELINE_ACCOUNT, *((TRAINER_ACCOUNT,) if is_elsewhere else ())):
+    config, launch = preset.cluster or ClusterConfig(), preset.launch
+    is_elsewhere = launch.backend == "pytorchjob"
+    accounts = [PIPELINE_ACCOUNT, *([config.trainer_service_account] if is_elsewhere else [])]
+    for account in filter(None, accounts):
         yield checked(f"service account {account}", partial(check_object, cluster, "serviceaccounts", account))
     yield checked(f"config map {CONFIG_MAP}", partial(check_object, cluster, "configmaps", CONFIG_MAP, CONFIG_KEYS))
     if config.credentials_secret:
@@ -119,8 +111,8 @@ def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
     yield checked("nodes for CPU tasks", partial(check_nodes, cluster, cpu_task_pods(config)))
     if config.gpu_resource:
         yield checked("quota", partial(check_quota, cluster, config, launch, preset.num_shards))
-    if is_elsewhere and launch.queue_name:
-        yield checked("queue", partial(check_queue, cluster, launch))
+    if is_elsewhere and config.queue_name:
+        yield checked("queue", partial(check_queue, cluster, config.queue_name))
 
 
 def check_object(cluster: KubernetesApi, resource: str, name: str, keys: tuple[str, ...] = ()) -> str:
@@ -164,7 +156,7 @@ def check_operator(cluster: KubernetesApi, launch: LaunchConfig) -> str:
     if not found or "pytorchjobs" not in {entry["name"] for entry in found["resources"]}:
         raise KubernetesError(
             "the API knows no PyTorchJob: install the training operator (manifests/README.md names the release), or "
-            "train in the task's own pod: SET=cluster.training_backend=torchrun"
+            "train in the task's own pod: SET=launch.backend=torchrun"
         )
     workers = "; it adds a container of alpine:3.10 to Workers unless told otherwise (manifests/README.md)"
     return "PyTorchJob kubeflow.org/v1" + (workers if launch.num_nodes > 1 else "")
@@ -201,7 +193,7 @@ def check_own_rights(cluster: KubernetesApi, rights: _Rights) -> str:
 def check_shared_memory(config: ClusterConfig, launch: LaunchConfig) -> str:
     """Compare /dev/shm with the memory of the pods, of which it is a part."""
     pods = {"a GPU task": (config.gpu_task_shm_size, config.gpu_task_memory)}
-    pods["a training pod"] = (launch.shm_size or config.trainer_shm_size, launch.memory or config.trainer_memory)
+    pods["a training pod"] = (config.trainer_shm_size, config.trainer_memory)
     for name, (size, memory) in pods.items():
         if size and quantity(size) > quantity(memory) / 2:
             raise ConfigError(f"/dev/shm of {name} is {size} of its {memory}: leave half for the processes")

@@ -25,22 +25,21 @@ def check_quota(cluster: KubernetesApi, config: ClusterConfig, launch: LaunchCon
     return "; ".join(shown) or "none on GPUs"
 
 
-def check_queue(cluster: KubernetesApi, launch: LaunchConfig) -> str:
+def check_queue(cluster: KubernetesApi, name: str) -> str:
     """Find Kueue's queue and whether it admits jobs: a job in a queue that is not there waits, and nothing says so."""
-    name, namespace = launch.queue_name, launch.namespace or cluster.namespace
     kueue = cluster.get(_KUEUE)
     if kueue is None:
         raise KubernetesError(
-            f"launch.queue_name is {name!r} and the API knows no Kueue, so that training would only wait: install "
-            "it (manifests/README.md names the release), or SET=launch.queue_name="
+            f"cluster.queue_name is {name!r} and the API knows no Kueue, so that training would only wait: install "
+            "it (manifests/README.md names the release), or SET=cluster.queue_name="
         )
-    queues = f"/apis/{kueue['preferredVersion']['groupVersion']}/namespaces/{namespace}/localqueues"
+    queues = f"/apis/{kueue['preferredVersion']['groupVersion']}/namespaces/{cluster.namespace}/localqueues"
     queue = cluster.get(f"{queues}/{name}")
     if queue is None:
         known = ", ".join(entry["metadata"]["name"] for entry in cluster.list(queues)) or "none"
         raise KubernetesError(
-            f"no LocalQueue {name} in namespace {namespace}, training would only wait; there are: {known}: correct "
-            "launch.queue_name, or make deploy OVERLAY=kueue, which makes dice"
+            f"no LocalQueue {name} in namespace {cluster.namespace}, training would only wait; there are: {known}: "
+            "correct cluster.queue_name, or make deploy OVERLAY=kueue, which makes dice"
         )
     conditions = {entry["type"]: entry for entry in queue.get("status", {}).get("conditions", ())}
     active = conditions.get("Active", {"message": "its state is not known, does Kueue's controller run?"})

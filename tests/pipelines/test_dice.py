@@ -1,6 +1,5 @@
 """The compiled pipeline: what a cluster gets. Read back from the YAML, as a cluster reads it."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from kfp import compiler
 
 from pipelines.dice import DESCRIPTIONS, build_pipeline, default_parameters, run_sections
 from pipelines.overrides import apply_overrides
-from pipelines.presets import PRESETS, Preset
+from pipelines.presets import PRESETS, Preset, on_this_machine
 
 # A workflow is one object of the Kubernetes API, which takes 1.5 MiB; Argo adds to what is compiled.
 MAX_YAML_BYTES = 500_000
@@ -151,7 +150,7 @@ def test_on_a_cluster_an_iteration_starts_only_when_the_one_before_it_was_accept
 
 def test_what_this_machine_runs_has_no_condition(tmp_path: Path) -> None:
     """kfp.local would skip the branch whatever evaluate returns; the stages read the gate themselves."""
-    spec = compiled(dataclasses.replace(PRESETS["demo"](), cluster=None), tmp_path)
+    spec = compiled(on_this_machine(PRESETS["demo"]()), tmp_path)
     assert {"iteration 1", "iteration 2"} < outline(spec)["demo"].keys()
     assert not [name for name in spec["components"] if name.startswith("comp-condition")]
 

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dice_core.launch.settings import PodConfig
 from dice_core.settings.base import ConfigError
+from pipelines.cluster.config import ClusterConfig
 from pipelines.overrides import apply_overrides, find_preset
-from pipelines.presets import demo, zephyr
+from pipelines.presets import demo, on_this_machine, zephyr
 
 
 def test_settings_of_stages_and_of_the_preset_are_changed_together() -> None:
@@ -66,6 +68,36 @@ def test_a_wrong_assignment_is_one_line_that_names_it(assignment: str, message: 
         apply_overrides(zephyr(), [assignment])
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("section", ["launch", "pods"])
+@pytest.mark.parametrize("name", sorted(PodConfig.model_fields.keys() - {"image"}))
+def test_a_setting_of_the_training_pods_names_the_one_of_the_cluster_that_decides_it(section: str, name: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        apply_overrides(zephyr(), [f"{section}.{name}=1"])
+    message = str(raised.value)
+    owner = message.partition("did you mean 'cluster.")[2].partition("'? allowed: ")[0]
+    assert message.startswith(f"{section}.{name}: unknown se") and owner in ClusterConfig.model_fields
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("cluster.pending_timeout=1h", "cluster.pending_timeout: a run on this machine has no section cluster"),
+        ("launch.backend=pytorchjob", "launch.backend: a run on this machine trains with torchrun, got 'pytorchjob'"),
+        ("launch.queue_name=dice", "launch.queue_name: unknown setting, allowed: backend, num_nodes,"),
+        ("launch.num_nodes=2", "launch: num_nodes must be 1 with backend 'torchrun'"),
+    ],
+)
+def test_a_run_on_this_machine_refuses_what_is_of_a_cluster(assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        apply_overrides(on_this_machine(zephyr()), [assignment])
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_run_on_this_machine_trains_in_its_own_processes() -> None:
+    preset = apply_overrides(on_this_machine(zephyr()), ["launch.processes_per_node=4"])
+    assert (preset.launch.backend, preset.launch.processes_per_node, preset.cluster) == ("torchrun", 4, None)
 
 
 @given(st.text(st.characters(categories=["L", "N", "P", "S"]), max_size=30))

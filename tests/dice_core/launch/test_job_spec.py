@@ -14,15 +14,14 @@ import pytest
 import yaml
 
 from dice_core.launch.job_spec import COPIED_VARIABLES, job_name, training_job
-from dice_core.launch.settings import LaunchConfig
-from dice_core.settings.base import ConfigError
+from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
 from pipelines.cluster.resources import CACHE_FOLDER
+from tests.launchers import sections
 
 _URI = "s3://bucket/dice/runs/My_Run.1/iteration-2/train/job.json"
-_FULL = {
+_LAUNCH = LaunchConfig(backend="pytorchjob", num_nodes=3, processes_per_node=8)
+_PODS = {
     "image": "registry/train:1.0",
-    "num_nodes": 3,
-    "processes_per_node": 8,
     "service_account": "dice-trainer",
     "cpu": "90",
     "memory": "1000Gi",
@@ -42,8 +41,13 @@ _OWNER = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "run
 
 
 def spec_of(environment: dict[str, str] | None = None, **settings: Any) -> dict[str, Any]:
-    launch = LaunchConfig.parse({"backend": "pytorchjob", "image": "train:1", **settings}, "launch")
-    return training_job("dice-x", _URI, launch, environment=environment or {})
+    launch, pods = parse_launch(*sections(settings))
+    return training_job("dice-x", _URI, launch, pods, environment=environment or {})
+
+
+def full_job(owner: dict[str, str] | None = None) -> dict[str, Any]:
+    pods = PodConfig.parse(_PODS, "pods")
+    return training_job("dice-x", _URI, _LAUNCH, pods, environment={"AWS_REGION": "r"}, owner=owner)
 
 
 def pod_of(job: dict[str, Any], role: str = "Master") -> dict[str, Any]:
@@ -72,14 +76,13 @@ def test_the_name_is_a_short_label_that_says_what_and_depends_on_what_is_compute
 
 
 def test_the_job_of_a_run_is_labelled_with_its_name() -> None:
-    launch = LaunchConfig(backend="pytorchjob", image="train:1")
     places = {
         "s3://bucket/runs/dice/runs/zephyr-1/iteration-2/train/job.json": "zephyr-1",
         "s3://bucket/policy-1/job.json": None,
         "s3://bucket/runs/No Label/job.json": None,
     }
     for place, run in places.items():
-        job = training_job("dice-x", place, launch, environment={})
+        job = training_job("dice-x", place, LaunchConfig(), PodConfig(image="train:1"), environment={})
         assert job["metadata"]["labels"].get("dice-suite/run") == run
 
 
@@ -226,8 +229,7 @@ def test_processes_share_the_cores_of_their_pod(settings: dict[str, Any], thread
 
 
 def test_place_access_and_queue_are_the_settings() -> None:
-    launch = LaunchConfig.parse(_FULL, "launch")
-    job = training_job("dice-x", _URI, launch, environment={}, owner=_OWNER)
+    job = full_job(owner=_OWNER)
     pod = pod_of(job, "Worker")
     assert pod["serviceAccountName"] == "dice-trainer"
     assert pod["nodeSelector"] == {"pool": "a100"}
@@ -251,11 +253,6 @@ def test_on_a_cluster_without_gpus_none_is_asked_for() -> None:
     }
 
 
-def test_a_job_without_an_image_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"launch.image: backend 'pytorchjob' needs the image of the training pods"):
-        spec_of(image="")
-
-
 # The parts of the definition (kubeflow.org/v1, the same in v1.7.0 and v1.9.4) that we set, by hand.
 _RUN_POLICY = {
     "cleanPodPolicy": str,
@@ -268,7 +265,7 @@ _POLICIES = ("Always", "OnFailure", "Never", "ExitCode")
 
 
 def test_the_job_has_the_fields_and_types_of_the_definition() -> None:
-    job = training_job("dice-x", _URI, LaunchConfig.parse(_FULL, "launch"), environment={}, owner=_OWNER)
+    job = full_job(owner=_OWNER)
     assert set(job) == {"apiVersion", "kind", "metadata", "spec"}
     assert set(job["spec"]) == {"nprocPerNode", "runPolicy", "pytorchReplicaSpecs"}
     assert isinstance(job["spec"]["nprocPerNode"], str)
@@ -282,7 +279,7 @@ def test_the_job_has_the_fields_and_types_of_the_definition() -> None:
 
 
 def test_the_pod_fits_the_schema_of_kubernetes() -> None:
-    job = training_job("dice-x", _URI, LaunchConfig.parse(_FULL, "launch"), environment={"AWS_REGION": "r"})
+    job = full_job()
     template = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
     pod = {"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "x", **template["metadata"]}}
     kubernetes_validate.validate(pod, "1.30", strict=True)
@@ -293,8 +290,7 @@ def test_the_job_fits_the_schema_of_the_definition_on_hand() -> None:
     definition = yaml.safe_load(Path(path).read_text()) if path else _excerpt()
     [version] = [version for version in definition["spec"]["versions"] if version["name"] == "v1"]
     schema = version["schema"]["openAPIV3Schema"]
-    for settings in (_FULL, {"image": "train:1"}):
-        job = training_job("dice-x", _URI, LaunchConfig.parse(settings, "launch"), environment={"AWS_REGION": "r"})
+    for job in (full_job(), spec_of({"AWS_REGION": "r"})):
         jsonschema.validate(job, schema)
         assert list(pruned(job["spec"], schema["properties"]["spec"], "spec")) == []
 

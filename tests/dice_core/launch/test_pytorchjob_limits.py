@@ -43,7 +43,7 @@ def test_a_training_that_lasts_too_long_is_ended_with_the_reason_and_its_last_li
         Launcher(job_uri, command, active_deadline_seconds=6).result()
     first, *others = str(caught.value).splitlines()
     assert first.startswith(
-        "training failed: it did not end within launch.active_deadline_seconds = 6 of training; started again, the "
+        "training failed: it did not end within pods.active_deadline_seconds = 6 of training; started again, the "
         "stage goes on from the newest checkpoint (job default/dice-"
     )
     assert others[-1] == "[rank 0] step 7"
@@ -79,7 +79,7 @@ def test_a_job_in_a_queue_that_does_not_exist_says_so_again_and_again(
         status = {"status": {"conditions": [refused]}}
         server.store.patch(WORKLOAD, "default", "pytorchjob-1", status, only_status=True)
         wait_until(
-            lambda: screen.getvalue().count(f"admits it (launch.queue_name = 'dcie'); Inadmissible: {message}") > 1
+            lambda: screen.getvalue().count(f"admits it (pods.queue_name = 'dcie'); Inadmissible: {message}") > 1
         )
         server.denied.add(("list", "workloads"))
         wait_until(lambda: "its Workload, which says why, cannot be read" in screen.getvalue())

@@ -12,10 +12,8 @@ import psutil
 import pytest
 
 from dice_core.launch.backend import LaunchError
-from dice_core.launch.launch import launch_training
 from dice_core.launch.settings import LaunchConfig
 from dice_core.launch.torchrun import TorchrunBackend
-from dice_core.settings.base import ConfigError
 
 _REPOSITORY = Path(__file__).parents[3]
 
@@ -65,11 +63,6 @@ def test_a_failed_process_is_an_error_with_its_cause_exit_code_and_last_lines(
 def test_an_uncaught_exception_is_the_cause(worker: Callable[[str], str], tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="exit code 1: ZeroDivisionError: division by zero"):
         TorchrunBackend(worker("1 / 0")).run(str(tmp_path), LaunchConfig())
-
-
-def test_several_nodes_are_refused_before_anything_starts() -> None:
-    with pytest.raises(ConfigError, match=r"launch.num_nodes: backend 'torchrun' .* got 2"):
-        launch_training("nowhere/job.json", LaunchConfig(num_nodes=2))
 
 
 _SLOW = """

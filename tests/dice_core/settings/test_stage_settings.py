@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.evaluation.settings import EvaluationConfig
-from dice_core.launch.settings import LaunchConfig
+from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.preferences.settings import GenerationConfig, PairingConfig, ScoringConfig
 from dice_core.settings.base import ConfigError
 from dice_core.settings.seeds import derive_seed
@@ -21,6 +21,7 @@ ALL = [
     GenerationConfig,
     LaunchConfig,
     PairingConfig,
+    PodConfig,
     ScoringConfig,
     TrainingConfig,
 ]
@@ -48,19 +49,19 @@ ALL = [
         (TrainingConfig, {"ema_decay": 0.9, "deepspeed": "zero3"}, "which deepspeed 'zero3' cuts up: set ema_decay 0"),
         (ScoringConfig, {"min_characters": 10, "max_characters": 9}, "got 10 and 9"),
         (ChatConfig, {"prompt_format": "zephyr", "system_prompt": "Be kind."}, "only with prompt_format 'model'"),
-        (LaunchConfig, {"cpu": "lots"}, 'stage.cpu: must be a Kubernetes quantity such as 8, 500m or 64Gi, got "lots"'),
-        (LaunchConfig, {"memory": "900gb"}, "stage.memory: must be a Kubernetes quantity"),
-        (LaunchConfig, {"shm_size": "big"}, "stage.shm_size: must be a Kubernetes quantity"),
+        (PodConfig, {"cpu": "lots"}, 'stage.cpu: must be a Kubernetes quantity such as 8, 500m or 64Gi, got "lots"'),
+        (PodConfig, {"memory": "900gb"}, "stage.memory: must be a Kubernetes quantity"),
+        (PodConfig, {"shm_size": "big"}, "stage.shm_size: must be a Kubernetes quantity"),
         (
-            LaunchConfig,
+            PodConfig,
             {"labels": {"cost-centre": "a/b"}},
             "stage.labels: the value of cost-centre is up to 63",
         ),
-        (LaunchConfig, {"labels": {"team": "a" * 64}}, "stage.labels: the value of team is up to 63 letters"),
-        (LaunchConfig, {"node_selector": {"-pool": "x"}}, "stage.node_selector: a key is a name of up to 63 letters"),
-        (LaunchConfig, {"annotations": {"A_b/c": "anything at all"}}, "stage.annotations: a key is a name of up to 63"),
-        (LaunchConfig, {"tolerations": [{"kei": "x"}]}, "a toleration has the keys effect, key, operator,"),
-        (LaunchConfig, {"tolerations": [{"key": "x", "effect": "No"}]}, "is NoSchedule, PreferNoSchedule or NoExecute"),
+        (PodConfig, {"labels": {"team": "a" * 64}}, "stage.labels: the value of team is up to 63 letters"),
+        (PodConfig, {"node_selector": {"-pool": "x"}}, "stage.node_selector: a key is a name of up to 63 letters"),
+        (PodConfig, {"annotations": {"A_b/c": "anything at all"}}, "stage.annotations: a key is a name of up to 63"),
+        (PodConfig, {"tolerations": [{"kei": "x"}]}, "a toleration has the keys effect, key, operator,"),
+        (PodConfig, {"tolerations": [{"key": "x", "effect": "No"}]}, "is NoSchedule, PreferNoSchedule or NoExecute"),
     ],
 )
 def test_a_bad_setting_is_one_line_with_field_value_and_what_is_allowed(cls, values, message):

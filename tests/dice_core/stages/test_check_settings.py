@@ -5,14 +5,18 @@ import pytest
 from dice_core.settings.base import ConfigError
 from dice_core.stages.check_settings import check_settings
 from dice_core.stages.table import SECTIONS
+from pipelines.cluster.training_pods import training_pods
 from pipelines.presets import PRESETS
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_every_preset_fits_itself(name):
-    sections = {key: value.to_dict() for key, value in PRESETS[name]().sections().items() if key in SECTIONS}
+    preset = PRESETS[name]()
+    sections = {key: value.to_dict() for key, value in preset.sections().items() if key in SECTIONS}
     assert sections
-    check_settings(sections)
+    pods = training_pods(preset.launch, preset.cluster)
+    assert pods is not None
+    check_settings(sections | {"pods": pods.to_dict()})
 
 
 @pytest.mark.parametrize(
@@ -21,6 +25,8 @@ def test_every_preset_fits_itself(name):
         ({"training": {"bta": 0.1}}, "training.bta: unknown setting, did you mean 'beta'?"),
         ({"sampling": {}}, "sampling: unknown section"),
         ({"generation": {"num_responses": 4}}, "scoring.min_valid_responses: must not exceed .* 4, .* got 8"),
+        ({"launch": {"backend": "pytorchjob"}}, "pods.image: backend 'pytorchjob' needs the image"),
+        ({"pods": {"image": "x"}}, "pods.image: backend 'torchrun' starts no pods"),
         ({"launch": {"processes_per_node": 5}}, "training.global_batch_size: must be a multiple of"),
     ],
 )

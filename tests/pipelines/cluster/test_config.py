@@ -50,7 +50,7 @@ def test_a_shown_time_is_the_time(number: int, unit: str) -> None:
             "effect, key, operator, tolerationSeconds, value, and not keys",
         ),
         ({"gpu_selector": {}}, "did you mean 'gpu_node_selector'"),
-        ({"training_backend": "mpijob"}, "'pytorchjob' or 'torchrun'"),
+        ({"clean_pod_policy": "Some"}, "'Running', 'All' or 'None'"),
         ({"run_as_user": -1}, "cluster.run_as_user"),
         ({"env": {"A-B": "x"}}, "a variable has letters, digits and '_' in its name, got 'A-B'"),
         ({"env": {"AWS_REGION": "x"}}, "env: AWS_REGION comes from the config map dice-config, set it there"),

@@ -1,70 +1,20 @@
 """What the tasks of a compiled pipeline ask of a cluster. Read back from the YAML, as a cluster reads it."""
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-import yaml
-from kfp import compiler
 
 from components import images
 from dice_core.stages.table import STAGES
-from pipelines.cluster.resources import launch_on_cluster
-from pipelines.dice import build_pipeline
 from pipelines.overrides import apply_overrides
-from pipelines.presets import PRESETS, Preset
+from pipelines.presets import PRESETS, on_this_machine
+from tests.compiled_pipeline import Compiled, Executor
 
 GPU_STAGES = [stage.name for stage in STAGES.values() if stage.pod == "gpu"]
 CPU_STAGES = [stage.name for stage in STAGES.values() if stage.pod != "gpu"]
 TINY = ["iterations=1", "num_shards=2"]
-
-
-class Executor(NamedTuple):
-    """One kind of pod: its container, and what the platform adds to it."""
-
-    container: dict[str, Any]
-    platform: dict[str, Any]
-
-
-class Compiled:
-    """The pipeline of a preset as its YAML has it."""
-
-    def __init__(self, preset: Preset, folder: Path) -> None:
-        path = folder / "pipeline.yaml"
-        compiler.Compiler().compile(build_pipeline(preset), str(path))
-        documents = list(yaml.load_all(path.read_text(), yaml.CSafeLoader))
-        self.spec = documents[0]
-        platform = documents[1]["platforms"]["kubernetes"] if len(documents) > 1 else {"deploymentSpec": {}}
-        self.platform = platform["deploymentSpec"].get("executors", {})
-
-    @property
-    def launch(self) -> dict[str, Any]:
-        """Return the settings of the training pods."""
-        return self.spec["root"]["inputDefinitions"]["parameters"]["launch"]["defaultValue"]
-
-    def executors(self, *stages: str) -> list[Executor]:
-        """Return the executors of stages (all by default), by what their containers run."""
-        found = []
-        for name, executor in self.spec["deploymentSpec"]["executors"].items():
-            stage = executor["container"]["args"][-1].replace("_", "-")
-            if not stages or stage in stages:
-                found.append(Executor(executor["container"], self.platform.get(name, {})))
-        assert found
-        return found
-
-    def tasks(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return (stage, task) of all tasks that are pods."""
-        graphs = [self.spec["root"], *self.spec["components"].values()]
-        tasks = [task for graph in graphs if "dag" in graph for task in graph["dag"]["tasks"].values()]
-        executors = self.spec["deploymentSpec"]["executors"]
-        labels = [self.spec["components"][task["componentRef"]["name"]].get("executorLabel") for task in tasks]
-        return [
-            (executors[label]["container"]["args"][-1].replace("_", "-"), task)
-            for label, task in zip(labels, tasks, strict=True)
-            if label
-        ]
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +104,7 @@ def test_every_task_has_a_timeout(zephyr: Compiled) -> None:
 def test_the_launcher_outlives_the_job_and_its_wait_for_nodes_and_in_a_queue(zephyr: Compiled, tmp_path: Path) -> None:
     (launcher,) = zephyr.executors("train")
     assert int(launcher.platform["activeDeadlineSeconds"]) == (1 + 3 + 30) * 24 * 3600
-    chosen = compiled(
-        tmp_path, "cluster.pending_timeout=2h", "launch.active_deadline_seconds=3600", "cluster.queue_timeout=1d"
-    )
+    chosen = compiled(tmp_path, "cluster.pending_timeout=2h", "cluster.train_timeout=1h", "cluster.queue_timeout=1d")
     assert chosen.executors("train")[0].platform["activeDeadlineSeconds"] == str((2 + 1 + 24) * 3600)
 
 
@@ -183,7 +131,7 @@ def test_every_pod_is_one_of_the_suite_and_has_no_sidecar(zephyr: Compiled, tmp_
     marked = compiled(tmp_path, 'cluster.labels={"team":"a"}', 'cluster.annotations={"note":"b"}')
     metadata = marked.executors("pair")[0].platform["podMetadata"]
     assert metadata["labels"]["team"] == "a" and metadata["annotations"]["note"] == "b"
-    assert (marked.launch["labels"], marked.launch["annotations"]) == ({"team": "a"}, {"note": "b"})
+    assert (marked.pods["labels"], marked.pods["annotations"]) == ({"team": "a"}, {"note": "b"})
 
 
 def test_no_pod_runs_as_root(zephyr: Compiled, tmp_path: Path) -> None:
@@ -191,7 +139,7 @@ def test_no_pod_runs_as_root(zephyr: Compiled, tmp_path: Path) -> None:
         assert executor.platform["securityContext"] == {"runAsUser": "10001", "runAsNonRoot": True}
     chosen = compiled(tmp_path, "cluster.run_as_user=0")
     assert chosen.executors("pair")[0].platform["securityContext"] == {"runAsNonRoot": True}
-    assert (zephyr.launch["run_as_user"], chosen.launch["run_as_user"]) == (10001, 0)
+    assert (zephyr.pods["run_as_user"], chosen.pods["run_as_user"]) == (10001, 0)
 
 
 def test_the_place_of_s3_comes_from_the_config_map(zephyr: Compiled) -> None:
@@ -210,13 +158,11 @@ def test_credentials_are_the_service_accounts_or_a_secrets(zephyr: Compiled, dem
 
 
 def test_variables_of_the_site_reach_every_task_and_the_training_pods(tmp_path: Path) -> None:
-    changed = compiled(
-        tmp_path, 'cluster.env={"HF_ENDPOINT":"https://hub","NCCL_DEBUG":"WARN"}', 'launch.env={"NCCL_DEBUG":"INFO"}'
-    )
+    changed = compiled(tmp_path, 'cluster.env={"HF_ENDPOINT":"https://hub","NCCL_DEBUG":"INFO"}')
     for executor in changed.executors():
         variables = {entry["name"]: entry["value"] for entry in executor.container["env"]}
-        assert variables == {"HF_ENDPOINT": "https://hub", "NCCL_DEBUG": "WARN"}
-    assert changed.launch["env"] == {"HF_ENDPOINT": "https://hub", "NCCL_DEBUG": "INFO"}
+        assert variables == {"HF_ENDPOINT": "https://hub", "NCCL_DEBUG": "INFO"}
+    assert changed.pods["env"] == {"HF_ENDPOINT": "https://hub", "NCCL_DEBUG": "INFO"}
 
 
 def test_keys_of_a_secret_become_variables_of_every_task(tmp_path: Path) -> None:
@@ -242,7 +188,9 @@ def test_a_cluster_without_gpus_gets_tasks_without_them(demo: Compiled) -> None:
 
 
 def test_training_in_the_tasks_own_pod_takes_the_gpus_of_a_node(tmp_path: Path) -> None:
-    (trainer,) = compiled(tmp_path, "cluster.training_backend=torchrun").executors("train")
+    changed = compiled(tmp_path, "launch.backend=torchrun")
+    (trainer,) = changed.executors("train")
+    assert (changed.section("launch")["backend"], changed.pods) == ("torchrun", {})
     assert trainer.container["image"] == images.TRAIN
     assert trainer.container["resources"]["accelerator"]["resourceCount"] == "8"
     assert resources(trainer)["MemoryLimit"] == "900Gi"
@@ -251,11 +199,9 @@ def test_training_in_the_tasks_own_pod_takes_the_gpus_of_a_node(tmp_path: Path) 
 
 
 def test_training_pods_get_the_pool_of_the_cluster_section(zephyr: Compiled) -> None:
-    launch = zephyr.launch
+    launch, pods = zephyr.section("launch"), zephyr.pods
+    assert (launch["backend"], launch["num_nodes"], launch["processes_per_node"]) == ("pytorchjob", 1.0, 8.0)
     wanted = {
-        "backend": "pytorchjob",
-        "num_nodes": 1.0,
-        "processes_per_node": 8.0,
         "image": images.TRAIN,
         "service_account": "dice-trainer",
         "gpu_resource": "nvidia.com/gpu",
@@ -269,27 +215,21 @@ def test_training_pods_get_the_pool_of_the_cluster_section(zephyr: Compiled) -> 
         "pending_deadline_seconds": 3 * 24 * 3600.0,
         "active_deadline_seconds": 24 * 3600.0,
     }
-    assert {name: launch[name] for name in wanted} == wanted
+    assert {name: pods[name] for name in wanted} == wanted
 
 
 def test_training_pods_wait_and_train_for_as_long_as_the_cluster_section_says(tmp_path: Path) -> None:
     changed = compiled(tmp_path, "cluster.pending_timeout=2h", "cluster.train_timeout=1h")
-    launch = changed.launch
-    assert (launch["pending_deadline_seconds"], launch["active_deadline_seconds"]) == (2 * 3600, 3600)
+    pods = changed.pods
+    assert (pods["pending_deadline_seconds"], pods["active_deadline_seconds"]) == (2 * 3600, 3600)
 
 
 def test_training_pods_ask_for_no_gpu_where_there_is_none(demo: Compiled) -> None:
-    launch = demo.launch
-    assert (launch["gpu_resource"], launch["credentials_secret"], launch["memory"]) == ("", "dice-s3", "6Gi")
-
-
-def test_a_launch_setting_that_was_chosen_stays() -> None:
-    preset = apply_overrides(PRESETS["zephyr"](), ["launch.memory=500Gi", "launch.queue_name=dice"])
-    launch = launch_on_cluster(preset)
-    assert (launch.memory, launch.queue_name, launch.cpu) == ("500Gi", "dice", "80")
+    pods = demo.pods
+    assert (pods["gpu_resource"], pods["credentials_secret"], pods["memory"]) == ("", "dice-s3", "6Gi")
 
 
 def test_a_run_on_this_machine_asks_for_nothing_of_a_cluster(tmp_path: Path) -> None:
-    local = Compiled(dataclasses.replace(PRESETS["demo"](), cluster=None), tmp_path)
+    local = Compiled(on_this_machine(PRESETS["demo"]()), tmp_path)
     assert local.platform == {}
-    assert local.launch["backend"] == "torchrun"
+    assert (local.section("launch")["backend"], local.pods) == ("torchrun", {})

@@ -1,12 +1,11 @@
 """From kfp.local's log to lines for a person."""
 
-import dataclasses
 import io
 
 from dice_core.storage.manifest import Manifest
 from pipelines.demo.screen import Screen, describe, task_labels
 from pipelines.dice import build_pipeline
-from pipelines.presets import demo
+from pipelines.presets import demo, on_this_machine
 
 LINE = "-" * 80
 
@@ -85,7 +84,7 @@ def test_the_task_at_work_is_known_when_the_log_breaks_off() -> None:
 
 
 def test_every_task_of_the_demo_has_a_label() -> None:
-    pipeline = build_pipeline(dataclasses.replace(demo(), cluster=None))
+    pipeline = build_pipeline(on_this_machine(demo()))
     labels = [label for values in task_labels(pipeline.pipeline_spec).values() for label in values]
     assert len(labels) == len(set(labels)) == 16
     assert {"check settings", "import policy", "warm start: train", "iteration 2: score 1 of 1", "report"} <= set(

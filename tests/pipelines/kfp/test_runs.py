@@ -11,7 +11,7 @@ import pytest
 from dice_core.launch.job_spec import training_job
 from dice_core.launch.jobs import TrainingJobs
 from dice_core.launch.kubernetes import KubernetesApi
-from dice_core.launch.settings import LaunchConfig
+from dice_core.launch.settings import LaunchConfig, PodConfig
 from pipelines.cli import main
 from pipelines.kfp import runs
 from pipelines.kfp.runs import task_names, task_states
@@ -181,10 +181,12 @@ def test_cancel_deletes_the_jobs_of_the_run_that_have_not_ended(
 def test_a_job_is_deleted_by_its_uid_as_a_real_api_server_checks_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launch = LaunchConfig(backend="pytorchjob", image="train:1")
+    pods = PodConfig(image="train:1")
     with ApiServer(tmp_path) as server:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
-        body = training_job("dice-x", "s3://bucket/dice/runs/x/iteration-1/train/job.json", launch, environment={})
+        body = training_job(
+            "dice-x", "s3://bucket/dice/runs/x/iteration-1/train/job.json", LaunchConfig(), pods, environment={}
+        )
         uid = server.store.create(JOB, "default", body)["metadata"]["uid"]
         jobs = TrainingJobs(KubernetesApi("default"))
         assert [job["metadata"]["name"] for job in jobs.unfinished("s3://bucket/dice/runs/x")] == ["dice-x"]

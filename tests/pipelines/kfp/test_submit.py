@@ -190,8 +190,8 @@ def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(
         (["--root", "/data"], "root: no address on S3, write s3://bucket/prefix, got '/data'"),
         (["--root", "s3://"], "root: no address on S3, write s3://bucket/prefix, got 's3://'"),
         (["--root", "s3:///x"], "root: no address on S3, write s3://bucket/prefix, got 's3:///x'"),
-        (["launch.cpu=lots"], "launch.cpu: must be a Kubernetes quantity"),
-        (['launch.tolerations=[{"kei":"x"}]'], "launch.tolerations: a toleration has the keys"),
+        (["cluster.trainer_cpu=lots"], "cluster.trainer_cpu: must be a Kubernetes quantity"),
+        (['cluster.gpu_tolerations=[{"kei":"x"}]'], "cluster.gpu_tolerations: a toleration has the keys"),
         ([f"generation.stop_token_ids={json.dumps(list(range(9000)))}"], "KFP takes 10000"),
     ],
 )

@@ -32,7 +32,9 @@ CPU_TASKS = cpu_task_pods(a100())
 
 
 def training(config: ClusterConfig | None = None, num_nodes: int = 1) -> Pods:
-    return training_pods(config or a100(), LaunchConfig(num_nodes=num_nodes, processes_per_node=8))
+    return training_pods(
+        config or a100(), LaunchConfig(backend="pytorchjob", num_nodes=num_nodes, processes_per_node=8)
+    )
 
 
 @pytest.fixture

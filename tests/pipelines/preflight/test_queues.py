@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
-from dice_core.launch.settings import LaunchConfig
 from pipelines.preflight.queues import check_queue
 from tests.cluster_objects import running_cluster
 
@@ -14,26 +13,24 @@ KUEUE = "/apis/kueue.x-k8s.io"
 VERSIONS = {"preferredVersion": {"groupVersion": "kueue.x-k8s.io/v1beta2", "version": "v1beta2"}}
 
 
-def queues(*conditions: dict[str, str], namespace: str = "kubeflow") -> dict[str, Any]:
-    path = f"{KUEUE}/v1beta2/namespaces/{namespace}/localqueues"
+def queues(*conditions: dict[str, str]) -> dict[str, Any]:
+    path = f"{KUEUE}/v1beta2/namespaces/kubeflow/localqueues"
     queue = {"metadata": {"name": "dice"}, "spec": {"clusterQueue": "pool"}, "status": {"conditions": list(conditions)}}
     return {KUEUE: VERSIONS, path: [queue], f"{path}/dice": queue}
 
 
 @pytest.fixture
 def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    def run(objects: dict[str, Any], name: str = "dice", **settings: Any) -> str:
+    def run(objects: dict[str, Any], name: str = "dice") -> str:
         with running_cluster(objects) as cluster:
             monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path)))
-            return check_queue(KubernetesApi("kubeflow"), LaunchConfig(queue_name=name, **settings))
+            return check_queue(KubernetesApi("kubeflow"), name)
 
     return run
 
 
-@pytest.mark.parametrize("settings", [{}, {"namespace": "team"}])
-def test_a_queue_that_is_active_is_found_where_training_runs(check: Any, settings: dict[str, str]) -> None:
-    objects = queues({"type": "Active", "status": "True"}, **settings)
-    assert check(objects, **settings) == "LocalQueue dice is active, of ClusterQueue pool"
+def test_a_queue_that_is_active_is_found(check: Any) -> None:
+    assert check(queues({"type": "Active", "status": "True"})) == "LocalQueue dice is active, of ClusterQueue pool"
 
 
 def test_a_misspelled_queue_is_told_with_those_that_are_there(check: Any) -> None:
@@ -44,7 +41,7 @@ def test_a_misspelled_queue_is_told_with_those_that_are_there(check: Any) -> Non
 
 
 def test_without_kueue_a_queue_is_told_to_be_impossible(check: Any) -> None:
-    with pytest.raises(KubernetesError, match=r"the API knows no Kueue, .*: install it .*or SET=launch.queue_name="):
+    with pytest.raises(KubernetesError, match=r"the API knows no Kueue, .*: install it .*or SET=cluster.queue_name="):
         check({})
 
 

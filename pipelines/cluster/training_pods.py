@@ -1,0 +1,39 @@
+"""The pods that train, derived as a whole from section `cluster`. A preset has no section for them."""
+
+from components import images
+from dice_core.launch.settings import LaunchConfig, PodConfig
+from dice_core.settings.durations import to_seconds
+from pipelines.cluster.config import ClusterConfig
+
+OWNERS = {
+    "service_account": "trainer_service_account",
+    "gpu_resource": "gpu_resource",
+    "cpu": "trainer_cpu",
+    "memory": "trainer_memory",
+    "shm_size": "trainer_shm_size",
+    "model_cache_claim": "model_cache_claim",
+    "run_as_user": "run_as_user",
+    "env": "env",
+    "labels": "labels",
+    "annotations": "annotations",
+    "credentials_secret": "credentials_secret",
+    "image_pull_secrets": "image_pull_secrets",
+    "node_selector": "gpu_node_selector",
+    "tolerations": "gpu_tolerations",
+    "queue_name": "queue_name",
+    "priority_class": "trainer_priority_class",
+    "pending_deadline_seconds": "pending_timeout",
+    "active_deadline_seconds": "train_timeout",
+    "ttl_seconds_after_finished": "job_ttl",
+    "clean_pod_policy": "clean_pod_policy",
+}
+"""Each setting of the training pods but their image (components.images), and the one of the cluster that decides it."""
+
+
+def training_pods(launch: LaunchConfig, cluster: ClusterConfig | None) -> PodConfig | None:
+    """Return what the training pods look like; None where the task of the stage trains itself."""
+    if cluster is None or launch.backend == "torchrun":
+        return None
+    values = {name: getattr(cluster, owner) for name, owner in OWNERS.items()}
+    seconds = {name: to_seconds(value) for name, value in values.items() if "_seconds" in name}
+    return PodConfig.parse({"image": images.TRAIN, **values, **seconds}, "pods")

@@ -1,0 +1,63 @@
+"""A compiled pipeline, read back from its YAML, as a cluster reads it."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from kfp import compiler
+
+from pipelines.dice import build_pipeline
+from pipelines.presets import Preset
+
+
+class Executor(NamedTuple):
+    """One kind of pod: its container, and what the platform adds to it."""
+
+    container: dict[str, Any]
+    platform: dict[str, Any]
+
+
+class Compiled:
+    """The pipeline of a preset as its YAML has it."""
+
+    def __init__(self, preset: Preset, folder: Path) -> None:
+        path = folder / "pipeline.yaml"
+        compiler.Compiler().compile(build_pipeline(preset), str(path))
+        documents = list(yaml.load_all(path.read_text(), yaml.CSafeLoader))
+        self.spec = documents[0]
+        platform = documents[1]["platforms"]["kubernetes"] if len(documents) > 1 else {"deploymentSpec": {}}
+        self.platform = platform["deploymentSpec"].get("executors", {})
+
+    def section(self, name: str) -> dict[str, Any]:
+        """Return the settings of a section that is a parameter of a run."""
+        return self.spec["root"]["inputDefinitions"]["parameters"][name]["defaultValue"]
+
+    @property
+    def pods(self) -> dict[str, Any]:
+        """Return the settings of the training pods, which all tasks that get them get alike."""
+        inputs = [task["inputs"]["parameters"] for stage, task in self.tasks() if stage in ("train", "check-settings")]
+        found = [parameters["pods"]["runtimeValue"]["constant"] for parameters in inputs]
+        assert len(found) > 1 and all(pods == found[0] for pods in found)
+        return found[0]
+
+    def executors(self, *stages: str) -> list[Executor]:
+        """Return the executors of stages (all by default), by what their containers run."""
+        found = []
+        for name, executor in self.spec["deploymentSpec"]["executors"].items():
+            stage = executor["container"]["args"][-1].replace("_", "-")
+            if not stages or stage in stages:
+                found.append(Executor(executor["container"], self.platform.get(name, {})))
+        assert found
+        return found
+
+    def tasks(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return (stage, task) of all tasks that are pods."""
+        graphs = [self.spec["root"], *self.spec["components"].values()]
+        tasks = [task for graph in graphs if "dag" in graph for task in graph["dag"]["tasks"].values()]
+        executors = self.spec["deploymentSpec"]["executors"]
+        labels = [self.spec["components"][task["componentRef"]["name"]].get("executorLabel") for task in tasks]
+        return [
+            (executors[label]["container"]["args"][-1].replace("_", "-"), task)
+            for label, task in zip(labels, tasks, strict=True)
+            if label
+        ]

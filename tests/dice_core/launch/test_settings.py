@@ -1,0 +1,35 @@
+"""Sections launch and pods: what cannot go together is refused before anything starts."""
+
+from typing import Any
+
+import pytest
+
+from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
+from dice_core.settings.base import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("launch", "pods", "message"),
+    [
+        ({"num_nodes": 2}, {}, "launch: num_nodes must be 1 with backend 'torchrun', which has one machine, got 2"),
+        (
+            {},
+            {"cpu": "8"},
+            "pods.cpu: backend 'torchrun' starts no pods: leave section pods out, or set launch.backend",
+        ),
+        (
+            {"backend": "pytorchjob"},
+            {},
+            "pods.image: backend 'pytorchjob' needs the image of the training pods, got ''",
+        ),
+        ({"backend": "pytorchjob"}, {"image": "x", "cpus": "8"}, "pods.cpus: unknown setting, did you mean 'cpu'?"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(launch: dict[str, Any], pods: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_launch(launch, pods)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_setting_is_in_both_sections() -> None:
+    assert not LaunchConfig.model_fields.keys() & PodConfig.model_fields.keys()
