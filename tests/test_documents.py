@@ -130,7 +130,7 @@ def is_a_stage(words: tuple[str, ...], folder: Path) -> None:
         return
     options = stages.build_parser().parse_args(words[1:])
     sections = stages.COMMANDS[options.stage].sections
-    for name, values in parse_overrides(options.set, list(sections)).items():
+    for name, values in parse_overrides(options.set, sections).items():
         sections[name].parse(values, name)
 
 
