@@ -88,8 +88,13 @@ stop-s3: $(STAMP) ## Stop the S3 server that KEEP_S3=1 left running.
 ##@ Development
 
 .PHONY: test
-test: $(STAMP) ## Run every test that needs no GPU.
-	@exec $(PY) -m pytest $(TESTS)
+test: $(STAMP) ## Run every test, the fast ones first; those for a GPU where there is one.
+	@$(PY) -m pytest $(TESTS)
+	@! ls /dev/nvidia[0-9]* >/dev/null 2>&1 || $(PY) -m pytest -m gpu $(TESTS) || test $$? -eq 5  # 5: none is among TESTS
+
+.PHONY: test-fast
+test-fast: $(STAMP) ## Run the tests that take no real model, engine or server: in 90 seconds on 2 cores.
+	@exec $(PY) -m pytest -m "not slow" $(TESTS)
 
 .PHONY: bench
 bench: $(STAMP) ## Measure ours against each peer's way, an hour or two on a quiet machine. BENCH="--stage pair" is a part of it.

@@ -1,11 +1,15 @@
-"""Fixtures that several test modules share: a real S3 server, a real small chat model, and a tiny random one."""
+"""Which tests run and in what order; and fixtures that several test modules share: a real S3 server, a real small chat
+model, and a tiny random one.
+"""
 
 import importlib.metadata
 import importlib.util
 import json
+import os
 import shutil
 import signal
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +18,69 @@ import pytest
 from pipelines.demo.object_store import ObjectStore, running_object_store
 
 _CACHE = Path(__file__).parents[1] / ".cache" / "models"
+_LEFT_OUT = pytest.StashKey[Counter[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Show this process no GPU, or one: what chooses a device by what torch sees takes it in every test."""
+    if _runs_gpu_tests(config):
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put fast tests first, and leave out the GPU tests that cannot run."""
+    reasons = {item: _why_left_out(item, marker) for item in items if (marker := item.get_closest_marker("gpu"))}
+    left_out = [item for item, reason in reasons.items() if reason]
+    config.stash[_LEFT_OUT] = Counter(reason for reason in reasons.values() if reason)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+    items[:] = sorted(
+        (item for item in items if not reasons.get(item)), key=lambda item: bool(item.get_closest_marker("slow"))
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say in the last line how many GPU tests were left out, and why."""
+    for reason, count in config.stash.get(_LEFT_OUT, Counter()).items():
+        terminalreporter.write_line(f"{count} GPU test{'s' if count > 1 else ''} left out: {reason}")
+
+
+def _runs_gpu_tests(config: pytest.Config) -> bool:
+    return bool(config.option.markexpr == "gpu")
+
+
+def _why_left_out(item: pytest.Item, marker: pytest.Mark) -> str:
+    """Return why a GPU test cannot run in this process; empty if it can."""
+    if not list(Path("/dev").glob("nvidia[0-9]*")):
+        return "no CUDA device here"
+    if not _runs_gpu_tests(item.config):
+        return "they run in a process of their own (pytest -m gpu), which make test starts next"
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no CUDA device here"
+    needed = [name for name in marker.args if not _is_installed(name)]
+    return f"{needed[0]} is not installed here" if needed else ""
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Run a test on the CPU, and on a GPU where there is one."""
+    import torch
+
+    assert torch.cuda.is_available() == (request.param == "cuda")
+    return str(request.param)
 
 
 @pytest.fixture(scope="session", autouse=True)

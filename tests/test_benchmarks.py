@@ -59,10 +59,10 @@ def test_a_way_runs_in_a_process_of_its_own(work: Work) -> None:
     assert pair.same_pairs([found.values], [pair.ours(work.folder, "30").values]) == ""
 
 
-def test_both_ways_of_the_accelerator_agree_on_a_small_model() -> None:
+def test_both_ways_of_the_accelerator_agree_on_a_small_model(device: str) -> None:
     shape = {name: 64 for name in ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings")}
     shape |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    model = gpu.random_model(shape, "cpu", "float32")
+    model = gpu.random_model(shape, device, "float32")
     gpu.check(model, [gpu.PromptGroup([1, 2, 3], [[4, 5], [6, 7, 8]]), gpu.PromptGroup([9], [[1, 2, 3], [4]])])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from components import images
+from tests.make_venv import PRINTS_ITS_ARGUMENTS, make_venv
 
 PROJECT = Path(__file__).parents[1]
 Make = Callable[..., list[str]]
@@ -15,15 +16,10 @@ Make = Callable[..., list[str]]
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     """Run a target with a Python that prints its arguments, and return these."""
-    python = tmp_path / "venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
-    python.chmod(0o755)
-    # Newer than the lock: nothing is installed.
-    (tmp_path / "venv" / ".installed").touch()
+    venv = make_venv(tmp_path / "venv", PRINTS_ITS_ARGUMENTS)
 
     def run(*arguments: str) -> list[str]:
-        command = ["make", "--silent", f"VENV={tmp_path / 'venv'}", *arguments]
+        command = ["make", "--silent", venv, *arguments]
         return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.splitlines()
 
     return run

@@ -9,13 +9,13 @@ class EvaluationConfig(Settings):
     """What is measured of a new policy, and when it is accepted."""
 
     dtype: DType = "bfloat16"
-    """Of the weights."""
+    """Precision of the weights."""
     num_sample_prompts: Int = Field(default=16, ge=1)
-    """Prompts answered by the old and the new policy, for the length gate and for people to read."""
+    """Held-out prompts that both policies answer, for the length gate and for people to read."""
     num_shown_samples: Int = Field(default=6, ge=1)
-    """Of these, shown side by side in the report."""
+    """Pairs of answers that the report shows side by side."""
     max_new_tokens: Int = Field(default=0, ge=0)
-    """Of an answer; 0: as many as generation.max_new_tokens. Fewer take less time, and the length gate sees no growth
+    """Longest answer, in tokens; 0: generation.max_new_tokens. Fewer take less time, but the length gate sees no growth
     beyond them."""
     max_length_growth: float = Field(default=0.5, gt=0)
     """The new policy is refused when its mean answer is longer by more than this share."""

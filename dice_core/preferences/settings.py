@@ -13,7 +13,7 @@ class GenerationConfig(Settings):
     num_responses: Int = Field(default=16, ge=2)
     """K. Two at least: a pair needs a best and a worst."""
     temperature: float = Field(default=0.7, gt=0)
-    """Of sampling."""
+    """Sampling temperature."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Sample from the likeliest tokens that together have this probability; 1 is all tokens."""
     repetition_penalty: float = Field(default=1.0, gt=0)
@@ -23,7 +23,7 @@ class GenerationConfig(Settings):
     stop_token_ids: Ints = ()
     """Ids that end a response beside the chat format's end of turn and the model's own EOS."""
     dtype: DType = "bfloat16"
-    """Of the weights."""
+    """Precision of the weights."""
     prompts_per_part: Int = Field(default=256, ge=1)
     """A killed shard resumes at the first part that is not stored."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, lt=1, json_schema_extra=OPERATIONAL)
@@ -38,14 +38,14 @@ class ScoringConfig(Settings):
     """Which responses are valid, and how their log-probs are computed."""
 
     min_characters: Int = Field(default=4, ge=0)
-    """Of the stripped response. Upstream keeps 3 < characters (generate_dpo_scores.py)."""
+    """Shortest valid response, stripped. Upstream keeps 3 < characters (generate_dpo_scores.py)."""
     max_characters: Int = Field(default=6699, ge=1)
-    """Of the stripped response. Upstream keeps characters < 6700."""
+    """Longest valid response, stripped. Upstream keeps characters < 6700."""
     min_valid_responses: Int = Field(default=8, ge=2)
     """A prompt with fewer is dropped: before scoring, of responses within the limits above; after it, of responses
     whose log-probs are finite numbers. Upstream's n_least_score."""
     dtype: DType = "bfloat16"
-    """Of the weights; log-softmax and sums are float32 always."""
+    """Precision of the weights; log-softmax and sums are always float32."""
     tokens_per_batch: Int = Field(default=16384, ge=64, json_schema_extra=OPERATIONAL)
     """Tokens of one forward pass. Fewer take less memory."""
 

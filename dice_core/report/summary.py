@@ -1,6 +1,6 @@
 """The numbers of a run that a person asks for first: one dict per iteration, and the rows of one table made from them.
 
-Pure. report.py shows the rows on a page, `make demo` prints them, summary.json holds the dicts.
+Pure. page.py shows the rows, `make demo` prints them, and summary.json holds the dicts.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ NOTHING = "-"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a cell per iteration. ASCII; report.py sets arrows and minus signs."""
+    """One line of the table: a cell per iteration. ASCII; page.py sets arrows and minus signs."""
 
     group: str
     label: str

@@ -36,18 +36,18 @@ def evaluate(
     """Measure the new policy against the one before it; move the promoted pointer only if it is accepted and better.
 
     Args:
-        policy_uri: pi_t.
-        previous_uri: pi_{t-1}.
-        base_reference_uri: the first reference of the run; both policies' held-out rewards are taken against it.
+        policy_uri: the new policy, pi_t.
+        previous_uri: the policy before it, pi_{t-1}.
+        base_reference_uri: first reference of the run, for the held-out rewards of both policies.
         data_uri: prepare-data's output (held_out.parquet).
-        output_uri: gets evaluation.json.
-        iteration: from 1.
-        promoted_uri: a JSON pointer to change when the policy is accepted and better; none by default.
-        evaluation: EvaluationConfig.
+        output_uri: where evaluation.json goes.
+        iteration: number of the iteration, from 1.
+        promoted_uri: JSON pointer to move if the policy is accepted and better; none by default.
+        evaluation: settings, see EvaluationConfig.
         generation: GenerationConfig: answers are sampled as in generate.
-        chat: ChatConfig.
-        seed: of the run.
-        overwrite: delete what this stage left at its output before.
+        chat: settings, see ChatConfig.
+        seed: seed of the run.
+        overwrite: first delete what this stage left at its output.
     """
     layout.check_count(iteration, "iteration")
     evaluation_config = EvaluationConfig.parse(evaluation, "evaluation")

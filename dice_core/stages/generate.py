@@ -36,17 +36,17 @@ def generate(
     """Sample K responses to each prompt of a shard with the policy.
 
     Args:
-        policy_uri: a model with a manifest.
+        policy_uri: the model that answers.
         data_uri: prepare-data's output, or a Parquet file with prompt_id and prompt.
-        output_uri: gets part-00000.parquet and so on (records.RESPONSES).
-        iteration: from 1; decides the random numbers together with the seed.
-        shard: this one, from 0.
-        num_shards: of all.
-        gate_uri: evaluate of the iteration before; after a refused policy this stage, and all that read it, skip.
-        generation: GenerationConfig.
-        chat: ChatConfig.
-        seed: of the run.
-        overwrite: delete what this stage left at its output before.
+        output_uri: where the responses go, as part-00000.parquet and so on.
+        iteration: number of the iteration, from 1; with the seed it decides the random numbers.
+        shard: number of this shard, from 0.
+        num_shards: how many shards there are.
+        gate_uri: evaluation of the iteration before. If it refused its policy, this stage and all after it skip.
+        generation: settings, see GenerationConfig.
+        chat: settings, see ChatConfig.
+        seed: seed of the run.
+        overwrite: first delete what this stage left at its output.
     """
     layout.check_count(iteration, "iteration")
     layout.check_shard(shard, num_shards)

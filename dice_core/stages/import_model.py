@@ -12,11 +12,11 @@ def import_model(
     """Bring a model into storage once: a Hub id, a folder, an s3:// address or a GGUF file.
 
     Args:
-        source: where it is.
-        output_uri: gets the model's files; layout.model names the usual place.
-        revision: of a Hub model: a branch, a tag or a commit.
-        trust_remote_code: whether code inside the model may run; no by default.
-        overwrite: delete the model that is there before.
+        source: the model: a Hub id, a folder, an s3:// address or a GGUF file.
+        output_uri: where the model goes; runs look in ROOT/models/<name>.
+        revision: branch, tag or commit of a Hub model.
+        trust_remote_code: let code inside the model run, here and wherever the model is loaded.
+        overwrite: first delete the model at the output.
 
     Raises:
         ModelError: it cannot be read, is cut, or is not safetensors.

@@ -37,15 +37,15 @@ def pair(
 
     Args:
         data_uri: prepare-data's output, or a Parquet file of preference pairs.
-        policy_uri: whose tokenizer turns offline pairs into token ids; its weights are not read.
-        output_uri: gets pairs.parquet (records.PAIRS) and length_penalty.json.
+        policy_uri: the model whose tokenizer turns offline pairs into token ids; its weights are not read.
+        output_uri: where pairs.parquet and length_penalty.json go.
         scores_uris: shards of score, or Parquet files (records.SCORES); none makes a set of offline pairs alone.
         responses_uris: the responses of these shards, in the same order.
-        iteration: from 1; 0 is the warm start.
-        pairing: PairingConfig.
-        chat: ChatConfig.
-        seed: of the run.
-        overwrite: delete what this stage left at its output before.
+        iteration: number of the iteration, from 1; 0 is the warm start.
+        pairing: settings, see PairingConfig.
+        chat: settings, see ChatConfig.
+        seed: seed of the run.
+        overwrite: first delete what this stage left at its output.
     """
     layout.check_count(iteration, "iteration", 0)
     if len(scores_uris) != len(responses_uris):

@@ -1,6 +1,6 @@
 """The tables of a stage on their way: inputs read ahead of the work, finished parts stored behind it.
 
-The work itself is in stage_work.py, and what a finished part is in manifest.py.
+A stage's own file does the work; storage/manifest.py says what a finished part is.
 """
 
 import tempfile
@@ -33,7 +33,7 @@ def group_tables(context: StageContext, group: str, schema: pa.Schema) -> Iterat
 
 
 def read_input(context: StageContext, source: Input, schema: pa.Schema, prefix: str) -> pa.Table:
-    """Read the one table of an input whose name begins so (a file of the user's may have any name)."""
+    """Read the one table of an input whose name has this prefix; a user's own file may have any name."""
     names = source.tables("" if source.is_users_file else prefix)
     if not names:
         found = ", ".join(source.manifest.files) or "no file"

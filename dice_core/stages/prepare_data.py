@@ -40,14 +40,14 @@ def prepare_data(
 
     Args:
         preferences_source: JSONL or Parquet (a file or a folder) or a Hub data set, with prompt, chosen, rejected.
-        output_uri: gets prompts.parquet, preferences.parquet (for replay) and held_out.parquet (for evaluation).
-        policy_uri: whose tokenizer measures prompts.
-        prompts_source: prompts to generate on; those of the preference pairs when empty.
-        exclude_source: prompts of benchmarks; what matches them is left out.
-        data: DataConfig.
-        chat: ChatConfig.
-        seed: of the run.
-        overwrite: delete what this stage left at its output before.
+        output_uri: where prompts, preferences (for replay) and held-out pairs (for evaluation) go.
+        policy_uri: the model whose tokenizer measures prompts.
+        prompts_source: prompts to generate on; by default those of the preference pairs.
+        exclude_source: prompts of benchmarks; matching prompts are left out.
+        data: settings, see DataConfig.
+        chat: settings, see ChatConfig.
+        seed: seed of the run.
+        overwrite: first delete what this stage left at its output.
     """
     if not preferences_source:
         raise ConfigError("preferences_source: is empty, name a file, a folder, an s3:// address or a Hub data set")
@@ -75,7 +75,7 @@ def prepare_data(
 
 @dataclass(frozen=True)
 class LocalSource:
-    """A source of the user's rows, on this machine: where it is, what messages call it, and its identity."""
+    """A source of user rows on this machine: its path, its name in messages, and the digest that identifies it."""
 
     path: str
     shown: str

@@ -20,10 +20,10 @@ def report(run_uri: str, output_uri: str, *, num_iterations: int, allow_empty: b
     Always written anew: it shows the state of the run, finished or not.
 
     Args:
-        run_uri: the run's own place (layout.run).
-        output_uri: gets report.html and summary.json.
-        num_iterations: of the run, from 1.
-        allow_empty: write the page also of a run that has made nothing; an error by default.
+        run_uri: the folder of the run, ROOT/runs/NAME.
+        output_uri: where report.html and summary.json go.
+        num_iterations: how many iterations the run has.
+        allow_empty: also write the page of a run that has made nothing yet.
 
     Raises:
         StorageError: the run has made nothing, or the place holds another stage's result.

@@ -56,15 +56,15 @@ class StageReport:
 
 @dataclass(frozen=True)
 class Input:
-    """A stage's output, or one Parquet file of the user's, that another stage reads."""
+    """What a stage reads: another stage's output, or a user's own Parquet file."""
 
     uri: str
     manifest: Manifest
     users_path: Path | None = None
-    """The file of the user's on this machine; it was downloaded to be identified."""
+    """The user's own file on this machine, downloaded to identify it."""
 
     def fetch(self, folder: Path, names: Iterable[str] | None = None) -> dict[str, Path]:
-        """Download files (all by default) into a folder and check them; a file of the user's is where it is."""
+        """Download files (all by default) into a folder and check them; a user's own file stays where it is."""
         if self.users_path is not None:
             return {self.users_path.name: self.users_path}
         return fetch_files(self.uri, self.manifest, folder, names)

@@ -40,12 +40,12 @@ def score(
     """Compute the log-probs of valid responses under policy and reference: their difference is the implicit reward.
 
     Args:
-        policy_uri: pi_{t-1}, which made the responses.
-        reference_uri: pi_{t-2}.
+        policy_uri: the model that made the responses, pi_{t-1}.
+        reference_uri: the model before it, pi_{t-2}.
         responses_uri: a shard of generate, or a Parquet file (records.RESPONSES).
-        output_uri: gets part-00000.parquet and so on (records.SCORES).
-        scoring: ScoringConfig.
-        overwrite: delete what this stage left at its output before.
+        output_uri: where the scores go, as part-00000.parquet and so on.
+        scoring: settings, see ScoringConfig.
+        overwrite: first delete what this stage left at its output.
     """
     config = ScoringConfig.parse(scoring, "scoring")
     return run_stage(

@@ -27,15 +27,15 @@ def train(
     """Train the policy on pairs by DPO, with itself as it starts for the reference.
 
     Args:
-        policy_uri: pi_{t-1}.
+        policy_uri: the model to train, pi_{t-1}; it is the reference too.
         pairs_uri: pair's output, or a Parquet file (records.PAIRS).
-        output_uri: gets the model pi_t and metrics.jsonl.
-        iteration: from 1; 0 is the warm start.
-        training: TrainingConfig.
-        launch: LaunchConfig: which processes train.
-        pods: PodConfig: what their pods look like, for launch.backend pytorchjob.
-        seed: of the run.
-        overwrite: delete what this stage left at its output before.
+        output_uri: where the new model and metrics.jsonl go.
+        iteration: number of the iteration, from 1; 0 is the warm start.
+        training: settings, see TrainingConfig.
+        launch: which processes train, see LaunchConfig.
+        pods: what their pods look like if launch.backend is pytorchjob, see PodConfig.
+        seed: seed of the run.
+        overwrite: first delete what this stage left at its output.
 
     Raises:
         LaunchError: a process failed; its last lines are in the message.
@@ -79,7 +79,7 @@ def _run_job(
     job = TrainingJob(
         output_uri=context.uri,
         policy_uri=context.inputs["policy"].uri,
-        # A file of the user's is named whole; a pair stage by its place, whose manifest the trainer checks.
+        # The address of a user's own file, or the place of a pair stage, whose manifest the trainer checks.
         pairs_uri=layout.join(pairs.uri, pairs.tables()[0]) if pairs.is_users_file else pairs.uri,
         training=training,
         seed=seed,

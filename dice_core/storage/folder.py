@@ -1,7 +1,6 @@
 """Where files are kept: one small interface over S3 and over a plain folder.
 
-Knows keys and bytes. What the keys are called is layout.py's business, and whether a file is finished and whole is
-manifest.py's. The S3 side is s3_storage.py, loaded only when a URI asks for it.
+Keeps the promises of contract.py. Writes appear whole or not at all.
 """
 
 import fcntl

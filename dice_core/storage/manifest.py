@@ -1,7 +1,6 @@
 """What a stage finished: a `manifest.json` written last, naming every file with its size and digest.
 
-Readers trust only what a manifest names. Moving bytes is storage.py's business; when a stage may be skipped is
-stage_runner.py's.
+Readers trust only what a manifest names. The storage moves the bytes; stages/runner.py decides when a stage is skipped.
 """
 
 import hashlib

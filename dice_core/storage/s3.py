@@ -1,4 +1,4 @@
-"""S3 (or a server that speaks it) as storage, through boto3; storage.py says what each method promises.
+"""S3 (or a server that speaks it) as storage, through boto3; contract.py says what each method promises.
 
 Endpoint, region and credentials come from the standard AWS variables and files. Faults become one line each.
 """

@@ -1,6 +1,6 @@
 """Turns kfp.local's log into a line per stage, with the progress of the one that runs.
 
-Reads lines and writes lines; running the pipeline and keeping the whole log are demo.py's business.
+Reads lines and writes lines; demo.py runs the pipeline and keeps the whole log.
 """
 
 import re

@@ -1,6 +1,6 @@
 """The Kubeflow Pipelines API, as far as our commands need it: kfp's own client, its faults as one line each.
 
-Knows names, versions, runs and schedules of KFP; what is in them is submit.py's and schedule.py's business.
+Knows KFP's pipelines, versions, runs and schedules; submit.py and schedule.py fill them.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """`make status`, `make retry`, `make cancel`, and how a run is followed: its tasks, by our names, and their states.
 
 Kubeflow Pipelines reports a flat list of all it started: drivers, executors, and graphs among the tasks. The compiled
-pipeline says which of them are tasks. Logs are logs.py's business.
+pipeline says which of them are tasks. cluster/logs.py shows logs.
 """
 
 import argparse

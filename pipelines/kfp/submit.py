@@ -37,9 +37,9 @@ class Submission:
     """A run as it will be sent: the compiled pipeline and everything beside it."""
 
     name: str
-    """Of the run, and of its place below the root: the same name again continues it."""
+    """Name of the run and of its folder below the root. The same name again continues the run."""
     pipeline: str
-    """Of the pipeline and of the experiment."""
+    """Name of the pipeline and of the experiment."""
     version: str
     description: str
     package: Path

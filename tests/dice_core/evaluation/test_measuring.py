@@ -63,7 +63,9 @@ def evaluate(policy: Path, previous: Path, base: Path) -> Evaluation:
     )
 
 
-def test_a_policy_that_is_its_base_has_reward_0_everywhere_and_says_that_all_pairs_tie(tiny_model: Path) -> None:
+def test_a_policy_that_is_its_base_has_reward_0_everywhere_and_says_that_all_pairs_tie(
+    tiny_model: Path, device: str
+) -> None:
     metrics = evaluate(tiny_model, tiny_model, tiny_model).metrics()
     assert metrics["heldout_reward_margin"] == metrics["heldout_chosen_reward"] == 0
     assert metrics["heldout_reward_accuracy"] == 0.5

@@ -101,9 +101,9 @@ def plain_logps(model: PreTrainedModel, groups: Sequence[PromptGroup]) -> list[l
     """One row at a time, all logits, no masks: the definition."""
 
     def logps(prompt: Sequence[int], response: Sequence[int]) -> Tensor:
-        ids = torch.tensor([[*prompt, *response]])
+        ids = torch.tensor([[*prompt, *response]], device=model.device)
         found = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
-        return found[len(prompt) - 1 : -1].gather(1, torch.tensor(list(response), dtype=torch.long)[:, None])[:, 0]
+        return found[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0]
 
     return [[logps(group.prompt_token_ids, response) for response in group.responses] for group in groups]
 
@@ -141,6 +141,28 @@ def test_packed_log_probs_and_gradients_are_those_of_single_rows(config: Pretrai
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         check_against_plain(make_model(config))
+
+
+# The smallest heads that FlexAttention has kernels for.
+HEADS_OF_16 = {**SHAPE, "hidden_size": 64}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.LlamaConfig(**HEADS_OF_16),
+        transformers.MistralConfig(**HEADS_OF_16, sliding_window=5),
+        transformers.Gemma3TextConfig(**HEADS_OF_16, head_dim=16, **TWO_KINDS),
+    ],
+    ids=["llama", "mistral, window shorter than the prompt", "gemma3, windows"],
+)
+def test_the_attention_of_each_device_gives_log_probs_and_gradients_of_single_rows(
+    config: PretrainedConfig, device: str
+) -> None:
+    """SDPA by segments on a CPU, compiled FlexAttention on a GPU."""
+    model = make_model(config).to(device)
+    check_against_plain(model)
+    assert model.config._attn_implementation == {"cpu": "dice_segments", "cuda": "flex_attention"}[device]
 
 
 def test_eager_attention_takes_the_mask_too() -> None:

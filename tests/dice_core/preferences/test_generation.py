@@ -208,6 +208,17 @@ def test_progress_counts_up_to_all_prompts_and_tokens(run):
     assert calls == sorted(calls)
 
 
+@pytest.mark.gpu("vllm")
+def test_on_a_gpu_every_prompt_is_answered_in_order_by_the_ids_of_its_text(run, rows, template):
+    from vllm.platforms import current_platform
+
+    assert current_platform.is_cuda()
+    assert sorted(run[0]) == [0, 1, 2]
+    assert [row["prompt_id"] for row in rows] == [prompt_id(text) for text in QUESTIONS for _ in range(4)]
+    assert all(row["response"] == template.decode_response(row["response_token_ids"]) for row in rows)
+    assert {row["finish_reason"] for row in rows} == {"stop", "length"}
+
+
 def test_a_resumed_task_draws_the_same_responses(run, smollm, tmp_path):
     """The remaining parts alone, in a fresh process: the very same rows, though other prompts share the batch."""
     prompts = tmp_path / "prompts.parquet"

@@ -92,7 +92,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pa
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("models")
     config = transformers.LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, eos_token_id=1
+        vocab_size=97, hidden_size=64, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, eos_token_id=1
     )
     for seed, name in enumerate(("policy", "reference")):
         torch.manual_seed(seed)
@@ -109,7 +109,7 @@ ROWS = [
 ]
 
 
-def test_scores_are_the_log_probs_of_each_row_under_both_models(folders: tuple[Path, Path]) -> None:
+def test_scores_are_the_log_probs_of_each_row_under_both_models(folders: tuple[Path, Path], device: str) -> None:
     [(index, scores)] = score_parts(*folders, [(7, table(ROWS))], TWO_VALID)
     assert index == 7
     for column, folder in zip(("policy_logps", "reference_logps"), folders, strict=True):
