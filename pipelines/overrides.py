@@ -5,7 +5,7 @@ that a typo fails before anything is compiled or submitted.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dice_core.settings.base import ConfigError
@@ -55,17 +55,17 @@ def apply_overrides(preset: Preset, assignments: Iterable[str]) -> Preset:
     return changed
 
 
-def _parse(preset: Preset, assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
-    assignments = list(assignments)
-    if preset.cluster is None and (text := next((text for text in assignments if text.startswith("cluster.")), "")):
-        raise ConfigError(f"{text.partition('=')[0]}: a run on this machine has no section cluster")
-    # Of the training pods, which are derived from it.
+def _parse(preset: Preset, assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    for name in (text.partition("=")[0] for text in assignments):
+        if name.startswith("cluster.") and preset.cluster is None:
+            raise ConfigError(f"{name}: a run on this machine has no section cluster")
+    # A preset has no section for the training pods: section cluster decides what they look like.
     owners = {name: f"cluster.{owner}" for name, owner in OWNERS.items()} if preset.cluster else {}
     return parse_overrides(assignments, {name: type(value) for name, value in preset.sections().items()}, owners)
 
 
 def _check(preset: Preset) -> None:
-    """Check what settings must be together, those of the training pods among them."""
+    """Check that the settings fit each other, those of the training pods too."""
     if preset.cluster is None and preset.launch.backend != "torchrun":
         raise ConfigError(
             f"launch.backend: a run on this machine trains with torchrun, got {preset.launch.backend!r}: make submit "

@@ -13,6 +13,7 @@ from tests.rendered import MANIFESTS, OVERLAYS, Object, find, images_of, of_kind
 
 CLUSTER_SCOPED = {"ResourceFlavor", "ClusterQueue"}
 KUBERNETES_VERSION = "1.32"
+TRAINER_ACCOUNT = cluster.ClusterConfig().trainer_service_account
 
 
 @pytest.mark.parametrize("name", ["base", *(f"overlays/{name}" for name in OVERLAYS)])
@@ -114,8 +115,8 @@ def test_an_overlay_adds_one_secret_by_name_to_these_rights_and_nothing_else(nam
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_training_pods_have_no_right_and_no_token(name: str) -> None:
     objects = overlay(name)
-    assert _rights(objects, cluster.ClusterConfig().trainer_service_account) == {}
-    assert find(objects, "ServiceAccount", cluster.ClusterConfig().trainer_service_account)["automountServiceAccountToken"] is False
+    assert _rights(objects, TRAINER_ACCOUNT) == {}
+    assert find(objects, "ServiceAccount", TRAINER_ACCOUNT)["automountServiceAccountToken"] is False
 
 
 # ---- names that pipelines rely on
@@ -124,7 +125,7 @@ def test_training_pods_have_no_right_and_no_token(name: str) -> None:
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_what_a_compiled_pipeline_names_is_there(name: str) -> None:
     objects = overlay(name)
-    for account in (cluster.PIPELINE_ACCOUNT, cluster.ClusterConfig().trainer_service_account):
+    for account in (cluster.PIPELINE_ACCOUNT, TRAINER_ACCOUNT):
         assert find(objects, "ServiceAccount", account)
     assert set(cluster.CONFIG_KEYS) <= set(find(objects, "ConfigMap", cluster.CONFIG_MAP)["data"])
     assert find(objects, "PersistentVolumeClaim", cluster.ClusterConfig().model_cache_claim)

@@ -41,7 +41,7 @@ class PodConfig(Settings):
     """What the pods of backend `pytorchjob` look like. A pipeline derives all of it from its section `cluster`."""
 
     image: str = ""
-    """Of the training pods; needed."""
+    """Of the training pods; it has no default."""
     service_account: str = ""
     """Of the training pods: they need S3 and no right on the Kubernetes API. Empty: the namespace's default account."""
     gpu_resource: str = "nvidia.com/gpu"
@@ -90,13 +90,13 @@ def parse_launch(launch: Values, pods: Values) -> tuple[LaunchConfig, PodConfig]
     """Build both sections from plain mappings.
 
     Raises:
-        ConfigError: one line: a field at fault; pods for a backend that starts none; no image for one that does.
+        ConfigError: one line: a field at fault, pods for a backend that starts none, or no image for one that does.
     """
     config, pod_config = LaunchConfig.parse(launch, "launch"), PodConfig.parse(pods, "pods")
     if config.backend == "torchrun" and pods:
         raise ConfigError(
-            f"pods.{next(iter(pods))}: backend 'torchrun' starts no pods: leave section pods out, or set "
-            "launch.backend=pytorchjob"
+            f"launch.backend: 'torchrun' starts no pods, and pods.{next(iter(pods))} is set: leave out section pods, "
+            "or set launch.backend=pytorchjob"
         )
     if config.backend == "pytorchjob" and not pod_config.image:
         raise ConfigError("pods.image: backend 'pytorchjob' needs the image of the training pods, got ''")

@@ -113,8 +113,8 @@ class ClusterConfig(Settings):
     credentials_secret: str = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: the service account has the rights (IRSA)."""
     env: dict[str, str] = Field(default={})
-    """Environment variables of every pod, such as HF_ENDPOINT, HTTPS_PROXY or AWS_CA_BUNDLE. No credentials: whoever
-    sees the pipeline reads them."""
+    """Environment variables of every pod, such as HF_ENDPOINT, HTTPS_PROXY, AWS_CA_BUNDLE or NCCL_SOCKET_IFNAME. No
+    credentials: whoever sees the pipeline reads them."""
     env_secret: str = ""
     """Secret whose keys become variables of every task. Not of training pods: these read from S3 alone."""
     env_secret_keys: Names = ("HF_TOKEN",)

@@ -85,8 +85,8 @@ def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
     """Yield what the Kubernetes API tells: objects, rights, the training operator, nodes, quota."""
     config, launch = preset.cluster or ClusterConfig(), preset.launch
     is_elsewhere = launch.backend == "pytorchjob"
-    accounts = [PIPELINE_ACCOUNT, *([config.trainer_service_account] if is_elsewhere else [])]
-    for account in filter(None, accounts):
+    trainer_account = config.trainer_service_account if is_elsewhere else ""
+    for account in filter(None, (PIPELINE_ACCOUNT, trainer_account)):
         yield checked(f"service account {account}", partial(check_object, cluster, "serviceaccounts", account))
     yield checked(f"config map {CONFIG_MAP}", partial(check_object, cluster, "configmaps", CONFIG_MAP, CONFIG_KEYS))
     if config.credentials_secret:

@@ -41,6 +41,21 @@ def test_a_mistake_is_one_line_and_exit_code_1(
     assert printed.out == ""
 
 
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("cluster.trainer_cpu=2", "cluster.trainer_cpu: a run on this machine has no section cluster"),
+        ("launch.backend=pytorchjob", "launch.backend: a run on this machine trains with torchrun, got 'pytorchjob'"),
+    ],
+)
+def test_a_run_on_this_machine_refuses_what_is_of_a_cluster(
+    assignment: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--preset", "demo", "--root", "nowhere", "--set", assignment]) == 1
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1
+
+
 def test_a_run_with_an_impossible_name_is_refused_before_it_starts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--preset", "demo", "--root", "nowhere", "--run", "My Run"]) == 1
     assert "got 'My Run'" in capsys.readouterr().err

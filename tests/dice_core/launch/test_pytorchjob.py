@@ -6,6 +6,7 @@ With DICE_TEST_KUBECONFIG set (and DICE_TEST_CRD naming the PyTorchJob definitio
 import io
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 from dice_core.launch.backend import LaunchError
+from dice_core.launch.launch import launch_training
+from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.settings.base import ConfigError
 from dice_core.storage.manifest import clear_stage
 from tests.kubernetes_api.by_hand import HandOperated, hand_operated, wait_until
@@ -341,6 +344,18 @@ def test_a_launcher_whose_pod_is_evicted_leaves_the_job_for_the_next(
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(60) == -signal.SIGTERM
     assert len(cluster.jobs()) == 1
+
+
+def test_training_is_launched_in_the_pods_that_it_is_given(cluster: HandOperated, job_uri: str) -> None:
+    pods = PodConfig(image="train:7", memory="2Gi")
+    arguments = (job_uri, LaunchConfig(backend="pytorchjob"), pods)
+    launcher = threading.Thread(target=launch_training, args=arguments, daemon=True)
+    launcher.start()
+    [container] = cluster.the_job()["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"]
+    assert (container["image"], container["resources"]["limits"]["memory"]) == ("train:7", "2Gi")
+    cluster.set_condition("Succeeded")
+    launcher.join(60)
+    assert not launcher.is_alive()
 
 
 def test_without_a_cluster_the_error_says_what_is_missing(

@@ -15,7 +15,7 @@ from dice_core.settings.base import ConfigError
         (
             {},
             {"cpu": "8"},
-            "pods.cpu: backend 'torchrun' starts no pods: leave section pods out, or set launch.backend",
+            "launch.backend: 'torchrun' starts no pods, and pods.cpu is set: leave out section pods, or set launch.b",
         ),
         (
             {"backend": "pytorchjob"},

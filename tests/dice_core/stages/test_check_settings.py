@@ -26,7 +26,7 @@ def test_every_preset_fits_itself(name):
         ({"sampling": {}}, "sampling: unknown section"),
         ({"generation": {"num_responses": 4}}, "scoring.min_valid_responses: must not exceed .* 4, .* got 8"),
         ({"launch": {"backend": "pytorchjob"}}, "pods.image: backend 'pytorchjob' needs the image"),
-        ({"pods": {"image": "x"}}, "pods.image: backend 'torchrun' starts no pods"),
+        ({"pods": {"image": "x"}}, "launch.backend: 'torchrun' starts no pods, and pods.image is set"),
         ({"launch": {"processes_per_node": 5}}, "training.global_batch_size: must be a multiple of"),
     ],
 )
