@@ -128,6 +128,13 @@ def test_what_is_written_goes_below_tmp_and_the_cache(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", IMAGES)
+def test_packages_get_their_bytecode_when_they_are_installed(name: str) -> None:
+    """A pod cannot write it, and images share their settings with the stages that install."""
+    assert _pairs(_image(name), "ENV")["PYTHONDONTWRITEBYTECODE"] == "1"
+    assert _pairs(_image(f"{name}-packages"), "ENV")["PYTHONDONTWRITEBYTECODE"] == ""
+
+
+@pytest.mark.parametrize("name", IMAGES)
 def test_labels_say_what_it_is_and_from_which_commit(name: str) -> None:
     labels = _pairs(_image(name), "LABEL")
     assert sorted(labels) == sorted(f"org.opencontainers.image.{label}" for label in LABELS)
