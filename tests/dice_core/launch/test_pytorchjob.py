@@ -350,5 +350,5 @@ def test_without_an_image_or_a_cluster_nothing_is_asked_of_the_api(
         Launcher(job_uri, image="").result()
     assert cluster.jobs() == []
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match="needs a Kubernetes cluster: no cluster to talk to: no service account here"):
+    with pytest.raises(ConfigError, match=r"launch.backend 'pytorchjob': no cluster to talk to: no service account"):
         Launcher(job_uri).result()
