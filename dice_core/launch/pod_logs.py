@@ -7,7 +7,7 @@ be gone by then.
 
 import re
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,7 +22,7 @@ NUM_LAST_LINES = 12
 _LOCAL_RANK = re.compile(r"\[[a-z]+(\d+)\]:(.*)")
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?\S*")
 _FINISHED = ("Succeeded", "Failed")
-_FORBIDDEN = 403
+_BAD_REQUEST, _FORBIDDEN = 400, 403
 
 
 def node_rank(pod: Mapping[str, Any]) -> int:
@@ -69,10 +69,14 @@ class _PodLog:
     def __init__(self, api: KubernetesApi, pod: Mapping[str, Any], processes_per_node: int) -> None:
         self._api, self._name = api, pod["metadata"]["name"]
         self._node_rank, self._processes_per_node = node_rank(pod), processes_per_node
-        self._newest: tuple[str, str] = ("", "")
-        self._num_at_newest = 0
-        self._num_restarts = 0
+        self._second = ""
+        """Of the newest line shown, on the node's clock: the next look asks for what was written from then on."""
+        self._shown: Counter[str] = Counter()
+        """The lines shown of that second, which the next answer has again."""
+        self._num_restarts, self._is_unread = 0, True
+        """Of the container that runs now: nothing of it has been shown."""
         self._is_over = False
+        self._fault = ""
         self.last_lines: dict[str, deque[Line]] = {}
         self.final_error = ""
 
@@ -81,40 +85,66 @@ class _PodLog:
         if self._is_over:
             return
         if restarts(pod) > self._num_restarts:
-            self._num_restarts = restarts(pod)
-            self._show_new(previous="true")
-        # Ended before this look, so that nothing can come after it.
-        if self._show_new() and pod["status"].get("phase") in _FINISHED:
-            self._is_over = True
+            # One that came and went between two looks is the last one now, and its log is another.
+            self._is_unread |= restarts(pod) > self._num_restarts + 1 or _is_in(pod, "waiting")
+            last_words = self._ask(previous="true")
+            if last_words is None:
+                return
+            self._show_new(last_words, has_ended=True)
+            self._num_restarts, self._is_unread = restarts(pod), True
+        answer = self._ask()
+        if answer is not None:
+            self._show_new(answer, has_ended=not _is_in(pod, "running"))
+            # Ended before this look, so that nothing can come after it.
+            self._is_over = pod["status"].get("phase") in _FINISHED
 
-    def _show_new(self, **which: str) -> bool:
-        """Return whether the log could be read."""
-        # By the node's own clock: the log's stamps are of it.
-        since = {"sinceTime": f"{self._newest[0]}Z"} if self._newest[0] else {}
+    def _ask(self, **which: str) -> str | None:
+        """Return the log since the newest line shown; None: it cannot be read now."""
+        since = {"sinceTime": f"{self._second}Z"} if self._second else {}
         path = self._api.path("pods", f"{self._name}/log")
         try:
-            text = self._api.text(path, container=CONTAINER, timestamps="true", **since, **which)
+            return self._api.text(path, container=CONTAINER, timestamps="true", **since, **which)
         except KubernetesError as error:
+            if error.status == _BAD_REQUEST:
+                # A container that waits to start, or is thrown away already.
+                return ""
             if error.status == _FORBIDDEN:
                 self._is_over = True
                 log(f"train: log of {self._name}: {error.detail}; it is not shown")
-            # Anything else may pass until the next look.
-            return False
-        num_before, num_same, resumed_at = self._num_at_newest, 0, self._newest
-        for line in text.splitlines():
-            stamp, said = _split(line)
-            num_same += stamp == resumed_at
-            if stamp > resumed_at or (stamp == resumed_at and num_same > num_before):
-                self._remember(stamp)
-                self._show(stamp, said)
-        return True
+            elif error.detail != self._fault:
+                self._fault = error.detail
+                log(f"train: log of {self._name} cannot be read now: {error.detail}")
+            return None
 
-    def _remember(self, stamp: tuple[str, str]) -> None:
-        self._num_at_newest = self._num_at_newest + 1 if stamp == self._newest else 1
-        self._newest = stamp
+    def _show_new(self, answer: str, *, has_ended: bool) -> None:
+        """Show what an answer has beyond the lines shown.
 
-    def _show(self, stamp: tuple[str, str], line: str) -> None:
-        name, text, match = f"node {self._node_rank}", line, _LOCAL_RANK.match(line)
+        Args:
+            answer: the log since the newest line shown.
+            has_ended: nothing is added to it any more. Else a line without its end is still being written.
+        """
+        *lines, rest = answer.split("\n")
+        lines += [rest] if rest and has_ended else []
+        known, new = self._shown.copy(), []
+        for line in lines:
+            if known[line]:
+                known[line] -= 1
+            else:
+                new.append(line)
+        if lines and len(new) == len(lines) and not self._is_unread:
+            # The API has the newest file only.
+            log(f"train: log of {self._name}: its node began a new file; lines after {self._second} may be missing")
+        self._is_unread &= not lines
+        for line in new:
+            self._show(line)
+        self._second = max([self._second, *(_second(line) for line in new)])
+        # A message of the kubelet itself has no time, and is in each answer.
+        self._shown += Counter(new)
+        self._shown = Counter({line: n for line, n in self._shown.items() if _second(line) in ("", self._second)})
+
+    def _show(self, line: str) -> None:
+        stamp, said = _split(line)
+        name, text, match = f"node {self._node_rank}", said, _LOCAL_RANK.match(said)
         if match:
             name, text = f"rank {self._node_rank * self._processes_per_node + int(match[1])}", match[2]
         self.last_lines.setdefault(name, deque(maxlen=NUM_LAST_LINES)).append(Line(stamp, text))
@@ -122,6 +152,10 @@ class _PodLog:
         sys.stderr.flush()
         if text.startswith(FINAL_ERROR):
             self.final_error = self.final_error or text.removeprefix(FINAL_ERROR)
+
+
+def _second(line: str) -> str:
+    return _split(line)[0][0]
 
 
 def _split(line: str) -> tuple[tuple[str, str], str]:
@@ -132,6 +166,10 @@ def _split(line: str) -> tuple[tuple[str, str], str]:
         # A message of the kubelet itself, such as that a log was rotated away.
         return ("", ""), line
     return (match[1], (match[2] or "").ljust(9, "0")), text
+
+
+def _is_in(pod: Mapping[str, Any], state: str) -> bool:
+    return any(state in (status.get("state") or {}) for status in _statuses(pod))
 
 
 def _statuses(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:

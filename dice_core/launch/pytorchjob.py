@@ -73,7 +73,7 @@ class PyTorchJobBackend:
         try:
             jobs = TrainingJobs(KubernetesApi(patience=self._patience, timeout=_CALL_SECONDS))
         except KubernetesError as error:
-            raise ConfigError(f"launch.backend: 'pytorchjob' needs a Kubernetes cluster: {error}") from None
+            raise ConfigError(f"launch.backend 'pytorchjob': {error}") from None
         uid, received = "", 0
         with _signals_raised():
             try:

@@ -140,14 +140,27 @@ def check_disk(folder: Path) -> None:
         raise DemoError(f"{folder}: {free:.1f} GiB of disk are free, the demo needs {needed:.1f}: free some space")
 
 
-def follow(command: Sequence[str], environment: Mapping[str, str], screen: Screen, log: Path) -> int:
+def follow(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    screen: Screen,
+    log: Path,
+    *,
+    stop_seconds: float = _STOP_SECONDS,
+) -> int:
     """Run a command, show its progress, keep its output in a file; leave no process of it behind.
+
+    Args:
+        command: what to run.
+        environment: its variables.
+        screen: shows what the output says of its progress.
+        log: the file.
+        stop_seconds: for how long its processes are asked to end before they are killed.
 
     Returns:
         Its exit code; 128 and the number of the signal that ended it, as in a shell.
     """
-    # -P: modules of this package must not be found in place of the standard library's.
-    guard = [sys.executable, "-m", process_tree.__name__, str(os.getpid()), str(_STOP_SECONDS)]
+    guard = [sys.executable, "-m", process_tree.__name__, str(os.getpid()), str(stop_seconds)]
     with (
         log.open("w") as file,
         subprocess.Popen(

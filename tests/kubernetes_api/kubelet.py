@@ -4,7 +4,6 @@ Nothing is isolated: an image is the environment the tests run in, mounted volum
 """
 
 import base64
-import ctypes
 import os
 import signal
 import subprocess
@@ -15,9 +14,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dice_core.child_processes import end_with_parent
 from tests.kubernetes_api.server import ApiServer, make_event
 from tests.kubernetes_api.store import EVENT, POD, SECRET, Object, StatusError, now
 
@@ -79,6 +80,11 @@ class Kubelet:
         # A kubelet reports what became of the container only when it still can; here it cannot.
         self._store.patch(POD, namespace, name, {"status": {**status, "containerStatuses": None}}, only_status=True)
 
+    def rotate(self, name: str, namespace: str = "default") -> None:
+        """Begin a new log file for a pod, as when the old one has grown large, which nobody can read from then on."""
+        pod = self._store.get(POD, namespace, name)
+        self._containers[pod["metadata"]["uid"]].lines.clear()
+
     def stop(self) -> None:
         """Kill every process."""
         for container in self._containers.values():
@@ -95,11 +101,10 @@ class Kubelet:
         if container is None or not container.started_at:
             raise StatusError(400, f'container "{wanted}" in pod "{name}" is waiting to start: ContainerCreating')
         since = parameters.get("sinceTime", "")
-        wanted_run = container.num_restarts - (parameters.get("previous") in ("true", "True"))
-        if container.process is None and container.last_end and wanted_run == container.num_restarts:
-            # One that waits to be started again shows what it said before.
-            wanted_run -= 1
-        if wanted_run < 0:
+        # One that waits to be started again shows what it said before, asked for either way.
+        is_previous = parameters.get("previous") in ("true", "True") and container.process is not None
+        wanted_run = container.num_restarts - is_previous
+        if parameters.get("previous") in ("true", "True") and container.last_end is None:
             raise StatusError(400, f'previous terminated container "{wanted}" in pod "{name}" not found')
         yield b""
         for run, stamp, line in list(container.lines):
@@ -135,6 +140,8 @@ class Kubelet:
     def _start(self, container: _Container) -> None:
         spec = container.pod["spec"]["containers"][0]
         container.started_at = now()
+        # Counted when it starts again, not while it waits for that.
+        container.num_restarts += container.last_end is not None
         container.process = subprocess.Popen(
             [*spec["command"], *spec.get("args", [])],
             env=self._environment(container.pod, spec),
@@ -142,7 +149,7 @@ class Kubelet:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=partial(end_with_parent, os.getpid()),
         )
         container.is_reading = True
         threading.Thread(target=self._read, args=(container, container.process), daemon=True).start()
@@ -167,7 +174,6 @@ class Kubelet:
         if exit_code and policy in ("OnFailure", "Always"):
             waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off restarting failed container"}}
             container.process, container.last_end = None, {"terminated": ended}
-            container.num_restarts += 1
             container.restart_at = time.monotonic() + self.restart_seconds
             self._write(container.pod, "Running", waiting, container)
         else:
@@ -228,7 +234,3 @@ class Kubelet:
             return ""
         secret = self._store.get(SECRET, pod["metadata"]["namespace"], reference["name"])
         return base64.b64decode(secret["data"][reference["key"]]).decode()
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)

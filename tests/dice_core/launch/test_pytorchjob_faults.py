@@ -13,11 +13,15 @@ from typing import Any
 import pytest
 
 from dice_core.launch.backend import LaunchError
+from dice_core.launch.kubernetes import KubernetesApi
+from dice_core.launch.pod_logs import PodLogs
 from tests.kubernetes_api.by_hand import wait_until
 from tests.kubernetes_api.server import ApiServer
 from tests.kubernetes_api.store import JOB, POD, WORKFLOW, StatusError
 from tests.kubernetes_api.training_operator import TrainingOperator
 from tests.launchers import PATIENCE, Launcher, Make, num_created, pods, running, shown, start_process
+
+RUNNING = {"name": "pytorch", "restartCount": 0, "state": {"running": {}}}
 
 
 def pid_file(folder: Path, node: int = 0) -> Path:
@@ -75,7 +79,64 @@ print("resumed", flush=True)
     # The launcher looks so seldom that both starts lie between two looks.
     operator.kubelet.restart_seconds = 0.0
     Launcher(job_uri, worker(body), patience=replace(PATIENCE, poll=1.5)).result()
-    assert shown(capfd.readouterr().err, "node 0") == ["first words", "last words", "resumed"]
+    said = capfd.readouterr().err
+    assert shown(said, "node 0") == ["first words", "last words", "resumed"]
+    assert "may be missing" not in said
+
+
+def test_a_line_is_what_a_newline_ends_and_last_words_need_none(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body = 'print("10%\\r20%\\rdone", flush=True)\ntime.sleep(1)\nsys.stdout.write("no newline")'
+    Launcher(job_uri, worker(body)).result()
+    said = capfd.readouterr().err
+    assert said.count("[node 0] 10%\r20%\rdone\n") == said.count("[node 0] no newline\n") == 1
+    assert "may be missing" not in said
+
+
+def test_lines_of_one_instant_and_out_of_order_are_shown_once_each(
+    server: ApiServer, job_uri: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The runtime reads two streams at once: stamps may be equal, and may go back by a little."""
+    answers = [
+        "2026-01-01T00:00:01.000000002Z b\n",
+        "2026-01-01T00:00:01.000000002Z b\n2026-01-01T00:00:01.000000001Z a\n2026-01-01T00:00:01.000000002Z b\n",
+        "2026-01-01T00:00:01.000000001Z a\n2026-01-01T00:00:01.000000002Z b\n2026-01-01T00:00:02.5Z c\n",
+    ]
+    pod = {"metadata": {"name": "p", "uid": "1"}, "status": {"phase": "Running", "containerStatuses": [RUNNING]}}
+    server.store.create(POD, "default", {"metadata": {"name": "p"}, "spec": {"containers": [{"name": "pytorch"}]}})
+    logs = PodLogs(KubernetesApi("default"), processes_per_node=1)
+    for answer in answers:
+        server.logs = lambda *_, answer=answer: iter([answer.encode()])
+        logs.read([pod])
+    assert shown(capfd.readouterr().err, "node 0") == ["b", "a", "b", "c"]
+
+
+def test_lines_that_went_with_an_old_file_are_said_to_be_missing(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make
+) -> None:
+    body = (
+        'print("before", flush=True)\nwhile not folder.joinpath("go").exists():\n    time.sleep(0.05)\nprint("after")'
+    )
+    with redirect_stderr(io.StringIO()) as screen:
+        launcher = Launcher(job_uri, worker(body))
+        wait_until(lambda: "before" in screen.getvalue())
+        [name] = running(server)
+        operator.kubelet.rotate(name)
+        Path(job_uri).with_name("go").touch()
+        launcher.result()
+    said = screen.getvalue()
+    assert shown(said, "node 0") == ["before", "after"]
+    assert said.count(f"log of {name}: its node began a new file; lines after ") == 1
+
+
+def test_a_log_that_may_not_be_read_is_told_once_and_stops_no_training(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.denied.add(("get", "pods/log"))
+    Launcher(job_uri, worker("time.sleep(0.5)")).result()
+    said = capfd.readouterr().err
+    assert said.count("it is not shown") == 1 and "403" in said
 
 
 def test_a_look_costs_two_calls_and_one_a_pod(
@@ -200,8 +261,12 @@ def test_a_restarted_pod_may_succeed_and_one_that_fails_too_often_is_an_error(
 ) -> None:
     body = 'attempt = len(list(folder.glob("try-*")))\nfolder.joinpath(f"try-{attempt}").touch()\n'
     body += 'print("attempt", attempt, flush=True)\nsys.exit(attempt < FAILURES)'
+    # Longer than a look takes on a busy machine: of two restarts between two looks, the first one's words are lost.
+    operator.kubelet.restart_seconds = 0.5
     Launcher(job_uri, worker(body.replace("FAILURES", "2")), backoff_limit=3).result()
-    assert shown(capfd.readouterr().err, "node 0") == ["attempt 0", "attempt 1", "attempt 2"]
+    said = capfd.readouterr().err
+    assert shown(said, "node 0") == ["attempt 0", "attempt 1", "attempt 2"]
+    assert "may be missing" not in said
 
     for path in Path(job_uri).parent.glob("try-*"):
         path.unlink()

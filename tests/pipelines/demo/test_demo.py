@@ -30,10 +30,10 @@ import io, os, sys
 from pathlib import Path
 from pipelines.demo import demo, process_tree
 from pipelines.demo.screen import Screen
-demo._STOP_SECONDS = 1
 code, log = sys.argv[1:]
+screen = Screen({}, str, io.StringIO())
 with process_tree.one_stop_request():
-    demo.follow([sys.executable, "-c", code], dict(os.environ), Screen({}, str, io.StringIO()), Path(log))
+    demo.follow([sys.executable, "-c", code], dict(os.environ), screen, Path(log), stop_seconds=1)
 """
 
 
@@ -149,15 +149,13 @@ def test_a_stopped_demo_leaves_no_process_behind(tmp_path: Path, signals: list[s
     assert alive == []
 
 
-def test_a_killed_run_ends_the_demo_and_leaves_no_process_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_ends_the_demo_and_leaves_no_process_behind(tmp_path: Path) -> None:
     """The run is gone when its worker, which holds the pipe of the output, is looked for."""
-    monkeypatch.setattr(demo, "_STOP_SECONDS", 1)
     kill_oneself = "p.stdout.readline(); print(p.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     run = f"import os, signal; {RUN.replace('start_new', 'stdout=subprocess.PIPE, start_new')}; {kill_oneself}"
     command = [sys.executable, "-c", run]
-    assert demo.follow(command, dict(os.environ), quiet(), tmp_path / "log") == 128 + signal.SIGKILL
+    exit_code = demo.follow(command, dict(os.environ), quiet(), tmp_path / "log", stop_seconds=1)
+    assert exit_code == 128 + signal.SIGKILL
     assert not psutil.pid_exists(int((tmp_path / "log").read_text()))
 
 
