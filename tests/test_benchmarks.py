@@ -10,6 +10,8 @@ from tests.benchmarks import gpu, pair, results, score, storage
 from tests.benchmarks.measure import BenchmarkError, Comparison, Outcome, Timed, compare, run_way
 from tests.benchmarks.work import SIZES, Work, prepare
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def work(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Work:

@@ -19,6 +19,8 @@ from dice_core.storage import layout
 from dice_core.storage.manifest import Manifest, read_manifest
 from pipelines.demo import demo
 
+pytestmark = pytest.mark.slow
+
 ROOT_URI = "s3://dice/demo"
 STAGES = ("pair", "train", "evaluate")
 SETTINGS = [

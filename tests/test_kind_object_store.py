@@ -14,6 +14,8 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from pipelines.demo import object_store
 from tests.rendered import MANIFESTS, find, images_of, overlay, selects
 
+pytestmark = pytest.mark.slow
+
 
 def _weed_arguments() -> list[str]:
     (container,) = find(overlay("kind"), "Deployment", "dice-object-store")["spec"]["template"]["spec"]["containers"]

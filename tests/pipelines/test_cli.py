@@ -9,6 +9,8 @@ import yaml
 
 from pipelines.cli import main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -11,6 +11,8 @@ from pipelines.dice import DESCRIPTIONS, build_pipeline, default_parameters, run
 from pipelines.overrides import apply_overrides
 from pipelines.presets import PRESETS, Preset, on_this_machine
 
+pytestmark = pytest.mark.slow
+
 # A workflow is one object of the Kubernetes API, which takes 1.5 MiB; Argo adds to what is compiled.
 MAX_YAML_BYTES = 500_000
 MAX_PARAMETER_BYTES = 10_000

@@ -16,6 +16,8 @@ from pipelines.overrides import apply_overrides
 from pipelines.presets import Preset, zephyr
 from tests.compiled_pipeline import Compiled, Executor
 
+pytestmark = pytest.mark.slow
+
 # With a warm start, so that its training is a section too.
 BASE = apply_overrides(zephyr(), ["reference_source=", "iterations=1"])
 SECTIONS: dict[str, type[Settings]] = {name: type(section) for name, section in BASE.sections().items()}

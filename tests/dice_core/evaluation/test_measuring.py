@@ -23,6 +23,8 @@ from dice_core.models.loading import load_model, load_tokenizer
 from dice_core.models.saving import save_model
 from dice_core.preferences.settings import GenerationConfig
 
+pytestmark = pytest.mark.slow
+
 CHAT = ChatConfig(max_prompt_tokens=64)
 GENERATION = GenerationConfig(temperature=0.9)
 EVALUATION = EvaluationConfig(

@@ -23,6 +23,8 @@ from dice_core.storage.manifest import clear_stage
 from tests.kubernetes_api.by_hand import HandOperated, hand_operated, wait_until
 from tests.launchers import Launcher, publish_result, start_process, write_job
 
+pytestmark = pytest.mark.slow
+
 RUNNING = {"running": {"startedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}}
 
 

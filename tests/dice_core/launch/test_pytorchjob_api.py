@@ -15,6 +15,8 @@ from dice_core.launch.job_spec import training_job
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from tests.kubernetes_api.by_hand import HandOperated, hand_operated
 
+pytestmark = pytest.mark.slow
+
 JOBS = ("kubeflow.org", "v1")
 
 

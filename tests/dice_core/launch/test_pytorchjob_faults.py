@@ -21,6 +21,8 @@ from tests.kubernetes_api.store import JOB, POD, WORKFLOW, StatusError
 from tests.kubernetes_api.training_operator import TrainingOperator
 from tests.launchers import PATIENCE, Launcher, Make, num_created, pods, running, shown, start_process
 
+pytestmark = pytest.mark.slow
+
 RUNNING = {"name": "pytorch", "restartCount": 0, "state": {"running": {}}}
 
 

@@ -15,6 +15,8 @@ from tests.kubernetes_api.store import JOB, POD, WORKFLOW, WORKLOAD, Object
 from tests.kubernetes_api.training_operator import TrainingOperator
 from tests.launchers import Launcher, Make, num_created, pods, running, start_process
 
+pytestmark = pytest.mark.slow
+
 
 def the_job(server: ApiServer) -> Object:
     [job] = server.store.find(JOB, "default")

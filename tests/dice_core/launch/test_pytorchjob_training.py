@@ -17,6 +17,8 @@ from tests.kubernetes_api.store import POD, StatusError
 from tests.kubernetes_api.training_operator import TrainingOperator
 from tests.launchers import Launcher, start_process
 
+pytestmark = pytest.mark.slow
+
 
 def training_job(folder: Path, model: Path) -> TrainingJob:
     """Return a job of a few steps on pairs of random tokens."""

@@ -15,6 +15,8 @@ from dice_core.launch.backend import LaunchError
 from dice_core.launch.settings import LaunchConfig
 from dice_core.launch.torchrun import TorchrunBackend
 
+pytestmark = pytest.mark.slow
+
 _REPOSITORY = Path(__file__).parents[3]
 
 _WORKER = """

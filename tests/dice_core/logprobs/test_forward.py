@@ -21,6 +21,8 @@ from dice_core.logprobs.output_head import target_logps
 from dice_core.models.files import ModelError
 from dice_core.models.loading import load_model
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY = 97
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,

@@ -26,6 +26,8 @@ from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import Manifest, publish_files, read_manifest
 
+pytestmark = pytest.mark.slow
+
 
 def _edit_json(path: Path, **values: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))

@@ -19,6 +19,8 @@ from dice_core.models.sources import ModelError, Source, _explain_hub, find_sour
 from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import Manifest, publish_files
 
+pytestmark = pytest.mark.slow
+
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _INDEX = json.dumps({"weight_map": {"a": "model-00001-of-00001.safetensors"}})
 # As many published models are: an index with its shards, and the weights once more in two other forms.

@@ -27,6 +27,8 @@ from dice_core.preferences.generation import (
 from dice_core.preferences.settings import GenerationConfig
 from dice_core.settings.base import ConfigError
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = [
     "What is 2+2?",
     "Say hello in Spanish.",

@@ -17,6 +17,8 @@ from dice_core.models.loading import load_model
 from dice_core.preferences.scoring import filter_responses, score_parts
 from dice_core.preferences.settings import ScoringConfig
 
+pytestmark = pytest.mark.slow
+
 TWO_VALID = ScoringConfig(min_valid_responses=2, dtype="float32", tokens_per_batch=64)
 
 

@@ -31,6 +31,8 @@ from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import Manifest, publish_files, read_manifest, require_manifest
 from dice_core.storage.promotion import read_promotion
 
+pytestmark = pytest.mark.slow
+
 CHAT = {"max_prompt_tokens": 64}
 TRAINING = {
     "max_steps": 2,

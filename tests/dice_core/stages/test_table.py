@@ -11,6 +11,8 @@ import pytest
 
 from dice_core.stages.table import STAGES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 ROW = """

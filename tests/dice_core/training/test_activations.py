@@ -14,6 +14,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from dice_core.training.activations import keep_fewer_activations
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
     "vocab_size": 64,
     "hidden_size": 32,

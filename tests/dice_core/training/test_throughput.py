@@ -10,6 +10,8 @@ import transformers
 from dice_core.training.batches import TrainingPair
 from dice_core.training.throughput import Speedometer, num_operations
 
+pytestmark = pytest.mark.slow
+
 
 def model(tie: bool) -> Any:
     return transformers.LlamaForCausalLM(

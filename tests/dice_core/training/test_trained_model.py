@@ -6,6 +6,8 @@ import torch
 from dice_core.models.files import ModelError
 from dice_core.training.trained_model import weight_change
 
+pytestmark = pytest.mark.slow
+
 
 def test_rounding_loses_a_change_smaller_than_bfloat16_resolves() -> None:
     # Next to 1 the values of bfloat16 are 2^-7 apart: 1 + 2^-10 goes back to 1, and all of the change is lost.

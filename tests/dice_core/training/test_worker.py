@@ -39,6 +39,8 @@ from dice_core.training.settings import TrainingConfig
 from dice_core.training.trainer import NonFiniteError
 from dice_core.training.worker import main, run_training
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "max_steps": 3,
     "global_batch_size": 4,

@@ -12,6 +12,8 @@ from pipelines.overrides import apply_overrides
 from pipelines.presets import PRESETS, on_this_machine
 from tests.compiled_pipeline import Compiled, Executor
 
+pytestmark = pytest.mark.slow
+
 GPU_STAGES = [stage.name for stage in STAGES.values() if stage.pod == "gpu"]
 CPU_STAGES = [stage.name for stage in STAGES.values() if stage.pod != "gpu"]
 TINY = ["iterations=1", "num_shards=2"]

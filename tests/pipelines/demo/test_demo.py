@@ -15,6 +15,8 @@ import pytest
 from pipelines.demo import demo
 from pipelines.demo.screen import Screen
 
+pytestmark = pytest.mark.slow
+
 # A worker that does not heed a polite request to end.
 STUBBORN = """
 import signal, time

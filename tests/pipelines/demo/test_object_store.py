@@ -15,6 +15,8 @@ from dice_core.storage.contract import StorageError
 from pipelines.demo import object_store
 from pipelines.demo.object_store import Credentials, ObjectStoreError, running_object_store, start_object_store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch):

@@ -20,6 +20,8 @@ from tests.kfp_api import KfpServer, running_kfp_server
 from tests.kubernetes_api.server import ApiServer
 from tests.kubernetes_api.store import JOB
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:

@@ -12,6 +12,8 @@ from pipelines.kfp.cron import check_cron
 from pipelines.kfp.schedule import chosen_trigger
 from tests.kfp_api import KfpServer, name_a_registry, running_kfp_server
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--set", "iterations=1", "num_shards=1"]
 PROMPTS = "s3://bucket/prompts/"
 

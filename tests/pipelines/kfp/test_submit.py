@@ -16,6 +16,8 @@ from pipelines.kfp import runs
 from tests.cluster_objects import NAMESPACE, running_cluster
 from tests.kfp_api import KfpServer, name_a_registry, running_kfp_server
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["iterations=1", "num_shards=1"]
 ROOT = "s3://bucket/dice"
 

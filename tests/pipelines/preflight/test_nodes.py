@@ -12,6 +12,8 @@ from pipelines.preflight.findings import UncertainError
 from pipelines.preflight.nodes import Pods, check_nodes, cpu_task_pods, training_pods
 from tests.cluster_objects import running_cluster
 
+pytestmark = pytest.mark.slow
+
 GPU_LABELS, GPU_TAINT = a100().gpu_node_selector, {"key": "nvidia.com/gpu", "effect": "NoSchedule"}
 
 

@@ -13,6 +13,8 @@ from pipelines.cli import main
 from tests.cluster_objects import NAMESPACE, REVIEWS, ClusterObjects, running_cluster
 from tests.kfp_api import KfpServer, running_kfp_server
 
+pytestmark = pytest.mark.slow
+
 NODE = {
     "metadata": {"name": "gpu-1", "labels": {"node.kubernetes.io/instance-type": "p4d.24xlarge"}},
     "spec": {"taints": [{"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}]},

@@ -9,6 +9,8 @@ from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from pipelines.preflight.queues import check_queue
 from tests.cluster_objects import running_cluster
 
+pytestmark = pytest.mark.slow
+
 KUEUE = "/apis/kueue.x-k8s.io"
 VERSIONS = {"preferredVersion": {"groupVersion": "kueue.x-k8s.io/v1beta2", "version": "v1beta2"}}
 

@@ -13,6 +13,8 @@ from pipelines.cluster.config import ClusterConfig
 from pipelines.preflight.s3 import s3_lines
 from tests.cluster_objects import NAMESPACE, running_cluster
 
+pytestmark = pytest.mark.slow
+
 OF_PODS = ClusterConfig()
 OF_SECRET = ClusterConfig(credentials_secret="dice-s3")
 
