@@ -93,11 +93,11 @@ test: $(STAMP) ## Run every test, the fast ones first; those for a GPU where the
 	@! ls /dev/nvidia[0-9]* >/dev/null 2>&1 || $(PY) -m pytest -m gpu $(TESTS) || test $$? -eq 5  # 5: none is among TESTS
 
 .PHONY: test-fast
-test-fast: $(STAMP) ## Run the tests that take no real model, engine or server: in 90 seconds on 2 cores.
+test-fast: $(STAMP) ## Run the tests that take no real model, engine or server: at most 90 seconds on 2 cores.
 	@exec $(PY) -m pytest -m "not slow" $(TESTS)
 
 .PHONY: bench
-bench: $(STAMP) ## Measure ours against each peer's way, an hour or two on a quiet machine. BENCH="--stage pair" is a part of it.
+bench: $(STAMP) ## Compare ours with each peer's way; takes an hour or two on a quiet machine. BENCH="--stage pair" runs a part.
 	@$(PY) -m uv pip install --quiet --no-deps --target .cache/benchmarks/packages -r tests/benchmarks/requirements.txt \
 	  || echo "make: TRL cannot be installed here, its rows are left out" >&2
 	@exec $(PY) -m tests.benchmarks $(if $(BENCH),$(BENCH),--out tests/benchmarks)
@@ -113,11 +113,11 @@ format: $(STAMP) ## Rewrite the sources in the project's style.
 	@$(PY) -m ruff format .
 
 .PHONY: typecheck
-typecheck: $(STAMP) ## Check the types of the pure modules with mypy.
+typecheck: $(STAMP) ## Check the types of dice_core, components and pipelines with mypy.
 	@$(PY) -m mypy
 
 .PHONY: check
-check: lint typecheck ## Lint and typecheck.
+check: lint typecheck ## Lint and typecheck: what CI runs before the tests.
 
 .PHONY: lock
 lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml; UPGRADE=1 takes the newest releases that fit.
@@ -157,7 +157,7 @@ endif
 	@echo "built: $(IMAGE_NAMES:%=$(REGISTRY)/dice-%:$(TAG))"
 
 .PHONY: push
-push: ## Push the images to REGISTRY; not under a tag that would not say what is in them.
+push: ## Push the images to REGISTRY; refuses a tag that does not say what is in them.
 	@case "$(TAG)" in \
 	  latest|untracked|*-dirty) echo "make: TAG=$(TAG) does not say what is in the images: commit first, or give TAG= a name that you use once" >&2; exit 1;; \
 	esac
@@ -181,7 +181,7 @@ lock-images: $(STAMP) ## Write the locks of the GPU and core images, with hashes
 ##@ Cluster
 
 .PHONY: manifests
-manifests: ## Print what OVERLAY (kind, a100, kueue) comes to; needs no cluster.
+manifests: ## Print the rendered OVERLAY (kind, a100, kueue); needs no cluster.
 	@kubectl kustomize manifests/overlays/$(or $(OVERLAY),kind)
 
 .PHONY: deploy
@@ -212,11 +212,11 @@ kind-secret: ## Give the S3 server of OVERLAY=kind random keys, once; they are i
 ##@ Cluster runs
 
 .PHONY: preflight
-preflight: $(STAMP) ## Look whether the cluster has what PRESET needs: a line each, ok or what to do.
+preflight: $(STAMP) ## Check whether the cluster has what PRESET needs; each line says ok or what to do.
 	@set -f; exec $(PY) -m pipelines preflight $(PIPELINE_OPTIONS)
 
 .PHONY: submit
-submit: $(STAMP) ## Start a run of PRESET. RUN= names it, an old name continues; WAIT=1 follows it, DRY_RUN=1 only shows it; SET= as for compile.
+submit: $(STAMP) ## Start a run of PRESET. RUN= names it, and an existing name continues that run; WAIT=1 follows it, DRY_RUN=1 only shows it; SET= as for compile.
 	@set -f; exec $(PY) -m pipelines submit $(PIPELINE_OPTIONS) $(if $(RUN),--run "$(RUN)") $(if $(call on,WAIT),--wait) $(if $(call on,DRY_RUN),--dry-run)
 
 .PHONY: status
@@ -224,7 +224,7 @@ status: $(STAMP) ## Show RUN and its tasks, or the latest runs.
 	@exec $(PY) -m pipelines status $(CLUSTER_OPTIONS) $(if $(RUN),--run "$(RUN)")
 
 .PHONY: logs
-logs: $(STAMP) ## Show the logs of RUN's pods; TASK=train only of that stage, TAIL=0 all lines.
+logs: $(STAMP) ## Show the logs of RUN's pods; TASK=train shows only that stage, TAIL=0 all lines.
 	@exec $(PY) -m pipelines logs $(CLUSTER_OPTIONS) --run "$(RUN)" $(if $(TASK),--task "$(TASK)") $(if $(TAIL),--tail "$(TAIL)")
 
 .PHONY: cancel
@@ -232,16 +232,16 @@ cancel: $(STAMP) ## Stop RUN; make retry continues it.
 	@exec $(PY) -m pipelines cancel $(CLUSTER_OPTIONS) --run "$(RUN)"
 
 .PHONY: retry
-retry: $(STAMP) ## Continue RUN, a recurring one too, after it failed or was stopped, with the images and settings it had; WAIT=1 follows it.
+retry: $(STAMP) ## Continue RUN after it failed or was stopped, with its own images and settings; recurring runs too. WAIT=1 follows it.
 	@exec $(PY) -m pipelines retry $(CLUSTER_OPTIONS) --run "$(RUN)" $(if $(call on,WAIT),--wait)
 
 .PHONY: schedule
-schedule: $(STAMP) ## Run PRESET again and again: CRON="0 0 3 * * 1" (seconds first) or EVERY=7d; PROMPTS=s3://bucket/prefix/ takes the newest below it.
+schedule: $(STAMP) ## Run PRESET on a schedule: CRON="0 0 3 * * 1" (seconds first) or EVERY=7d; PROMPTS=s3://bucket/prefix/ takes the newest below it.
 	@set -f; exec $(PY) -m pipelines schedule $(PIPELINE_OPTIONS) $(if $(NAME),--name "$(NAME)") $(if $(CRON),--cron "$(CRON)") \
 	  $(if $(EVERY),--every "$(EVERY)") $(if $(PROMPTS),--prompts "$(PROMPTS)") $(if $(call on,DRY_RUN),--dry-run)
 
 .PHONY: unschedule
-unschedule: $(STAMP) ## Delete the schedule NAME (the preset's by default); its runs go on.
+unschedule: $(STAMP) ## Delete the schedule NAME (by default the preset's); its runs continue.
 	@exec $(PY) -m pipelines unschedule $(CLUSTER_OPTIONS) --name "$(or $(NAME),$(PRESET))"
 
 ##@ Cleaning
