@@ -130,6 +130,7 @@ def test_pipelines_do_not_know_the_tests(path: Path) -> None:
     [
         ("dice_core.settings.base, dice_core.storage.layout, dice_core.data.records", "boto3 kfp torch transformers"),
         ("dice_core.stages.pair, dice_core.cli", "kfp torch transformers vllm"),
+        ("dice_core.models.files", "boto3 torch transformers"),
         ("pipelines.cli", "boto3 kfp torch transformers vllm"),
         ("pipelines.dice", "boto3 torch transformers vllm"),
     ],

@@ -30,32 +30,66 @@ def test_a_whole_model_passes_and_its_parameters_are_counted(model_copy: Path, s
     assert model_files.verify_model_folder(sharded_model) == expected
 
 
+def _safetensors(header: bytes, data: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(header)) + header + data
+
+
 def test_truncated_weights_are_found(model_copy: Path) -> None:
     path = model_copy / "model.safetensors"
     whole = path.stat().st_size
     os.truncate(path, whole - 1)
 
-    assert f"{path}: truncated: {whole - 1} bytes, its header says {whole}" in _fault(model_copy)
+    assert f"{path}: not a whole safetensors file ({whole - 1} bytes; " in _fault(model_copy)
 
 
 @pytest.mark.parametrize("size", [0, 5, 8, 40])
 def test_weights_cut_inside_the_header_are_found(model_copy: Path, size: int) -> None:
     os.truncate(model_copy / "model.safetensors", size)
 
-    assert f"model.safetensors: not a whole safetensors file ({size} bytes)" in _fault(model_copy)
+    assert f"model.safetensors: not a whole safetensors file ({size} bytes; " in _fault(model_copy)
 
 
 def test_bytes_after_the_weights_are_found(model_copy: Path) -> None:
-    with (model_copy / "model.safetensors").open("ab") as stream:
+    path = model_copy / "model.safetensors"
+    whole = path.stat().st_size
+    with path.open("ab") as stream:
         stream.write(b"x")
 
-    assert "too long" in _fault(model_copy)
+    assert f"{path}: not a whole safetensors file ({whole + 1} bytes; " in _fault(model_copy)
 
 
-def test_a_header_that_is_no_header_is_found(model_copy: Path) -> None:
-    (model_copy / "model.safetensors").write_bytes(struct.pack("<Q", 4) + b"[42]")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (_safetensors(b"[42]"), "invalid JSON in header"),
+        (_safetensors(b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}', b"12345678"), "invalid shape"),
+        (
+            _safetensors(b'{"a\\n": {"dtype": "U8", "shape": [1], "data_offsets": [7, 8]}}', b"12345678"),
+            "invalid offset for tensor `a `",
+        ),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "in a Git clone: git lfs pull"),
+    ],
+    ids=["no header", "shape and length differ", "a gap, and a name of two lines", "Git LFS pointer"],
+)
+def test_weights_that_are_none_are_found(model_copy: Path, content: bytes, reason: str) -> None:
+    (model_copy / "model.safetensors").write_bytes(content)
 
-    assert "its safetensors header cannot be read" in _fault(model_copy)
+    fault = _fault(model_copy)
+    assert f"model.safetensors: not a whole safetensors file ({len(content)} bytes; " in fault
+    assert reason in fault
+
+
+@pytest.mark.parametrize(("dtype", "num_bytes"), [("BF16", 2), ("F8_E4M3", 1), ("I64", 8)])
+def test_parameters_of_types_that_numpy_lacks_are_counted(model_copy: Path, dtype: str, num_bytes: int) -> None:
+    entries = {
+        "scalar": {"dtype": dtype, "shape": [], "data_offsets": [0, num_bytes]},
+        "matrix": {"dtype": dtype, "shape": [2, 3], "data_offsets": [num_bytes, 7 * num_bytes]},
+        "__metadata__": {"format": "pt"},
+    }
+    content = _safetensors(json.dumps(entries).encode(), bytes(7 * num_bytes))
+    (model_copy / "model.safetensors").write_bytes(content)
+
+    assert model_files.verify_model_folder(model_copy) == 7
 
 
 def test_a_missing_shard_is_found(sharded_model: Path) -> None:
