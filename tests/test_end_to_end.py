@@ -89,7 +89,7 @@ def start_demo(folder: Path, model: Path) -> subprocess.Popen[str]:
 @contextmanager
 def served(folder: Path) -> Iterator[None]:
     """Serve what a demo left in its folder."""
-    with demo._server(folder, None, keep=False) as store, pytest.MonkeyPatch.context() as patch:
+    with demo.folder_server(folder, None, keep=False) as store, pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment().items():
             patch.setenv(name, value)
         yield

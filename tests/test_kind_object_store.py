@@ -75,11 +75,11 @@ def _wait_for_bucket(client: Any, bucket: str) -> None:
 
 
 def test_the_object_store_of_kind_starts_with_its_arguments_and_takes_its_own_keys_only(tmp_path: Path) -> None:
-    ports = object_store._choose_ports(None)
+    ports = object_store.choose_ports()
     here = {"-dir=/data": f"-dir={tmp_path}", "-ip.bind=0.0.0.0": "-ip.bind=127.0.0.1", "-s3.port=8333": ""}
     arguments = [here.get(argument, argument) for argument in _weed_arguments()]
     arguments += [f"-{part}.port={port}" for part, port in ports.items()]
-    command = [object_store._find_weed(), *filter(None, arguments)]
+    command = [object_store.find_weed(), *filter(None, arguments)]
     keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "HOME": str(tmp_path)}
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(command, env=os.environ | keys, stdout=log, stderr=log)

@@ -34,7 +34,6 @@ from dice_core.storage.contract import (
 _CONNECT_SECONDS, _NUM_TRIES = 3, 4
 # Several transfers of 10 threads each share one client.
 _NUM_CONNECTIONS = 40
-_LIST_PAGE = _DELETE_BATCH = 1000  # the most that S3 takes in one request
 _MIB = 1024 * 1024
 
 _clients: dict[tuple[Any, ...], Any] = {}
@@ -44,7 +43,15 @@ _clients_lock = threading.Lock()
 class S3Storage:
     """A prefix of a bucket. See storage.Storage for what the methods do."""
 
-    def __init__(self, bucket: str, prefix: str = "", *, part_bytes: int = 16 * _MIB, num_threads: int = 10) -> None:
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        part_bytes: int = 16 * _MIB,
+        num_threads: int = 10,
+        keys_per_request: int = 1000,
+    ) -> None:
         """Take the place; no network call.
 
         Args:
@@ -52,8 +59,9 @@ class S3Storage:
             prefix: what all keys start with; a "/" is put between.
             part_bytes: larger files travel in parts of this size (grown for files over 10,000 parts).
             num_threads: parts in flight for one file.
+            keys_per_request: listed or deleted; 1000 is the most that S3 takes.
         """
-        self._bucket = bucket
+        self._bucket, self._keys_per_request = bucket, keys_per_request
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
         self._transfer = TransferConfig(
@@ -70,7 +78,8 @@ class S3Storage:
         found = []
         with self._explained(prefix):
             pages = _client().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=wanted, PaginationConfig={"PageSize": _LIST_PAGE}):
+            size = {"PageSize": self._keys_per_request}
+            for page in pages.paginate(Bucket=self._bucket, Prefix=wanted, PaginationConfig=size):
                 for item in page.get("Contents", ()):
                     # Consoles make an empty object for a folder; it is no file.
                     if not item["Key"].endswith("/"):
@@ -126,8 +135,8 @@ class S3Storage:
         manifests = [key for key in keys if key.rpartition("/")[2] == layout.MANIFEST]
         # A request deletes in no promised order: the manifests get requests of their own.
         for group in (manifests, keys[len(manifests) :]):
-            for start in range(0, len(group), _DELETE_BATCH):
-                self._delete_batch(group[start : start + _DELETE_BATCH])
+            for start in range(0, len(group), self._keys_per_request):
+                self._delete_batch(group[start : start + self._keys_per_request])
         return len(keys)
 
     def delete_unfinished(self, min_age_seconds: float) -> int:

@@ -36,9 +36,10 @@ from pipelines.overrides import apply_overrides
 from pipelines.presets import Preset, demo, on_this_machine
 
 RUN = "demo"
-_FREE_GIB = 8
-# For a run that has most of it already: scratch files and the next checkpoint.
-_MIN_FREE_GIB = 1
+RUN_GIB = 8
+"""What a whole run writes."""
+MIN_FREE_GIB = 1
+"""For a run that has most of it already: scratch files and the next checkpoint."""
 _STOP_SECONDS = 10
 
 
@@ -46,12 +47,17 @@ class DemoError(RuntimeError):
     """The demo cannot run here. The message is one line: what is missing and what to do."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo and return its exit code: 130 after Ctrl-C."""
+def main(arguments: Sequence[str] | None = None, *, run_gib: float = RUN_GIB) -> int:
+    """Run the demo and return its exit code: 130 after Ctrl-C.
+
+    Args:
+        arguments: the command's; those of this process by default.
+        run_gib: of disk that a whole run writes.
+    """
     options = _build_parser().parse_args(arguments)
     try:
         with process_tree.one_stop_request():
-            return stop_s3(options.folder) if options.stop_s3 else run_demo(options)
+            return stop_s3(options.folder) if options.stop_s3 else run_demo(options, run_gib)
     except KeyboardInterrupt:
         print("\nstopped; `make demo` goes on from here", file=sys.stderr)
         return 130
@@ -60,15 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def run_demo(options: argparse.Namespace) -> int:
+def run_demo(options: argparse.Namespace, run_gib: float) -> int:
     """Start the server, run the pipeline, show what came of it."""
     folder = options.folder.absolute()
     preset = prepare_preset(options.set)
     folder.mkdir(parents=True, exist_ok=True)
     with claim(folder):
         stop_kept_server(folder)
-        check_disk(folder)
-        with _server(folder, options.port, options.keep_s3) as store, _scratch_folder() as scratch:
+        check_disk(folder, run_gib)
+        with folder_server(folder, options.port, options.keep_s3) as store, _scratch_folder() as scratch:
             return _run(preset, options, store, scratch)
 
 
@@ -82,9 +88,9 @@ def _run(preset: Preset, options: argparse.Namespace, store: ObjectStore, scratc
     command = [sys.executable, "-m", "pipelines", "run", "--preset", preset.name, "--root", root, "--run", RUN]
     command += ["--work-folder", str(folder / "artifacts"), "--set", *_sources(), *options.set]
     screen = Screen(task_labels(build_pipeline(preset).pipeline_spec), _describe_uri, sys.stdout)
-    exit_code = follow(command, _environment(folder, scratch), screen, folder / "log")
+    exit_code = follow(command, run_environment(folder, scratch), screen, folder / "log")
     if exit_code:
-        return _explain_failure(screen, exit_code, folder)
+        return explain_failure(screen, exit_code, folder)
     _show_results(layout.run(root, RUN), preset.iterations, folder, time.monotonic() - start)
     if options.keep_s3:
         _say_how_to_stop(store, folder)
@@ -130,12 +136,18 @@ def prepare_preset(assignments: Sequence[str]) -> Preset:
     return apply_overrides(on_this_machine(demo()), [*_sources(), *assignments])
 
 
-def check_disk(folder: Path) -> None:
-    """Raise DemoError where what the run still has to write would not fit."""
+def check_disk(folder: Path, run_gib: float = RUN_GIB, min_free_gib: float = MIN_FREE_GIB) -> None:
+    """Raise DemoError where what the run still has to write would not fit.
+
+    Args:
+        folder: what it holds of the run need not be written again.
+        run_gib: what a whole run writes.
+        min_free_gib: what must be free however much the folder holds.
+    """
     free = shutil.disk_usage(folder).free / 2**30
     # Blocks of 512 bytes: a file's size may be reserved and not written.
     held = sum(file.lstat().st_blocks for file in folder.rglob("*")) * 512 / 2**30
-    needed = max(_FREE_GIB - held, _MIN_FREE_GIB)
+    needed = max(run_gib - held, min_free_gib)
     if free < needed:
         raise DemoError(f"{folder}: {free:.1f} GiB of disk are free, the demo needs {needed:.1f}: free some space")
 
@@ -189,7 +201,8 @@ def follow(
             process.wait()
 
 
-def _environment(folder: Path, scratch: Path) -> dict[str, str]:
+def run_environment(folder: Path, scratch: Path) -> dict[str, str]:
+    """Return the variables of the run's processes; what the person set for threads and memory counts first."""
     return {
         # Threads that spin while they wait take the cores from those at work, as soon as anything else runs here.
         "OMP_WAIT_POLICY": "passive",
@@ -221,7 +234,7 @@ def _sources() -> list[str]:
     return [f"policy_source={files[0]}", f"preferences_source={preferences}"]
 
 
-def _credentials(folder: Path) -> Credentials:
+def folder_credentials(folder: Path) -> Credentials:
     """Return the credentials of the folder's server: fresh random ones the first time."""
     file = folder / "credentials.json"
     # The server's data do not depend on them: without a whole file, others do as well.
@@ -249,9 +262,9 @@ def _write_json(file: Path, values: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _server(folder: Path, port: int | None, keep: bool) -> Iterator[ObjectStore]:
-    """Run the S3 server; it outlives the block only if it is to be kept and nobody pressed Ctrl-C."""
-    store = start_object_store(folder / "s3", port=port, credentials=_credentials(folder), outlive_parent=keep)
+def folder_server(folder: Path, port: int | None, keep: bool) -> Iterator[ObjectStore]:
+    """Run the folder's S3 server; it outlives the block only if it is to be kept and nobody pressed Ctrl-C."""
+    store = start_object_store(folder / "s3", port=port, credentials=folder_credentials(folder), outlive_parent=keep)
     kept = folder / "server.json"
     try:
         if keep:
@@ -303,7 +316,8 @@ def _describe_uri(uri: str) -> str:
     return describe(manifest) if manifest else ""
 
 
-def _explain_failure(screen: Screen, exit_code: int, folder: Path) -> int:
+def explain_failure(screen: Screen, exit_code: int, folder: Path) -> int:
+    """Say in one line why the run failed, and where its log is; return the demo's exit code."""
     if screen.fault:
         reason = screen.fault
     elif screen.label:

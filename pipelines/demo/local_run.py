@@ -40,14 +40,14 @@ def run_locally(preset: Preset, parameters: Mapping[str, Any], work_folder: Path
     warnings.filterwarnings("ignore", module=r"kfp\.local\..*")
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(work_folder))
     try:
-        with _interpreter_by_name():
+        with interpreter_by_name():
             build_pipeline(preset)(**parameters)
     except RuntimeError as error:
         raise LocalRunError(f"the run stopped: {error}") from None
 
 
 @contextmanager
-def _interpreter_by_name() -> Iterator[None]:
+def interpreter_by_name() -> Iterator[None]:
     """Let kfp.local call this interpreter `python3`, found on PATH.
 
     It writes sys.executable over every "python3" in a task's command, inside the parameters too: a path such as

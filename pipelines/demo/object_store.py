@@ -120,7 +120,7 @@ def start_object_store(
     """
     folder = Path(os.path.abspath(folder))
     folder.mkdir(parents=True, exist_ok=True)
-    command, ports = _find_weed(), _choose_ports(port)
+    command, ports = find_weed(), choose_ports(port)
     credentials = credentials or Credentials()
     try:
         # The server inherits the lock: the folder stays locked for exactly as long as it runs.
@@ -141,7 +141,12 @@ def start_object_store(
     return store
 
 
-def _find_weed() -> str:
+def find_weed() -> str:
+    """Return the path of SeaweedFS's program: the one beside this interpreter, or the one on PATH.
+
+    Raises:
+        ObjectStoreError: it is not installed.
+    """
     beside_python = Path(sys.executable).parent / "weed"
     found = str(beside_python) if beside_python.is_file() else shutil.which("weed")
     if not found:
@@ -149,8 +154,15 @@ def _find_weed() -> str:
     return found
 
 
-def _choose_ports(s3_port: int | None) -> dict[str, int]:
-    """Return a port for each part, each with its gRPC twin free as well."""
+def choose_ports(s3_port: int | None = None) -> dict[str, int]:
+    """Return a port for each part, each with its gRPC twin free as well.
+
+    Args:
+        s3_port: the one for S3; a free one by default.
+
+    Raises:
+        ObjectStoreError: that port is taken.
+    """
     if s3_port is not None and not _is_free(s3_port):
         raise ObjectStoreError(
             f"port {s3_port} (or {s3_port + _GRPC_OFFSET}, which goes with it) on {_HOST} is in use: "

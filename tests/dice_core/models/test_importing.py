@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dice_core.models import cache as model_cache
 from dice_core.models import importing as models
 from dice_core.models.cache import fetch_model
 from dice_core.models.files import TRUST_KEY, ModelError, trusts_remote_code
@@ -46,17 +45,17 @@ def test_an_imported_folder_is_in_storage_with_its_manifest(model_copy: Path, s3
 
 
 def test_the_same_source_again_returns_at_once(
-    model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    first = import_model(str(model_copy), str(tmp_path / "imported"))
+    place = tmp_path / "imported"
+    first = import_model(str(model_copy), str(place))
+    inodes = {path.name: path.stat().st_ino for path in place.iterdir()}
+    assert capfd.readouterr().err.count("import-model: ") == 1
 
-    def fail(*_: object) -> None:
-        raise AssertionError("nothing is to be brought or uploaded again")
-
-    monkeypatch.setattr(models, "bring", fail)
-    monkeypatch.setattr(models, "upload_model", fail)
-
-    assert import_model(str(model_copy), str(tmp_path / "imported")) == first
+    assert import_model(str(model_copy), str(place)) == first
+    assert capfd.readouterr().err == "", "nothing is brought again"
+    # A file that is uploaded again is another one.
+    assert {path.name: path.stat().st_ino for path in place.iterdir()} == inodes
 
 
 def test_another_source_at_the_same_place_is_refused(model_copy: Path, sharded_model: Path, tmp_path: Path) -> None:
@@ -238,13 +237,12 @@ def test_two_processes_at_once_download_once(
     assert capfd.readouterr().err.count("model: downloading") == 1
 
 
-def test_a_fetched_model_is_taken_from_the_cache(
-    model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fetched_model_is_taken_from_the_cache(model_copy: Path, tmp_path: Path) -> None:
     uri = str(tmp_path / "imported")
     import_model(str(model_copy), uri)
     first = fetch_model(uri, tmp_path / "cache")
-    monkeypatch.setattr(model_cache, "fetch_files", lambda *_: pytest.fail("downloaded again"))
+    # Downloaded again, it would be missed.
+    (tmp_path / "imported" / "model.safetensors").unlink()
 
     assert fetch_model(uri, tmp_path / "cache") == first
 

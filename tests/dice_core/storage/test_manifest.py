@@ -2,6 +2,7 @@
 
 import json
 import threading
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +10,6 @@ import pytest
 
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
-from dice_core.storage.folder import FolderStorage
 from dice_core.storage.manifest import (
     Manifest,
     clear_stage,
@@ -185,22 +185,25 @@ def test_the_stored_form_is_json_a_person_can_read(published):
     assert stored["files"]["t.parquet"]["num_rows"] == 3
 
 
-def test_the_files_of_a_model_travel_together_both_ways(tmp_path, monkeypatch):
-    """A transfer ends only when four are under way."""
+class MeetingPath(type(Path())):
+    """A path that is opened only when four are being opened."""
+
     meeting = threading.Barrier(4, timeout=30)
 
-    def met(transfer):
-        return lambda *arguments: (meeting.wait(), transfer(*arguments))[1]
+    def open(self, *arguments, **settings):
+        self.meeting.wait()
+        return super().open(*arguments, **settings)
 
-    files = {f"model-{i}.safetensors": tmp_path / f"{i}" for i in range(8)}
-    for path in files.values():
-        path.write_text(path.name)
-    for name in ("upload", "download"):
-        monkeypatch.setattr(FolderStorage, name, met(getattr(FolderStorage, name)))
+
+def test_the_files_of_a_model_travel_together_both_ways(tmp_path):
+    """Each is opened for its digest, before it goes up and when it has come down."""
+    files = {f"model-{i}.safetensors": MeetingPath(tmp_path / f"{i}") for i in range(8)}
+    for index, path in enumerate(files.values()):
+        Path(path).write_text(str(index))
     uri = str(tmp_path / "model")
     manifest = publish_files(uri, files, EMPTY)
-    paths = fetch_files(uri, manifest, tmp_path / "in")
-    assert [path.read_text() for path in paths.values()] == list("01234567")
+    paths = fetch_files(uri, manifest, MeetingPath(tmp_path / "in"))
+    assert [Path(path).read_text() for path in paths.values()] == list("01234567")
 
 
 def test_a_file_that_cannot_be_uploaded_leaves_no_manifest(tmp_path):

