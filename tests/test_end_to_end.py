@@ -75,7 +75,7 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start_demo(folder: Path, model: Path) -> subprocess.Popen[str]:
     scratch = folder.parent / "scratch"
     scratch.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "pipelines.demo.demo", "--folder", str(folder)]
+    command = [sys.executable, "-m", "pipelines.demo", "--folder", str(folder)]
     return subprocess.Popen(
         [*command, "--set", f"policy_source={model}", *SETTINGS],
         cwd=Path(demo.__file__).parents[2],
