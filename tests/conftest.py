@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say in the last line how many GPU tests were left out, and why."""
+    """Say at the end how many GPU tests were left out, and why."""
     for reason, count in config.stash.get(_LEFT_OUT, Counter()).items():
         terminalreporter.write_line(f"{count} GPU test{'s' if count > 1 else ''} left out: {reason}")
 
