@@ -18,23 +18,7 @@ def check_settings(
     launch: dict,
     pods: dict,
 ) -> None:
-    """Check all settings, each and together: what was mistyped in the UI fails here and not hours later.
+    given = locals()
+    from dice_core.stages.check_settings import check_settings_task
 
-    Args:
-        chat: How a prompt becomes token ids (ChatConfig).
-        data: Preparing data (DataConfig).
-        generation: Sampling (GenerationConfig).
-        scoring: Valid responses and their log-probs (ScoringConfig).
-        pairing: Length penalty, selection, replay (PairingConfig).
-        training: DPO (TrainingConfig).
-        warm_start_training: DPO of the first policy on offline pairs (TrainingConfig); empty where there is none.
-        evaluation: What is measured of a new policy, and when it is accepted (EvaluationConfig).
-        launch: Which processes train (LaunchConfig).
-        pods: What their pods look like (PodConfig); empty where the task of the stage trains itself.
-    """
-    from dice_core.stages.check_settings import check_settings
-
-    names = ("chat", "data", "generation", "scoring", "pairing", "training", "evaluation", "launch", "pods")
-    values = (chat, data, generation, scoring, pairing, training, evaluation, launch, pods)
-    sections = dict(zip(names, values, strict=True))
-    check_settings(sections | ({"warm_start_training": warm_start_training} if warm_start_training else {}))
+    check_settings_task(**given)

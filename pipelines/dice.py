@@ -11,13 +11,16 @@ decides is read by the stages themselves, so that the pipeline runs the same whe
 cluster a condition saves the pods of the iterations after a refused policy as well.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from copy import copy
 from typing import Any, NamedTuple
 
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
+from kfp.dsl.python_component import PythonComponent
 
 from components.check_settings import check_settings
 from components.choose_inputs import choose_inputs
@@ -30,6 +33,7 @@ from components.report import report
 from components.score import score
 from components.train import train
 from dice_core.settings.base import Settings
+from dice_core.stages.place import WARM_START, Place
 from dice_core.stages.table import (
     CHECK_SETTINGS,
     CHOOSE_INPUTS,
@@ -169,17 +173,20 @@ def _check_settings(preset: Preset, given: Given) -> dsl.PipelineTask:
 
 def _run_stages(preset: Preset, iterations: list[GraphComponent], given: Given, recurring: bool) -> None:
     checked = _check_settings(preset, given)
-    imported = import_model(root=given["root"], source=given["policy_source"]).after(checked)
-    policy = configure_task(imported, IMPORT_MODEL, "import policy", preset).outputs[OUTPUT]
+    policy = _import(preset, given, "policy", checked)
     names = ("root", "run", "seed", "chat", "data", "preferences_source", "prompts_source", "exclude_source")
     prepared = prepare_data(**_take(given, *names), policy_uri=policy)
     data = configure_task(prepared, PREPARE_DATA, "prepare data", preset).outputs[OUTPUT]
     if preset.has_warm_start and not recurring:
         reference, policy = policy, _warm_start(preset, given, policy, data)
     else:
-        imported = import_model(root=given["root"], source=given["reference_source"]).after(checked)
-        reference = configure_task(imported, IMPORT_MODEL, "import reference", preset).outputs[OUTPUT]
+        reference = _import(preset, given, "reference", checked)
     _run_iterations(preset, iterations, {**given, "policy_uri": policy, "reference_uri": reference, "data_uri": data})
+
+
+def _import(preset: Preset, given: Given, what: str, checked: dsl.PipelineTask) -> Any:
+    imported = _keyed(import_model, f"import-{what}")(root=given["root"], source=given[f"{what}_source"])
+    return configure_task(imported.after(checked), IMPORT_MODEL, f"import {what}", preset).outputs[OUTPUT]
 
 
 def _run_iterations(preset: Preset, iterations: list[GraphComponent], given: Given) -> None:
@@ -201,44 +208,59 @@ def _run_iterations(preset: Preset, iterations: list[GraphComponent], given: Giv
 
 def _warm_start(preset: Preset, given: Given, sft: Any, data: Any) -> Any:
     """Make the first DPO policy from the SFT model and offline pairs; return its address."""
-    place = {**_take(given, "root", "run", "seed"), "iteration": 0, "policy_uri": sft}
-    pairs = pair(**place, **_take(given, "chat", "pairing"), num_shards=0, data_uri=data)
-    pairs_uri = configure_task(pairs, PAIR, "warm start: pair", preset).outputs[OUTPUT]
-    given = {**given, **place, "training": given["warm_start_training"]}
-    return _train(preset, given, pairs_uri, "warm start: train")
+    given = {**given, "iteration": WARM_START, "policy_uri": sft, "data_uri": data}
+    pairs_uri = _pair(preset, given, num_shards=0).outputs[OUTPUT]
+    return _train(preset, {**given, "training": given["warm_start_training"]}, pairs_uri)
 
 
-def _train(preset: Preset, given: Given, pairs_uri: Any, display_name: str) -> Any:
+def _pair(preset: Preset, given: Given, num_shards: int) -> dsl.PipelineTask:
+    place = Place(PAIR.name, given["iteration"])
+    names = ("root", "run", "seed", "iteration", "policy_uri", "data_uri", "pairing", "chat")
+    # The stage finds the shards by their number: not every KFP backend resolves a list of task outputs.
+    pairs = _keyed(pair, place.key)(**_take(given, *names), num_shards=num_shards)
+    return configure_task(pairs, PAIR, _title(place), preset)
+
+
+def _train(preset: Preset, given: Given, pairs_uri: Any) -> Any:
+    place = Place(TRAIN.name, given["iteration"])
     names = ("root", "run", "seed", "iteration", "policy_uri", "training", "launch")
-    trained = train(**_take(given, *names), pods=pods_section(preset), pairs_uri=pairs_uri)
-    return configure_task(trained, TRAIN, display_name, preset).outputs[OUTPUT]
+    trained = _keyed(train, place.key)(**_take(given, *names), pods=pods_section(preset), pairs_uri=pairs_uri)
+    return configure_task(trained, TRAIN, _title(place), preset).outputs[OUTPUT]
 
 
 def _generate_and_score(preset: Preset, given: Given, shard: int) -> dsl.PipelineTask:
-    place = {**_take(given, "root", "run", "iteration"), "shard": shard, "num_shards": preset.num_shards}
-    of_all = f"{shard + 1} of {preset.num_shards}"
-    responses = generate(**place, **_take(given, "policy_uri", "data_uri", "gate_uri", "generation", "chat", "seed"))
-    responses_uri = configure_task(responses, GENERATE, f"generate {of_all}", preset).outputs[OUTPUT]
-    scores = score(**place, **_take(given, "policy_uri", "reference_uri", "scoring"), responses_uri=responses_uri)
-    return configure_task(scores, SCORE, f"score {of_all}", preset)
+    shard_of = {**_take(given, "root", "run", "iteration"), "shard": shard, "num_shards": preset.num_shards}
+    first, second = (Place(stage.name, given["iteration"], shard, preset.num_shards) for stage in (GENERATE, SCORE))
+    wanted = _take(given, "policy_uri", "data_uri", "gate_uri", "generation", "chat", "seed")
+    responses = _keyed(generate, first.key)(**shard_of, **wanted)
+    responses_uri = configure_task(responses, GENERATE, _title(first), preset).outputs[OUTPUT]
+    wanted = _take(given, "policy_uri", "reference_uri", "scoring")
+    scores = _keyed(score, second.key)(**shard_of, **wanted, responses_uri=responses_uri)
+    return configure_task(scores, SCORE, _title(second), preset)
 
 
 def _pair_train_evaluate(preset: Preset, given: Given, scored: list[dsl.PipelineTask]) -> IterationOutputs:
-    place = _take(given, "root", "run", "iteration", "seed")
-    # The stage finds the shards by their number: not every KFP backend resolves a list of task outputs.
-    pairs = pair(
-        **place, **_take(given, "policy_uri", "data_uri", "pairing", "chat"), num_shards=preset.num_shards
-    ).after(*scored)
-    pairs_uri = configure_task(pairs, PAIR, "pair", preset).outputs[OUTPUT]
-    policy = _train(preset, given, pairs_uri, "train")
-    evaluated = evaluate(
-        **place,
-        **_take(given, "base_reference_uri", "data_uri", "promote_as", "evaluation", "generation", "chat"),
-        policy_uri=policy,
-        previous_uri=given["policy_uri"],
+    pairs_uri = _pair(preset, given, preset.num_shards).after(*scored).outputs[OUTPUT]
+    policy = _train(preset, given, pairs_uri)
+    place = Place(EVALUATE.name, given["iteration"])
+    names = ("root", "run", "iteration", "seed", "base_reference_uri", "data_uri", "promote_as")
+    evaluated = _keyed(evaluate, place.key)(
+        **_take(given, *names, "evaluation", "generation", "chat"), policy_uri=policy, previous_uri=given["policy_uri"]
     )
-    outputs = configure_task(evaluated, EVALUATE, "evaluate", preset).outputs
+    outputs = configure_task(evaluated, EVALUATE, _title(place), preset).outputs
     return IterationOutputs(policy, outputs[OUTPUT], outputs["decision"])
+
+
+def _title(place: Place) -> str:
+    """Return what the UI calls a task: it shows an iteration's tasks inside of it, and those of the warm start not."""
+    return place.title if place.iteration else place.label
+
+
+def _keyed(component: PythonComponent, key: str) -> PythonComponent:
+    """Return a component whose task has a key of its own: the UI finds the artifacts of a whole run by keys."""
+    keyed = copy(component)
+    keyed.component_spec = dataclasses.replace(component.component_spec, name=key)
+    return keyed
 
 
 def _take(given: Given, *names: str) -> dict[str, Any]:

@@ -50,6 +50,16 @@ class Compiled:
         assert found
         return found
 
+    def keyed_tasks(self) -> dict[str, dict[str, Any]]:
+        """Return the tasks that are pods, by key."""
+        graphs = [self.spec["root"], *self.spec["components"].values()]
+        pairs = [pair for graph in graphs if "dag" in graph for pair in graph["dag"]["tasks"].items()]
+        tasks = {
+            key: task for key, task in pairs if "executorLabel" in self.spec["components"][task["componentRef"]["name"]]
+        }
+        assert len(tasks) == len([None for _, task in self.tasks()]), "a key stands in two graphs"
+        return tasks
+
     def tasks(self) -> list[tuple[str, dict[str, Any]]]:
         """Return (stage, task) of all tasks that are pods."""
         graphs = [self.spec["root"], *self.spec["components"].values()]

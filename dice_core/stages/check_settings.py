@@ -51,3 +51,13 @@ def _check_fit(
     training.accumulation_steps(num_processes)
     if warm_start_training is not None:
         warm_start_training.accumulation_steps(num_processes)
+
+
+def check_settings_task(warm_start_training: Mapping[str, Any], **sections: Mapping[str, Any]) -> None:
+    """Check all settings of a run, as a task of a pipeline.
+
+    Args:
+        warm_start_training: empty where the run has no warm start.
+        sections: the others, by name.
+    """
+    check_settings(sections | ({WARM_START_TRAINING: warm_start_training} if warm_start_training else {}))

@@ -5,7 +5,8 @@ Decided once, when the run starts, and handed to its stages as plain addresses: 
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 from dice_core.data.source_files import is_hidden
 from dice_core.progress import log
@@ -117,3 +118,12 @@ def _check(promotion: Promotion, uri: str) -> tuple[str, str]:
     if not promotion.reference_uri:
         raise StorageError(f"{uri}: written by version {promotion.package_version}, it names no reference: delete it")
     return promotion.policy_uri, promotion.reference_uri
+
+
+def choose_inputs_task(**given: Any) -> tuple[str, str, str, str]:
+    """Choose the inputs of a recurring run, as a task of a pipeline; see choose_inputs for what is given.
+
+    Returns:
+        The run's name, its policy, its reference and its prompts.
+    """
+    return astuple(choose_inputs(**given))

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from typing import Any
 
 from dice_core.data import records
 from dice_core.data.settings import ChatConfig
@@ -9,6 +10,7 @@ from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.preferences.settings import GenerationConfig
 from dice_core.settings.base import Values
 from dice_core.stages.parts import read_input
+from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import EVALUATE
 from dice_core.storage import layout
@@ -121,3 +123,34 @@ def _measure_and_promote(
             reference_uri=context.inputs["previous"].uri,
         )
     return context.publish({}, {**values["metrics"], "seconds": values["seconds"]})
+
+
+def evaluate_task(
+    root: str,
+    run: str,
+    iteration: int,
+    policy_uri: str,
+    previous_uri: str,
+    base_reference_uri: str,
+    data_uri: str,
+    promote_as: str,
+    metrics: Artifact,
+    **given: Any,
+) -> tuple[str, str]:
+    """Evaluate the policy of an iteration, as a task of a pipeline; see evaluate for what is given.
+
+    Returns:
+        The address of the evaluation, and `accepted` or `refused`; the latter of a policy that was never made too.
+    """
+    place = Place(EVALUATE.name, iteration)
+    report = evaluate(
+        policy_uri,
+        previous_uri,
+        base_reference_uri,
+        data_uri,
+        place.uri(root, run),
+        iteration=iteration,
+        promoted_uri=layout.promoted(root, promote_as) if promote_as else "",
+        **given,
+    )
+    return show(report, place, metrics), "accepted" if report.metrics.get("accepted") else "refused"

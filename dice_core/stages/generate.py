@@ -1,6 +1,7 @@
 """Stage generate: sample the responses of a shard."""
 
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +12,7 @@ from dice_core.preferences.settings import GenerationConfig
 from dice_core.progress import Progress
 from dice_core.settings.base import Values
 from dice_core.stages.parts import part_name, published_behind, read_input, stored_parts
+from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import GENERATE
 from dice_core.storage import layout
@@ -107,3 +109,13 @@ def _count_responses(counts: dict[str, int], _: str, table: pa.Table) -> None:
     counts["num_response_tokens"] += pc.sum(pc.list_value_length(table["response_token_ids"])).as_py() or 0
     counts["num_cut_responses"] += pc.sum(pc.equal(table["finish_reason"], "length")).as_py() or 0
     counts["num_duplicate_responses"] += num_duplicate_responses(table)
+
+
+def generate_task(root: str, run: str, policy_uri: str, data_uri: str, metrics: Artifact, **given: Any) -> str:
+    """Generate a shard's responses, as a task of a pipeline; see generate for what is given.
+
+    Returns:
+        The address of the responses.
+    """
+    place = Place(GENERATE.name, given["iteration"], given["shard"], given["num_shards"])
+    return show(generate(policy_uri, data_uri, place.uri(root, run), **given), place, metrics)

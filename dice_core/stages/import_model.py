@@ -1,8 +1,10 @@
 """Stage import-model: bring a model into storage once."""
 
 from dice_core.models import importing
+from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.runner import StageReport
 from dice_core.stages.table import IMPORT_MODEL
+from dice_core.storage import layout
 from dice_core.storage.manifest import clear_stage, read_manifest
 
 
@@ -26,3 +28,12 @@ def import_model(
     was_complete = read_manifest(output_uri) is not None
     manifest = importing.import_model(source, output_uri, revision=revision, trust_remote_code=trust_remote_code)
     return StageReport(output_uri, "already complete" if was_complete else "completed", manifest.metrics)
+
+
+def import_model_task(root: str, source: str, metrics: Artifact) -> str:
+    """Import a model for all runs below a root, as a task of a pipeline; see import_model.
+
+    Returns:
+        The model's address.
+    """
+    return show(import_model(source, layout.imported_model(root, source)), Place(IMPORT_MODEL.name), metrics)

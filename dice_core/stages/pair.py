@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dice_core.data import records
 from dice_core.data.settings import ChatConfig
 from dice_core.preferences.settings import PairingConfig
 from dice_core.settings.base import ConfigError, Values
 from dice_core.stages.parts import group_tables, read_input
+from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.runner import StageContext, StageReport, run_stage
-from dice_core.stages.table import PAIR
+from dice_core.stages.table import GENERATE, PAIR, SCORE
 from dice_core.storage import layout
 from dice_core.storage.manifest import Manifest, Metric
 
@@ -121,3 +122,35 @@ def _offline_pairs(
         tokenise_response=template.response_token_ids,
     )
     return {}, {}, built
+
+
+def pair_task(
+    root: str,
+    run: str,
+    iteration: int,
+    num_shards: int,
+    data_uri: str,
+    policy_uri: str,
+    metrics: Artifact,
+    **given: Any,
+) -> str:
+    """Make the pairs of an iteration from its shards, as a task of a pipeline; see pair for what is given.
+
+    Returns:
+        The address of the pairs.
+    """
+    place = Place(PAIR.name, iteration)
+    scores, responses = (
+        [Place(stage.name, iteration, shard, num_shards).uri(root, run) for shard in range(num_shards)]
+        for stage in (SCORE, GENERATE)
+    )
+    report = pair(
+        data_uri,
+        policy_uri,
+        place.uri(root, run),
+        scores_uris=scores,
+        responses_uris=responses,
+        iteration=iteration,
+        **given,
+    )
+    return show(report, place, metrics)

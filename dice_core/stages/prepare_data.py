@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dice_core.data import records
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.data.source_files import files_below, files_to_read
 from dice_core.settings.base import ConfigError, Values
+from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.runner import StageContext, StageReport, run_stage, scratch_folder
 from dice_core.stages.table import PREPARE_DATA
 from dice_core.storage.address import open_storage
@@ -149,3 +151,13 @@ def _prepare_tables(
         "held_out.parquet": context.write_table(prepared.held_out, records.PREFERENCES, "held_out.parquet"),
     }
     return context.publish(files, {**prepared.counts, "seconds": context.seconds()})
+
+
+def prepare_data_task(root: str, run: str, preferences_source: str, metrics: Artifact, **given: Any) -> str:
+    """Prepare the data of a run, as a task of a pipeline; see prepare_data for what is given.
+
+    Returns:
+        The address of the prepared tables.
+    """
+    place = Place(PREPARE_DATA.name)
+    return show(prepare_data(preferences_source, place.uri(root, run), **given), place, metrics)

@@ -3,15 +3,27 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import Protocol
 
 from dice_core.report.page import build_report
 from dice_core.report.run_data import ReportedStage, RunData, collect
 from dice_core.report.summary import summary
+from dice_core.stages.choose_inputs import run_name
+from dice_core.stages.place import Artifact
 from dice_core.stages.runner import StageReport
 from dice_core.stages.table import PAIR, REPORT, STAGES
 from dice_core.storage import layout
+from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import Manifest, publish_files, read_manifest, require_stage
+
+_PAGE = "report.html"
+
+
+class PageArtifact(Artifact, Protocol):
+    """KFP's artifact of the page."""
+
+    path: str
 
 
 def report(run_uri: str, output_uri: str, *, num_iterations: int, allow_empty: bool = False) -> StageReport:
@@ -55,8 +67,17 @@ def read_run(run_uri: str, num_iterations: int, *, tables: bool = True) -> RunDa
 
 def _publish(data: RunData, output_uri: str) -> None:
     with tempfile.TemporaryDirectory(prefix="dice-") as folder:
-        page, numbers = Path(folder) / "report.html", Path(folder) / "summary.json"
+        page, numbers = Path(folder) / _PAGE, Path(folder) / "summary.json"
         page.write_text(build_report(data))
         numbers.write_text(json.dumps(summary(data), indent=1))
         manifest = Manifest(stage=REPORT.name, fingerprint="", files={}, inputs={"run": data.uri})
         publish_files(output_uri, {page.name: page, numbers.name: numbers}, manifest)
+
+
+def report_task(root: str, run: str, job_id: str, num_iterations: int, page: PageArtifact) -> None:
+    """Write the page of a run, as the last task of a pipeline; with a job_id, of the recurring run of that id."""
+    uri = layout.run(root, run_name(run, job_id) if job_id else run)
+    # The run may have failed at its first task: its page says that there is nothing.
+    written = report(uri, layout.report(uri), num_iterations=num_iterations, allow_empty=True)
+    open_storage(written.uri).download(_PAGE, Path(page.path))
+    page.metadata.update(written.metrics, uri=written.uri)

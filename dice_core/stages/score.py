@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from dice_core.preferences.settings import ScoringConfig
 from dice_core.progress import Progress
 from dice_core.settings.base import Values
 from dice_core.stages.parts import part_name, published_behind, read_input, stored_parts
+from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import SCORE
 from dice_core.storage.manifest import Manifest, Metric
@@ -131,3 +132,24 @@ def _valid_parts(
         counts.add_responses(filtered)
         if index in wanted:
             yield index, filtered.responses
+
+
+def score_task(
+    root: str,
+    run: str,
+    iteration: int,
+    shard: int,
+    num_shards: int,
+    policy_uri: str,
+    reference_uri: str,
+    responses_uri: str,
+    metrics: Artifact,
+    **given: Any,
+) -> str:
+    """Score a shard's responses, as a task of a pipeline; see score for what is given.
+
+    Returns:
+        The address of the scores.
+    """
+    place = Place(SCORE.name, iteration, shard, num_shards)
+    return show(score(policy_uri, reference_uri, responses_uri, place.uri(root, run), **given), place, metrics)

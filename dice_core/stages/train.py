@@ -1,9 +1,11 @@
 """Stage train: write the job down, launch it, and accept only what its manifest says it finished."""
 
 from functools import partial
+from typing import Any
 
 from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
 from dice_core.settings.base import Values
+from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import TRAIN
 from dice_core.storage import layout
@@ -91,3 +93,15 @@ def _run_job(
     if manifest.fingerprint != context.fingerprint:
         raise StorageError(f"{context.uri}: another training published here while this one ran: take a new run name")
     return manifest
+
+
+def train_task(
+    root: str, run: str, iteration: int, policy_uri: str, pairs_uri: str, metrics: Artifact, **given: Any
+) -> str:
+    """Train the policy of an iteration, as a task of a pipeline; see train for what is given.
+
+    Returns:
+        The address of the new policy.
+    """
+    place = Place(TRAIN.name, iteration)
+    return show(train(policy_uri, pairs_uri, place.uri(root, run), iteration=iteration, **given), place, metrics)

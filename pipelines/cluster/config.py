@@ -26,18 +26,12 @@ from dice_core.stages.table import Stage
 PIPELINE_ACCOUNT = "dice-pipeline"
 CONFIG_MAP, CONFIG_KEYS = "dice-config", ("AWS_ENDPOINT_URL", "AWS_REGION")
 CREDENTIAL_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-POD_FIELDS = {
-    # The launcher of training asks for its own pod, whose owner becomes the owner of the job.
-    "POD_NAME": "metadata.name",
-    "POD_NAMESPACE": "metadata.namespace",
-    # Of a recurring run, which is named by it (stages.choose_inputs).
-    "KFP_RUN_ID": "metadata.labels['pipeline/runid']",
-}
-"""What a task is told of its own pod, by variable."""
+RUN_ID_VARIABLE, RUN_ID_FIELD = "KFP_RUN_ID", "metadata.labels['pipeline/runid']"
+"""What the tasks that name a recurring run are told: KFP's launcher resolves no placeholder in their inputs."""
 _OWN_VARIABLES = {
     **dict.fromkeys(CONFIG_KEYS, f"the config map {CONFIG_MAP}"),
     **dict.fromkeys(CREDENTIAL_KEYS, "cluster.credentials_secret"),
-    **dict.fromkeys(POD_FIELDS, "the pod"),
+    RUN_ID_VARIABLE: "the pod",
 }
 _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 

@@ -10,12 +10,13 @@ from kfp import dsl, kubernetes
 from components import images
 from dice_core.launch.settings import LaunchConfig
 from dice_core.settings.durations import to_seconds
-from dice_core.stages.table import Stage
+from dice_core.stages.table import CHOOSE_INPUTS, REPORT, Stage
 from pipelines.cluster.config import (
     CONFIG_KEYS,
     CONFIG_MAP,
     CREDENTIAL_KEYS,
-    POD_FIELDS,
+    RUN_ID_FIELD,
+    RUN_ID_VARIABLE,
     ClusterConfig,
 )
 from pipelines.presets import Preset
@@ -147,12 +148,13 @@ def _mount(task: dsl.PipelineTask, stage: Stage, role: Role, cluster: ClusterCon
 
 
 def _mark(task: dsl.PipelineTask, stage: Stage, cluster: ClusterConfig) -> None:
-    """Label the pod for network policies and people, and tell it its own name."""
+    """Label the pod for network policies and people; tell it which run it is of where its work follows from that."""
     labels = {**cluster.labels, **PART_OF, "app.kubernetes.io/component": stage.name, _NO_SIDECAR: "false"}
     for name, value in labels.items():
         kubernetes.add_pod_label(task, name, value)
     # Older Istio reads the annotation, newer the label.
     for name, value in {_NO_SIDECAR: "false", **cluster.annotations}.items():
         kubernetes.add_pod_annotation(task, name, value)
-    for name, path in POD_FIELDS.items():
-        kubernetes.use_field_path_as_env(task, name, path)
+    # Each field is kept with every task of the workflow, which has to fit into etcd: only who reads it gets it.
+    if stage in (CHOOSE_INPUTS, REPORT):
+        kubernetes.use_field_path_as_env(task, RUN_ID_VARIABLE, RUN_ID_FIELD)

@@ -20,7 +20,6 @@ from dice_core.stages.table import STAGES
 
 FOLDER = Path(images.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "images"))
-MAX_STATEMENTS = 4
 
 
 def component(name: str) -> Any:
@@ -62,30 +61,16 @@ def test_a_body_uses_only_parameters_builtins_and_its_own_imports(name: str) -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_body_is_short(name: str) -> None:
-    _docstring, *statements = definition(name).body
-    assert len([node for node in statements if not isinstance(node, ast.ImportFrom)]) <= MAX_STATEMENTS
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_input_and_output_is_described(name: str) -> None:
-    text = inspect.getdoc(component(name).python_func) or ""
-    arguments, _, returns = text.partition("Args:")[2].partition("Returns:")
-    described = re.findall(r"^\s+(\w+): \S", arguments, flags=re.MULTILINE)
-    spec = component(name).component_spec
-    assert described == list(spec.inputs)
-    # kfp drops the description of an output that stands under Args.
-    assert re.findall(r"^\s+(\w+): \S", returns, flags=re.MULTILINE) == sorted(
-        spec.outputs or {}, key=str.islower, reverse=True
-    )
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_descriptions_reach_the_compiled_component(name: str) -> None:
+def test_a_body_is_one_call_and_what_is_shipped_has_no_words(name: str) -> None:
+    """KFP keeps the source and the descriptions of each task four times in a workflow, which has to fit into etcd."""
+    given, brought, call = definition(name).body
+    assert ast.unparse(given) == "given = locals()"
+    assert ast.unparse(brought) == f"from dice_core.stages.{name} import {name}_task"
+    assert isinstance(call, ast.Return | ast.Expr)
     spec = component(name).pipeline_spec.components[f"comp-{name.replace('_', '-')}"]
     inputs, outputs = spec.input_definitions.parameters, spec.output_definitions
-    assert all(entry.description for entry in inputs.values())
-    assert all(entry.description for entry in [*outputs.parameters.values(), *outputs.artifacts.values()])
+    described = [*inputs.values(), *outputs.parameters.values(), *outputs.artifacts.values()]
+    assert not any(entry.description for entry in described)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,6 +118,9 @@ def test_each_body_calls_its_stage_with_the_addresses_of_the_run(
         "train": "s3://b/runs/r/iteration-1/train",
         "evaluate": "s3://b/runs/r/iteration-1/evaluate",
     }
+    tasks = {name: f"iteration 1: {name}" for name in ("pair", "train", "evaluate")}
+    tasks |= {name: f"iteration 1: {name} 1 of 2" for name in ("generate", "score")}
+    tasks |= {"import_model": "import model", "prepare_data": "prepare data"}
     values = {"root": "s3://b", "run": "r", "iteration": 1, "shard": 0, "num_shards": 2, "seed": 5}
     values |= {"source": "org/model", "promote_as": "p"}
     for name, uri in expected.items():
@@ -141,6 +129,7 @@ def test_each_body_calls_its_stage_with_the_addresses_of_the_run(
         given = {key: values.get(key, {} if entry.type == "STRUCT" else key) for key, entry in spec.inputs.items()}
         returned = component(name).python_func(**given, metrics=metrics)
         assert returned == ((uri, "refused") if name == "evaluate" else uri)
+        assert metrics.metadata.pop("task") == tasks[name]
         assert metrics.metadata == {"count": 3, "status": "completed", "uri": uri}
     assert called["pair"]["scores_uris"] == [f"s3://b/runs/r/iteration-1/score/shard-{i}-of-2" for i in (0, 1)]
     assert called["pair"]["responses_uris"] == [f"s3://b/runs/r/iteration-1/generate/shard-{i}-of-2" for i in (0, 1)]

@@ -100,6 +100,16 @@ def test_an_sft_model_gets_a_warm_start_and_no_reference(tmp_path: Path) -> None
     assert dependencies(spec, "comp-exit-handler-1")["warm start: train"] == {"import policy", "warm start: pair"}
 
 
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_key_stands_once_in_the_whole_pipeline(preset: str, tmp_path: Path) -> None:
+    """KFP's UI finds the artifacts of a task by its key: iteration 2's stood in the layer of iteration 1."""
+    spec = compiled(PRESETS[preset](), tmp_path)
+    graphs = [spec["root"], *spec["components"].values()]
+    keys = [key for graph in graphs if "dag" in graph for key in graph["dag"]["tasks"]]
+    assert len(keys) == len(set(keys))
+    assert {"iteration-1-train", "iteration-2-score-1", "iteration-2-evaluate"} <= set(keys)
+
+
 def test_stages_wait_for_what_they_read(tmp_path: Path) -> None:
     spec = compiled(apply_overrides(PRESETS["zephyr"](), ["num_shards=2"]), tmp_path)
     assert dependencies(spec, "comp-iteration-2") == {
@@ -118,7 +128,7 @@ def test_iteration_t_scores_against_the_policy_before_last(tmp_path: Path) -> No
     spec = compiled(apply_overrides(PRESETS["zephyr"](), ["iterations=3", "num_shards=1"]), tmp_path)
     names = ("policy_uri", "reference_uri", "gate_uri")
     wired = {t: [origin(spec, f"comp-iteration-{t}", name) for name in names] for t in (1, 2, 3)}
-    policy, reference = "Output.import-model", "Output.import-model-2"
+    policy, reference = "Output.import-policy", "Output.import-reference"
     assert wired == {
         1: [policy, reference, ""],
         2: ["policy_uri.iteration-1", policy, "evaluation_uri.iteration-1"],
@@ -147,7 +157,7 @@ def test_on_a_cluster_an_iteration_starts_only_when_the_one_before_it_was_accept
         iteration = spec["components"][f"comp-iteration-{number}"]
         assert iteration["outputDefinitions"]["parameters"]["decision"] == {"parameterType": "STRING"}
         handed_on = iteration["dag"]["outputs"]["parameters"]["decision"]["valueFromParameter"]
-        assert handed_on == {"outputParameterKey": "decision", "producerSubtask": "evaluate"}
+        assert handed_on == {"outputParameterKey": "decision", "producerSubtask": f"iteration-{number}-evaluate"}
 
 
 def test_what_this_machine_runs_has_no_condition(tmp_path: Path) -> None:

@@ -66,7 +66,9 @@ def test_what_is_uploaded_is_the_pipeline_with_its_platform_part(server: KfpServ
     assert submit() == 0
     spec = server.versions[0]["pipeline_spec"]
     assert spec["pipeline_spec"]["pipelineInfo"]["name"] == "dice-zephyr"
-    assert "exec-generate" in spec["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert (
+        "exec-iteration-1-generate-1" in spec["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    )
 
 
 def test_a_version_is_uploaded_once_for_each_content(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,80 @@
+"""The place of a task in a run: its stage, iteration and shard. From it follow its address, its key and its name.
+
+A pipeline, the state of a run and a stage's own task all ask here. Loads no torch.
+"""
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Protocol
+
+from dice_core.stages.runner import StageReport
+from dice_core.stages.table import PREPARE_DATA, REPORT
+from dice_core.storage import layout
+
+WARM_START = 0
+"""The iteration that makes a run's first policy."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A stage in a run; in an iteration and a shard of it where the stage has these."""
+
+    stage: str
+    iteration: int | None = None
+    """From 1; 0 is the warm start."""
+    shard: int | None = None
+    """From 0."""
+    num_shards: int = 1
+
+    def uri(self, root: str, run: str) -> str:
+        """Return where the stage writes; empty where it writes to no place of the run's own."""
+        run_uri = layout.run(root, run)
+        if self.iteration is None:
+            return {PREPARE_DATA.name: layout.data, REPORT.name: layout.report}.get(self.stage, lambda _: "")(run_uri)
+        if self.iteration == WARM_START:
+            return layout.warm_start(run_uri, self.stage)
+        if self.shard is None:
+            return layout.stage(run_uri, self.iteration, self.stage)
+        return layout.shard(run_uri, self.iteration, self.stage, self.shard, self.num_shards)
+
+    @property
+    def key(self) -> str:
+        """The task's key, unique in its pipeline: KFP's UI finds artifacts by it."""
+        shard = "" if self.shard is None else f"-{self.shard + 1}"
+        return self._frame("-").replace(" ", "-") + self.stage + shard
+
+    @property
+    def title(self) -> str:
+        """What people call the task where its iteration is known, such as `score 3 of 8`."""
+        shard = "" if self.shard is None else f" {self.shard + 1} of {self.num_shards}"
+        return self.stage.replace("-", " ") + shard
+
+    @property
+    def label(self) -> str:
+        """What people call the task in a run, such as `iteration 2: score 3 of 8`."""
+        return self._frame(": ") + self.title
+
+    def _frame(self, end: str) -> str:
+        if self.iteration is None:
+            return ""
+        return (f"iteration {self.iteration}" if self.iteration else "warm start") + end
+
+
+class Artifact(Protocol):
+    """A KFP artifact, as a task fills it."""
+
+    metadata: MutableMapping[str, Any]
+
+
+def show(report: StageReport, place: Place, artifact: Artifact) -> str:
+    """Put a stage's metrics into its task's artifact, with whose they are; return the stage's address.
+
+    KFP's launcher fails a task for a metric that is null or not finite: these are shown as text.
+    """
+    metrics = {
+        name: "?" if value is None else str(value) if isinstance(value, float) and not isfinite(value) else value
+        for name, value in report.metrics.items()
+    }
+    artifact.metadata.update(metrics, status=report.status, uri=report.uri, task=place.label)
+    return report.uri
