@@ -1,0 +1,99 @@
+"""The Argo workflow of a run: the states of its nodes, also where Argo keeps them compressed.
+
+Reads one object of the cluster; what the nodes mean for a run's tasks is told by kfp/task_states.py.
+"""
+
+import base64
+import gzip
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dice_core.launch.kubernetes import KubernetesApi
+
+_GROUP, _VERSION, _RESOURCE = "argoproj.io", "v1alpha1", "workflows"
+_RUN_LABEL = "pipeline/runid"
+_ATTEMPT = re.compile(r"\((\d+)\)(?=\.|$)")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a workflow."""
+
+    path: str
+    """Keys joined by dots, below the workflow's own."""
+    attempt: int | None
+    """Of a node that is one attempt of the node with its path; from 0."""
+    kind: str
+    phase: str
+    message: str
+    started: str
+    finished: str
+    inputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """The workflow of a run."""
+
+    name: str
+    phase: str
+    is_stopping: bool
+    """Somebody has ended it."""
+    nodes: tuple[Node, ...] | None
+    """None: they are kept where they cannot be read from here."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it has ended."""
+        return self.phase in ("Succeeded", "Failed", "Error")
+
+
+def workflow_of(cluster: KubernetesApi, run_id: str) -> Workflow | None:
+    """Return the workflow of a run; None: there is none (any more).
+
+    Raises:
+        KubernetesError: it may not be read, or the cluster does not answer.
+    """
+    found = cluster.list(
+        cluster.path(_RESOURCE, group=_GROUP, version=_VERSION), labelSelector=f"{_RUN_LABEL}={run_id}"
+    )
+    return parse_workflow(found[0]) if found else None
+
+
+def parse_workflow(body: Mapping[str, Any]) -> Workflow:
+    """Return a workflow as the API has it."""
+    spec, status, name = body.get("spec", {}), body.get("status", {}), str(body["metadata"]["name"])
+    nodes = _nodes(status)
+    return Workflow(
+        name,
+        str(status.get("phase") or ""),
+        is_stopping=spec.get("activeDeadlineSeconds") == 0 or bool(spec.get("shutdown")),
+        nodes=None if nodes is None else tuple(_parse_node(name, node) for node in nodes.values()),
+    )
+
+
+def _nodes(status: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    if packed := status.get("compressedNodes"):
+        return dict(json.loads(gzip.decompress(base64.b64decode(packed))))
+    if status.get("offloadNodeStatusVersion"):
+        return None
+    return dict(status.get("nodes") or {})
+
+
+def _parse_node(workflow: str, node: Mapping[str, Any]) -> Node:
+    name = str(node["name"]).removeprefix(workflow)
+    attempts = [match for match in _ATTEMPT.finditer(name) if match.end() == len(name)]
+    parameters = (node.get("inputs") or {}).get("parameters") or ()
+    return Node(
+        path=_ATTEMPT.sub("", name).removeprefix("."),
+        attempt=int(attempts[0][1]) if attempts else None,
+        kind=str(node.get("type", "")),
+        phase=str(node.get("phase", "")),
+        message=str(node.get("message") or ""),
+        started=str(node.get("startedAt") or ""),
+        finished=str(node.get("finishedAt") or ""),
+        inputs={entry["name"]: str(entry["value"]) for entry in parameters if "value" in entry},
+    )
