@@ -151,7 +151,7 @@ def _add_cluster_commands(commands: "argparse._SubParsersAction[argparse.Argumen
     parser = add("retry", "kfp.runs", "continue a run that failed or was stopped, with its own pipeline and settings")
     parser.add_argument("--run", required=True, metavar="NAME", help="of the run")
     parser.add_argument("--wait", action="store_true", help="follow the run and exit by its result")
-    parser = add("cancel", "kfp.runs", "stop a run; retry continues it")
+    parser = add("cancel", "kfp.cancel", "stop a run; retry continues it")
     parser.add_argument("--run", required=True, metavar="NAME", help="of the run")
     parser = add("logs", "cluster.logs", "show the logs of a run's pods")
     parser.add_argument("--run", required=True, metavar="NAME", help="of the run")
