@@ -144,8 +144,9 @@ def _add_cluster_commands(commands: "argparse._SubParsersAction[argparse.Argumen
 
     _add_submit(add("submit", "kfp.submit", "start a run on the cluster", preset=True))
     _add_schedule(add("schedule", "kfp.schedule", "start a run again and again", preset=True))
-    parser = add("unschedule", "kfp.schedule", "delete a schedule; its runs go on")
+    parser = add("unschedule", "kfp.schedule", "disable a schedule; delete it when it has no run under way")
     parser.add_argument("--name", required=True, help="of the schedule")
+    parser.add_argument("--force", action="store_true", help="end the run under way, and delete the schedule now")
     parser = add("status", "kfp.runs", "show a run and its tasks, or the latest runs")
     parser.add_argument("--run", default="", metavar="NAME", help="of the run")
     parser = add("retry", "kfp.runs", "continue a run that failed or was stopped, with its own pipeline and settings")
