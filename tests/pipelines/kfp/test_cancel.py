@@ -114,8 +114,8 @@ def test_what_kfp_answers_does_not_keep_training_from_being_stopped(
     """Such as for a run whose workflow is gone."""
     add_run(server, "RUNNING")
     add_job(cluster)
-    # Its health, the list of runs, the call.
-    server.faults = [None, None, 500]
+    # Its health twice, the list of runs, the call.
+    server.faults = [None, None, None, 500]
     assert main(["cancel", "--run", "x"]) == 1
     assert "HTTP 500" in capsys.readouterr().err
     assert names(cluster, JOBS) == []
