@@ -41,7 +41,8 @@ _TRAINING_RIGHTS: _Rights = [
 ]
 # Of a person.
 _LOGS_RIGHTS: _Rights = [("list", "", "pods"), ("get", "", "pods/log")]
-_CANCEL_RIGHTS: _Rights = [(verb, "kubeflow.org", "pytorchjobs") for verb in ("list", "delete")]
+_CANCEL_RIGHTS: _Rights = [("delete", "", "pods")]
+_CANCEL_TRAINING_RIGHTS: _Rights = [(verb, "kubeflow.org", "pytorchjobs") for verb in ("list", "delete")]
 _DEPLOY = "make deploy OVERLAY=... makes it"
 
 
@@ -108,7 +109,7 @@ def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
     yield checked("finished runs", partial(check_ttl, cluster))
     rights = [*_WORKFLOW_RIGHTS, *(_TRAINING_RIGHTS if is_elsewhere else ())]
     yield checked(f"rights of {PIPELINE_ACCOUNT}", partial(check_rights, cluster, rights))
-    own_rights = [*_LOGS_RIGHTS, *(_CANCEL_RIGHTS if is_elsewhere else ())]
+    own_rights = [*_LOGS_RIGHTS, *_CANCEL_RIGHTS, *(_CANCEL_TRAINING_RIGHTS if is_elsewhere else ())]
     yield checked("your rights", partial(check_own_rights, cluster, own_rights))
     yield checked("images", partial(check_images, cluster, [images.CORE, images.GENERATE, images.TRAIN]))
     yield checked("shared memory", partial(check_shared_memory, config, launch))

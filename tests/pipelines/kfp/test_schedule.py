@@ -68,6 +68,12 @@ def test_a_schedule_has_one_run_at_a_time_and_catches_up_on_no_more_than_the_new
     assert "/#/recurringrun/details/" in capsys.readouterr().out
 
 
+def test_a_pipeline_that_is_made_has_a_description_in_the_list_of_the_ui(server: KfpServer) -> None:
+    assert schedule("--every", "7d") == 0
+    (pipeline,), (version,) = server.pipelines, server.versions
+    assert pipeline["description"] == version["description"] != ""
+
+
 def test_every_is_seconds(server: KfpServer) -> None:
     assert schedule("--every", "7d") == 0
     assert server.recurring_runs[0]["trigger"] == {"periodic_schedule": {"interval_second": 7 * 24 * 3600}}
