@@ -48,6 +48,8 @@ RUN ?=
 NAME ?=
 TASK ?=
 TAIL ?=
+RAW ?=
+FORCE ?=
 CRON ?=
 EVERY ?=
 PROMPTS ?=
@@ -190,11 +192,14 @@ deploy: $(if $(filter kind,$(OVERLAY)),kind-secret) ## Apply OVERLAY to the clus
 	@$(KUBECTL) apply --kustomize manifests/overlays/$(OVERLAY)
 
 .PHONY: kind-up
-kind-up: ## Make a kind cluster with Kubeflow Pipelines and the training operator, at the releases that manifests/README.md names.
+kind-up: ## Make a kind cluster with Kubeflow Pipelines and the training operator, with the releases and settings of manifests/README.md.
 	@kind get clusters | grep --quiet --line-regexp $(KIND_CLUSTER) || kind create cluster --name $(KIND_CLUSTER) --wait 5m
 	@kubectl --context kind-$(KIND_CLUSTER) apply --kustomize "github.com/kubeflow/pipelines/manifests/kustomize/cluster-scoped-resources?ref=$(KFP_VERSION)"
 	@kubectl --context kind-$(KIND_CLUSTER) wait crd/applications.app.k8s.io --for condition=established --timeout 60s
 	@kubectl --context kind-$(KIND_CLUSTER) apply --kustomize "github.com/kubeflow/pipelines/manifests/kustomize/env/platform-agnostic?ref=$(KFP_VERSION)"
+	@kubectl --context kind-$(KIND_CLUSTER) --namespace kubeflow patch configmap workflow-controller-configmap --patch-file manifests/kubeflow-pipelines/workflow-defaults.yaml
+	@kubectl --context kind-$(KIND_CLUSTER) --namespace kubeflow set env deployment/workflow-controller DEFAULT_REQUEUE_TIME=1s
+	@kubectl --context kind-$(KIND_CLUSTER) --namespace kubeflow set env deployment/ml-pipeline-persistenceagent TTL_SECONDS_AFTER_WORKFLOW_FINISH=604800
 	@kubectl --context kind-$(KIND_CLUSTER) apply --server-side --kustomize "github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=$(TRAINING_OPERATOR_VERSION)"
 	@kubectl --context kind-$(KIND_CLUSTER) --namespace kubeflow wait deployment --all --for condition=available --timeout 20m
 
@@ -224,11 +229,11 @@ status: $(STAMP) ## Show RUN and its tasks, or the latest runs.
 	@exec $(PY) -m pipelines status $(CLUSTER_OPTIONS) $(if $(RUN),--run "$(RUN)")
 
 .PHONY: logs
-logs: $(STAMP) ## Show the logs of RUN's pods; TASK=train shows only that stage, TAIL=0 all lines.
-	@exec $(PY) -m pipelines logs $(CLUSTER_OPTIONS) --run "$(RUN)" $(if $(TASK),--task "$(TASK)") $(if $(TAIL),--tail "$(TAIL)")
+logs: $(STAMP) ## Show what RUN's stages wrote; TASK=train shows only that stage, TAIL=0 all lines, RAW=1 those of Kubeflow and Argo too.
+	@exec $(PY) -m pipelines logs $(CLUSTER_OPTIONS) --run "$(RUN)" $(if $(TASK),--task "$(TASK)") $(if $(TAIL),--tail "$(TAIL)") $(if $(call on,RAW),--raw)
 
 .PHONY: cancel
-cancel: $(STAMP) ## Stop RUN; make retry continues it.
+cancel: $(STAMP) ## Stop RUN, its training and its waiting pods; make retry continues it.
 	@exec $(PY) -m pipelines cancel $(CLUSTER_OPTIONS) --run "$(RUN)"
 
 .PHONY: retry
@@ -241,8 +246,8 @@ schedule: $(STAMP) ## Run PRESET on a schedule: CRON="0 0 3 * * 1" (seconds firs
 	  $(if $(EVERY),--every "$(EVERY)") $(if $(PROMPTS),--prompts "$(PROMPTS)") $(if $(call on,DRY_RUN),--dry-run)
 
 .PHONY: unschedule
-unschedule: $(STAMP) ## Delete the schedule NAME (by default the preset's); its runs continue.
-	@exec $(PY) -m pipelines unschedule $(CLUSTER_OPTIONS) --name "$(or $(NAME),$(PRESET))"
+unschedule: $(STAMP) ## Disable the schedule NAME (by default the preset's), and delete it when no run of it is under way; FORCE=1 ends that run.
+	@exec $(PY) -m pipelines unschedule $(CLUSTER_OPTIONS) --name "$(or $(NAME),$(PRESET))" $(if $(call on,FORCE),--force)
 
 ##@ Cleaning
 

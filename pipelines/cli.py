@@ -5,6 +5,7 @@ A command is a function here that takes the parsed options; its parser is built 
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,21 +19,37 @@ from pipelines.kfp.api import KfpError
 from pipelines.overrides import apply_overrides, find_preset
 from pipelines.presets import PRESETS, Preset, on_this_machine
 
+_SHOWS_ONLY = ("settings", "status", "logs")
+_KILLED_BY_SIGPIPE = 141
+"""The exit code of a program that a closed pipe ends, as shells tell it: whether a run succeeded was not said."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     options = build_parser().parse_args(arguments)
     try:
-        return int(options.command(options))
+        code = int(options.command(options))
+        # What is left is written here, where a reader that is gone is no error.
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return _without_reader(options.name_of_command)
     except (ValueError, KubernetesError, KfpError, LocalRunError, OSError) as error:
         print(f"pipelines: error: {error}", file=sys.stderr)
         return 1
 
 
+def _without_reader(command: str) -> int:
+    """Return the exit code of a command whose output nobody reads any more, as in `make logs | head`."""
+    # Python writes what is left once more when it ends, and would tell that it cannot.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0 if command in _SHOWS_ONLY else _KILLED_BY_SIGPIPE
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(prog="python -m pipelines", description="Compile and run the DICE pipeline.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name_of_command")
     _add_compile(commands)
     _add_run(commands)
     _add_settings(commands)
@@ -144,19 +161,21 @@ def _add_cluster_commands(commands: "argparse._SubParsersAction[argparse.Argumen
 
     _add_submit(add("submit", "kfp.submit", "start a run on the cluster", preset=True))
     _add_schedule(add("schedule", "kfp.schedule", "start a run again and again", preset=True))
-    parser = add("unschedule", "kfp.schedule", "delete a schedule; its runs go on")
+    parser = add("unschedule", "kfp.schedule", "disable a schedule; delete it when it has no run under way")
     parser.add_argument("--name", required=True, help="of the schedule")
+    parser.add_argument("--force", action="store_true", help="end the run under way, and delete the schedule now")
     parser = add("status", "kfp.runs", "show a run and its tasks, or the latest runs")
     parser.add_argument("--run", default="", metavar="NAME", help="of the run")
     parser = add("retry", "kfp.runs", "continue a run that failed or was stopped, with its own pipeline and settings")
     parser.add_argument("--run", required=True, metavar="NAME", help="of the run")
     parser.add_argument("--wait", action="store_true", help="follow the run and exit by its result")
-    parser = add("cancel", "kfp.runs", "stop a run; retry continues it")
+    parser = add("cancel", "kfp.cancel", "stop a run; retry continues it")
     parser.add_argument("--run", required=True, metavar="NAME", help="of the run")
     parser = add("logs", "cluster.logs", "show the logs of a run's pods")
     parser.add_argument("--run", required=True, metavar="NAME", help="of the run")
     parser.add_argument("--task", default="", metavar="STAGE", help="only this stage, such as train")
     parser.add_argument("--tail", default=100, type=int, metavar="N", help="last lines of each pod; 0: all")
+    parser.add_argument("--raw", action="store_true", help="with the lines of Kubeflow Pipelines and Argo")
     add("preflight", "preflight.preflight", "look whether the cluster has what a run needs", preset=True)
 
 

@@ -31,6 +31,7 @@ Row = dict[str, Any]
 _NUMBER_AS_TEXT = {"max_concurrency", "interval_second"}
 _NATIVE = {"int": int, "float": (int, float), "str": str, "bool": bool, "object": object, "datetime": str}
 _MAX_PARAMETER_BYTES = 10_000
+_STOPPABLE = ("PENDING", "RUNNING", "PAUSED")
 
 
 class Refused(Exception):
@@ -95,6 +96,8 @@ class KfpServer:
     recurring_runs: list[Row] = field(default_factory=list)
     requests: list[tuple[str, str, Any]] = field(default_factory=list)
     """(method, path, body) of every call."""
+    killed: list[str] = field(default_factory=list)
+    """Ids of runs whose workflow a deleted schedule took with it."""
     script: list[Row] = field(default_factory=list)
     """What becomes of a run: each time one is read, the next entry is merged into it."""
     faults: list[int | None] = field(default_factory=list)
@@ -140,6 +143,7 @@ class KfpServer:
             ("POST", "/runs/([^/:]+):retry", self._retry),
             ("GET", "/recurringruns", lambda query, **_: {"recurringRuns": self._list(self.recurring_runs, query)}),
             ("POST", "/recurringruns", self._add_recurring_run),
+            ("POST", "/recurringruns/([^/:]+):disable", self._disable_recurring_run),
             ("DELETE", "/recurringruns/([^/]+)", self._delete_recurring_run),
         ]
 
@@ -222,7 +226,14 @@ class KfpServer:
         return row
 
     def _terminate(self, run_id: str, **_: Any) -> Row:
-        _only(self.runs, run_id=run_id)["state"] = "CANCELING"
+        # The real server changes the row of a run that can still be stopped, and calls every other one not found.
+        row = next((row for row in self.runs if row["run_id"] == run_id and row["state"] in _STOPPABLE), None)
+        if row is None:
+            raise Refused(
+                400,
+                f"Failed to terminate a run: Invalid input error: Failed to terminate run {run_id}. Row not found",
+            )
+        row["state"] = "CANCELING"
         return {}
 
     def _retry(self, run_id: str, **_: Any) -> Row:
@@ -239,7 +250,17 @@ class KfpServer:
         self._check_start(body)
         return row
 
+    def _disable_recurring_run(self, identity: str, **_: Any) -> Row:
+        _only(self.recurring_runs, recurring_run_id=identity).update(mode="DISABLE", status="DISABLED")
+        return {}
+
     def _delete_recurring_run(self, identity: str, **_: Any) -> Row:
+        # The workflow goes with its owner; the row of the run stays as it is, RUNNING for ever.
+        self.killed += [
+            row["run_id"]
+            for row in self.runs
+            if row.get("recurring_run_id") == identity and row["state"] not in ("SUCCEEDED", "FAILED")
+        ]
         self.recurring_runs.remove(_only(self.recurring_runs, recurring_run_id=identity))
         return {}
 

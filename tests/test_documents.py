@@ -22,7 +22,14 @@ from pipelines.overrides import apply_overrides, find_preset
 from tests.make_venv import IS_THIS_PYTHON, PRINTS_ITS_ARGUMENTS, make_venv
 
 PROJECT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/stages.md", "manifests/README.md", "images/README.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/stages.md",
+    "docs/kubeflow.md",
+    "manifests/README.md",
+    "images/README.md",
+]
 MAKEFILE = (PROJECT / "Makefile").read_text()
 
 
@@ -211,6 +218,22 @@ def test_variables_of_make_are_read_and_tests_are_there(command: Command) -> Non
 
 def test_every_document_has_commands() -> None:
     assert {command.document for command in commands()} == set(DOCUMENTS)
+
+
+def test_the_tests_that_watch_a_fact_of_kubeflow_are_there() -> None:
+    named = re.findall(r"`(tests/[\w./-]+)`", (PROJECT / "docs" / "kubeflow.md").read_text())
+    assert len(set(named)) > 5 and [path for path in named if not (PROJECT / path).exists()] == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_link_within_the_project_leads_somewhere(name: str) -> None:
+    path = PROJECT / name
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", path.read_text())
+    for file, heading in links:
+        target = (path.parent / file) if file else path
+        assert target.exists(), file
+        headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if heading else []
+        assert not heading or heading in [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings]
 
 
 def test_commands_are_found_in_blocks_and_in_text() -> None:

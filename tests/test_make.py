@@ -10,6 +10,7 @@ from components import images
 from tests.make_venv import PRINTS_ITS_ARGUMENTS, make_venv
 
 PROJECT = Path(__file__).parents[1]
+DEFAULTS = PROJECT / "manifests" / "kubeflow-pipelines" / "workflow-defaults.yaml"
 Make = Callable[..., list[str]]
 
 
@@ -46,6 +47,8 @@ def test_a_file_may_have_a_space_in_its_name(make: Make) -> None:
         ("submit", "WAIT", "--wait"),
         ("retry", "WAIT", "--wait"),
         ("schedule", "DRY_RUN", "--dry-run"),
+        ("unschedule", "FORCE", "--force"),
+        ("logs", "RAW", "--raw"),
     ],
 )
 def test_a_switch_is_on_by_1_and_off_by_0(make: Make, target: str, variable: str, option: str) -> None:
@@ -81,3 +84,18 @@ def test_each_image_is_pushed_to_a_registry(registry: str) -> None:
     names = [f"{registry}/dice-{name}:1" for name in ("core", "generate", "train")]
     assert all(images.names_a_registry(name) for name in names)
     assert push("1", registry).stdout.splitlines() == [f"push {name}" for name in names]
+
+
+def test_kind_up_sets_what_a_stock_kubeflow_pipelines_lacks() -> None:
+    """Retries that happen, finished runs that stay for a week, and no pause of ten seconds between steps."""
+    command = ["make", "--dry-run", "kind-up"]
+    planned = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.splitlines()
+    settings = [line.partition(" --namespace kubeflow ")[2] for line in planned if "patch" in line or "set env" in line]
+    assert settings == [
+        f"patch configmap workflow-controller-configmap --patch-file {DEFAULTS.relative_to(PROJECT)}",
+        "set env deployment/workflow-controller DEFAULT_REQUEUE_TIME=1s",
+        "set env deployment/ml-pipeline-persistenceagent TTL_SECONDS_AFTER_WORKFLOW_FINISH=604800",
+    ]
+    assert DEFAULTS.read_text().count("604800") == 3
+    readme = (PROJECT / "manifests" / "README.md").read_text()
+    assert [setting for setting in settings if f"kubectl --namespace kubeflow {setting}\n" not in readme] == []

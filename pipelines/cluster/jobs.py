@@ -1,8 +1,9 @@
-"""The PyTorchJobs of a run, as `make cancel` deletes them.
+"""What a run that was stopped leaves on the cluster, as `make cancel` deletes it: PyTorchJobs, pods that never started.
 
-The launcher of training deletes its job too when it is told to stop, but seldom gets the time: Argo stops KFP's own
-launcher, which hands no signal on, and all processes of the pod are killed a moment later. The job's owner, the
-workflow, stays where it is, so that nothing else would end the job before its deadline.
+Terminating a run ends neither. The launcher of training deletes its job when it is told to stop, but seldom gets the
+time: Argo stops KFP's own launcher, which hands no signal on, and kills all processes of the pod a moment later. The
+job's owner, the workflow, stays, so that nothing else would end the job before its deadline. A pod that waits for a
+node or an image has no process to stop: Argo leaves it as it is, and its requests count.
 """
 
 import sys
@@ -16,6 +17,8 @@ from dice_core.stages import choose_inputs as recurring
 from dice_core.storage import layout
 
 _DELETE = "kubectl --namespace {} delete pytorchjobs --selector {}={}"
+_DELETE_PODS = "kubectl --namespace {} delete pods --selector {}={} --field-selector status.phase=Pending"
+_RUN_ID_LABEL = "pipeline/runid"
 
 
 def stop_training(context: str, namespace: str, run: Any) -> None:
@@ -42,6 +45,25 @@ def stop_training(context: str, namespace: str, run: Any) -> None:
             print(f"run {name}: PyTorchJob {namespace}/{job['metadata']['name']} {done}")
     except KubernetesError as error:
         print(f"pipelines: {error}; training may go on, to stop it: {by_hand}", file=sys.stderr)
+
+
+def delete_pods_not_started(context: str, namespace: str, run: Any) -> None:
+    """Delete the pods of a run that were never started, KFP's own among them; where one may not, say how to.
+
+    Args:
+        context: of the kubeconfig; empty: the current one.
+        namespace: of the run.
+        run: of KFP, stopped or ended: nothing makes its pods anew.
+    """
+    try:
+        cluster = KubernetesApi(namespace, context=context)
+        for pod in cluster.list(cluster.path("pods"), labelSelector=f"{_RUN_ID_LABEL}={run.run_id}"):
+            name, phase = pod["metadata"]["name"], pod.get("status", {}).get("phase")
+            if phase == "Pending" and cluster.delete(cluster.path("pods", name), pod["metadata"]["uid"]):
+                print(f"pod {namespace}/{name}, which had not started, is deleted")
+    except KubernetesError as error:
+        by_hand = _DELETE_PODS.format(namespace, _RUN_ID_LABEL, run.run_id)
+        print(f"pipelines: {error}; pods that never started may stay, to delete them: {by_hand}", file=sys.stderr)
 
 
 def own_name(run: Any) -> str:

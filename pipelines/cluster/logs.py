@@ -1,7 +1,7 @@
 """`make logs`: the logs of a run's pods, oldest first, each line with its stage.
 
-Read from the Kubernetes API: Kubeflow Pipelines has no call for them. A pod that was cleaned up has no log there any
-more; the UI may still have it, where KFP archives logs.
+Read from the Kubernetes API: Kubeflow Pipelines has no call for them. A pod that was deleted with its workflow has no
+log there any more; the UI may still have it, where KFP archives logs. log_lines.py knows which lines are the stage's.
 """
 
 import argparse
@@ -10,8 +10,10 @@ from typing import Any
 
 from dice_core.launch.failure_report import why_waiting
 from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
+from pipelines.cluster.log_lines import own_lines
 from pipelines.cluster.pods import STAGE_LABEL, stage_pods
 from pipelines.kfp.api import Connection, KfpApi
+from pipelines.kfp.names import shown_name
 from pipelines.kfp.runs import newest
 
 
@@ -28,22 +30,33 @@ def logs(options: argparse.Namespace) -> int:
             f"run {options.run}: no pod{stage} is left in namespace {connection.namespace}: "
             f"see {api.address('runs', run.run_id)}"
         )
+    if run.recurring_run_id:
+        print(f"run {shown_name(api, run)}")
     for pod in pods:
-        show(cluster, pod, options.tail)
+        show(cluster, pod, options.tail, is_raw=options.raw)
     return 0
 
 
-def show(cluster: KubernetesApi, pod: dict[str, Any], num_lines: int) -> None:
-    """Print the end of a pod's log; what keeps a pod from starting where it has none."""
+def show(cluster: KubernetesApi, pod: dict[str, Any], num_lines: int, *, is_raw: bool = False) -> None:
+    """Print the end of a pod's log, or what keeps the pod from starting.
+
+    Args:
+        cluster: where it runs.
+        pod: as the API has it.
+        num_lines: that are shown at most; 0: all.
+        is_raw: with the lines of KFP and Argo.
+    """
     metadata, status = pod["metadata"], pod.get("status", {})
     stage = metadata["labels"][STAGE_LABEL]
     print(f"== {stage}: {metadata['name']} ({status.get('phase')})", flush=True)
     path = cluster.path("pods", f"{metadata['name']}/log")
-    tail = {"tailLines": str(num_lines)} if num_lines else {}
+    # Nobody knows how many of the last lines are the stage's. A node keeps 10 MiB of a log by default.
+    tail = {"tailLines": str(num_lines)} if num_lines and is_raw else {}
     try:
         text = cluster.text(path, container="main", **tail)
     except KubernetesError as error:
         print(f"   no log: {why_waiting(pod) or error}", file=sys.stderr)
         return
-    for line in text.splitlines():
+    lines = text.splitlines() if is_raw else list(own_lines(text.splitlines()))
+    for line in lines[-num_lines:]:
         print(f"[{stage}] {line}")

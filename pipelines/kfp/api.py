@@ -20,6 +20,9 @@ PROBE_SECONDS = 5
 _LOCAL_HOST = "http://localhost:8080"
 _HINT = "set KFP_HOST, or: kubectl --namespace {} port-forward service/ml-pipeline-ui 8080:80, for " + _LOCAL_HOST
 _PAGE = 50
+_BAD_REQUEST = 400
+# KFP's words for a run that is not PENDING, RUNNING or PAUSED.
+_NOT_STOPPABLE = "Row not found"
 _CERTIFICATE_HINT = "set KFP_HOST to the name that the certificate is for, or have it renewed"
 
 
@@ -83,9 +86,12 @@ class KfpApi:
             )
 
     def upload_once(self, pipeline: str, version: str, package: Path, description: str) -> tuple[Any, bool]:
-        """Return the version of a pipeline with that name, and whether it had to be uploaded."""
+        """Return the version of a pipeline with that name, and whether it had to be uploaded.
+
+        The description is the version's, and that of the pipeline where this makes it.
+        """
         with self._explained(f"upload pipeline {pipeline}"):
-            pipeline_id = self._pipeline_id(pipeline)
+            pipeline_id = self._pipeline_id(pipeline, description)
             found = self._client.list_pipeline_versions(pipeline_id, page_size=_PAGE, filter=_named(version))
             if found.pipeline_versions:
                 return found.pipeline_versions[0], False
@@ -96,14 +102,14 @@ class KfpApi:
                 True,
             )
 
-    def _pipeline_id(self, name: str) -> str:
+    def _pipeline_id(self, name: str, description: str) -> str:
         found = self._client.list_pipelines(namespace=self._namespace, page_size=_PAGE, filter=_named(name))
         if found.pipelines:
             return str(found.pipelines[0].pipeline_id)
         import kfp_server_api
 
         # Client.upload_pipeline would give the first version the name of the pipeline.
-        pipeline = kfp_server_api.V2beta1Pipeline(display_name=name, namespace=self._namespace)
+        pipeline = kfp_server_api.V2beta1Pipeline(display_name=name, description=description, namespace=self._namespace)
         return str(self._client.pipelines.pipeline_service_create_pipeline(pipeline).pipeline_id)
 
     def experiment(self, name: str) -> str:
@@ -154,10 +160,18 @@ class KfpApi:
         with self._explained(f"read run {run_id}"):
             return self._client.get_run(run_id)
 
-    def terminate(self, run_id: str) -> None:
-        """Stop a run."""
+    def terminate(self, run_id: str) -> bool:
+        """Stop a run; return False if it is being stopped already, or has ended."""
+        import kfp_server_api
+
         with self._explained(f"stop run {run_id}"):
-            self._client.terminate_run(run_id)
+            try:
+                self._client.terminate_run(run_id)
+            except kfp_server_api.ApiException as error:
+                if error.status != _BAD_REQUEST or _NOT_STOPPABLE not in str(error.body):
+                    raise
+                return False
+        return True
 
     def retry(self, run_id: str) -> None:
         """Start a run that failed or was stopped again, at what did not succeed; it stays the same run."""
@@ -184,8 +198,13 @@ class KfpApi:
             )
             return list(found.recurring_runs or ())
 
+    def disable_schedule(self, schedule_id: str) -> None:
+        """Make a recurring run start nothing more; the run that it has under way goes on."""
+        with self._explained("disable a recurring run"):
+            self._client.disable_recurring_run(schedule_id)
+
     def delete_schedule(self, schedule_id: str) -> None:
-        """Delete a recurring run; the runs that it started go on."""
+        """Delete a recurring run. This kills the run that it has under way, for the schedule owns its workflow."""
         with self._explained("delete a recurring run"):
             self._client.delete_recurring_run(schedule_id)
 

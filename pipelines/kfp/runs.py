@@ -1,7 +1,7 @@
-"""`make status`, `make retry`, `make cancel`, and how a run is followed: its tasks, by our names, and their states.
+"""`make status`, `make retry`, and how a run is followed: its tasks, by our names, and their states.
 
 Kubeflow Pipelines reports a flat list of all it started: drivers, executors, and graphs among the tasks. The compiled
-pipeline says which of them are tasks. cluster/logs.py shows logs.
+pipeline says which of them are tasks. cluster/logs.py shows logs, cancel.py stops a run.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.settings.durations import show_duration
 from dice_core.stages import choose_inputs as recurring
 from dice_core.storage import layout
-from pipelines.cluster.jobs import own_name, parameters_of, stop_training
+from pipelines.cluster.jobs import own_name, parameters_of
 from pipelines.cluster.pods import waiting_pods
 from pipelines.kfp.api import Connection, KfpApi, KfpError
 
@@ -112,22 +112,6 @@ def _report_command(run: Any, pipeline_spec: Mapping[str, Any]) -> str:
         return ""
     uri = layout.run(root, name)
     return f"dice report --run {uri} --output {layout.report(uri)} --num-iterations {num_iterations}"
-
-
-def cancel(options: argparse.Namespace) -> int:
-    """Stop the newest run of a name and its training; what it has finished stays, and retry continues it."""
-    connection = Connection.from_environment(options.host, options.namespace)
-    api = KfpApi(connection)
-    run = newest(api, options.run)
-    if run.state in FINAL:
-        print(f"run {options.run}: is {run.state} already")
-    else:
-        api.terminate(run.run_id)
-        print(f"run {options.run}: is being stopped; make retry RUN={shlex.quote(options.run)} continues it")
-    if run.state != "SUCCEEDED":
-        # Of a run that has ended too: one that was terminated in the UI may have left its job.
-        stop_training(options.context, connection.namespace, api.run(run.run_id))
-    return 0
 
 
 def newest(api: KfpApi, name: str) -> Any:

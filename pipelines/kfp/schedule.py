@@ -1,8 +1,10 @@
 """`make schedule` and `make unschedule`: recurring runs. Each starts from the last promoted policy, on newest prompts.
 
-KFP has no call that changes a recurring run: one of the same name is deleted once the new one is there. It never runs
-twice at a time and never catches up on what it missed. KFP counts the runs of each recurring run alone: one that the
-replaced schedule started may go on beside the next, and is named.
+KFP has no call that changes a recurring run: a new one takes the place of one of the same name. A recurring run has one
+run at a time. It does not catch up on the ticks that it missed, except the newest: KFP starts one run at once for it.
+
+Deleting a recurring run kills its run under way: its ScheduledWorkflow owns the workflow. So it is disabled first, and
+deleted once it is idle; what is left disabled, the next `make schedule` or `make unschedule` of the name deletes.
 """
 
 import argparse
@@ -10,6 +12,8 @@ import dataclasses
 import shlex
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +23,10 @@ from dice_core.settings.durations import show_duration, to_seconds
 from dice_core.stages import choose_inputs as recurring
 from dice_core.storage import layout
 from pipelines.cluster.config import PIPELINE_ACCOUNT
-from pipelines.cluster.jobs import own_name
 from pipelines.kfp.api import Connection, KfpApi, KfpError
+from pipelines.kfp.cancel import stop
 from pipelines.kfp.cron import check_cron
+from pipelines.kfp.names import short_name
 from pipelines.kfp.submit import ACTIVE, check_images, chosen_root, prepare, root_of_cluster, show, upload
 from pipelines.presets import Preset
 
@@ -38,7 +43,7 @@ def schedule(options: argparse.Namespace, preset: Preset) -> int:
     with tempfile.TemporaryDirectory(prefix="dice-") as folder:
         submission = prepare(preset, name, root, Path(folder), recurring=True)
         if options.dry_run:
-            print(f"schedule:        {name}, {show_trigger(trigger)}, one at a time, no catching up")
+            print(f"schedule:        {name}, {show_trigger(trigger)}, one run at a time")
             print(show(submission))
             return 0
         check_images(preset)
@@ -53,10 +58,16 @@ def schedule(options: argparse.Namespace, preset: Preset) -> int:
         "params": submission.parameters,
         "service_account": PIPELINE_ACCOUNT,
     }
-    created, replaced = replace_schedule(api, api.experiment(submission.pipeline), name, settings)
+    created, under_way, has_replaced = replace_schedule(api, api.experiment(submission.pipeline), name, settings)
     address = api.address("recurringrun", created.recurring_run_id)
-    print(f"schedule {name}: {show_trigger(trigger)}{', replaced' if replaced else ''}: {address}")
-    warn_of_runs(api, replaced)
+    print(f"schedule {name}: {show_trigger(trigger)}{', replaced' if has_replaced else ''}: {address}")
+    for run in under_way.values():
+        print(
+            f"run {run}: under way, of the replaced schedule, which stays until it has ended, disabled: the next make "
+            "schedule or make unschedule of this name deletes it. The new schedule does not wait for the run; if they "
+            f"must not overlap: make cancel RUN={shlex.quote(run)}",
+            file=sys.stderr,
+        )
     if not preset.prompts_source.endswith("/"):
         print("each run takes the same prompts: PROMPTS=s3://bucket/prefix/ gives each the newest file below it")
     return 0
@@ -81,46 +92,89 @@ def check_schedule_name(name: str) -> str:
 
 
 def unschedule(options: argparse.Namespace) -> int:
-    """Delete the recurring runs of a name; the runs that they started go on."""
-    api = KfpApi(Connection.from_environment(options.host, options.namespace))
+    """Disable the recurring runs of a name, and delete those that have no run under way; --force ends these runs first.
+
+    Raises:
+        KfpError: there is none of the name, or a run under way keeps one from being deleted.
+    """
+    connection = Connection.from_environment(options.host, options.namespace)
+    api = KfpApi(connection)
     # Without a name KFP would list, and this delete, the schedules of everybody.
     found = api.schedules(options.name) if options.name else []
     if not found:
-        known = ", ".join(sorted(entry.display_name for entry in api.schedules(""))) or "none"
+        known = ", ".join(sorted({entry.display_name for entry in api.schedules("")})) or "none"
         fault = f"there is none called {options.name!r}" if options.name else "NAME= is needed, the name of a schedule"
         raise KfpError(f"schedule: {fault}; there are: {known}")
-    for entry in found:
-        api.delete_schedule(entry.recurring_run_id)
-    print(f"schedule {options.name}: deleted; a run that it started goes on until make cancel")
+    under_way = retire(api, found)
+    if under_way and not options.force:
+        raise KfpError(
+            f"schedule {options.name}: starts no more runs, but stays, disabled: deleting it would kill "
+            f"{', '.join(under_way.values())}. When that has ended, make unschedule again; FORCE=1 ends it now"
+        )
+    if under_way:
+        end_runs(api, under_way, partial(stop, api, context=options.context, namespace=connection.namespace))
+        for entry in api.schedules(options.name):
+            api.delete_schedule(entry.recurring_run_id)
+    print(f"schedule {options.name}: deleted")
     return 0
 
 
 def replace_schedule(
     api: KfpApi, experiment_id: str, name: str, settings: dict[str, Any]
-) -> tuple[Any, frozenset[str]]:
-    """Create a recurring run, delete those that had its name before; return it and the ids of these.
+) -> tuple[Any, Mapping[str, str], bool]:
+    """Create a recurring run, and retire those that had its name before.
 
     In this order: where the new one is refused, the old one stays.
+
+    Returns:
+        The new one, the runs under way of the old ones as of retire, and whether there were any old ones.
     """
     before = api.schedules(name)
     created = api.create_schedule(experiment_id, name, **settings)
-    for entry in before:
-        api.delete_schedule(entry.recurring_run_id)
-    return created, frozenset(str(entry.recurring_run_id) for entry in before)
+    return created, retire(api, before), bool(before)
 
 
-def warn_of_runs(api: KfpApi, schedule_ids: frozenset[str]) -> None:
-    """Name the runs under way of schedules that are replaced: the new one does not wait for them."""
-    if not schedule_ids:
-        return
-    for run in api.recurring_runs():
-        if run.recurring_run_id in schedule_ids and run.state in ACTIVE:
-            name = own_name(api.run(run.run_id)) or run.display_name
-            print(
-                f"run {name}: {run.state}, of the replaced schedule: the next run does not wait for it; if they must "
-                f"not overlap: make cancel RUN={shlex.quote(name)} ({api.address('runs', run.run_id)})",
-                file=sys.stderr,
-            )
+def retire(api: KfpApi, schedules: Sequence[Any]) -> dict[str, str]:
+    """Disable recurring runs, and delete those that have no run under way.
+
+    Returns:
+        Runs under way, of the ones that are left disabled: id to the name that RUN= takes.
+    """
+    # Before looking for runs: a disabled one starts nothing in between.
+    for entry in schedules:
+        api.disable_schedule(entry.recurring_run_id)
+    ids = {entry.recurring_run_id for entry in schedules}
+    active = [run for run in api.recurring_runs() if run.recurring_run_id in ids and run.state in ACTIVE] if ids else []
+    for identity in ids - {run.recurring_run_id for run in active}:
+        api.delete_schedule(identity)
+    return {str(run.run_id): short_name(api, run) for run in active}
+
+
+def end_runs(
+    api: KfpApi,
+    under_way: Mapping[str, str],
+    stop_run: Callable[[Any, str], object],
+    *,
+    patience: float = 120.0,
+    pause: float = 5.0,
+) -> None:
+    """Stop runs and wait for their end: KFP never hears of the end of a run whose workflow is deleted before.
+
+    Args:
+        api: of the runs.
+        under_way: as of retire.
+        stop_run: takes a run and its name.
+        patience: seconds to wait for all of them.
+        pause: seconds between looks.
+    """
+    for run_id, name in under_way.items():
+        stop_run(api.run(run_id), name)
+    deadline, left = time.monotonic() + patience, dict(under_way)
+    while left := {run_id: name for run_id, name in left.items() if api.run(run_id).state in ACTIVE}:
+        if time.monotonic() > deadline:
+            print(f"pipelines: not ended after {patience:.0f} s: {', '.join(left.values())}", file=sys.stderr)
+            return
+        time.sleep(pause)
 
 
 def chosen_trigger(cron: str, every: str) -> dict[str, Any]:

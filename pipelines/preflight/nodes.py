@@ -50,9 +50,8 @@ def cpu_task_pods(config: ClusterConfig) -> Pods:
     return Pods("the largest CPU task", 1, requests, "cluster.cpu", selector, tolerations, sizes)
 
 
-def check_images(cluster: KubernetesApi) -> str:
+def check_images(cluster: KubernetesApi, wanted: Sequence[str]) -> str:
     """Find images that no registry has on the nodes: a cluster of kind gets them by make kind-load."""
-    wanted = [images.CORE, images.GENERATE, images.TRAIN]
     if images.names_a_registry(wanted[0]):
         if changed := [image for image in wanted if image.endswith("-dirty")]:
             raise KubernetesError(

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from components import images
 from dice_core.launch.kubernetes import ForbiddenError, KubernetesApi, KubernetesError
 from dice_core.launch.settings import LaunchConfig
 from dice_core.settings.base import ConfigError
@@ -20,6 +21,7 @@ from pipelines.cluster.config import (
     ClusterConfig,
 )
 from pipelines.kfp.api import Connection, KfpApi
+from pipelines.preflight.argo import check_retries, check_ttl
 from pipelines.preflight.findings import Line, UncertainError, checked
 from pipelines.preflight.nodes import check_images, check_nodes, cpu_task_pods, training_pods
 from pipelines.preflight.queues import check_queue, check_quota
@@ -39,7 +41,8 @@ _TRAINING_RIGHTS: _Rights = [
 ]
 # Of a person.
 _LOGS_RIGHTS: _Rights = [("list", "", "pods"), ("get", "", "pods/log")]
-_CANCEL_RIGHTS: _Rights = [(verb, "kubeflow.org", "pytorchjobs") for verb in ("list", "delete")]
+_CANCEL_RIGHTS: _Rights = [("delete", "", "pods")]
+_CANCEL_TRAINING_RIGHTS: _Rights = [(verb, "kubeflow.org", "pytorchjobs") for verb in ("list", "delete")]
 _DEPLOY = "make deploy OVERLAY=... makes it"
 
 
@@ -101,11 +104,14 @@ def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
         yield checked("model cache", partial(check_claim, cluster, config.model_cache_claim))
     if is_elsewhere:
         yield checked("training operator", partial(check_operator, cluster, launch))
+    if preset.num_retries:
+        yield checked("retries", partial(check_retries, cluster, preset.num_retries))
+    yield checked("finished runs", partial(check_ttl, cluster))
     rights = [*_WORKFLOW_RIGHTS, *(_TRAINING_RIGHTS if is_elsewhere else ())]
     yield checked(f"rights of {PIPELINE_ACCOUNT}", partial(check_rights, cluster, rights))
-    own_rights = [*_LOGS_RIGHTS, *(_CANCEL_RIGHTS if is_elsewhere else ())]
+    own_rights = [*_LOGS_RIGHTS, *_CANCEL_RIGHTS, *(_CANCEL_TRAINING_RIGHTS if is_elsewhere else ())]
     yield checked("your rights", partial(check_own_rights, cluster, own_rights))
-    yield checked("images", partial(check_images, cluster))
+    yield checked("images", partial(check_images, cluster, [images.CORE, images.GENERATE, images.TRAIN]))
     yield checked("shared memory", partial(check_shared_memory, config, launch))
     yield checked("nodes for training", partial(check_nodes, cluster, training_pods(config, launch)))
     yield checked("nodes for CPU tasks", partial(check_nodes, cluster, cpu_task_pods(config)))

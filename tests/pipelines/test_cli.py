@@ -1,5 +1,6 @@
 """`python -m pipelines`: files, messages and exit codes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from pipelines.cli import main
+from tests.kfp_api import running_kfp_server
 
 pytestmark = pytest.mark.slow
 
@@ -61,3 +63,26 @@ def test_a_run_on_this_machine_refuses_what_is_of_a_cluster(
 def test_a_run_with_an_impossible_name_is_refused_before_it_starts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--preset", "demo", "--root", "nowhere", "--run", "My Run"]) == 1
     assert "got 'My Run'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["settings", "--preset", "demo"], 0),
+        (["status"], 0),
+        (["schedule", "--preset", "demo", "--every", "7d", "--dry-run"], 141),
+    ],
+)
+def test_a_reader_that_goes_away_is_no_error(arguments: list[str], code: int) -> None:
+    """As `| head` does; make says "Error" of every code but 0."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with running_kfp_server() as server:
+        server.runs = [{"run_id": "r", "display_name": "x", "state": "RUNNING", "created_at": "2026-01-01T00:00:00Z"}]
+        environment = os.environ | {"KFP_HOST": server.host, "DICE_ROOT": "s3://bucket/dice"}
+        command = [sys.executable, "-m", "pipelines", *arguments]
+        result = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+        )
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (code, "")

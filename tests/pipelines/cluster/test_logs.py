@@ -1,5 +1,6 @@
 """`make logs`: the logs of a run's pods; there and in `make status`, why a pod does not run yet."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 from pipelines.cli import main
 from tests.cluster_objects import NAMESPACE, ClusterObjects, running_cluster
 from tests.kfp_api import KfpServer, running_kfp_server
+
+RECURRING = Path(__file__).parents[2] / "data" / "kfp-2.17.0" / "run-recurring-succeeded.json"
 
 
 @pytest.fixture
@@ -58,6 +61,34 @@ def test_logs_are_those_of_the_runs_stages_oldest_first(
     assert "pair" not in capsys.readouterr().out
     assert main(["logs", "--run", "x", "--task", "score"]) == 1
     assert "no pod of stage 'score' is left" in capsys.readouterr().err
+
+
+def test_tail_counts_the_lines_that_are_shown_and_raw_shows_all(
+    cluster: ClusterObjects, kfp: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.objects[f"{NAMESPACE}/pods"] = [pod("a", "pair", "2026-01-01T00:00:01Z", {"phase": "Succeeded"})]
+    exited = 'time="2026-11-28T23:12:47.490Z" level=info msg="sub-process exited" argo=true error="<nil>"'
+    cluster.objects[f"{NAMESPACE}/pods/a/log"] = "\n".join(["one", "two", "three", exited])
+    kfp.runs = [RUN]
+    assert main(["logs", "--run", "x", "--tail", "2"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["[pair] two", "[pair] three"]
+    assert main(["logs", "--run", "x", "--tail", "2", "--raw"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["[pair] three", f"[pair] {exited}"]
+    assert main(["logs", "--run", "x", "--tail", "0", "--raw"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_a_recurring_run_is_shown_by_our_name_and_kfps(
+    cluster: ClusterObjects, kfp: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = json.loads(RECURRING.read_text())
+    kfp.runs = [recorded]
+    cluster.objects[f"{NAMESPACE}/pods"] = [pod("a", "pair", "2026-01-01T00:00:01Z", {"phase": "Succeeded"})]
+    cluster.objects[f"{NAMESPACE}/pods"][0]["metadata"]["labels"]["pipeline/runid"] = recorded["run_id"]
+    cluster.objects[f"{NAMESPACE}/pods/a/log"] = "one\n"
+    for name in ("soon-4ac25117", "soonj7fkn-1-1032575986"):
+        assert main(["logs", "--run", name]) == 0
+        assert capsys.readouterr().out.splitlines()[0] == "run soon-4ac25117 (soonj7fkn-1-1032575986)"
 
 
 RUN = {"run_id": "r1", "display_name": "x", "state": "RUNNING", "created_at": "2026-01-01T00:00:00Z"}

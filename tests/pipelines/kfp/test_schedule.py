@@ -1,20 +1,24 @@
-"""`make schedule` and `make unschedule` against a stand-in of KFP's API."""
+"""`make schedule` and `make unschedule` against a stand-in of KFP's API, which kills as the real one does."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from components.choose_inputs import choose_inputs
 from dice_core.settings.base import ConfigError
 from pipelines.cli import main
+from pipelines.kfp.api import Connection, KfpApi
 from pipelines.kfp.cron import check_cron
-from pipelines.kfp.schedule import chosen_trigger
-from tests.kfp_api import KfpServer, name_a_registry, running_kfp_server
+from pipelines.kfp.schedule import chosen_trigger, end_runs
+from tests.cluster_objects import NAMESPACE, ClusterObjects, running_cluster
+from tests.kfp_api import KfpServer, running_kfp_server
 
 pytestmark = pytest.mark.slow
 
-SMALL = ["--set", "iterations=1", "num_shards=1"]
+RECORDINGS = Path(__file__).parents[2] / "data" / "kfp-2.17.0"
 PROMPTS = "s3://bucket/prompts/"
 
 
@@ -23,15 +27,34 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
     with running_kfp_server() as server:
         monkeypatch.setenv("KFP_HOST", server.host)
         monkeypatch.setenv("DICE_ROOT", "s3://bucket/dice")
-        name_a_registry(monkeypatch)
         yield server
 
 
-def schedule(*arguments: str, preset: str = "zephyr") -> int:
-    return main(["schedule", "--preset", preset, *arguments, *SMALL])
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClusterObjects]:
+    with running_cluster({f"{NAMESPACE}/pods": []}) as cluster:
+        monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path)))
+        yield cluster
 
 
-def test_a_schedule_never_overlaps_itself_and_never_catches_up(
+def schedule(*arguments: str) -> int:
+    return main(["schedule", "--preset", "demo", *arguments, "--set", "iterations=1"])
+
+
+def start_run(server: KfpServer, schedule: str, state: str = "RUNNING", part: str = "0f2a9c1b") -> dict[str, Any]:
+    """Add what the newest schedule of a name has started; its name in S3 ends in the part of the id."""
+    identity = [row["recurring_run_id"] for row in server.recurring_runs if row["display_name"] == schedule][-1]
+    row = {"run_id": f"{part}-77aa", "display_name": f"{schedule}zd87n-1-3187898008", "state": state}
+    row |= {"recurring_run_id": identity, "created_at": "2026-01-01T00:00:00Z"}
+    server.runs.append(row | {"runtime_config": {"parameters": {"run": schedule, "root": "s3://bucket/dice"}}})
+    return server.runs[-1]
+
+
+def statuses(server: KfpServer) -> list[tuple[str, str]]:
+    return [(row["display_name"], row["status"]) for row in server.recurring_runs]
+
+
+def test_a_schedule_has_one_run_at_a_time_and_catches_up_on_no_more_than_the_newest_tick(
     server: KfpServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert schedule("--cron", "0 0 3 * * 1", "--prompts", PROMPTS) == 0
@@ -43,6 +66,12 @@ def test_a_schedule_never_overlaps_itself_and_never_catches_up(
     assert body["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * 1"}}
     assert body["runtime_config"]["parameters"]["prompts_source"] == PROMPTS
     assert "/#/recurringrun/details/" in capsys.readouterr().out
+
+
+def test_a_pipeline_that_is_made_has_a_description_in_the_list_of_the_ui(server: KfpServer) -> None:
+    assert schedule("--every", "7d") == 0
+    (pipeline,), (version,) = server.pipelines, server.versions
+    assert pipeline["description"] == version["description"] != ""
 
 
 def test_every_is_seconds(server: KfpServer) -> None:
@@ -59,20 +88,25 @@ def test_the_same_name_replaces_the_schedule(server: KfpServer, capsys: pytest.C
     assert {row["display_name"] for row in server.recurring_runs} == {"weekly", "other"}
 
 
-def test_a_run_that_a_replaced_schedule_left_under_way_is_named(
+def test_a_schedule_with_a_run_under_way_is_replaced_and_stays_disabled_until_the_run_has_ended(
     server: KfpServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert schedule("--every", "7d", "--name", "weekly") == schedule("--every", "7d", "--name", "other") == 0
-    ids = {row["display_name"]: row["recurring_run_id"] for row in server.recurring_runs}
-    for number, (name, state) in enumerate([("weekly", "RUNNING"), ("weekly", "SUCCEEDED"), ("other", "RUNNING")]):
-        row = {"run_id": f"{number}f2a9c1b-77aa", "display_name": f"Run of {name} {number}", "state": state}
-        row |= {"recurring_run_id": ids[name], "created_at": "2026-01-01T00:00:00Z"}
-        server.runs.append(row | {"runtime_config": {"parameters": {"run": name}}})
+    run = start_run(server, "weekly")
+    start_run(server, "weekly", "SUCCEEDED", "1f2a9c1b")
+    start_run(server, "other", "RUNNING", "2f2a9c1b")
     assert "of the replaced schedule" not in capsys.readouterr().err
     assert schedule("--every", "2d", "--name", "weekly") == 0
+    assert server.killed == []
+    assert statuses(server) == [("weekly", "DISABLED"), ("other", "ENABLED"), ("weekly", "ENABLED")]
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("run weekly-0f2a9c1b: RUNNING, of the replaced schedule: the next run does not wait for it")
+    assert line.startswith("run weekly-0f2a9c1b: under way, of the replaced schedule, which stays until it has ended")
     assert "make cancel RUN=weekly-0f2a9c1b" in line
+    run["state"] = "FAILED"
+    assert schedule("--every", "3d", "--name", "weekly") == 0
+    assert server.killed == []
+    assert statuses(server) == [("other", "ENABLED"), ("weekly", "ENABLED")]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_schedule_that_is_refused_leaves_the_old_one(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +138,7 @@ def test_each_run_chooses_its_name_its_policy_and_its_prompts(server: KfpServer)
 
 
 def test_a_recurring_run_has_no_warm_start(server: KfpServer) -> None:
-    assert schedule("--every", "7d", preset="demo") == 0
+    assert schedule("--every", "7d") == 0
     spec = server.versions[0]["pipeline_spec"]["pipeline_spec"]
     names = {task["taskInfo"]["name"] for task in spec["components"]["comp-exit-handler-1"]["dag"]["tasks"].values()}
     assert {"choose inputs", "import policy", "import reference"} <= names
@@ -117,6 +151,47 @@ def test_unschedule_deletes_and_names_what_there_is(server: KfpServer, capsys: p
     assert "none called 'wekly'; there are: weekly" in capsys.readouterr().err
     assert main(["unschedule", "--name", "weekly"]) == 0
     assert server.recurring_runs == []
+
+
+def test_unschedule_kills_no_run_under_way(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """The recorded run is the one whose schedule was deleted, with its workflow, while it ran."""
+    assert schedule("--every", "7d", "--name", "again") == 0
+    run = json.loads((RECORDINGS / "run-of-deleted-schedule.json").read_text())
+    server.recurring_runs[0]["recurring_run_id"] = run["recurring_run_id"]
+    server.runs = [run]
+    capsys.readouterr()
+    assert main(["unschedule", "--name", "again"]) == 1
+    assert (server.killed, statuses(server)) == ([], [("again", "DISABLED")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "schedule again: starts no more runs, but stays, disabled: deleting it would kill again-6a003629" in line
+    assert line.endswith("make unschedule again; FORCE=1 ends it now")
+    run["state"] = "SUCCEEDED"
+    assert main(["unschedule", "--name", "again"]) == 0
+    assert (server.killed, statuses(server)) == ([], [])
+
+
+def test_force_ends_the_run_and_then_deletes_the_schedule(
+    server: KfpServer, cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert schedule("--every", "7d", "--name", "weekly") == 0
+    run = start_run(server, "weekly")
+    # Read once to stop it, once more for its training; then it has ended, as Argo reports it.
+    server.script = [{}, {}, {"state": "FAILED"}]
+    assert main(["unschedule", "--name", "weekly", "--force"]) == 0
+    assert (run["state"], server.killed, statuses(server)) == ("FAILED", [], [])
+    printed = capsys.readouterr().out
+    assert "run weekly-0f2a9c1b: is being stopped" in printed and "schedule weekly: deleted" in printed
+
+
+def test_a_run_that_never_ends_is_waited_for_no_longer_than_patience(
+    server: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as one whose workflow somebody has deleted: KFP says RUNNING for ever."""
+    assert schedule("--every", "7d", "--name", "weekly") == 0
+    run, stopped = start_run(server, "weekly"), list[str]()
+    api = KfpApi(Connection(server.host))
+    end_runs(api, {run["run_id"]: "w"}, lambda _, name: stopped.append(name), patience=0.0, pause=0.01)
+    assert stopped == ["w"] and "not ended after 0 s: w" in capsys.readouterr().err
 
 
 def test_unschedule_without_a_name_deletes_nothing(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:

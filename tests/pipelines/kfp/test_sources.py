@@ -1,8 +1,11 @@
 """What submit takes as a source, and that the stages take the same of the Hub."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
-from dice_core.data import sources
 from dice_core.models.sources import ModelError, find_source
 from dice_core.settings.base import ConfigError
 from pipelines.dice import default_parameters
@@ -11,6 +14,17 @@ from pipelines.presets import PRESETS
 
 MODELS = ["HuggingFaceH4/zephyr-7b-beta", "org/model.v1_2"]
 DATA_SETS = ["org/name", "org/name@v1", "org/name@refs/convert/x:default/train", "org/name:train[:100]"]
+
+READ_EACH = """
+import sys
+from dice_core.data.records import RecordError
+from dice_core.data.sources import read_prompts
+for source in sys.argv[1:]:
+    try:
+        read_prompts(source)
+    except RecordError as error:
+        print(error)
+"""
 
 
 @pytest.mark.parametrize("recurring", [False, True])
@@ -26,9 +40,21 @@ def test_a_model_of_the_hub_is_taken_as_import_model_takes_it(model: str) -> Non
 
 
 @pytest.mark.parametrize("data_set", DATA_SETS)
-def test_a_data_set_of_the_hub_is_taken_as_prepare_data_takes_it(data_set: str) -> None:
+def test_a_data_set_of_the_hub_is_taken(data_set: str) -> None:
     check_sources({"preferences_source": data_set, "prompts_source": data_set, "exclude_source": data_set})
-    assert sources._HUB_SOURCE.fullmatch(data_set)
+
+
+@pytest.mark.slow
+def test_prepare_data_asks_the_hub_for_what_is_taken() -> None:
+    """A process of its own, for the Hub's client reads once that it is offline."""
+    result = subprocess.run(
+        [sys.executable, "-c", READ_EACH, *DATA_SETS],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.count("data set 'org/name' with split") == len(DATA_SETS)
 
 
 def test_addresses_and_the_data_of_the_images_are_taken() -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from components import images
+from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.storage.address import open_storage
 from pipelines.cli import main
+from pipelines.preflight.nodes import check_images
 from tests.cluster_objects import NAMESPACE, REVIEWS, ClusterObjects, running_cluster
 from tests.kfp_api import KfpServer, running_kfp_server
 
@@ -32,6 +35,8 @@ CPU_NODE = {
         "allocatable": {"cpu": "7910m", "memory": "60Gi"},
     },
 }
+DEFAULTS = Path(__file__).parents[3] / "manifests" / "kubeflow-pipelines" / "workflow-defaults.yaml"
+ARGO = f"{NAMESPACE}/configmaps/workflow-controller-configmap"
 CLAIM = f"{NAMESPACE}/persistentvolumeclaims/dice-model-cache"
 
 
@@ -46,6 +51,7 @@ def everything(root: str) -> dict[str, Any]:
         f"{NAMESPACE}/configmaps/dice-config": {
             "data": {"AWS_ENDPOINT_URL": "", "AWS_REGION": "us-east-1", "DICE_ROOT": root}
         },
+        ARGO: yaml.safe_load(DEFAULTS.read_text()),
         CLAIM: {"spec": {"accessModes": ["ReadWriteMany"]}, "status": {"phase": "Bound"}},
         f"{NAMESPACE}/resourcequotas": [quota],
         "/api/v1/nodes": [copy.deepcopy(NODE), copy.deepcopy(CPU_NODE)],
@@ -88,6 +94,8 @@ def test_a_cluster_that_has_everything_is_ok_line_by_line(
         "config map dice-config",
         "model cache",
         "training operator",
+        "retries",
+        "finished runs",
         "rights of dice-pipeline",
         "your rights",
         "images",
@@ -118,6 +126,9 @@ def node(change: Any) -> Any:
     [
         (without(f"{NAMESPACE}/serviceaccounts/dice-trainer"), [], "service account dice-trainer: there is none in"),
         (without("/apis/kubeflow.org/v1"), [], "training operator: the API knows no PyTorchJob: install"),
+        (lambda c: c.objects[ARGO]["data"].update(workflowDefaults="spec: {templateDefaults: {retryStrategy: "
+                                                                  "{limit: '2', retryPolicy: OnError}}}"),
+         [], "retries: ConfigMap workflow-controller-configmap in namespace kubeflow has retryPolicy OnError"),
         (lambda c: c.role_rules.pop(0), [], "may not create pytorchjobs, get pytorchjobs"),
         (without_results, [], "may not create workflowtaskresults, patch workflowtaskresults: make deploy"),
         (without_results, ["launch.backend=torchrun"], "may not create workflowtaskresults"),
@@ -167,24 +178,18 @@ def test_without_any_cluster_every_line_is_clear(
     assert "DICE_ROOT=s3://bucket/prefix" in lines[4]
 
 
-def test_images_of_a_registry_are_not_looked_for_on_the_nodes(
-    cluster: ClusterObjects, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("CORE", "GENERATE", "TRAIN"):
-        monkeypatch.setattr(images, name, f"registry.example.com/dice/dice-{name.lower()}:1")
-    cluster.objects["/api/v1/nodes"][0]["status"]["images"] = []
-    code, lines = preflight(capsys)
-    assert code == 0 and [line for line in lines if line.endswith("dice-train:1, to be pulled")]
+def of_registry(tag: str) -> list[str]:
+    return [f"registry.example.com/dice/dice-{name}:{tag}" for name in ("core", "generate", "train")]
 
 
-def test_images_of_changed_sources_are_in_no_registry(
-    cluster: ClusterObjects, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("CORE", "GENERATE", "TRAIN"):
-        monkeypatch.setattr(images, name, f"registry.example.com/dice/dice-{name.lower()}:0123456789ab-dirty")
-    code, lines = preflight(capsys)
-    (line,) = [line for line in lines if line.startswith("FAIL")]
-    assert code == 1 and "dice-train:0123456789ab-dirty: built from sources with changes" in line
+def test_images_of_a_registry_are_not_looked_for_on_the_nodes(cluster: ClusterObjects) -> None:
+    cluster.objects["/api/v1/nodes"] = []
+    assert check_images(KubernetesApi("kubeflow"), of_registry("1")).endswith("dice-train:1, to be pulled")
+
+
+def test_images_of_changed_sources_are_in_no_registry(cluster: ClusterObjects) -> None:
+    with pytest.raises(KubernetesError, match="dice-train:0123456789ab-dirty: built from sources with changes"):
+        check_images(KubernetesApi("kubeflow"), of_registry("0123456789ab-dirty"))
 
 
 def test_a_cluster_that_is_down_is_one_line(
@@ -236,11 +241,11 @@ def test_a_volume_of_one_node_is_doubted_where_there_are_several(
 
 
 def test_a_pool_that_is_scaled_to_zero_does_not_fail(
-    cluster: ClusterObjects, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("CORE", "GENERATE", "TRAIN"):
-        monkeypatch.setattr(images, name, f"registry.example.com/dice/dice-{name.lower()}:1")
-    del cluster.objects["/api/v1/nodes"][0]
+    gpu, cpu = cluster.objects["/api/v1/nodes"]
+    cpu["status"]["images"] = gpu["status"]["images"]
+    cluster.objects["/api/v1/nodes"] = [cpu]
     code, lines = preflight(capsys)
     assert code == 0 and doubtful(lines).startswith("?     nodes for training: 0 with the labels node.kubernetes.io/")
 

@@ -2,13 +2,15 @@
 
 import argparse
 import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dice_core.launch.kubernetes import KubernetesApi
-from dice_core.storage.s3 import S3Storage, _refused
 from pipelines.cluster.config import ClusterConfig
 from pipelines.preflight.s3 import s3_lines
 from tests.cluster_objects import NAMESPACE, running_cluster
@@ -73,17 +75,38 @@ def test_without_credentials_here_nothing_is_said_of_the_pods(
     assert "no credentials: set AWS_ACCESS_KEY_ID" in line and line.endswith(f"Pods have access by {access}")
 
 
+@pytest.fixture
+def denying_server() -> Iterator[str]:
+    """Answer every call as S3 answers whoever may not; SeaweedFS lets its one user do everything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            return
+
+        def do_PUT(self) -> None:
+            body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(403)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_HEAD = do_DELETE = do_PUT
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.mark.parametrize(("config", "state"), [(OF_PODS, "?"), (OF_SECRET, "FAIL")])
 def test_keys_here_that_are_denied_fail_only_where_pods_have_the_same(
-    check: Any, config: ClusterConfig, state: str, monkeypatch: pytest.MonkeyPatch
+    check: Any, denying_server: str, config: ClusterConfig, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SeaweedFS lets its one user do everything, so that its refusal is made here."""
-
-    def denied(*_: object) -> None:
-        raise _refused("s3://dice/x", "dice", "PutObject", {"Code": "AccessDenied"})
-
-    monkeypatch.setattr(S3Storage, "write_if_version", denied)
-    line = check(config)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", denying_server)
+    line = check(config, root="s3://dice/x")
     assert line.split()[0] == state and "denies PutObject with these credentials: grant it" in line
 
 
