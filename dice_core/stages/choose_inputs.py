@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from dice_core.data.source_files import is_hidden
 from dice_core.progress import log
+from dice_core.stages.attempts import attempt
+from dice_core.stages.table import CHOOSE_INPUTS
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
-from dice_core.storage.contract import StorageError
+from dice_core.storage.contract import UnfitError
 from dice_core.storage.manifest import require_manifest
 from dice_core.storage.promotion import Promotion, read_promotion
 
@@ -55,18 +57,26 @@ def choose_inputs(
         StorageError: nothing is promoted and there is no reference, the promoted policy is gone or changed, or no
             prompts are there.
     """
+    run = run_name(name, job_id)
+    with attempt(CHOOSE_INPUTS, layout.choose_inputs(layout.run(root, run))):
+        policy_source, reference_source = _choose_policy(root, promote_as, policy_source, reference_source)
+        chosen = Inputs(run, policy_source, reference_source, newest_prompts(prompts_source))
+    log(f"run {run}: policy {chosen.policy_source}, reference {chosen.reference_source}")
+    log(f"run {run}: prompts {chosen.prompts_source or 'of the preference pairs'}")
+    return chosen
+
+
+def _choose_policy(root: str, promote_as: str, policy_source: str, reference_source: str) -> tuple[str, str]:
+    """Return the promoted policy and its reference, or, while nothing is promoted, those given."""
     promotion = read_promotion(layout.promoted(root, promote_as)) if promote_as else None
     if promotion:
-        policy_source, reference_source = _check(promotion, layout.promoted(root, promote_as))
-    elif not reference_source:
-        raise StorageError(
+        return _check(promotion, layout.promoted(root, promote_as))
+    if not reference_source:
+        raise UnfitError(
             f"{layout.promoted(root, promote_as) if promote_as else root}: no policy is promoted yet, and the preset "
             "names no reference to start with: make submit once, so that a policy passes its gate"
         )
-    chosen = Inputs(run_name(name, job_id), policy_source, reference_source, newest_prompts(prompts_source))
-    log(f"run {chosen.run}: policy {chosen.policy_source}, reference {chosen.reference_source}")
-    log(f"run {chosen.run}: prompts {chosen.prompts_source or 'of the preference pairs'}")
-    return chosen
+    return policy_source, reference_source
 
 
 def run_name(name: str, job_id: str) -> str:
@@ -103,17 +113,17 @@ def newest_prompts(source: str) -> str:
     names = {found.key.partition("/")[0] for found in open_storage(source).list()}
     names = {name for name in names if not is_hidden(name)}
     if not names:
-        raise StorageError(f"{source}: no prompts are there: put a JSONL or Parquet file below it, named by date")
+        raise UnfitError(f"{source}: no prompts are there: put a JSONL or Parquet file below it, named by date")
     return layout.join(source, max(names))
 
 
 def _check(promotion: Promotion, uri: str) -> tuple[str, str]:
     found = require_manifest(promotion.policy_uri).content_digest
     if found != promotion.content_digest:
-        raise StorageError(
+        raise UnfitError(
             f"{promotion.policy_uri}: not the policy that was promoted (content {found[:12]}, {uri} says "
             f"{promotion.content_digest[:12]}): promote again by make submit, or delete {uri}"
         )
     if not promotion.reference_uri:
-        raise StorageError(f"{uri}: written by version {promotion.package_version}, it names no reference: delete it")
+        raise UnfitError(f"{uri}: written by version {promotion.package_version}, it names no reference: delete it")
     return promotion.policy_uri, promotion.reference_uri
