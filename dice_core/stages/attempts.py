@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import ParamSpec
+from typing import Literal, ParamSpec
 
 from dice_core.launch.backend import FinalError
 from dice_core.models.files import ModelError
@@ -49,8 +49,8 @@ def leaves_reason(
             uri = str(signature.bind(*args, **kwargs).arguments["output_uri"])
             with attempt(stage, uri):
                 report = function(*args, **kwargs)
-            if stage is EVALUATE:
-                update_page(uri)
+            if stage is EVALUATE and layout.run_of(uri):
+                _update_page(uri, "all")
             return report
 
         return attempted
@@ -83,13 +83,13 @@ def attempt(stage: Stage, uri: str) -> Iterator[None]:
         raise
 
 
-def update_page(uri: str) -> None:
+def _update_page(uri: str, details: Literal["small", "all"]) -> None:
     """Write the page of the run that an address belongs to; a page that fails is a line in the log."""
     # Loaded when needed: a stage that is complete already returns at once.
     from dice_core.stages.report import update_report
 
     try:
-        update_report(layout.run_uri_of(uri))
+        update_report(layout.run_uri_of(uri), details=details)
     except Exception as error:
         log(f"report: the page of the run was not brought up to date: {one_line(error)}")
 
@@ -111,7 +111,7 @@ def _refuse_repeat(stage: Stage, before: StageFailure) -> None:
     node = os.environ.get(NODE_VARIABLE, "")
     is_later = before.workflow and node and _is_later(node, before.node)
     if before.is_final and is_later:
-        log(f"{stage.name}: not tried again: attempt {before.attempt or '?'} of this task met what every other would meet")
+        log(f"{stage.name}: not tried again: attempt {before.attempt or '?'} met what every other one would meet")
         raise RepeatError(
             f"{before.reason} (said by {before.where or 'an earlier attempt'}; not tried again: correct it, then "
             "make retry or make submit)"
@@ -139,4 +139,4 @@ def _leave_reason(stage: Stage, uri: str, error: Exception) -> None:
         # The stage's own error is the one to see.
         log(f"{stage.name}: why it failed could not be stored: {one_line(problem)}")
         return
-    update_page(uri)
+    _update_page(uri, "small")

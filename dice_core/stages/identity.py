@@ -51,9 +51,7 @@ def fingerprint(
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def differences(
-    recorded: Manifest, settings: Mapping[str, Settings], arguments: Mapping[str, Any]
-) -> list[Difference]:
+def differences(recorded: Manifest, settings: Mapping[str, Settings], arguments: Mapping[str, Any]) -> list[Difference]:
     """Return the settings and arguments that are not those of a result; operational ones may differ."""
     found = [
         Difference(f"{section}.{name}", recorded.settings.get(section, {}).get(name), value)
@@ -63,9 +61,8 @@ def differences(
     ]
     # A section that is recorded and not compared, such as where sources came from, is an object.
     others = [name for name, value in recorded.settings.items() if not isinstance(value, dict)]
-    found += [
-        Difference(name, recorded.settings.get(name), arguments.get(name)) for name in dict.fromkeys([*others, *arguments])
-    ]
+    names = dict.fromkeys([*others, *arguments])
+    found += [Difference(name, recorded.settings.get(name), arguments.get(name)) for name in names]
     return [difference for difference in found if difference.then != difference.now]
 
 

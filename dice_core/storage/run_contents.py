@@ -47,7 +47,8 @@ def read_contents(run_uri: str) -> RunContents:
     """
     storage = open_storage(run_uri)
     keys = tuple(found.key for found in storage.list())
-    places = [place for key in keys for place, _, name in [key.rpartition("/")] if name == layout.MANIFEST and layout.is_stage(place)]
+    folders = [key.removesuffix(f"/{layout.MANIFEST}") for key in keys if key.endswith(f"/{layout.MANIFEST}")]
+    places = [folder for folder in folders if layout.is_stage(folder)]
 
     def read(place: str) -> Manifest | None:
         try:
