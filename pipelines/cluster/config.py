@@ -30,6 +30,8 @@ POD_FIELDS = {
     # The launcher of training asks for its own pod, whose owner becomes the owner of the job.
     "POD_NAME": "metadata.name",
     "POD_NAMESPACE": "metadata.namespace",
+    # Which attempt of its task it is: a later one does not repeat what every attempt would meet (stages.attempts).
+    "ARGO_NODE_NAME": "metadata.annotations['workflows.argoproj.io/node-name']",
     # Of a recurring run, which is named by it (stages.choose_inputs).
     "KFP_RUN_ID": "metadata.labels['pipeline/runid']",
 }
