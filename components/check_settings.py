@@ -7,6 +7,17 @@ from components import images
 
 @dsl.component(base_image=images.CORE, install_kfp_package=False)
 def check_settings(
+    root: str,
+    run: str,
+    num_iterations: int,
+    num_shards: int,
+    seed: int,
+    promote_as: str,
+    policy_source: str,
+    reference_source: str,
+    preferences_source: str,
+    prompts_source: str,
+    exclude_source: str,
     chat: dict,
     data: dict,
     generation: dict,
@@ -17,6 +28,7 @@ def check_settings(
     evaluation: dict,
     launch: dict,
     pods: dict,
+    service_account: str,
 ) -> None:
     given = locals()
     from dice_core.stages.check_settings import check_settings_task

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dice_core import __version__
+from dice_core.progress import one_line
 from dice_core.settings.base import ConfigError
 from dice_core.settings.documentation import settings_help
 from dice_core.settings.overrides import merge_overrides, parse_overrides
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         if os.environ.get("DICE_DEBUG"):
             raise
-        print(f"dice: error: {_one_line(error)}", file=sys.stderr)
+        print(f"dice: error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -124,13 +125,6 @@ def _read_config(path: str | None) -> dict[str, Any]:
         if name not in SECTIONS:
             raise ConfigError(f"{path}: unknown section {name!r}, allowed: {', '.join(SECTIONS)}")
     return values
-
-
-def _one_line(error: BaseException) -> str:
-    """Return the first line of a message: what follows it, such as the last lines of each process, was shown before."""
-    if isinstance(error, ImportError):
-        return f"{error}: this stage runs where that package is installed, such as in its image"
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -23,6 +23,13 @@ def debug(message: str) -> None:
         log(message)
 
 
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error: what follows it, such as the last lines of each process, was shown before."""
+    if isinstance(error, ImportError):
+        return f"{error}: this stage runs where that package is installed, such as in its image"
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 class Throttle:
     """Let a line through at most once in so many seconds."""
 

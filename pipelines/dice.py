@@ -46,6 +46,7 @@ from dice_core.stages.table import (
     SCORE,
     TRAIN,
 )
+from pipelines.cluster.config import PIPELINE_ACCOUNT
 from pipelines.cluster.resources import configure_task
 from pipelines.cluster.training_pods import training_pods
 from pipelines.presets import Preset
@@ -75,6 +76,7 @@ _COMMON = (
     *("root", "run", "promote_as", "seed", "chat", "generation", "scoring"),
     *("pairing", "training", "evaluation", "launch"),
 )
+_DATA_SOURCES = ("preferences_source", "prompts_source", "exclude_source")
 _HANDED_ON = ("policy_uri", "reference_uri", "base_reference_uri", "data_uri", "gate_uri")
 
 OUTPUT = "Output"
@@ -168,13 +170,22 @@ def _choose_inputs(preset: Preset, given: Given) -> Given:
 
 def _check_settings(preset: Preset, given: Given) -> dsl.PipelineTask:
     sections = {"warm_start_training": {}, **_take(given, *run_sections(preset)), "pods": pods_section(preset)}
-    return configure_task(check_settings(**sections), CHECK_SETTINGS, "check settings", preset)
+    names = ("root", "run", "seed", "promote_as", "policy_source", *_DATA_SOURCES)
+    checked = check_settings(
+        **_take(given, *names),
+        **sections,
+        reference_source=given.get("reference_source", ""),
+        num_iterations=preset.iterations,
+        num_shards=preset.num_shards,
+        service_account=PIPELINE_ACCOUNT if preset.cluster else "",
+    )
+    return configure_task(checked, CHECK_SETTINGS, "check settings", preset)
 
 
 def _run_stages(preset: Preset, iterations: list[GraphComponent], given: Given, recurring: bool) -> None:
     checked = _check_settings(preset, given)
     policy = _import(preset, given, "policy", checked)
-    names = ("root", "run", "seed", "chat", "data", "preferences_source", "prompts_source", "exclude_source")
+    names = ("root", "run", "seed", "chat", "data", *_DATA_SOURCES)
     prepared = prepare_data(**_take(given, *names), policy_uri=policy)
     data = configure_task(prepared, PREPARE_DATA, "prepare data", preset).outputs[OUTPUT]
     if preset.has_warm_start and not recurring:
@@ -185,7 +196,7 @@ def _run_stages(preset: Preset, iterations: list[GraphComponent], given: Given, 
 
 
 def _import(preset: Preset, given: Given, what: str, checked: dsl.PipelineTask) -> Any:
-    imported = _keyed(import_model, f"import-{what}")(root=given["root"], source=given[f"{what}_source"])
+    imported = _keyed(import_model, f"import-{what}")(**_take(given, "root", "run"), source=given[f"{what}_source"])
     return configure_task(imported.after(checked), IMPORT_MODEL, f"import {what}", preset).outputs[OUTPUT]
 
 

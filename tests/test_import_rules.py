@@ -27,7 +27,7 @@ ROOMS = {
     "dice_core.evaluation": "data logprobs models preferences progress settings storage",
     "dice_core.report": "data evaluation preferences storage",
     "dice_core.stages": "data evaluation launch models preferences progress report settings storage training",
-    "dice_core.cli": "settings stages",
+    "dice_core.cli": "progress settings stages",
 }
 
 

@@ -4,24 +4,22 @@ The launcher holds nothing that it could lose. The job's name follows from what 
 again finds the job of the one before: a running job is adopted, also with other settings; one that waits is adopted if
 it was made with the same ones; one that has succeeded is the result, if what it made is still there. All others are
 deleted and made anew, because whoever starts a launcher again wants another try, and training resumes from its newest
-checkpoint. Only Succeeded is success. What failed for good (launch.FinalError) is written down beside the job, and not
-tried again in the same run.
+checkpoint. Only Succeeded is success. What failed for good is a launch.FinalError: whoever calls need not try it again.
 
 The job belongs to the run that launched it last: an ownerReference to the launcher pod's controller (the Argo Workflow)
 deletes it with that run, and a launcher told to stop deletes it at once, unless it is only being evicted. In an Argo
 pod the process is killed about a second after it is told, so that takes two calls and nothing else. Loads no torch.
 """
 
-import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from dice_core.launch.backend import FinalError, LaunchError
+from dice_core.launch.backend import LaunchError
 from dice_core.launch.failure_report import failure_report, is_running, job_outcome
 from dice_core.launch.follower import JobFollower
 from dice_core.launch.job_spec import differing_settings, job_name, training_job
@@ -30,15 +28,9 @@ from dice_core.launch.kubernetes import KubernetesApi, KubernetesError, Patience
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.progress import log
 from dice_core.settings.base import ConfigError
-from dice_core.storage.address import open_storage
-from dice_core.storage.contract import MissingObjectError, StorageError
 from dice_core.storage.manifest import read_manifest
 from dice_core.training.job import TrainingJob
 
-FAILURE_FILE = "failure.json"
-"""Beside the job: which run has failed for good, and why."""
-# Kubeflow's own retries follow within minutes; a person who retries the run later has changed something.
-_REFUSED_SECONDS = 900
 _CALL_SECONDS = 60.0
 # Of the look whether this pod is evicted, which is not repeated, and of the deletion, which acts once it is sent.
 _LOOK_SECONDS, _DELETE_SECONDS = 0.4, 2.0
@@ -64,7 +56,7 @@ class PyTorchJobBackend:
 
         Raises:
             LaunchError: it failed, was deleted, or did not start or end in time; or the cluster refused or went away.
-            FinalError: it failed, now or earlier in this run, and would fail again.
+            FinalError: it failed, and would fail again.
             ConfigError: no cluster to talk to.
             StorageError: there is no job at that place.
         """
@@ -78,14 +70,13 @@ class PyTorchJobBackend:
         with _signals_raised():
             try:
                 owner = _owner(jobs)
-                _refuse_what_failed(training.output_uri, owner)
                 body = training_job(
                     name, job_uri, launch, self._pods, environment=os.environ, owner=owner, command=self._command
                 )
                 job = _start_or_adopt(jobs, name, body, training.output_uri, self._patience)
                 uid = job["metadata"]["uid"]
                 if job_outcome(job) != "Succeeded":
-                    _follow(JobFollower(jobs, job, self._pods, self._patience), training.output_uri, owner)
+                    JobFollower(jobs, job, self._pods, self._patience).follow()
             except KubernetesError as error:
                 raise LaunchError(f"training failed: {error} (job {jobs.namespace}/{name})") from None
             except _Stopped as stopped:
@@ -94,35 +85,6 @@ class PyTorchJobBackend:
         if received:
             # What stopped us goes on to stop the caller, by its own handler.
             signal.raise_signal(received)
-
-
-def _follow(follower: JobFollower, output_uri: str, owner: Mapping[str, Any] | None) -> None:
-    """Follow a job to its end, and write down for this run's next launcher what it need not try."""
-    try:
-        follower.follow()
-    except FinalError as error:
-        if owner:
-            record = {"run": owner["uid"], "cause": str(error).splitlines()[0], "time": time.time()}
-            try:
-                open_storage(output_uri).write_bytes(FAILURE_FILE, json.dumps(record).encode())
-            except StorageError as problem:
-                log(f"train: a retry will train again, though in vain: {problem}")
-        raise
-
-
-def _refuse_what_failed(output_uri: str, owner: Mapping[str, Any] | None) -> None:
-    """Raise FinalError where this run has just failed for good; what failed another run is tried again."""
-    storage = open_storage(output_uri)
-    try:
-        record = json.loads(storage.read_bytes(FAILURE_FILE))
-    except MissingObjectError:
-        return
-    if owner and owner["uid"] == record["run"] and time.time() - record["time"] < _REFUSED_SECONDS:
-        raise FinalError(
-            f"{record['cause']}: it would fail again and is not tried; correct the cause and submit again, or retry "
-            f"the run {_REFUSED_SECONDS // 60} minutes after its failure"
-        )
-    storage.delete(FAILURE_FILE)
 
 
 def _start_or_adopt(

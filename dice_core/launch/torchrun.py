@@ -17,10 +17,11 @@ from functools import partial
 from typing import IO
 
 from dice_core.child_processes import end_with_parent
-from dice_core.launch.backend import LaunchError
+from dice_core.launch.backend import FinalError, LaunchError
 from dice_core.launch.failure_report import find_cause
 from dice_core.launch.settings import LaunchConfig
 from dice_core.progress import log
+from dice_core.training.job import FINAL_ERROR
 
 NUM_LAST_LINES = 12
 STOP_SECONDS = 30.0
@@ -58,7 +59,8 @@ class TorchrunBackend:
             # What stopped us goes on to stop the caller, by its own handler.
             signal.raise_signal(received[0])
         if exit_code:
-            raise LaunchError(_failure(job_uri, exit_code, last_lines))
+            is_final = any(line.startswith(FINAL_ERROR) for lines in last_lines.values() for line in lines)
+            raise (FinalError if is_final else LaunchError)(_failure(job_uri, exit_code, last_lines))
 
     def _command(self, job_uri: str, num_processes: int) -> list[str]:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"]

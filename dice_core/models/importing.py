@@ -25,7 +25,7 @@ from dice_core.models.loading import check_it_loads
 from dice_core.models.sources import Source, bring, find_source
 from dice_core.models.upload import upload_model
 from dice_core.progress import log
-from dice_core.storage.contract import StorageError
+from dice_core.storage.contract import UnfitError
 from dice_core.storage.manifest import Manifest, Metric, read_manifest, require_stage
 
 _FORMAT_VERSION = 1
@@ -61,7 +61,7 @@ def import_model(source: str, uri: str, *, revision: str = "", trust_remote_code
         if is_any or fingerprint == present.fingerprint or _published_digest(found) == present.content_digest:
             return present
         require_stage(present, _STAGE, uri)
-        raise StorageError(
+        raise UnfitError(
             f"{uri}: holds a model from {_named(present.settings)}, not from "
             f"{_named({'source': source, 'revision': revision})}: import to another place, or pass --overwrite"
         )

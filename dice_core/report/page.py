@@ -47,10 +47,12 @@ def build_report(data: RunData) -> str:
         data=data,
         run=data.uri.rstrip("/").rpartition("/")[2],
         names=run_summary.column_names(data),
+        failures=_failures(data),
         verdicts=[_verdict(iteration) for iteration in data.iterations if iteration.number],
         rows=run_summary.rows(data),
         filters=_filters(data),
         prepared=_prepared(data),
+        is_scored=any(iteration.stage("score").state == "completed" for iteration in data.iterations),
         panels=[_response_panel(iteration) for iteration in data.iterations if iteration.rewards],
         training=_training_panels(data),
         checks=_numerical_checks(data),
@@ -69,6 +71,15 @@ def typeset(text: str) -> str:
 def clean(text: str) -> str:
     """Return a text without what a page cannot hold: control characters and halves of surrogate pairs."""
     return re.sub("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "\ufffd", text.replace("\r\n", "\n"))
+
+
+def _failures(data: RunData) -> list[tuple[str, str]]:
+    """Return (task, why it failed) of all stages that left a reason."""
+    found = run_summary.failure_lines(data.failures)
+    for iteration in data.iterations:
+        lines = run_summary.failure_lines(iteration.failures)
+        found += [(f"{run_summary.name(iteration)}: {task}", why) for task, why in lines]
+    return found
 
 
 def _verdict(iteration: IterationData) -> dict[str, Any]:

@@ -9,7 +9,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -21,13 +23,17 @@ from dice_core import __version__
 from dice_core.data import records
 from dice_core.preferences.reward import implicit_reward
 from dice_core.storage import layout
-from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
-from dice_core.storage.manifest import Manifest, Metric, fetch_files, read_manifest
+from dice_core.storage.failures import StageFailure
+from dice_core.storage.manifest import Manifest, Metric, fetch_files
+from dice_core.storage.run_contents import RunContents
 
 State = Literal["completed", "skipped", "partial", "missing"]
 _SHARD = re.compile(r"(shard-\d+-of-(\d+))/(.+)")
 _BATCH_ROWS = 4096
+_PAIR_COLUMNS = ["source", "chosen", "rejected", "chosen_reward", "rejected_reward"]
+
+Details = Literal["none", "small", "all"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,10 @@ class Histogram:
         return [100 * count / total for count in self.counts[group]]
 
 
+Histograms = Mapping[str, Histogram]
+"""Those of an iteration: rewards, lengths."""
+
+
 @dataclass(frozen=True)
 class IterationData:
     """One iteration (from 1), or the warm start (0)."""
@@ -90,6 +100,8 @@ class IterationData:
     """Lines of metrics.jsonl."""
     evaluation: dict[str, Any] | None = None
     """evaluation.json."""
+    failures: tuple[StageFailure, ...] = ()
+    """Why its stages have failed whose last attempt left a reason."""
 
     def stage(self, name: str) -> StageData:
         """Return a stage, as missing where nothing is known of it."""
@@ -108,37 +120,65 @@ class RunData:
     """When this was read, UTC."""
     notes: tuple[str, ...] = ()
     """What could not be read, and why."""
+    failures: tuple[StageFailure, ...] = ()
+    """Of the stages that belong to no iteration, such as prepare-data."""
     package_version: str = __version__
 
     @property
+    def histograms(self) -> dict[str, Histograms]:
+        """The histograms of all iterations, by `made_from` of their stages."""
+        return {
+            made_from(one.stages): {"rewards": one.rewards, "lengths": one.lengths}
+            for one in self.iterations
+            if one.rewards and one.lengths
+        }
+
+    @property
     def is_empty(self) -> bool:
-        """Whether no stage of the run has finished."""
+        """Whether no stage of the run has finished or said why it failed."""
         stages = [self.data, *(stage for one in self.iterations for stage in one.stages.values())]
-        return all(stage.state == "missing" for stage in stages)
+        failures = [*self.failures, *(failure for one in self.iterations for failure in one.failures)]
+        return not failures and all(stage.state == "missing" for stage in stages)
 
 
-def collect(run_uri: str, num_iterations: int, stages: Sequence[ReportedStage], *, tables: bool = True) -> RunData:
-    """Read what a run has made so far.
+def collect(
+    run: RunContents,
+    num_iterations: int,
+    stages: Sequence[ReportedStage],
+    *,
+    details: Details = "all",
+    known: Mapping[str, Histograms] = MappingProxyType({}),
+) -> RunData:
+    """Return what a run has made so far.
 
     Args:
-        run_uri: layout.run.
+        run: what it has left.
         num_iterations: planned; those that have not begun are there as missing.
         stages: of an iteration, in the order of the page.
-        tables: also histograms, curves and samples, which need tables; manifests alone otherwise.
+        details: read beside the manifests. Small are curves and samples; all are histograms too, for which large tables
+            are read.
+        known: histograms that were made before, by `made_from` of the stages.
     """
     notes: list[str] = []
     iterations: list[IterationData] = []
     for number in range(num_iterations + 1):
-        found = _iteration(run_uri, number, stages) if number else _warm_start(run_uri, stages)
-        if all(stage.state == "missing" for stage in found.values()):
+        found = _iteration(run, number, stages) if number else _warm_start(run, stages)
+        failures = tuple(failure for failure in run.failures if failure.iteration == number)
+        if not failures and all(stage.state == "missing" for stage in found.values()):
             if number == 0:
                 continue
             reason = _why_none_follows(iterations[-1]) if iterations else ""
             found = {name: StageData("skipped", skipped=reason) for name in found} if reason else found
-        details = _details(found, notes) if tables else {}
-        iterations.append(IterationData(number, found, **details))
-    written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    return RunData(run_uri, tuple(iterations), _one(layout.data(run_uri)), written, tuple(notes))
+        more = _details(found, notes, details, known.get(made_from(found), {}))
+        iterations.append(IterationData(number, found, **more, failures=failures))
+    return RunData(
+        run.uri,
+        tuple(iterations),
+        _one(run, layout.data(run.uri)),
+        time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        tuple(notes),
+        tuple(failure for failure in run.failures if failure.iteration is None),
+    )
 
 
 def _why_none_follows(iteration: IterationData) -> str:
@@ -191,27 +231,27 @@ def merge_shards(manifests: Mapping[str, Manifest], num_shards: int) -> StageDat
     return StageData(state, metrics, dict(manifests), num_shards, skipped)
 
 
-def _one(uri: str) -> StageData:
-    manifest = read_manifest(uri)
+def _one(run: RunContents, uri: str) -> StageData:
+    manifest = run.manifest(uri)
     return merge_shards({uri: manifest} if manifest else {}, 1)
 
 
-def _warm_start(run_uri: str, stages: Sequence[ReportedStage]) -> dict[str, StageData]:
-    return {stage.name: _one(layout.warm_start(run_uri, stage.name)) for stage in stages if stage.in_warm_start}
+def _warm_start(run: RunContents, stages: Sequence[ReportedStage]) -> dict[str, StageData]:
+    return {stage.name: _one(run, layout.warm_start(run.uri, stage.name)) for stage in stages if stage.in_warm_start}
 
 
-def _iteration(run_uri: str, number: int, stages: Sequence[ReportedStage]) -> dict[str, StageData]:
-    pair = next(iter(_one(layout.stage(run_uri, number, "pair")).manifests.values()), None)
-    return {stage.name: _stage(layout.stage(run_uri, number, stage.name), stage.group, pair) for stage in stages}
+def _iteration(run: RunContents, number: int, stages: Sequence[ReportedStage]) -> dict[str, StageData]:
+    pair = run.manifest(layout.stage(run.uri, number, "pair"))
+    return {stage.name: _stage(run, layout.stage(run.uri, number, stage.name), stage.group, pair) for stage in stages}
 
 
-def _stage(uri: str, group: str, pair: Manifest | None) -> StageData:
+def _stage(run: RunContents, uri: str, group: str, pair: Manifest | None) -> StageData:
     if not group:
-        return _one(uri)
+        return _one(run, uri)
     # The pair stage says exactly which shards it read; before it has ended, what lies there has to do.
     used = [value.rpartition("@")[0] for key, value in (pair.inputs if pair else {}).items() if _is_in(key, group)]
-    uris = used or _shard_uris(uri)
-    found = {uri: manifest for uri in uris if (manifest := read_manifest(uri))}
+    uris = used or _shard_uris(run, uri)
+    found = {uri: manifest for uri in uris if (manifest := run.manifest(uri))}
     return merge_shards(found, max(len(uris), 1))
 
 
@@ -219,9 +259,9 @@ def _is_in(name: str, group: str) -> bool:
     return name.startswith(f"{group}/")
 
 
-def _shard_uris(stage_uri: str) -> list[str]:
+def _shard_uris(run: RunContents, stage_uri: str) -> list[str]:
     """Return the places of all shards of a stage, those that have not begun too."""
-    keys = [_SHARD.fullmatch(found.key) for found in open_storage(stage_uri).list()]
+    keys = [_SHARD.fullmatch(key) for key in run.keys_below(stage_uri)]
     counts = [int(match[2]) for match in keys if match]
     if not counts:
         return []
@@ -230,17 +270,25 @@ def _shard_uris(stage_uri: str) -> list[str]:
     return [layout.join(stage_uri, f"shard-{i}-of-{num_shards}") for i in range(num_shards)]
 
 
-def _details(stages: Mapping[str, StageData], notes: list[str]) -> dict[str, Any]:
-    details: dict[str, Any] = {}
-    readers = (_read_histograms, _read_gap_curve, _read_training, _read_evaluation)
+def _details(stages: Mapping[str, StageData], notes: list[str], details: Details, known: Histograms) -> dict[str, Any]:
+    found: dict[str, Any] = dict(known)
+    readers = [_read_histograms] if details == "all" and not known else []
+    readers += [_read_gap_curve, _read_training, _read_evaluation] if details != "none" else []
     with tempfile.TemporaryDirectory(prefix="dice-report-") as folder:
         for i, reader in enumerate(readers):
             try:
-                details |= reader(stages, Path(folder) / str(i))
+                found |= reader(stages, Path(folder) / str(i))
             except (StorageError, records.RecordError, ValueError, KeyError) as error:
                 # A page that says what is missing serves better than none.
                 notes.append(" ".join(str(error).split()))
-    return details
+    return found
+
+
+def made_from(stages: Mapping[str, StageData]) -> str:
+    """Return what identifies the tables that histograms are made from."""
+    read = (stages[name].manifests.values() for name in ("score", "pair") if name in stages)
+    digests = [manifest.content_digest for manifests in read for manifest in manifests]
+    return sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _read_histograms(stages: Mapping[str, StageData], folder: Path) -> dict[str, Any]:
@@ -253,7 +301,7 @@ def _read_histograms(stages: Mapping[str, StageData], folder: Path) -> dict[str,
     if not rewards["all"]:
         return {}
     for path in _tables(stages.get("pair"), folder, "pairs"):
-        for batch in pq.ParquetFile(path).iter_batches(_BATCH_ROWS):
+        for batch in pq.ParquetFile(path).iter_batches(_BATCH_ROWS, columns=_PAIR_COLUMNS):
             generated = batch.filter(pc.equal(batch["source"], "generated"))
             for side in ("chosen", "rejected"):
                 rewards[side].append(np.asarray(generated[f"{side}_reward"], dtype=np.float64))

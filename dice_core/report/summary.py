@@ -3,16 +3,19 @@
 Pure. page.py shows the rows, `make demo` prints them, and summary.json holds the dicts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from dice_core.evaluation.gate import NO_GAIN
 from dice_core.preferences.reward import paper_length_penalty
 from dice_core.report.run_data import IterationData, RunData, StageData
+from dice_core.storage.failures import StageFailure
 
 NOTHING = "-"
 """Stands in a table where a number is not known."""
+FAILED = "failed"
+"""Ends the status of an iteration one of whose stages left a reason."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,13 @@ def name(iteration: IterationData) -> str:
 
 
 def status(iteration: IterationData) -> str:
-    """Return where an iteration stands: completed, accepted, no gain, refused, skipped, or what has not finished.
+    """Return where an iteration stands: completed, accepted, no gain, refused, skipped, or what failed or goes on.
 
     Accepted is a policy that is better than the one before; no gain is one that goes on and is not.
     """
     stages = iteration.stages
+    if iteration.failures:
+        return f"{iteration.failures[0].stage} {FAILED}"
     if any(stage.state == "skipped" for stage in stages.values()):
         return "skipped"
     if all(stage.state == "missing" for stage in stages.values()):
@@ -55,6 +60,23 @@ def status(iteration: IterationData) -> str:
     return "accepted" if verdict.get("improved") else NO_GAIN
 
 
+def failure_lines(failures: Iterable[StageFailure]) -> list[tuple[str, str]]:
+    """Return (task, why it failed) of failures; shards of a stage that failed for one reason are one."""
+    groups: dict[tuple[str, str], list[StageFailure]] = {}
+    for failure in failures:
+        task = failure.stage if failure.shard else failure.title.rpartition(": ")[2]
+        groups.setdefault((task, failure.reason), []).append(failure)
+    lines = []
+    for (task, reason), group in groups.items():
+        first, shard = group[0], group[0].shard
+        shards = ", ".join(str(failure.shard[0] + 1) for failure in group if failure.shard)
+        which = f" {shards} of {shard[1]}" if shard else ""
+        final = "every attempt would meet it" if first.is_final else ""
+        details = ", ".join(filter(None, [first.where, first.time, final]))
+        lines.append((f"{task}{which}", f"{reason} ({details})"))
+    return lines
+
+
 def summary(data: RunData) -> dict[str, Any]:
     """Return the whole run as plain JSON types; None where a number is not known."""
     return {
@@ -63,6 +85,7 @@ def summary(data: RunData) -> dict[str, Any]:
         "written": data.written,
         "iterations": [summarise(iteration) for iteration in data.iterations],
         "notes": list(data.notes),
+        "failures": dict(failure_lines(data.failures)),
     }
 
 
@@ -91,6 +114,7 @@ def summarise(iteration: IterationData) -> dict[str, Any]:
     return {
         "iteration": iteration.number,
         "status": status(iteration),
+        "failures": dict(failure_lines(iteration.failures)),
         "reason": evaluate.get("reason") or next((s.skipped for s in iteration.stages.values() if s.skipped), ""),
         **{field: metrics.get(field) for field, metrics in copied.items()},
         "length_penalty_paper": None if penalty is None or beta is None else paper_length_penalty(float(penalty), beta),
@@ -170,6 +194,8 @@ def summary_table(data: RunData) -> str:
         state = status(iteration)
         if state in (NO_GAIN, "refused", "skipped"):
             lines.append(f"{name(iteration)} {state}: {reason.removeprefix(f'{state}: ')}")
+        lines += [f"{name(iteration)}: {task} {FAILED}: {why}" for task, why in failure_lines(iteration.failures)]
+    lines += [f"{task} {FAILED}: {why}" for task, why in failure_lines(data.failures)]
     return "\n".join(line.rstrip() for line in lines)
 
 

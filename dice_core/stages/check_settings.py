@@ -1,7 +1,7 @@
-"""Stage check-settings: each setting of a run on its own, and those of several stages that must fit each other.
+"""Stage check-settings: each setting of a run on its own, those of several stages together, and what the run holds.
 
-It comes first, so that a run of hours does not end at its third stage for a number that was wrong from the start. Loads
-no torch.
+It comes first, so that a run of hours does not end at its third stage for a number that was wrong from the start, or at
+its last for one that differs from what the run was begun with. Loads no torch.
 """
 
 from collections.abc import Mapping
@@ -10,12 +10,54 @@ from typing import Any
 from dice_core.launch.settings import LaunchConfig, parse_launch
 from dice_core.preferences.settings import GenerationConfig, ScoringConfig
 from dice_core.settings.base import ConfigError, Settings
-from dice_core.stages.table import SECTIONS, WARM_START_TRAINING
+from dice_core.stages.table import CHECK_SETTINGS, SECTIONS, WARM_START_TRAINING
+from dice_core.storage import layout
 from dice_core.training.settings import TrainingConfig
 
 
-def check_settings(sections: Mapping[str, Mapping[str, Any]]) -> None:
-    """Check the settings of a run.
+def check_run(
+    root: str, run: str, sections: Mapping[str, Mapping[str, Any]], *, service_account: str = "", **plan: Any
+) -> None:
+    """Check all that a run is started with: for itself, and against what the run holds already.
+
+    What passes is written down at the run, the number of its iterations for the pages that stages write.
+
+    Args:
+        root: where all runs keep their data.
+        run: name of the run.
+        sections: see check_settings.
+        service_account: that this pod should have; empty: any.
+        plan: the other fields of held_by_run.RunPlan.
+
+    Raises:
+        ConfigError: a setting is wrong, or the run holds results of other settings: all of them, in one line.
+    """
+    # Loaded here: whoever only checks settings on the way to a cluster needs none of it.
+    from dice_core.stages.attempts import attempt
+    from dice_core.stages.held_by_run import RunPlan, describe, find_differences
+    from dice_core.stages.service_account import check_account
+    from dice_core.storage.manifest import Manifest, publish_files
+    from dice_core.storage.run_contents import read_contents
+
+    run_uri = layout.run(root, run)
+    with attempt(CHECK_SETTINGS, layout.check_settings(run_uri)):
+        parsed = check_settings(sections)
+        chosen = RunPlan(root=root, run=run, sections=parsed, **plan)
+        if chosen.has_warm_start and WARM_START_TRAINING not in parsed:
+            raise ConfigError("reference_source: is empty, name what the policy's own DPO started from")
+        launch = LaunchConfig.parse(sections.get("launch"), "launch")
+        check_account(service_account, trains_in_pods=launch.backend == "pytorchjob")
+        if found := find_differences(chosen, read_contents(run_uri)):
+            raise ConfigError(
+                f"run {run}: holds results of other settings: {describe(found)}: take another run name, or the old "
+                "values"
+            )
+        record = Manifest(stage=CHECK_SETTINGS.name, fingerprint="", files={}, settings=chosen.to_dict())
+        publish_files(layout.check_settings(run_uri), {}, record)
+
+
+def check_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Settings]:
+    """Check the settings of a run, and return them.
 
     Args:
         sections: section name to plain values, as Kubeflow Pipelines hands them over; a section left out has defaults;
@@ -31,6 +73,7 @@ def check_settings(sections: Mapping[str, Mapping[str, Any]]) -> None:
     parsed = {name: kind() for name, kind in SECTIONS.items() if name != WARM_START_TRAINING} | parsed
     parse_launch(sections.get("launch"), sections.get("pods"))
     _check_fit(**parsed)  # type: ignore[arg-type]
+    return parsed
 
 
 def _check_fit(
@@ -53,11 +96,15 @@ def _check_fit(
         warm_start_training.accumulation_steps(num_processes)
 
 
-def check_settings_task(warm_start_training: Mapping[str, Any], **sections: Mapping[str, Any]) -> None:
-    """Check all settings of a run, as a task of a pipeline.
+def check_settings_task(root: str, run: str, warm_start_training: Mapping[str, Any], **given: Any) -> None:
+    """Check all that a run is started with, as a task of a pipeline; see check_run for what is given.
 
     Args:
+        root: where all runs keep their data.
+        run: name of the run.
         warm_start_training: empty where the run has no warm start.
-        sections: the others, by name.
+        given: the other sections and the plan, by name.
     """
-    check_settings(sections | ({WARM_START_TRAINING: warm_start_training} if warm_start_training else {}))
+    sections = {name: given.pop(name) for name in SECTIONS if name in given}
+    first = {WARM_START_TRAINING: warm_start_training} if warm_start_training else {}
+    check_run(root, run, sections | first, **given)

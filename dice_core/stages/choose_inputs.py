@@ -1,24 +1,24 @@
 """What a recurring run works on: the last promoted policy, the newest prompts, and a name of its own.
 
-Decided once, when the run starts, and handed to its stages as plain addresses: a retried stage sees the same.
+Decided once, when the run starts, written down at the run, and handed to its stages as plain addresses: a retried stage
+sees the same, and so does a run that is started anew under its name.
 """
 
-import os
-import re
-from dataclasses import astuple, dataclass
+import json
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from dice_core.data.source_files import is_hidden
 from dice_core.progress import log
+from dice_core.stages.attempts import attempt
+from dice_core.stages.recurring_name import CHOSEN, continued_or_new
+from dice_core.stages.table import CHOOSE_INPUTS
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
-from dice_core.storage.contract import StorageError
+from dice_core.storage.contract import MissingObjectError, UnfitError
 from dice_core.storage.manifest import require_manifest
 from dice_core.storage.promotion import Promotion, read_promotion
-
-_JOB_CHARACTERS = 8
-_PLACEHOLDER = "{{"
-_RUN_ID_VARIABLE = "KFP_RUN_ID"
+from dice_core.storage.stored_record import read_record
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ def choose_inputs(
     reference_source: str,
     prompts_source: str,
 ) -> Inputs:
-    """Choose the inputs of a run.
+    """Choose the inputs of a run, or return what it has chosen before.
 
     Args:
         root: where all runs keep their data.
-        name: what the names of the recurring runs begin with.
+        name: what the names of the recurring runs begin with; the whole name of one continues that run.
         job_id: unique to the run; the same again gives the same name.
         promote_as: name of the promoted pointer; empty: always start from the sources given.
         policy_source: to start from while nothing is promoted.
@@ -56,38 +56,37 @@ def choose_inputs(
         StorageError: nothing is promoted and there is no reference, the promoted policy is gone or changed, or no
             prompts are there.
     """
-    promotion = read_promotion(layout.promoted(root, promote_as)) if promote_as else None
-    if promotion:
-        policy_source, reference_source = _check(promotion, layout.promoted(root, promote_as))
-    elif not reference_source:
-        raise StorageError(
-            f"{layout.promoted(root, promote_as) if promote_as else root}: no policy is promoted yet, and the preset "
-            "names no reference to start with: make submit once, so that a policy passes its gate"
-        )
-    chosen = Inputs(run_name(name, job_id), policy_source, reference_source, newest_prompts(prompts_source))
-    log(f"run {chosen.run}: policy {chosen.policy_source}, reference {chosen.reference_source}")
-    log(f"run {chosen.run}: prompts {chosen.prompts_source or 'of the preference pairs'}")
+    run = continued_or_new(root, name, job_id)
+    place = layout.choose_inputs(layout.run(root, run))
+    with attempt(CHOOSE_INPUTS, place):
+        chosen = _chosen_before(place)
+        if chosen is None:
+            policy_source, reference_source = _choose_policy(root, promote_as, policy_source, reference_source)
+            chosen = Inputs(run, policy_source, reference_source, newest_prompts(prompts_source))
+            open_storage(place).write_bytes(CHOSEN, json.dumps(asdict(chosen), indent=1).encode())
+    log(f"run {run}: policy {chosen.policy_source}, reference {chosen.reference_source}")
+    log(f"run {run}: prompts {chosen.prompts_source or 'of the preference pairs'}")
     return chosen
 
 
-def run_name(name: str, job_id: str) -> str:
-    """Return the name of the run with that job id.
-
-    Raises:
-        ValueError: no job id is known, or the name is too long.
-    """
-    if _PLACEHOLDER in job_id:
-        # Backends that do not fill the placeholder in still label the pod, and the pod reads its label.
-        job_id = os.environ.get(_RUN_ID_VARIABLE, "")
-    characters = "".join(character for character in job_id.lower() if character.isalnum())[:_JOB_CHARACTERS]
-    if not characters:
-        raise ValueError(f"{name}: the id of this run is not known: {_RUN_ID_VARIABLE} must hold it, got {job_id!r}")
-    return layout.check_name(f"{name}-{characters}", "run")
+def _chosen_before(place: str) -> Inputs | None:
+    try:
+        return read_record(Inputs, open_storage(place).read_bytes(CHOSEN), layout.join(place, CHOSEN))
+    except MissingObjectError:
+        return None
 
 
-def is_run_name(name: str) -> bool:
-    """Return whether a name ends as those of run_name do; that of a run by hand may too."""
-    return re.search(rf"-[0-9a-z]{{{_JOB_CHARACTERS}}}$", name) is not None
+def _choose_policy(root: str, promote_as: str, policy_source: str, reference_source: str) -> tuple[str, str]:
+    """Return the promoted policy and its reference, or, while nothing is promoted, those given."""
+    promotion = read_promotion(layout.promoted(root, promote_as)) if promote_as else None
+    if promotion:
+        return _check(promotion, layout.promoted(root, promote_as))
+    if not reference_source:
+        raise UnfitError(
+            f"{layout.promoted(root, promote_as) if promote_as else root}: no policy is promoted yet, and the preset "
+            "names no reference to start with: make submit once, so that a policy passes its gate"
+        )
+    return policy_source, reference_source
 
 
 def newest_prompts(source: str) -> str:
@@ -104,19 +103,19 @@ def newest_prompts(source: str) -> str:
     names = {found.key.partition("/")[0] for found in open_storage(source).list()}
     names = {name for name in names if not is_hidden(name)}
     if not names:
-        raise StorageError(f"{source}: no prompts are there: put a JSONL or Parquet file below it, named by date")
+        raise UnfitError(f"{source}: no prompts are there: put a JSONL or Parquet file below it, named by date")
     return layout.join(source, max(names))
 
 
 def _check(promotion: Promotion, uri: str) -> tuple[str, str]:
     found = require_manifest(promotion.policy_uri).content_digest
     if found != promotion.content_digest:
-        raise StorageError(
+        raise UnfitError(
             f"{promotion.policy_uri}: not the policy that was promoted (content {found[:12]}, {uri} says "
             f"{promotion.content_digest[:12]}): promote again by make submit, or delete {uri}"
         )
     if not promotion.reference_uri:
-        raise StorageError(f"{uri}: written by version {promotion.package_version}, it names no reference: delete it")
+        raise UnfitError(f"{uri}: written by version {promotion.package_version}, it names no reference: delete it")
     return promotion.policy_uri, promotion.reference_uri
 
 

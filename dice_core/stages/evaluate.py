@@ -9,6 +9,7 @@ from dice_core.data.settings import ChatConfig
 from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.preferences.settings import GenerationConfig
 from dice_core.settings.base import Values
+from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.parts import read_input
 from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.runner import StageContext, StageReport, run_stage
@@ -20,6 +21,7 @@ from dice_core.storage.promotion import promote
 _RESULT = "evaluation.json"
 
 
+@leaves_reason(EVALUATE)
 def evaluate(
     policy_uri: str,
     previous_uri: str,

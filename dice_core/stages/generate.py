@@ -11,6 +11,7 @@ from dice_core.data.settings import ChatConfig
 from dice_core.preferences.settings import GenerationConfig
 from dice_core.progress import Progress
 from dice_core.settings.base import Values
+from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.parts import part_name, published_behind, read_input, stored_parts
 from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.runner import StageContext, StageReport, run_stage
@@ -21,6 +22,7 @@ from dice_core.storage.manifest import Manifest
 _COUNTS = ("num_responses", "num_response_tokens", "num_cut_responses", "num_duplicate_responses")
 
 
+@leaves_reason(GENERATE)
 def generate(
     policy_uri: str,
     data_uri: str,

@@ -1,6 +1,7 @@
 """Stage import-model: bring a model into storage once."""
 
 from dice_core.models import importing
+from dice_core.stages.attempts import attempt
 from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.runner import StageReport
 from dice_core.stages.table import IMPORT_MODEL
@@ -9,13 +10,20 @@ from dice_core.storage.manifest import clear_stage, read_manifest
 
 
 def import_model(
-    source: str, output_uri: str, *, revision: str = "", trust_remote_code: bool = False, overwrite: bool = False
+    source: str,
+    output_uri: str,
+    *,
+    run_uri: str = "",
+    revision: str = "",
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
 ) -> StageReport:
     """Bring a model into storage once: a Hub id, a folder, an s3:// address or a GGUF file.
 
     Args:
         source: the model: a Hub id, a folder, an s3:// address or a GGUF file.
         output_uri: where the model goes; runs look in ROOT/models/<name>.
+        run_uri: the run that needs the model; if the import fails, the reason is left there.
         revision: branch, tag or commit of a Hub model.
         trust_remote_code: let code inside the model run, here and wherever the model is loaded.
         overwrite: first delete the model at the output.
@@ -23,17 +31,19 @@ def import_model(
     Raises:
         ModelError: it cannot be read, is cut, or is not safetensors.
     """
-    if overwrite:
-        clear_stage(output_uri, IMPORT_MODEL.name)
-    was_complete = read_manifest(output_uri) is not None
-    manifest = importing.import_model(source, output_uri, revision=revision, trust_remote_code=trust_remote_code)
+    with attempt(IMPORT_MODEL, layout.import_for_run(run_uri, output_uri) if run_uri else ""):
+        if overwrite:
+            clear_stage(output_uri, IMPORT_MODEL.name)
+        was_complete = read_manifest(output_uri) is not None
+        manifest = importing.import_model(source, output_uri, revision=revision, trust_remote_code=trust_remote_code)
     return StageReport(output_uri, "already complete" if was_complete else "completed", manifest.metrics)
 
 
-def import_model_task(root: str, source: str, metrics: Artifact) -> str:
+def import_model_task(root: str, run: str, source: str, metrics: Artifact) -> str:
     """Import a model for all runs below a root, as a task of a pipeline; see import_model.
 
     Returns:
         The model's address.
     """
-    return show(import_model(source, layout.imported_model(root, source)), Place(IMPORT_MODEL.name), metrics)
+    report = import_model(source, layout.imported_model(root, source), run_uri=layout.run(root, run))
+    return show(report, Place(IMPORT_MODEL.name), metrics)

@@ -9,6 +9,7 @@ from dice_core.data import records
 from dice_core.data.settings import ChatConfig
 from dice_core.preferences.settings import PairingConfig
 from dice_core.settings.base import ConfigError, Values
+from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.parts import group_tables, read_input
 from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.runner import StageContext, StageReport, run_stage
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from dice_core.preferences.pairs import PairSet
 
 
+@leaves_reason(PAIR)
 def pair(
     data_uri: str,
     policy_uri: str,

@@ -13,7 +13,7 @@ import pyarrow as pa
 from dice_core.data import records
 from dice_core.stages.runner import Input, StageContext
 from dice_core.storage import layout
-from dice_core.storage.contract import StorageError
+from dice_core.storage.contract import UnfitError
 from dice_core.storage.transfers import read_ahead, write_behind
 
 # Tables of thousands of parts: little is done with each, so that their way here decides.
@@ -37,7 +37,7 @@ def read_input(context: StageContext, source: Input, schema: pa.Schema, prefix: 
     names = source.tables("" if source.is_users_file else prefix)
     if not names:
         found = ", ".join(source.manifest.files) or "no file"
-        raise StorageError(f"{source.uri}: has no {prefix}*.parquet, its manifest names {found}")
+        raise UnfitError(f"{source.uri}: has no {prefix}*.parquet, its manifest names {found}")
     return _read(context, source, schema, names[0])
 
 

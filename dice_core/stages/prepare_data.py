@@ -17,15 +17,20 @@ from dice_core.data import records
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.data.source_files import files_below, files_to_read
 from dice_core.settings.base import ConfigError, Values
+from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.runner import StageContext, StageReport, run_stage, scratch_folder
 from dice_core.stages.table import PREPARE_DATA
 from dice_core.storage.address import open_storage
-from dice_core.storage.contract import MissingObjectError, StorageError
+from dice_core.storage.contract import MissingObjectError, UnfitError
 from dice_core.storage.manifest import Manifest
 from dice_core.storage.transfers import side_by_side
 
+SOURCES = "sources"
+"""Where a manifest says what the user called the sources; what identifies them are digests of their content."""
 
+
+@leaves_reason(PREPARE_DATA)
 def prepare_data(
     preferences_source: str,
     output_uri: str,
@@ -70,6 +75,7 @@ def prepare_data(
             work,
             settings={"data": data_config, "chat": chat_config},
             arguments={"seed": seed, **{name: source.digest for name, source in sources.items()}},
+            noted={SOURCES: {name: source.shown for name, source in sources.items()}},
             overwrite=overwrite,
             inputs={"policy": policy_uri},
         )
@@ -111,7 +117,7 @@ def _from_s3(source: str, folder: Path) -> Path:
     try:
         open_storage(parent).download(name, folder / name)
     except MissingObjectError:
-        raise StorageError(f"{source}: no such file or folder") from None
+        raise UnfitError(f"{source}: no such file or folder") from None
     return folder / name
 
 

@@ -1,21 +1,43 @@
-"""Stage report: one page on a run, written anew each time."""
+"""Stage report: one page on a run, written anew each time.
+
+The last task of a run writes it, and so does every stage that has measured a policy or failed (attempts.py): a run that
+is retried has no last task. The histograms of an iteration, for which large tables are read, are made once and kept
+beside the page.
+"""
 
 import json
 import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from dice_core.progress import log
 from dice_core.report.page import build_report
-from dice_core.report.run_data import ReportedStage, RunData, collect
+from dice_core.report.run_data import Details, Histogram, ReportedStage, RunData, collect
 from dice_core.report.summary import summary
-from dice_core.stages.choose_inputs import run_name
 from dice_core.stages.place import Artifact
+from dice_core.stages.recurring_name import continued_or_new
 from dice_core.stages.runner import StageReport
-from dice_core.stages.table import PAIR, REPORT, STAGES
+from dice_core.stages.table import CHECK_SETTINGS, PAIR, REPORT, STAGES
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
-from dice_core.storage.contract import StorageError
+from dice_core.storage.contract import MissingObjectError, StorageError
 from dice_core.storage.manifest import Manifest, publish_files, read_manifest, require_stage
+from dice_core.storage.run_contents import RunContents, read_contents
+from dice_core.storage.stored_record import read_record
+
+NUM_ITERATIONS = "num_iterations"
+"""What check-settings writes down of the plan, for the pages that stages write."""
+_HISTOGRAMS = "histograms.json"
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Histograms of a page, by what they were made from."""
+
+    histograms: dict[str, dict[str, Histogram]] = field(default_factory=dict)
+
 
 _PAGE = "report.html"
 
@@ -41,9 +63,7 @@ def report(run_uri: str, output_uri: str, *, num_iterations: int, allow_empty: b
         StorageError: the run has made nothing, or the place holds another stage's result.
     """
     layout.check_count(num_iterations, "num_iterations")
-    if present := read_manifest(output_uri):
-        require_stage(present, REPORT.name, output_uri)
-    data = read_run(run_uri, num_iterations)
+    data = _read(read_contents(run_uri), output_uri, num_iterations, "all")
     if data.is_empty and not allow_empty:
         raise StorageError(
             f"{run_uri}: no stage of a run has finished there: give the run's own place, ROOT/runs/NAME, or pass "
@@ -53,8 +73,34 @@ def report(run_uri: str, output_uri: str, *, num_iterations: int, allow_empty: b
     return StageReport(output_uri, "completed", {})
 
 
+def update_report(run_uri: str, *, details: Details) -> None:
+    """Write the page of a run that goes on, at its own place.
+
+    Args:
+        run_uri: the folder of the run.
+        details: read beside the manifests. With "small", no histogram is made that an earlier page had not.
+    """
+    contents, output_uri = read_contents(run_uri), layout.report(run_uri)
+    _publish(_read(contents, output_uri, _num_iterations(contents), details), output_uri)
+
+
 def read_run(run_uri: str, num_iterations: int, *, tables: bool = True) -> RunData:
     """Return what a run has made so far, stage by stage in the order of the table; see run_data.collect."""
+    return _collect(read_contents(run_uri), num_iterations, "all" if tables else "none")
+
+
+def _read(contents: RunContents, output_uri: str, num_iterations: int, details: Details) -> RunData:
+    if present := read_manifest(output_uri):
+        require_stage(present, REPORT.name, output_uri)
+    return _collect(contents, num_iterations, details, _kept_histograms(output_uri))
+
+
+def _collect(
+    contents: RunContents,
+    num_iterations: int,
+    details: Details,
+    known: Mapping[str, Mapping[str, Histogram]] | None = None,
+) -> RunData:
     # The pair stage names the shards that it has read.
     groups = {maker: name for name, makers in PAIR.inputs.items() for maker in makers}
     stages = [
@@ -62,21 +108,40 @@ def read_run(run_uri: str, num_iterations: int, *, tables: bool = True) -> RunDa
         for stage in STAGES.values()
         if stage.scope != "run"
     ]
-    return collect(run_uri, num_iterations, stages, tables=tables)
+    return collect(contents, num_iterations, stages, details=details, known=known or {})
+
+
+def _num_iterations(contents: RunContents) -> int:
+    """Return how many iterations a run has: as planned, where that was written down, and as many as have begun."""
+    checked = contents.manifests.get(CHECK_SETTINGS.name)
+    planned = checked.settings.get(NUM_ITERATIONS, 1) if checked else 1
+    return max(planned, *(layout.iteration_of(key) or 0 for key in contents.keys), 1)
+
+
+def _kept_histograms(output_uri: str) -> dict[str, dict[str, Histogram]]:
+    try:
+        return read_record(_Kept, open_storage(output_uri).read_bytes(_HISTOGRAMS), output_uri).histograms
+    except MissingObjectError:
+        return {}
+    except ValueError as error:
+        log(f"report: {layout.join(output_uri, _HISTOGRAMS)}: not read, and made again: {error}")
+        return {}
 
 
 def _publish(data: RunData, output_uri: str) -> None:
     with tempfile.TemporaryDirectory(prefix="dice-") as folder:
-        page, numbers = Path(folder) / _PAGE, Path(folder) / "summary.json"
-        page.write_text(build_report(data))
-        numbers.write_text(json.dumps(summary(data), indent=1))
+        files = {name: Path(folder) / name for name in (_PAGE, "summary.json", _HISTOGRAMS)}
+        files[_PAGE].write_text(build_report(data))
+        files["summary.json"].write_text(json.dumps(summary(data), indent=1))
+        kept = _Kept({key: dict(histograms) for key, histograms in data.histograms.items()})
+        files[_HISTOGRAMS].write_text(json.dumps(asdict(kept)))
         manifest = Manifest(stage=REPORT.name, fingerprint="", files={}, inputs={"run": data.uri})
-        publish_files(output_uri, {page.name: page, numbers.name: numbers}, manifest)
+        publish_files(output_uri, files, manifest)
 
 
 def report_task(root: str, run: str, job_id: str, num_iterations: int, page: PageArtifact) -> None:
     """Write the page of a run, as the last task of a pipeline; with a job_id, of the recurring run of that id."""
-    uri = layout.run(root, run_name(run, job_id) if job_id else run)
+    uri = layout.run(root, continued_or_new(root, run, job_id) if job_id else run)
     # The run may have failed at its first task: its page says that there is nothing.
     written = report(uri, layout.report(uri), num_iterations=num_iterations, allow_empty=True)
     open_storage(written.uri).download(_PAGE, Path(page.path))

@@ -10,18 +10,19 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
+from dice_core import __version__
 from dice_core.data import records
 from dice_core.progress import log
 from dice_core.settings.base import Settings
+from dice_core.stages.identity import differences, fingerprint
 from dice_core.stages.table import Stage
 from dice_core.storage.address import open_storage
-from dice_core.storage.contract import StorageError
+from dice_core.storage.contract import StorageError, UnfitError
 from dice_core.storage.manifest import (
     Manifest,
     Metric,
@@ -90,7 +91,7 @@ class Input:
         """
         recorded = self.manifest.inputs.get(name, "")
         if recorded and recorded.rpartition("@")[2] != other.manifest.content_digest:
-            raise StorageError(
+            raise UnfitError(
                 f"{self.uri}: was made with {name} {recorded.rpartition('@')[0]}, which is not what lies at "
                 f"{other.uri}: give the {name} that it was made with"
             )
@@ -188,10 +189,10 @@ def open_input(uri: str, makers: Sequence[str], folder: Path) -> Input:
     if not uri.endswith(".parquet"):
         made_by = " or ".join(f"`dice {stage}`" for stage in makers)
         if os.path.isfile(uri):
-            raise StorageError(f"{uri}: a file, where the result of {made_by} is needed: give the folder it wrote")
+            raise UnfitError(f"{uri}: a file, where the result of {made_by} is needed: give the folder it wrote")
         manifest = require_manifest(uri, made_by)
         if manifest.stage not in makers:
-            raise StorageError(f"{uri}: holds the result of {manifest.stage}, where that of {made_by} is needed")
+            raise UnfitError(f"{uri}: holds the result of {manifest.stage}, where that of {made_by} is needed")
         return Input(uri, manifest)
     parent, _, name = uri.rpartition("/")
     open_storage(parent or ".").download(name, folder / name)
@@ -208,6 +209,7 @@ def run_stage(
     settings: Mapping[str, Settings],
     arguments: Mapping[str, str | int],
     inputs: Mapping[str, str],
+    noted: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> StageReport:
     """Run a stage unless it is done already.
@@ -219,6 +221,7 @@ def run_stage(
         settings: the validated settings, by name.
         arguments: what else decides the result (seed, shard).
         inputs: name to URI of what it reads.
+        noted: what the manifest says beside the settings, and the result does not depend on.
         overwrite: delete what this stage left at its place before, once settings and inputs are known to be good.
 
     Raises:
@@ -229,22 +232,23 @@ def run_stage(
             name: open_input(uri, stage.inputs[name.partition("/")[0]], folder / "inputs" / name)
             for name, uri in inputs.items()
         }
-        fingerprint = _fingerprint(stage, settings, arguments, resolved)
+        digests = {name: entry.manifest.content_digest for name, entry in resolved.items()}
+        identity = fingerprint(stage, settings, arguments, digests)
         if overwrite:
             num_deleted = clear_stage(output_uri, stage.name)
             log(f"{stage.name}: {num_deleted} files of an earlier run deleted below {output_uri}")
         present = read_manifest(output_uri)
         if present is not None:
             require_stage(present, stage.name, output_uri)
-            return _reuse(present, fingerprint, output_uri, settings)
+            return _reuse(present, identity, output_uri, settings, arguments)
         fields = {
             "stage": stage.name,
-            "fingerprint": fingerprint,
-            "settings": {**{name: value.to_dict() for name, value in settings.items()}, **arguments},
+            "fingerprint": identity,
+            "settings": {**{name: value.to_dict() for name, value in settings.items()}, **arguments, **(noted or {})},
             "inputs": {name: f"{entry.uri}@{entry.manifest.content_digest}" for name, entry in resolved.items()},
         }
-        parts = finished_parts(output_uri, fingerprint)
-        return _run(StageContext(output_uri, fingerprint, resolved, folder, fields, parts), work)
+        parts = finished_parts(output_uri, identity)
+        return _run(StageContext(output_uri, identity, resolved, folder, fields, parts), work)
 
 
 def _run(context: StageContext, work: Callable[[StageContext], Manifest]) -> StageReport:
@@ -273,38 +277,24 @@ def _delete_dead_uploads(stage: str, uri: str) -> None:
         log(f"{stage}: {num_deleted} uploads of killed attempts deleted below {uri}")
 
 
-def _reuse(present: Manifest, fingerprint: str, output_uri: str, settings: Mapping[str, Settings]) -> StageReport:
-    if present.fingerprint != fingerprint:
-        changed = [
-            f"{group}.{name} was {present.settings.get(group, {}).get(name)!r}, now {value!r}"
-            for group, chosen in settings.items()
-            for name, value in chosen.to_dict().items()
-            if name not in chosen.operational() and present.settings.get(group, {}).get(name) != value
-        ]
-        raise StorageError(
+def _reuse(
+    present: Manifest,
+    identity: str,
+    output_uri: str,
+    settings: Mapping[str, Settings],
+    arguments: Mapping[str, str | int],
+) -> StageReport:
+    if present.fingerprint != identity:
+        changed = "; ".join(map(str, differences(present, settings, arguments)))
+        raise UnfitError(
             f"{output_uri}: holds the result of other settings or inputs "
-            f"({'; '.join(changed) or 'inputs or seed differ'}): take a new run name, or pass --overwrite"
+            f"({changed or f'inputs, or the version: made by {present.package_version}, this is {__version__}'}): "
+            "take a new run name, or pass --overwrite"
         )
     if present.skipped:
         return StageReport(output_uri, "skipped", {}, present.skipped)
     log(f"{present.stage}: already complete: {output_uri}")
     return StageReport(output_uri, "already complete", present.metrics)
-
-
-def _fingerprint(
-    stage: Stage,
-    settings: Mapping[str, Settings],
-    arguments: Mapping[str, str | int],
-    inputs: Mapping[str, Input],
-) -> str:
-    facts = {
-        "stage": stage.name,
-        "format_version": stage.format_version,
-        "settings": {name: value.fingerprint() for name, value in settings.items()},
-        "arguments": dict(arguments),
-        "inputs": {name: entry.manifest.content_digest for name, entry in inputs.items()},
-    }
-    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from dice_core.preferences.reward import implicit_reward
 from dice_core.preferences.settings import ScoringConfig
 from dice_core.progress import Progress
 from dice_core.settings.base import Values
+from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.parts import part_name, published_behind, read_input, stored_parts
 from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.runner import StageContext, StageReport, run_stage
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _NUM_AHEAD = 2
 
 
+@leaves_reason(SCORE)
 def score(
     policy_uri: str,
     reference_uri: str,

@@ -5,15 +5,17 @@ from typing import Any
 
 from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
 from dice_core.settings.base import Values
+from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import TRAIN
 from dice_core.storage import layout
-from dice_core.storage.contract import StorageError
+from dice_core.storage.contract import UnfitError
 from dice_core.storage.manifest import Manifest, require_manifest
 from dice_core.training.settings import TrainingConfig
 
 
+@leaves_reason(TRAIN)
 def train(
     policy_uri: str,
     pairs_uri: str,
@@ -91,7 +93,7 @@ def _run_job(
     launch_training(job.write(), launch, pods)
     manifest = require_manifest(context.uri)
     if manifest.fingerprint != context.fingerprint:
-        raise StorageError(f"{context.uri}: another training published here while this one ran: take a new run name")
+        raise UnfitError(f"{context.uri}: another training published here while this one ran: take a new run name")
     return manifest
 
 

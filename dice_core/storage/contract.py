@@ -15,7 +15,11 @@ class StorageError(RuntimeError):
     """Storage that cannot be used as asked. The message is one line: the URI, the cause, what to do."""
 
 
-class MissingObjectError(StorageError):
+class UnfitError(StorageError):
+    """What lies at a place is not what was asked for. Another try finds the same: a person has to change something."""
+
+
+class MissingObjectError(UnfitError):
     """No object at that key."""
 
 

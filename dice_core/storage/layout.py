@@ -4,6 +4,8 @@
       models/<name>/                           imported models, shared by runs
       promoted/<name>.json                     pointer to the last policy that passed its gate
       runs/<run>/
+        check-settings/                        what the run was last started with
+        choose-inputs/  import-model/<name>/   only why one of these failed
         data/                                  prompts, preferences, held_out
         warm-start/{pair,train}/
         iteration-<t>/
@@ -12,17 +14,19 @@
           pair/  train/  evaluate/
         report/
 
-Each of these folders belongs to one stage, which writes `manifest.json` there last.
+Each of these folders belongs to one stage, which writes `manifest.json` there last. Where its last attempt failed,
+`failure.json` says why.
 """
 
 import re
 
-MANIFEST = "manifest.json"
+MANIFEST, FAILURE = "manifest.json", "failure.json"
 
 MAX_NAME = 63
 """Of a label value; S3 would take more."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
+_PLACE = re.compile(r"(?:(?:warm-start|iteration-(\d+))/)?[a-z-]+(?:/shard-\d+-of-\d+)?")
 
 
 def check_name(name: str, what: str) -> str:
@@ -89,6 +93,23 @@ def run_of(uri: str) -> str:
     return name if len(name) <= MAX_NAME and _NAME.fullmatch(name) else ""
 
 
+def run_uri_of(uri: str) -> str:
+    """Return where the run is that an address belongs to; empty: it belongs to none."""
+    name = run_of(uri)
+    return f"{uri.rpartition('/runs/')[0]}/runs/{name}" if name else ""
+
+
+def is_stage(place: str) -> bool:
+    """Return whether an address below a run, such as iteration-1/train, is the place of a stage or of a shard."""
+    return _PLACE.fullmatch(place) is not None
+
+
+def iteration_of(place: str) -> int | None:
+    """Return the iteration of a place below a run, 0 for the warm start; None: it belongs to the whole run."""
+    folder, number = place.partition("/")[0], _PLACE.match(place)
+    return 0 if folder == "warm-start" else int(number[1]) if number and number[1] else None
+
+
 def model(root: str, name: str) -> str:
     """Return where an imported model is kept; a hub id such as `org/model` becomes `org--model`."""
     return join(root, "models", check_name(name.lower().replace("/", "--"), "model name"))
@@ -107,6 +128,21 @@ def imported_model(root: str, source: str) -> str:
 def promoted(root: str, name: str) -> str:
     """Return the pointer to the last promoted policy of a preset or schedule."""
     return join(root, "promoted", f"{check_name(name, 'name')}.json")
+
+
+def check_settings(run_uri: str) -> str:
+    """Return where it is written what a run was last started with."""
+    return join(run_uri, "check-settings")
+
+
+def choose_inputs(run_uri: str) -> str:
+    """Return where a recurring run says why it found nothing to work on."""
+    return join(run_uri, "choose-inputs")
+
+
+def import_for_run(run_uri: str, model_uri: str) -> str:
+    """Return where a run says why a model that it needs could not be imported; the model itself is no run's own."""
+    return join(run_uri, "import-model", model_uri.rstrip("/").rpartition("/")[2])
 
 
 def data(run_uri: str) -> str:

@@ -17,7 +17,7 @@ from dice_core import __version__
 from dice_core.data.records import RecordError
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
-from dice_core.storage.contract import ConflictError, MissingObjectError, Storage, StorageError
+from dice_core.storage.contract import ConflictError, MissingObjectError, Storage, StorageError, UnfitError
 from dice_core.storage.stored_record import read_record
 from dice_core.storage.transfers import side_by_side
 
@@ -110,7 +110,7 @@ def require_manifest(uri: str, made_by: str = "the stage that writes it") -> Man
     """
     manifest = read_manifest(uri)
     if manifest is None:
-        raise StorageError(
+        raise UnfitError(
             f"{uri}: no {layout.MANIFEST} there: {made_by} has not finished, or the address is wrong "
             "(a model or a data set of your own comes in through `dice import-model` or `dice prepare-data`)"
         )
@@ -124,7 +124,7 @@ def require_stage(manifest: Manifest, stage: str, uri: str) -> None:
         StorageError: it is another stage's.
     """
     if manifest.stage != stage:
-        raise StorageError(
+        raise UnfitError(
             f"{uri}: holds the result of {manifest.stage}, which {stage} leaves alone: choose another place"
         )
 
@@ -166,7 +166,7 @@ def fetch_files(uri: str, manifest: Manifest, folder: Path, names: Iterable[str]
     storage, paths = open_storage(uri), {}
     for name in manifest.files if names is None else names:
         if name not in manifest.files:
-            raise StorageError(f"{uri}: its manifest names no file {name!r}, it names {', '.join(manifest.files)}")
+            raise UnfitError(f"{uri}: its manifest names no file {name!r}, it names {', '.join(manifest.files)}")
         paths[name] = folder / name
     side_by_side(lambda name: _fetch(storage, name, paths[name], manifest.files[name]), paths)
     return paths
@@ -246,7 +246,7 @@ def finished_parts(uri: str, fingerprint: str) -> dict[str, Part]:
     for key, data in zip(keys, side_by_side(storage.read_bytes, keys), strict=True):
         note = _read_note(data, layout.join(uri, key))
         if note.fingerprint != fingerprint:
-            raise StorageError(
+            raise UnfitError(
                 f"{uri}: holds parts made with other settings or inputs: take a new run name, or pass --overwrite"
             )
         part = Part(note.key, note.entry)

@@ -13,7 +13,7 @@ from typing import Any
 from dice_core.launch.job_spec import RUN_LABEL
 from dice_core.launch.jobs import TrainingJobs
 from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
-from dice_core.stages import choose_inputs as recurring
+from dice_core.stages import recurring_name as recurring
 from dice_core.storage import layout
 
 _DELETE = "kubectl --namespace {} delete pytorchjobs --selector {}={}"

@@ -12,6 +12,8 @@ from dice_core.launch.settings import LaunchConfig
 from dice_core.settings.durations import to_seconds
 from dice_core.stages.table import CHOOSE_INPUTS, REPORT, Stage
 from pipelines.cluster.config import (
+    ATTEMPT_FIELD,
+    ATTEMPT_VARIABLE,
     CONFIG_KEYS,
     CONFIG_MAP,
     CREDENTIAL_KEYS,
@@ -156,5 +158,6 @@ def _mark(task: dsl.PipelineTask, stage: Stage, cluster: ClusterConfig) -> None:
     for name, value in {_NO_SIDECAR: "false", **cluster.annotations}.items():
         kubernetes.add_pod_annotation(task, name, value)
     # Each field is kept with every task of the workflow, which has to fit into etcd: only who reads it gets it.
+    kubernetes.use_field_path_as_env(task, ATTEMPT_VARIABLE, ATTEMPT_FIELD)
     if stage in (CHOOSE_INPUTS, REPORT):
         kubernetes.use_field_path_as_env(task, RUN_ID_VARIABLE, RUN_ID_FIELD)

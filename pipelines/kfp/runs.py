@@ -15,7 +15,7 @@ from typing import Any
 
 from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.settings.durations import show_duration
-from dice_core.stages import choose_inputs as recurring
+from dice_core.stages import recurring_name as recurring
 from dice_core.storage import layout
 from pipelines.cluster.jobs import own_name, parameters_of
 from pipelines.cluster.pods import waiting_pods

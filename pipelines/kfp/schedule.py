@@ -20,7 +20,7 @@ from typing import Any
 
 from dice_core.settings.base import ConfigError
 from dice_core.settings.durations import show_duration, to_seconds
-from dice_core.stages import choose_inputs as recurring
+from dice_core.stages import recurring_name as recurring
 from dice_core.storage import layout
 from pipelines.cluster.config import PIPELINE_ACCOUNT
 from pipelines.kfp.api import Connection, KfpApi, KfpError

@@ -175,9 +175,7 @@ def kfp_states(tasks: Sequence[GraphTask], run: Any, facts: RunFacts, now: float
     return [_entry_state(task, entries, facts, is_whole, now) for task in found]
 
 
-def _entry_state(
-    task: GraphTask, entries: Mapping[str, Any], facts: RunFacts, is_whole: bool, now: float
-) -> TaskState:
+def _entry_state(task: GraphTask, entries: Mapping[str, Any], facts: RunFacts, is_whole: bool, now: float) -> TaskState:
     entry = entries.get(task.path)
     state = str(entry.state or "") if entry else ""
     spent = (seconds(entry.end_time) or now) - seconds(entry.start_time) if entry and entry.start_time else 0.0
@@ -185,12 +183,10 @@ def _entry_state(
         return TaskState(task.label, OK, spent)
     if any(entries[path].state == "SKIPPED" for path in task.conditions if path in entries) or state == "SKIPPED":
         return TaskState(task.label, SKIPPED)
-    if state == "FAILED" and is_whole:
+    if entry and state == "FAILED" and is_whole:
         is_stopped = facts.stopped_at and seconds(entry.end_time) >= facts.stopped_at
         message = entry.error.message if entry.error else ""
-        return TaskState(
-            task.label, STOPPED if is_stopped else FAILED, spent, " ".join((message or "").split())
-        )
+        return TaskState(task.label, STOPPED if is_stopped else FAILED, spent, " ".join((message or "").split()))
     if is_whole:
         return TaskState(task.label, NOT_RUN)
     if facts.state == "SUCCEEDED" and _has_run_to_its_end(task, entries):

@@ -186,5 +186,7 @@ def test_a_model_that_was_imported_elsewhere_and_carried_over_is_asked_of_nobody
     shutil.copytree(tmp_path / "connected", tmp_path / "root" / "models" / "org--tiny")
     monkeypatch.setattr(models, "bring", lambda *_: pytest.fail("the Hub was asked"))
     metrics = FakeArtifact(tmp_path / "metrics")
-    found = component("import_model").python_func(root=str(tmp_path / "root"), source="Org/Tiny", metrics=metrics)
+    found = component("import_model").python_func(
+        root=str(tmp_path / "root"), run="r", source="Org/Tiny", metrics=metrics
+    )
     assert found == str(tmp_path / "root" / "models" / "org--tiny")

@@ -1,17 +1,15 @@
 """How long and how often a training job may try, on a cluster whose operator counts too; pods are local processes."""
 
 import io
-import json
 from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
 
 from dice_core.launch.backend import FinalError, LaunchError
-from dice_core.launch.pytorchjob import FAILURE_FILE
 from tests.kubernetes_api.by_hand import wait_until
 from tests.kubernetes_api.server import ApiServer
-from tests.kubernetes_api.store import JOB, POD, WORKFLOW, WORKLOAD, Object
+from tests.kubernetes_api.store import JOB, WORKLOAD, Object
 from tests.kubernetes_api.training_operator import TrainingOperator
 from tests.launchers import Launcher, Make, num_created, pods, running, start_process
 
@@ -101,51 +99,6 @@ sys.exit(1)
 
 def num_starts(job_uri: str) -> int:
     return len(Path(job_uri).with_name("starts").read_text())
-
-
-def launch_in_run(server: ApiServer, number: int) -> None:
-    """Let launchers believe to run in a pod of a workflow."""
-    workflow = server.store.create(WORKFLOW, "default", {"metadata": {"name": f"run-{number}"}})
-    owner = {key: workflow[key] for key in ("apiVersion", "kind")}
-    owner |= {"name": f"run-{number}", "uid": workflow["metadata"]["uid"], "controller": True}
-    spec = {"containers": [{"name": "main", "image": "core:1", "command": ["sleep", "60"]}]}
-    metadata = {"name": f"launcher-{number}", "ownerReferences": [owner]}
-    server.store.create(POD, "default", {"metadata": metadata, "spec": spec})
-
-
-def test_a_failure_that_would_repeat_is_tried_once_in_a_run_and_again_in_the_next(
-    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    monkeypatch.setenv("POD_NAMESPACE", "default")
-    operator.kubelet.restart_seconds = 10
-    command = worker(_FAILS.replace("{error}", "final error: the loss is not finite"))
-    for run in (1, 2):
-        launch_in_run(server, run)
-        monkeypatch.setenv("POD_NAME", f"launcher-{run}")
-        with pytest.raises(FinalError, match=r"exit code 1 in \S+-master-0: the loss is not finite \(job default/"):
-            Launcher(job_uri, command).result()
-        for _ in range(2):
-            with pytest.raises(
-                FinalError, match=r"the loss is not finite .* not tried; correct the cause and submit again"
-            ):
-                Launcher(job_uri, command).result()
-        assert num_starts(job_uri) == num_created(server) == run
-        assert server.store.find(JOB, "default") == []
-
-
-def test_a_run_that_is_retried_by_hand_after_such_a_failure_trains_again(
-    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    monkeypatch.setenv("POD_NAMESPACE", "default")
-    launch_in_run(server, 1)
-    monkeypatch.setenv("POD_NAME", "launcher-1")
-    with pytest.raises(FinalError):
-        Launcher(job_uri, worker(_FAILS.replace("{error}", "final error: the model is cut"))).result()
-    record = json.loads((path := Path(job_uri).with_name(FAILURE_FILE)).read_text())
-    path.write_text(json.dumps(record | {"time": record["time"] - 1000}))
-    Launcher(job_uri, worker("")).result()
 
 
 def test_a_job_that_the_operator_has_ended_with_such_a_failure_is_final_too(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dice_core.stages.choose_inputs import Inputs, choose_inputs, newest_prompts, run_name
+from dice_core.stages.choose_inputs import Inputs, choose_inputs, newest_prompts
+from dice_core.stages.recurring_name import run_name
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
@@ -42,6 +43,31 @@ def test_a_run_starts_from_the_last_promoted_policy_and_its_reference(s3: str, t
     chosen = choose(root)
     assert (chosen.policy_source, chosen.reference_source) == (policy, reference)
     assert layout.imported_model(root, policy) == policy, "a promoted policy is used where it is"
+
+
+def test_a_run_that_is_started_anew_keeps_its_name_and_what_it_chose(tmp_path: Path) -> None:
+    """`make retry` of a recurring run that KFP cannot retry: the pointer may have moved on since."""
+    root = str(tmp_path)
+    before = choose(root)
+    promoted(root, tmp_path)
+    assert (
+        choose_inputs(
+            root,
+            before.run,
+            "another-id",
+            promote_as="zephyr",
+            policy_source="",
+            reference_source="",
+            prompts_source="",
+        )
+        == before
+    )
+    assert choose(root) == before
+
+
+def test_a_schedule_whose_name_ends_like_a_runs_starts_runs_of_its_own(tmp_path: Path) -> None:
+    values = {"promote_as": "", "policy_source": "org/dpo", "reference_source": "org/sft", "prompts_source": ""}
+    assert choose_inputs(str(tmp_path), "nightly-00000000", JOB, **values).run == "nightly-00000000-3f2a9c1b"
 
 
 def test_a_preset_with_a_warm_start_needs_a_promoted_policy(tmp_path: Path) -> None:

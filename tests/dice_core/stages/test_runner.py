@@ -98,10 +98,16 @@ def test_other_settings_at_the_same_place_are_refused_and_named(uri):
         run(uri, Work(), settings=GenerationConfig(temperature=0.9))
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"format_version": 2}])
-def test_another_seed_or_format_at_the_same_place_is_refused(uri, change):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 1}, r"\(seed was 0, now 1\)"),
+        ({"format_version": 2}, r"\(inputs, or the version: made by .*, this is"),
+    ],
+)
+def test_another_seed_or_format_at_the_same_place_is_refused_and_named(uri, change, said):
     run(uri, Work())
-    with pytest.raises(StorageError, match="inputs or seed differ"):
+    with pytest.raises(StorageError, match=said):
         run(uri, Work(), **change)
 
 
@@ -127,7 +133,7 @@ def test_an_input_that_changed_is_refused(uri, tmp_path):
     run(uri, Work(), inputs={"responses": source})
     clear_stage(source, "generate")
     run(source, lambda context: context.publish({}, {}))
-    with pytest.raises(StorageError, match="inputs or seed differ"):
+    with pytest.raises(StorageError, match="inputs, or the version"):
         run(uri, Work(), inputs={"responses": source})
 
 
