@@ -1,6 +1,6 @@
-"""The Kubeflow Pipelines API, as far as our commands need it: kfp's own client, its faults as one line each.
+"""The part of the Kubeflow Pipelines API that our commands use: kfp's own client, with each fault as one line.
 
-Knows KFP's pipelines, versions, runs and schedules; submit.py and schedule.py fill them.
+This file knows KFP's pipelines, versions, runs and schedules. submit.py and schedule.py decide what goes into them.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _CERTIFICATE_HINT = "set KFP_HOST to the name that the certificate is for, or ha
 
 
 class KfpError(RuntimeError):
-    """Kubeflow Pipelines cannot be used as asked. The message is one line: the host, the cause, what to do."""
+    """Kubeflow Pipelines cannot do what was asked. The message is one line: the host, the cause, what to do."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Connection:
 
     @classmethod
     def from_environment(cls, host: str = "", namespace: str = "") -> "Connection":
-        """Take what is not given from KFP_HOST, DICE_NAMESPACE, KFP_TOKEN and KFP_COOKIES.
+        """Fill in what is not given from KFP_HOST, DICE_NAMESPACE, KFP_TOKEN and KFP_COOKIES.
 
-        Without any host it is the local end of a port-forward.
+        Without any host, the connection is to the local end of a port-forward.
 
         Raises:
-            KfpError: not the address of a host.
+            KfpError: the host is not an http or https address.
         """
         namespace = namespace or os.environ.get("DICE_NAMESPACE") or "kubeflow"
         host = (host or os.environ.get("KFP_HOST") or _LOCAL_HOST).rstrip("/")
@@ -59,10 +59,10 @@ class KfpApi:
     """A connection to one Kubeflow Pipelines. Every method raises KfpError, with one line, when it cannot be used."""
 
     def __init__(self, connection: Connection) -> None:
-        """Connect: asks for its health first, so that a wrong address is told within seconds.
+        """Connect. The first call asks for the server's health, so that a wrong address fails within seconds.
 
         Raises:
-            KfpError: not reachable, not allowed, or not Kubeflow Pipelines 2.
+            KfpError: the server is not reachable, refuses us, or is not Kubeflow Pipelines 2.
         """
         self.host, self._connection = connection.host, connection
         try:
@@ -86,9 +86,9 @@ class KfpApi:
             )
 
     def upload_once(self, pipeline: str, version: str, package: Path, description: str) -> tuple[Any, bool]:
-        """Return the version of a pipeline with that name, and whether it had to be uploaded.
+        """Return the version of that name, and whether it had to be uploaded.
 
-        The description is the version's, and that of the pipeline where this makes it.
+        A pipeline that is not there yet is made, with the same description.
         """
         with self._explained(f"upload pipeline {pipeline}"):
             pipeline_id = self._pipeline_id(pipeline, description)
@@ -113,7 +113,7 @@ class KfpApi:
         return str(self._client.pipelines.pipeline_service_create_pipeline(pipeline).pipeline_id)
 
     def experiment(self, name: str) -> str:
-        """Return the id of an experiment; it is made where there is none."""
+        """Return the id of an experiment, which is made if it is not there."""
         with self._explained(f"make experiment {name}"):
             return str(self._client.create_experiment(name, namespace=self._namespace).experiment_id)
 
@@ -132,7 +132,7 @@ class KfpApi:
             )
 
     def runs(self, name: str = "") -> list[Any]:
-        """Return runs, the newest first: those of a name, or the latest ones of all names."""
+        """Return runs, newest first: those of one name, or the latest of all names."""
         with self._explained("list runs"):
             found = self._client.list_runs(
                 page_size=_PAGE,
@@ -143,7 +143,7 @@ class KfpApi:
             return list(found.runs or ())
 
     def recurring_runs(self) -> Iterator[Any]:
-        """Yield all runs that a schedule has started, the newest first."""
+        """Yield all runs that a schedule started, newest first."""
         token = ""
         while True:
             with self._explained("list runs"):
@@ -174,12 +174,12 @@ class KfpApi:
         return True
 
     def retry(self, run_id: str) -> None:
-        """Start a run that failed or was stopped again, at what did not succeed; it stays the same run."""
+        """Continue a run that failed or was stopped, with the tasks that did not succeed; it stays the same run."""
         with self._explained(f"retry run {run_id}"):
             self._client.runs.run_service_retry_run(run_id)
 
     def pipeline_spec(self, run: Any) -> Mapping[str, Any]:
-        """Return the compiled pipeline of a run; empty where KFP does not keep it."""
+        """Return the compiled pipeline of a run, or an empty one if KFP does not have it."""
         spec, reference = run.pipeline_spec, run.pipeline_version_reference
         if not spec and reference and reference.pipeline_version_id:
             with self._explained("read the pipeline version"):
@@ -209,7 +209,7 @@ class KfpApi:
             self._client.delete_recurring_run(schedule_id)
 
     def create_schedule(self, experiment_id: str, name: str, *, version: Any, **settings: Any) -> Any:
-        """Create a recurring run of a pipeline version; `settings` as kfp.Client.create_recurring_run has them."""
+        """Create a recurring run of a pipeline version, with the settings of kfp.Client.create_recurring_run."""
         with self._explained(f"create recurring run {name}"):
             return self._client.create_recurring_run(
                 experiment_id,
@@ -220,13 +220,13 @@ class KfpApi:
             )
 
     def address(self, kind: str, identity: str) -> str:
-        """Return the UI's page of a run (`runs`) or of a recurring run (`recurringrun`)."""
+        """Return the address of the UI's page of a run (`runs`) or a recurring run (`recurringrun`)."""
         ui = os.environ.get("KFP_UI_HOST", self.host).rstrip("/")
         return f"{ui}/#/{kind}/details/{identity}"
 
     @contextlib.contextmanager
     def _explained(self, action: str) -> Iterator[None]:
-        """Turn the clients' errors into one line; swallow the lines that kfp prints about what it does."""
+        """Turn the client's errors into one line, and drop the lines that kfp prints about its work."""
         import kfp_server_api
         import urllib3
 
@@ -242,10 +242,10 @@ class KfpApi:
 
 
 def probe(connection: Connection, route: Route) -> dict[str, Any]:
-    """Return what Kubeflow Pipelines says of its health.
+    """Return what Kubeflow Pipelines says about its health.
 
     Raises:
-        KfpError: not reachable, not allowed, or not Kubeflow Pipelines 2.
+        KfpError: the server is not reachable, refuses us, or is not Kubeflow Pipelines 2.
     """
     import urllib3
 
@@ -290,7 +290,7 @@ def _explain_status(connection: Connection, action: str, status: int | None, bod
 
 
 def _message(body: object) -> str:
-    """Return the one sentence of an error body: JSON of KFP, or HTML of something before it."""
+    """Return one sentence from the body of an error: KFP's JSON, or the HTML of a proxy before it."""
     text = body.decode(errors="replace") if isinstance(body, bytes) else str(body)
     try:
         found = json.loads(text)

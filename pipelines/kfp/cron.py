@@ -1,7 +1,7 @@
-"""The cron expressions that KFP reads: six fields, seconds first, as robfig/cron has them.
+"""KFP's cron expressions: six fields, seconds first, in the syntax of robfig/cron.
 
-Each field is a list of numbers or names, ranges and steps. What KFP would take and never run, or run too often, is
-refused here: KFP itself says nothing of it.
+Each field is a list of numbers or names, ranges and steps. This file refuses what KFP accepts in silence and then never
+runs, or runs too often.
 """
 
 import re
@@ -21,18 +21,18 @@ _NAMES = {
     "month": ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"),
     "day of the week": ("sun", "mon", "tue", "wed", "thu", "fri", "sat"),
 }
-"""Of the numbers of a field, from the lowest."""
+"""Names of a field's numbers, from the lowest."""
 _ENTRY = re.compile(r"(?:[*?]|(?P<first>\w+)(?:-(?P<last>\w+))?)(?:/[1-9]\d*)?")
 
 
 def check_cron(text: str) -> str:
-    """Return a cron expression of six fields that starts one run an hour at most.
+    """Return a cron expression if it has six fields and starts at most one run an hour.
 
-    KFP takes one of five fields too, and reads its minutes as seconds.
+    KFP accepts five fields too, and reads the minutes as seconds.
 
     Raises:
-        ConfigError: not six fields (of a five-field one the message has the corrected form), a field that is no such
-            time, or more than one run an hour.
+        ConfigError: there are not six fields (for five, the message has the corrected form), a field is not such a
+            time, or there is more than one run an hour.
     """
     fields = text.split()
     if len(fields) == len(_FIELDS) - 1:
@@ -54,7 +54,7 @@ def check_cron(text: str) -> str:
 
 
 def _check_hourly(fields: Sequence[str], text: str) -> None:
-    """Refuse more than one second or minute: a run takes longer than an hour."""
+    """Refuse several seconds or minutes: a run takes longer than an hour."""
     exact = [field if field.isdecimal() else "0" for field in fields[:2]]
     for name, field, wanted in zip(_FIELDS, fields, exact, strict=False):
         if field != wanted:
@@ -65,7 +65,7 @@ def _check_hourly(fields: Sequence[str], text: str) -> None:
 
 
 def _fits(entry: str, name: str) -> bool:
-    """Return whether one entry of a field's list can be read, within its bounds and in order."""
+    """Return whether one entry of a field's list is valid: well formed, within bounds, in order."""
     match = _ENTRY.fullmatch(entry)
     if match is None:
         return False

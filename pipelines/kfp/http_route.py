@@ -1,6 +1,7 @@
-"""The way to Kubeflow Pipelines over HTTP: whose certificates are trusted, and through which proxy.
+"""The HTTP route to Kubeflow Pipelines: which certificates are trusted, and which proxy is used.
 
-The same for the first call and for kfp's client, which by itself trusts certifi's list alone and knows no proxy.
+Our first call and kfp's client take the same route. By itself, kfp's client trusts only certifi's list and uses no
+proxy.
 """
 
 import os
@@ -20,15 +21,15 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class Route:
-    """What every call to a host goes by."""
+    """The route of every call to a host."""
 
     ca_file: str
-    """Certificates that are trusted; empty: certifi's."""
+    """File of trusted certificates; empty: certifi's."""
     proxy: str
     """Empty: none."""
 
     def pool(self) -> "urllib3.PoolManager":
-        """Return connections that go by it, as kfp's client makes them."""
+        """Return a connection pool for the route, made as kfp's client makes its own."""
         import certifi
         import urllib3
 
@@ -39,13 +40,13 @@ class Route:
 
 
 def route_to(host: str) -> Route:
-    """Return the route to a host, from KFP_CA_CERT or SSL_CERT_FILE, and http_proxy, https_proxy and no_proxy.
+    """Return the route to a host, by KFP_CA_CERT or SSL_CERT_FILE, and http_proxy, https_proxy and no_proxy.
 
     Args:
         host: with http:// or https://.
 
     Raises:
-        ValueError: the variable names no file of certificates.
+        ValueError: the variable does not name a file of certificates.
     """
     return Route(_ca_file() if host.startswith("https://") else "", _proxy(host))
 

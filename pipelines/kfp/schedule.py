@@ -1,10 +1,10 @@
-"""`make schedule` and `make unschedule`: recurring runs. Each starts from the last promoted policy, on newest prompts.
+"""`make schedule` and `make unschedule`: recurring runs, each from the last promoted policy and on the newest prompts.
 
-KFP has no call that changes a recurring run: a new one takes the place of one of the same name. A recurring run has one
-run at a time. It does not catch up on the ticks that it missed, except the newest: KFP starts one run at once for it.
+KFP cannot change a recurring run, so a new one replaces the old one of the same name. A recurring run has one run at a
+time. It does not catch up on the ticks that it missed, except the newest, for which KFP starts one run at once.
 
-Deleting a recurring run kills its run under way: its ScheduledWorkflow owns the workflow. So it is disabled first, and
-deleted once it is idle; what is left disabled, the next `make schedule` or `make unschedule` of the name deletes.
+Deleting a recurring run kills its run under way: its ScheduledWorkflow owns the workflow. These commands disable it
+first, and delete it if it is idle. The next `make schedule` or `make unschedule` of the name deletes what is left.
 """
 
 import argparse
@@ -35,7 +35,7 @@ _SHORTEST_SECONDS = 3600
 
 
 def schedule(options: argparse.Namespace, preset: Preset) -> int:
-    """Create a recurring run, or replace the one of the same name."""
+    """Create a recurring run, which replaces one of the same name."""
     name = check_schedule_name(options.name or preset.name)
     trigger = chosen_trigger(options.cron, options.every)
     preset = with_prompts(preset, options.prompts)
@@ -74,10 +74,10 @@ def schedule(options: argparse.Namespace, preset: Preset) -> int:
 
 
 def check_schedule_name(name: str) -> str:
-    """Return the name if those of the runs that it starts can be made of it.
+    """Return the name of a schedule if the names of its runs, which begin with it, are valid.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: they are not.
     """
     layout.check_name(name, "name")
     try:
@@ -115,7 +115,7 @@ def unschedule(options: argparse.Namespace) -> int:
         end_runs(api, under_way, partial(stop, api, context=options.context, namespace=connection.namespace))
         for entry in api.schedules(options.name):
             api.delete_schedule(entry.recurring_run_id)
-    print(f"schedule {options.name}: deleted")
+    print(f"schedule {options.name}: deleted, with the pods and logs of its runs; what they made stays in S3")
     return 0
 
 
@@ -178,10 +178,10 @@ def end_runs(
 
 
 def chosen_trigger(cron: str, every: str) -> dict[str, Any]:
-    """Return when to start runs, as kfp.Client.create_recurring_run has it.
+    """Return when to start runs, as an argument of kfp.Client.create_recurring_run.
 
     Raises:
-        ConfigError: both or neither is given, or it is not of that form.
+        ConfigError: both or neither is given, or the form is wrong.
     """
     if bool(cron) == bool(every):
         raise ConfigError("schedule: give either CRON='0 0 3 * * 1' (seconds first) or EVERY=7d")
@@ -197,14 +197,14 @@ def chosen_trigger(cron: str, every: str) -> dict[str, Any]:
 
 
 def show_trigger(trigger: dict[str, Any]) -> str:
-    """Return when runs start, for people."""
+    """Return in words when runs start."""
     if "cron_expression" in trigger:
         return f"at '{trigger['cron_expression']}' (seconds first; the cluster's time zone, UTC by default)"
     return f"every {show_duration(trigger['interval_second'])}"
 
 
 def with_prompts(preset: Preset, prompts: str) -> Preset:
-    """Return the preset with the place of its prompts changed, if one is given."""
+    """Return the preset with these prompts, if any are given."""
     if not prompts:
         return preset
     layout.check_s3(prompts, "prompts")

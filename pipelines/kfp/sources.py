@@ -1,7 +1,7 @@
-"""What a run on a cluster can be given as a source: an address on S3, or a name on the Hub.
+"""Sources that a run on a cluster accepts: an address on S3, or a name on the Hub.
 
-Looks at the text alone, before anything is sent. Whether something is there, import-model and prepare-data find out.
-What a run on this machine takes besides (folders, GGUF files) is theirs too.
+The check reads the text alone, before anything is sent. import-model and prepare-data find out whether a source exists,
+and know the sources that only a run on this machine accepts (folders, GGUF files).
 """
 
 import re
@@ -24,13 +24,13 @@ _SCHEME = re.compile(r"\w+:/")
 
 
 def check_sources(parameters: Mapping[str, Any]) -> None:
-    """Raise an error for a source that pods cannot read: missing, on this machine, or at no address.
+    """Refuse a source that pods cannot read: it is missing, on this machine, or no valid address.
 
     Args:
-        parameters: of a run; the names of sources end in `_source`.
+        parameters: of a run. The names of sources end in `_source`.
 
     Raises:
-        ValueError: one line naming the source and what is allowed.
+        ValueError: one line that names the source and what is allowed.
     """
     for name, value in parameters.items():
         if name.endswith("_source"):

@@ -1,1 +1,1 @@
-"""What a cluster must have before a run starts, checked line by line."""
+"""Checks, line by line, that a cluster has what a run needs before the run starts."""

@@ -1,7 +1,7 @@
-"""What preflight asks of Argo, which runs the workflows of Kubeflow Pipelines: are retries made, what stays of a run.
+"""Preflight checks of Argo, which runs KFP's workflows: does it retry failed tasks, and how long do finished runs stay?
 
-Both are defaults in Argo's ConfigMap. A workflow and a template keep what they say themselves; the defaults fill in the
-rest. KFP writes the number of retries into a template, and no policy: the ConfigMap alone decides what is retried.
+Both are defaults in Argo's ConfigMap. What a workflow or template says itself wins, and the defaults fill in the rest.
+KFP writes the number of retries into a template but no policy, so that the ConfigMap alone decides what is retried.
 """
 
 from collections.abc import Mapping

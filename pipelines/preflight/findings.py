@@ -1,4 +1,4 @@
-"""What a check of preflight comes to: a line. What is checked is not known here."""
+"""The result of one preflight check: a line. The checks themselves are in the other files."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pipelines.kfp.api import KfpError
 
 
 class UncertainError(RuntimeError):
-    """What was found may be right or wrong, or cannot be seen from here. The message is one line with what to do."""
+    """A check cannot decide: the finding may be right or wrong, or is hidden from here. The message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Line:
 
 
 def checked(what: str, check: Callable[[], str]) -> Line:
-    """Run a check that returns what it found, or raises what is wrong."""
+    """Run a check, which returns what it found or raises what is wrong, and return its line."""
     try:
         return Line("ok", what, check())
     except UncertainError as error:

@@ -1,4 +1,4 @@
-"""What preflight asks of the nodes: do they have the images, can they take the pods of a run."""
+"""Preflight checks of the nodes: do they have the images, and can they take the pods of a run?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ _NODES = "/api/v1/nodes"
 
 @dataclass(frozen=True)
 class Pods:
-    """Pods that run at a time, what each requests, where they may go."""
+    """Pods that run at the same time: what each requests, and where they may go."""
 
     what: str
     number: int
     requests: Mapping[str, str]
     pool: str
-    """What the settings of their nodes begin with."""
+    """Prefix of the settings that choose their nodes."""
     selector: Mapping[str, str]
     tolerations: Sequence[Mapping[str, Any]]
     sizes: str
@@ -30,7 +30,7 @@ class Pods:
 
 
 def training_pods(config: ClusterConfig, launch: LaunchConfig) -> Pods:
-    """Return the pods of training; the other tasks with GPUs go to the same nodes and are smaller."""
+    """Return the training pods. The other tasks with GPUs go to the same nodes and are smaller."""
     requests = {"cpu": config.trainer_cpu, "memory": config.trainer_memory}
     if config.gpu_resource:
         requests[config.gpu_resource] = str(launch.processes_per_node)
@@ -51,7 +51,15 @@ def cpu_task_pods(config: ClusterConfig) -> Pods:
 
 
 def check_images(cluster: KubernetesApi, wanted: Sequence[str]) -> str:
-    """Find images that no registry has on the nodes: a cluster of kind gets them by make kind-load."""
+    """Look for images without a registry on the nodes, where make kind-load puts them.
+
+    Args:
+        cluster: with the nodes.
+        wanted: full names of the images.
+
+    Raises:
+        KubernetesError: an image is on no node, or its tag was never pushed.
+    """
     if images.names_a_registry(wanted[0]):
         if changed := [image for image in wanted if image.endswith("-dirty")]:
             raise KubernetesError(
@@ -71,11 +79,11 @@ def check_images(cluster: KubernetesApi, wanted: Sequence[str]) -> str:
 
 
 def check_nodes(cluster: KubernetesApi, pods: Pods) -> str:
-    """Find nodes that can take the pods.
+    """Count the nodes that can take the pods.
 
     Raises:
-        UncertainError: too few are there now; an autoscaler may make more.
-        KubernetesError: there are nodes, and none of them can.
+        UncertainError: there are too few now, but an autoscaler may add some.
+        KubernetesError: there are nodes, and none of them can take the pods.
     """
     selector = ",".join(f"{name}={value}" for name, value in pods.selector.items())
     nodes = cluster.list(_NODES, **({"labelSelector": selector} if selector else {}))
@@ -101,7 +109,7 @@ def check_nodes(cluster: KubernetesApi, pods: Pods) -> str:
 
 
 def _fault(node: Mapping[str, Any], pods: Pods) -> str:
-    """Return why a node cannot take a pod; empty if it can."""
+    """Return why a node cannot take a pod, or an empty text if it can."""
     ready = {entry["type"]: entry["status"] for entry in node["status"].get("conditions", ())}.get("Ready")
     if ready != "True":
         return "is not ready"
@@ -118,7 +126,7 @@ def _fault(node: Mapping[str, Any], pods: Pods) -> str:
 
 
 def _tolerates(rule: Mapping[str, str], taint: Mapping[str, str]) -> bool:
-    """Return whether a toleration covers a taint, by the rules of Kubernetes."""
+    """Return whether a toleration covers a taint, by Kubernetes' rules."""
     if rule.get("effect") and rule["effect"] != taint["effect"]:
         return False
     if rule.get("operator", "Equal") == "Exists":

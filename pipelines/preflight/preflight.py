@@ -1,7 +1,7 @@
-"""`make preflight`: look whether the cluster has what a run of a preset needs, before hours are spent on finding out.
+"""`make preflight`: check that the cluster has what a run of a preset needs, before the run spends hours to find out.
 
-One line a check: ok, FAIL and what to do, or `?` where it cannot be looked at from here, or may be right or wrong. It
-changes nothing but one small object in S3, which it deletes again.
+Each check prints one line: ok, FAIL and what to do, or `?` if the check cannot look or cannot decide. Preflight writes
+one small object to S3, deletes it again, and changes nothing else.
 """
 
 import argparse
@@ -47,7 +47,7 @@ _DEPLOY = "make deploy OVERLAY=... makes it"
 
 
 def preflight(options: argparse.Namespace, preset: Preset) -> int:
-    """Print a line for each check; return 1 if one failed."""
+    """Print a line for each check, and return 1 if one failed."""
     failed = 0
     for line in lines(options, preset):
         print(line, flush=True)
@@ -58,7 +58,7 @@ def preflight(options: argparse.Namespace, preset: Preset) -> int:
 
 
 def lines(options: argparse.Namespace, preset: Preset) -> Iterator[Line]:
-    """Yield the checks' results."""
+    """Yield the result of each check."""
     connection = Connection.from_environment(options.host, options.namespace)
     yield Line("ok", "settings", preset.description)
     yield checked("Kubeflow Pipelines", partial(check_kfp, connection))
@@ -78,14 +78,14 @@ def lines(options: argparse.Namespace, preset: Preset) -> Iterator[Line]:
 
 
 def check_kfp(connection: Connection) -> str:
-    """Reach Kubeflow Pipelines and list runs as this person."""
+    """Connect to Kubeflow Pipelines, and list runs with this person's rights."""
     api = KfpApi(connection)
     api.runs()
     return api.host + (f", several users, namespace {connection.namespace}" if api.is_multi_user else "")
 
 
 def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
-    """Yield what the Kubernetes API tells: objects, rights, the training operator, nodes, quota."""
+    """Yield the checks that need the Kubernetes API: objects, rights, training operator, retries, nodes, quota."""
     config, launch = preset.cluster or ClusterConfig(), preset.launch
     is_elsewhere = launch.backend == "pytorchjob"
     trainer_account = config.trainer_service_account if is_elsewhere else ""
@@ -122,7 +122,7 @@ def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
 
 
 def check_object(cluster: KubernetesApi, resource: str, name: str, keys: tuple[str, ...] = ()) -> str:
-    """Find an object of the namespace, with keys in its data."""
+    """Check that an object of the namespace exists, with these keys in its data."""
     found = cluster.named(resource, name)
     if found is None:
         raise KubernetesError(f"there is none in namespace {cluster.namespace}: {_DEPLOY}")
@@ -133,7 +133,7 @@ def check_object(cluster: KubernetesApi, resource: str, name: str, keys: tuple[s
 
 
 def check_claim(cluster: KubernetesApi, name: str) -> str:
-    """Find the volume claim; one that waits for its first pod is as good as a bound one, if its class exists."""
+    """Check the volume claim. One that waits for its first pod is as good as a bound one, if its class exists."""
     found = cluster.named("persistentvolumeclaims", name)
     if found is None:
         raise KubernetesError(f"no claim {name} in namespace {cluster.namespace}: {_DEPLOY}")
@@ -157,7 +157,7 @@ def check_claim(cluster: KubernetesApi, name: str) -> str:
 
 
 def check_operator(cluster: KubernetesApi, launch: LaunchConfig) -> str:
-    """Find the PyTorchJob resource; say what the operator adds to pods, which can keep them from starting."""
+    """Check that PyTorchJob exists, and say what the operator adds to pods, which can keep them from starting."""
     found = cluster.get("/apis/kubeflow.org/v1")
     if not found or "pytorchjobs" not in {entry["name"] for entry in found["resources"]}:
         raise KubernetesError(
@@ -169,7 +169,7 @@ def check_operator(cluster: KubernetesApi, launch: LaunchConfig) -> str:
 
 
 def check_rights(cluster: KubernetesApi, rights: _Rights) -> str:
-    """Ask whether the tasks of a run may do what they do: report their outcome, and run PyTorchJobs."""
+    """Ask whether the tasks of a run may report their outcome and run PyTorchJobs."""
     try:
         refused = [
             f"{verb} {name}" for verb, group, name in rights if not cluster.may(PIPELINE_ACCOUNT, verb, group, name)
@@ -189,7 +189,7 @@ def check_rights(cluster: KubernetesApi, rights: _Rights) -> str:
 
 
 def check_own_rights(cluster: KubernetesApi, rights: _Rights) -> str:
-    """Ask whether the person who asks may do what make logs and make cancel do; a run itself needs none of it."""
+    """Ask whether this person may do what make logs and make cancel do. A run itself needs none of it."""
     refused = [f"{verb} {name}" for verb, group, name in rights if not cluster.may("", verb, group, name)]
     if refused:
         raise UncertainError(f"you may not {', '.join(refused)}: make logs or make cancel will need it, ask for it")
@@ -197,7 +197,7 @@ def check_own_rights(cluster: KubernetesApi, rights: _Rights) -> str:
 
 
 def check_shared_memory(config: ClusterConfig, launch: LaunchConfig) -> str:
-    """Compare /dev/shm with the memory of the pods, of which it is a part."""
+    """Compare /dev/shm with the memory of the pods, which it is a part of."""
     pods = {"a GPU task": (config.gpu_task_shm_size, config.gpu_task_memory)}
     pods["a training pod"] = (config.trainer_shm_size, config.trainer_memory)
     for name, (size, memory) in pods.items():

@@ -1,4 +1,4 @@
-"""What preflight asks of quotas and queues: will training be let in."""
+"""Preflight checks of quotas and queues: will training be admitted?"""
 
 from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.launch.settings import LaunchConfig
@@ -9,7 +9,7 @@ _KUEUE = "/apis/kueue.x-k8s.io"
 
 
 def check_quota(cluster: KubernetesApi, config: ClusterConfig, launch: LaunchConfig, num_shards: int) -> str:
-    """Compare the namespace's GPU quotas with the most that training holds at once."""
+    """Compare the namespace's GPU quotas with the most GPUs that training holds at once."""
     name = f"requests.{config.gpu_resource}"
     needed, shown = launch.num_nodes * launch.processes_per_node, []
     for quota in cluster.list(f"/api/v1/namespaces/{cluster.namespace}/resourcequotas"):
@@ -26,7 +26,7 @@ def check_quota(cluster: KubernetesApi, config: ClusterConfig, launch: LaunchCon
 
 
 def check_queue(cluster: KubernetesApi, name: str) -> str:
-    """Find Kueue's queue and whether it admits jobs: a job in a queue that is not there waits, and nothing says so."""
+    """Check that Kueue's queue exists and admits jobs: a job in a missing queue waits, and nothing says so."""
     kueue = cluster.get(_KUEUE)
     if kueue is None:
         raise KubernetesError(

@@ -1,6 +1,6 @@
-"""What preflight asks of S3: do runs have a place, and can it be written as the pods will, from this machine.
+"""Preflight checks of S3: do runs have a root, and can this machine write to it as the pods will?
 
-It writes one small object, and deletes it again.
+The check writes one small object and deletes it again.
 """
 
 import argparse
@@ -25,11 +25,11 @@ _SHELL_VARIABLES = {
     "AWS_ENDPOINT_URL": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
     "AWS_REGION": ("AWS_REGION", "AWS_DEFAULT_REGION"),
 }
-"""What the cluster was deployed with, and the variables by which this shell may say something else."""
+"""Settings that the cluster was deployed with, and the variables that override each in this shell."""
 
 
 def s3_lines(options: argparse.Namespace, cluster: KubernetesApi | None, config: ClusterConfig) -> Iterator[Line]:
-    """Yield whether runs have a place, and whether it can be written with the pods' server and region."""
+    """Yield whether runs have a root, and whether it can be written with the pods' server and region."""
     found = deployed(cluster)
     try:
         root = chosen_root(options.root, lambda: found.get("DICE_ROOT", ""))
@@ -50,7 +50,7 @@ def s3_lines(options: argparse.Namespace, cluster: KubernetesApi | None, config:
 
 
 def deployed(cluster: KubernetesApi | None) -> Mapping[str, str]:
-    """Return what the cluster was deployed with; empty where it does not say. That it is there, another line tells."""
+    """Return the settings that the cluster was deployed with; empty if they cannot be read: another check says so."""
     try:
         found = cluster.named("configmaps", CONFIG_MAP) if cluster else None
     except KubernetesError:
@@ -62,8 +62,8 @@ def check_s3(root: str, config: ClusterConfig) -> str:
     """Write, read and delete an object, if this machine may.
 
     Raises:
-        UncertainError: this machine has no access, which says nothing of the pods'.
-        StorageError: it does not work.
+        UncertainError: this machine has no access, which says nothing about the pods' access.
+        StorageError: one of the three failed.
     """
     try:
         return try_writing(root)
@@ -76,7 +76,7 @@ def check_s3(root: str, config: ClusterConfig) -> str:
 
 
 def try_writing(root: str) -> str:
-    """Write, read and delete an object; a second writer must be held off, or promoting a policy is not safe."""
+    """Write, read and delete an object. The server must refuse a second writer, or promoting a policy is not safe."""
     storage, key = open_storage(layout.join(root, "preflight")), uuid.uuid4().hex
     storage.write_if_version(key, b"first", None)
     try:
@@ -98,7 +98,7 @@ def _of_shell(name: str) -> str:
 
 @contextmanager
 def _as_deployed(found: Mapping[str, str]) -> Iterator[None]:
-    """Give this process the server and the region that pods have, where the shell says nothing."""
+    """Give this process the pods' server and region, where the shell names none."""
     added = {name: found[name] for name in _SHELL_VARIABLES if found.get(name) and not _of_shell(name)}
     os.environ.update(added)
     try:
@@ -109,7 +109,7 @@ def _as_deployed(found: Mapping[str, str]) -> Iterator[None]:
 
 
 def _is_inside(endpoint: str) -> bool:
-    """Return whether only pods find the server: it has the name of a service."""
+    """Return whether only pods can resolve the server's name, which is that of a service."""
     host = urlsplit(endpoint).hostname or ""
     return bool(host) and ("." not in host or host.endswith((".svc", ".cluster.local")))
 

@@ -1,5 +1,6 @@
 """What preflight says of Argo's defaults: those of a stock KFP 2.17.0, those that make kind-up sets, and others."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from pipelines.preflight.findings import Line, checked
 from tests.cluster_objects import ClusterObjects, running_cluster
 
 PROJECT = Path(__file__).parents[3]
-STOCK = yaml.safe_load((PROJECT / "tests/data/kfp-2.17.0/workflow-controller-configmap.yaml").read_text())["data"]
-PATCH = yaml.safe_load((PROJECT / "manifests/kubeflow-pipelines/workflow-defaults.yaml").read_text())["data"]
+STOCK_FILE = PROJECT / "tests" / "data" / "kfp-2.17.0" / "workflow-controller-configmap.yaml"
+STOCK = yaml.safe_load(STOCK_FILE.read_text())["data"]
+PATCH = PROJECT / "manifests" / "kubeflow-pipelines" / "workflow-defaults.yaml"
 PLACE = f"/api/v1/namespaces/kubeflow/configmaps/{CONFIG_MAP}"
 AGENT = "/apis/apps/v1/namespaces/kubeflow/deployments/ml-pipeline-persistenceagent"
 
@@ -24,6 +26,13 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     with running_cluster({PLACE: {"data": STOCK}}) as cluster:
         monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path)))
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def patched() -> Any:
+    """Return the stock ConfigMap after the command of the documents, by kubectl itself."""
+    command = ["kubectl", "patch", "--local", "--filename", str(STOCK_FILE), "--patch-file", str(PATCH), "-o", "yaml"]
+    return yaml.safe_load(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def with_spec(spec: Any) -> dict[str, Any]:
@@ -59,20 +68,21 @@ def test_on_a_stock_kfp_a_finished_run_is_gone_after_an_hour(cluster: ClusterObj
     )
 
 
-def test_the_patch_of_the_manifests_makes_both_right(cluster: ClusterObjects) -> None:
-    cluster.objects |= {PLACE: {"data": STOCK | PATCH}, AGENT: with_agent("604800")}
+def test_the_patch_of_the_manifests_makes_both_right(cluster: ClusterObjects, patched: Any) -> None:
+    cluster.objects |= {PLACE: patched, AGENT: with_agent("604800")}
     assert retries() == Line("ok", "retries", "a task that fails is tried again, 2 times at most (retryPolicy Always)")
     assert ttl().state == "ok" and "stays 7d" in ttl().text
 
 
-def test_the_patch_replaces_all_that_the_stock_defaults_say() -> None:
-    """A merge patch replaces the text of the key as a whole."""
-    assert sorted(parse_defaults(PATCH)) == sorted(parse_defaults(STOCK))
-    assert sorted(parse_defaults(PATCH)["ttlStrategy"]) == sorted(parse_defaults(STOCK)["ttlStrategy"])
+def test_the_patch_says_all_that_the_stock_defaults_say_and_changes_nothing_else(patched: Any) -> None:
+    """A patch replaces the text of a key as a whole."""
+    before, after = parse_defaults(STOCK), parse_defaults(patched["data"])
+    assert (sorted(after), sorted(after["ttlStrategy"])) == (sorted(before), sorted(before["ttlStrategy"]))
+    assert patched["data"] | {"workflowDefaults": STOCK["workflowDefaults"]} == STOCK
 
 
-def test_the_persistence_agent_of_kfp_ends_a_finished_run_too(cluster: ClusterObjects) -> None:
-    cluster.objects |= {PLACE: {"data": STOCK | PATCH}, AGENT: with_agent("7200")}
+def test_the_persistence_agent_of_kfp_ends_a_finished_run_too(cluster: ClusterObjects, patched: Any) -> None:
+    cluster.objects |= {PLACE: patched, AGENT: with_agent("7200")}
     assert ttl().state == "?" and "stays 2h" in ttl().text
     cluster.forbidden.add(AGENT)
     assert ttl().state == "ok" and "stays 7d" in ttl().text
