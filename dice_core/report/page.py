@@ -48,7 +48,7 @@ def build_report(data: RunData) -> str:
         run=data.uri.rstrip("/").rpartition("/")[2],
         names=run_summary.column_names(data),
         failures=_failures(data),
-        verdicts=[_verdict(iteration) for iteration in data.iterations if iteration.number],
+        verdicts=[_verdict(iteration) for iteration in data.iterations if iteration.number and not iteration.failures],
         rows=run_summary.rows(data),
         filters=_filters(data),
         prepared=_prepared(data),
@@ -73,12 +73,13 @@ def clean(text: str) -> str:
     return re.sub("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "\ufffd", text.replace("\r\n", "\n"))
 
 
-def _failures(data: RunData) -> list[tuple[str, str]]:
-    """Return (task, why it failed) of all stages that left a reason."""
+def _failures(data: RunData) -> list[run_summary.FailureLine]:
+    """Return why stages failed, those of the whole run first."""
     found = run_summary.failure_lines(data.failures)
     for iteration in data.iterations:
+        name = run_summary.name(iteration)
         lines = run_summary.failure_lines(iteration.failures)
-        found += [(f"{run_summary.name(iteration)}: {task}", why) for task, why in lines]
+        found += [line._replace(task=f"{name}: {line.task}") for line in lines]
     return found
 
 

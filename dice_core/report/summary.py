@@ -3,9 +3,9 @@
 Pure. page.py shows the rows, `make demo` prints them, and summary.json holds the dicts.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from dice_core.evaluation.gate import NO_GAIN
 from dice_core.preferences.reward import paper_length_penalty
@@ -14,8 +14,23 @@ from dice_core.storage.failures import StageFailure
 
 NOTHING = "-"
 """Stands in a table where a number is not known."""
+_NUM_NAMED_SHARDS = 4
 FAILED = "failed"
 """Ends the status of an iteration one of whose stages left a reason."""
+
+
+class FailureLine(NamedTuple):
+    """Why a task failed, or shards of it."""
+
+    task: str
+    reason: str
+    details: str
+    """Attempt, pod, time, and whether it is final."""
+
+    @property
+    def text(self) -> str:
+        """The reason, with the details."""
+        return f"{self.reason} ({self.details})"
 
 
 @dataclass(frozen=True)
@@ -60,21 +75,31 @@ def status(iteration: IterationData) -> str:
     return "accepted" if verdict.get("improved") else NO_GAIN
 
 
-def failure_lines(failures: Iterable[StageFailure]) -> list[tuple[str, str]]:
-    """Return (task, why it failed) of failures; shards of a stage that failed for one reason are one."""
+def failure_lines(failures: Iterable[StageFailure]) -> list[FailureLine]:
+    """Return what to say of failures; shards of a stage that failed for one reason are one line."""
     groups: dict[tuple[str, str], list[StageFailure]] = {}
     for failure in failures:
         task = failure.stage if failure.shard else failure.title.rpartition(": ")[2]
         groups.setdefault((task, failure.reason), []).append(failure)
-    lines = []
-    for (task, reason), group in groups.items():
-        first, shard = group[0], group[0].shard
-        shards = ", ".join(str(failure.shard[0] + 1) for failure in group if failure.shard)
-        which = f" {shards} of {shard[1]}" if shard else ""
-        final = "every attempt would meet it" if first.is_final else ""
-        details = ", ".join(filter(None, [first.where, first.time, final]))
-        lines.append((f"{task}{which}", f"{reason} ({details})"))
-    return lines
+    return [
+        FailureLine(task + (_shards(group) if group[0].shard else ""), reason, _details(group[0]))
+        for (task, reason), group in groups.items()
+    ]
+
+
+def _details(failure: StageFailure) -> str:
+    when = failure.time.replace("T", " ").replace("Z", " UTC")
+    return ", ".join(
+        filter(None, [failure.where, when, "another attempt would meet it too" if failure.is_final else ""])
+    )
+
+
+def _shards(failures: Sequence[StageFailure]) -> str:
+    shards = [failure.shard for failure in failures if failure.shard]
+    of_all = f"of {shards[0][1]}"
+    if len(shards) > _NUM_NAMED_SHARDS:
+        return f", {len(shards)} {of_all} shards,"
+    return f" {', '.join(str(shard + 1) for shard, _ in shards)} {of_all}"
 
 
 def summary(data: RunData) -> dict[str, Any]:
@@ -85,7 +110,7 @@ def summary(data: RunData) -> dict[str, Any]:
         "written": data.written,
         "iterations": [summarise(iteration) for iteration in data.iterations],
         "notes": list(data.notes),
-        "failures": dict(failure_lines(data.failures)),
+        "failures": {line.task: line.text for line in failure_lines(data.failures)},
     }
 
 
@@ -114,7 +139,7 @@ def summarise(iteration: IterationData) -> dict[str, Any]:
     return {
         "iteration": iteration.number,
         "status": status(iteration),
-        "failures": dict(failure_lines(iteration.failures)),
+        "failures": {line.task: line.text for line in failure_lines(iteration.failures)},
         "reason": evaluate.get("reason") or next((s.skipped for s in iteration.stages.values() if s.skipped), ""),
         **{field: metrics.get(field) for field, metrics in copied.items()},
         "length_penalty_paper": None if penalty is None or beta is None else paper_length_penalty(float(penalty), beta),
@@ -194,8 +219,8 @@ def summary_table(data: RunData) -> str:
         state = status(iteration)
         if state in (NO_GAIN, "refused", "skipped"):
             lines.append(f"{name(iteration)} {state}: {reason.removeprefix(f'{state}: ')}")
-        lines += [f"{name(iteration)}: {task} {FAILED}: {why}" for task, why in failure_lines(iteration.failures)]
-    lines += [f"{task} {FAILED}: {why}" for task, why in failure_lines(data.failures)]
+        lines += [f"{name(iteration)}: {line.task} {FAILED}: {line.text}" for line in failure_lines(iteration.failures)]
+    lines += [f"{line.task} {FAILED}: {line.text}" for line in failure_lines(data.failures)]
     return "\n".join(line.rstrip() for line in lines)
 
 

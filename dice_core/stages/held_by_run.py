@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dice_core import __version__
 from dice_core.settings.base import Settings
 from dice_core.stages.identity import Difference, differences, fingerprint
 from dice_core.stages.prepare_data import SOURCES, local_sources
@@ -75,7 +76,9 @@ def find_differences(plan: RunPlan, held: RunContents) -> dict[str, list[Differe
     What the run would make anew or never ask for, such as shards of another number of them, does not count.
     """
     manifest_at = cache(held.manifest)
-    stages = [_Held(place, STAGES[made.stage], made) for place, made in held.manifests.items() if made.stage in STAGES]
+    # A stage that was interrupted goes on with its parts, if they were made with the same settings.
+    made = held.begun | held.manifests
+    stages = [_Held(place, STAGES[found.stage], found) for place, found in made.items() if found.stage in STAGES]
     wanted = [stage for stage in stages if _is_wanted(plan, stage)]
     found = {stage.place: [*_differing_inputs(plan, stage, manifest_at), *_differing(plan, stage)] for stage in wanted}
     return {place: different for place, different in found.items() if different}
@@ -123,7 +126,9 @@ def _differing(plan: RunPlan, held: _Held) -> list[Difference]:
     if fingerprint(held.stage, sections, arguments, digests) == manifest.fingerprint:
         return []
     found = [_by_setting(plan, manifest, difference) for difference in differences(manifest, sections, arguments)]
-    return found or [Difference("its form", f"that of version {manifest.package_version}", "another")]
+    return found or [
+        Difference("form of the result", f"of version {manifest.package_version}", f"of version {__version__}")
+    ]
 
 
 def _sections(plan: RunPlan, held: _Held) -> dict[str, Settings]:

@@ -162,7 +162,7 @@ class StageContext:
         Returns:
             Whether the part that counts is this one, and not one of an attempt that ran at the same time.
         """
-        self.parts[name] = publish_part(self.uri, name, path, self.fingerprint)
+        self.parts[name] = publish_part(self.uri, name, path, **self.manifest_fields)
         return self.parts[name].entry == describe_file(path)
 
     def publish(self, files: Mapping[str, Path], metrics: Mapping[str, Metric]) -> Manifest:

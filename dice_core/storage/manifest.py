@@ -49,6 +49,10 @@ class _Note(Part):
     """What is stored beside a finished part, and makes it count."""
 
     fingerprint: str
+    stage: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+    """As in the manifest that the stage will write."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,11 +211,18 @@ def publish_files(uri: str, files: Mapping[str, Path], manifest: Manifest) -> Ma
     return complete
 
 
-def publish_part(uri: str, name: str, path: Path, fingerprint: str) -> Part:
+def publish_part(uri: str, name: str, path: Path, fingerprint: str, **recorded: Any) -> Part:
     """Upload one finished part of a stage that goes on, then the note that makes it count.
 
     The key holds the content's digest and the note is written once, so that of two attempts that run at the same time
     (an evicted pod that lives on, and its retry) one part counts, whole, whatever the other does.
+
+    Args:
+        uri: the stage's own place.
+        name: of the part.
+        path: its file.
+        fingerprint: of the stage.
+        recorded: stage, settings and inputs, for whoever looks before the stage has ended.
 
     Returns:
         The part that counts: this one, or the other attempt's.
@@ -219,7 +230,7 @@ def publish_part(uri: str, name: str, path: Path, fingerprint: str) -> Part:
     storage, entry = open_storage(uri), describe_file(path)
     part = Part(f"{path.stem}-{entry.sha256[:12]}{path.suffix}", entry)
     storage.upload(path, part.key)
-    note = _Note(part.key, entry, fingerprint)
+    note = _Note(part.key, entry, fingerprint, **recorded)
     try:
         storage.write_if_version(name + _NOTE_SUFFIX, json.dumps(asdict(note)).encode(), None)
     except ConflictError:
@@ -253,6 +264,27 @@ def finished_parts(uri: str, fingerprint: str) -> dict[str, Part]:
         if sizes.get(part.key) == part.entry.size:
             parts[key.removesuffix(_NOTE_SUFFIX)] = part
     return parts
+
+
+def begun_stages(uri: str, keys: Iterable[str]) -> dict[str, Manifest]:
+    """Return what stages that have not ended began with, as far as finished parts say it: by place below an address.
+
+    Args:
+        uri: of a run.
+        keys: of its files.
+    """
+    notes = {key.rpartition("/")[0]: key for key in keys if key.endswith(_NOTE_SUFFIX)}
+    storage = open_storage(uri)
+    found = zip(notes, side_by_side(storage.read_bytes, notes.values()), strict=True)
+    read = {place: _read_note(data, layout.join(uri, notes[place])) for place, data in found}
+    return {
+        place: Manifest(
+            stage=note.stage, fingerprint=note.fingerprint, files={}, settings=note.settings, inputs=note.inputs
+        )
+        for place, note in read.items()
+        # Version 0.1.0 did not say it.
+        if note.stage
+    }
 
 
 def _read_note(data: bytes, where: str) -> _Note:

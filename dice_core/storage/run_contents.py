@@ -9,7 +9,7 @@ from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import MissingObjectError
 from dice_core.storage.failures import StageFailure, failures_among
-from dice_core.storage.manifest import Manifest, read_manifest
+from dice_core.storage.manifest import Manifest, begun_stages, read_manifest
 from dice_core.storage.transfers import side_by_side
 
 
@@ -22,6 +22,8 @@ class RunContents:
     """Of all its files, relative to the run."""
     manifests: dict[str, Manifest] = field(default_factory=dict)
     """Of finished stages, by the place below the run, such as iteration-1/train."""
+    begun: dict[str, Manifest] = field(default_factory=dict)
+    """What stages began with that have not finished, as far as their parts say it."""
     failures: tuple[StageFailure, ...] = ()
 
     def manifest(self, uri: str) -> Manifest | None:
@@ -60,4 +62,5 @@ def read_contents(run_uri: str) -> RunContents:
 
     found = zip(places, side_by_side(read, places), strict=True)
     manifests = {place: manifest for place, manifest in found if manifest}
-    return RunContents(run_uri, keys, manifests, tuple(failures_among(run_uri, keys)))
+    begun = begun_stages(run_uri, (key for key in keys if key.rpartition("/")[0] not in manifests))
+    return RunContents(run_uri, keys, manifests, begun, tuple(failures_among(run_uri, keys)))

@@ -167,6 +167,30 @@ def test_what_this_machine_runs_has_no_condition(tmp_path: Path) -> None:
     assert not [name for name in spec["components"] if name.startswith("comp-condition")]
 
 
+@pytest.mark.parametrize("recurring", [False, True])
+def test_what_the_run_holds_is_compared_with_what_its_stages_will_get(recurring: bool, tmp_path: Path) -> None:
+    """Under the name, and with the policy, reference and prompts, that a recurring run has chosen."""
+    preset = apply_overrides(PRESETS["zephyr"](), ["iterations=3", "num_shards=4"])
+    spec = compiled(preset, tmp_path, recurring=recurring)
+    parameters = holder(spec, "comp-check-settings")[1]["inputs"]["parameters"]
+    given = ("root", "seed", "promote_as", "preferences_source", "exclude_source", *run_sections(preset))
+    for name in given:
+        assert parameters[name] == {"componentInputParameter": f"pipelinechannel--{name}"}
+    for name in ("run", "policy_source", "reference_source", "prompts_source"):
+        source = parameters[name]
+        chosen = {"taskOutputParameter": {"outputParameterKey": name, "producerTask": "choose-inputs"}}
+        assert source == (chosen if recurring else {"componentInputParameter": f"pipelinechannel--{name}"})
+    constants = {"num_iterations": 3, "num_shards": 4, "service_account": "dice-pipeline"}
+    assert {name: parameters[name]["runtimeValue"]["constant"] for name in constants} == constants
+
+
+def test_a_run_on_this_machine_asks_for_no_account_and_one_with_a_warm_start_for_no_reference(tmp_path: Path) -> None:
+    spec = compiled(on_this_machine(PRESETS["demo"]()), tmp_path)
+    parameters = holder(spec, "comp-check-settings")[1]["inputs"]["parameters"]
+    for name in ("service_account", "reference_source"):
+        assert parameters[name]["runtimeValue"]["constant"] == ""
+
+
 def test_the_report_is_written_whatever_happened(spec: dict[str, Any]) -> None:
     assert spec["root"]["dag"]["tasks"]["report"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dice_core.launch.backend import LaunchError
+from dice_core.launch.backend import FinalError, LaunchError
 from dice_core.launch.settings import LaunchConfig
 from dice_core.launch.torchrun import TorchrunBackend
 
@@ -60,6 +60,15 @@ def test_a_failed_process_is_an_error_with_its_cause_exit_code_and_last_lines(
     assert first == f"training failed, exit code 1: the disk is full (job {tmp_path})"
     assert "[process 0] rank 0 of 2 at work" in lines
     assert "[process 1] error: the disk is full" in lines
+
+
+def test_a_failure_that_every_try_would_meet_is_told_as_such(worker: Callable[[str], str], tmp_path: Path) -> None:
+    body = 'print("{}error: the loss is not finite")\nsys.exit(1)'
+    with pytest.raises(FinalError, match="exit code 1: the loss is not finite"):
+        TorchrunBackend(worker(body.format("final "))).run(str(tmp_path), LaunchConfig())
+    with pytest.raises(LaunchError) as caught:
+        TorchrunBackend(worker(body.format(""))).run(str(tmp_path), LaunchConfig())
+    assert not isinstance(caught.value, FinalError)
 
 
 def test_an_uncaught_exception_is_the_cause(worker: Callable[[str], str], tmp_path: Path) -> None:

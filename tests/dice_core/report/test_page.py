@@ -8,6 +8,7 @@ import pytest
 
 from dice_core.report.page import build_report, clean, expected_first_loss, typeset
 from dice_core.report.run_data import IterationData, RunData, histogram
+from dice_core.storage.failures import StageFailure
 from tests.synthetic_run import ROOT, evaluation, iteration, run_data, training_lines, warm_start
 
 VOID = {"meta", "path", "circle", "br", "link", "img"}
@@ -107,6 +108,26 @@ def test_what_pairing_left_out_is_on_the_page(page: str) -> None:
         ("generated pairs that the replay ratio has no room for", "4,812"),
     ):
         assert f"{label}</th><td>&ndash;</td><td>{count}</td><td>{count}</td>" in page
+
+
+def test_why_a_stage_failed_is_said_before_all_else_and_an_iteration_that_failed_is_not_called_not_started() -> None:
+    failed = StageFailure(
+        stage="train",
+        reason="training failed: the disk is full",
+        is_final=True,
+        time="2026-11-29T00:01:31Z",
+        pod="dice-demo-4r7mm-318",
+        node="dice-demo-4r7mm(0).root(0).train(0).executor(1)",
+        place="iteration-2/train",
+    )
+    second = IterationData(2, {}, failures=(failed,))
+    text = " ".join(Balance(build_report(run_data(iteration(1), second))).text.split())
+    said = (
+        "Iteration 2: train failed: training failed: the disk is full attempt 2, pod dice-demo-4r7mm-318, "
+        "2026-11-29 00:01:31 UTC, another attempt would meet it too"
+    )
+    assert text.index(said) < text.index("Iteration 1 accepted") < text.index("acceptedtrain failed")
+    assert "not started" not in text
 
 
 def test_text_of_people_and_models_is_shown_and_never_obeyed() -> None:

@@ -1,6 +1,8 @@
 """What a report is made of: shards merged, values binned, and a stored run read back."""
 
 import math
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from dice_core.data import records
 from dice_core.report.page import build_report
 from dice_core.report.run_data import Histogram, histogram, merge_shards
 from dice_core.report.summary import status, summary_table
-from dice_core.stages.report import read_run
+from dice_core.stages.report import read_run, update_report
 from dice_core.storage import layout
 from dice_core.storage.manifest import Manifest, publish_files
 
@@ -50,7 +52,7 @@ def publish(uri: str, stage_name: str, folder: Path, files: dict[str, Path], **f
 @pytest.fixture
 def stored_run(tmp_path: Path) -> str:
     """A run of one iteration in a folder, without generate and evaluate: two shards, pairs, a curve, training lines."""
-    run_uri, scratch = str(tmp_path / "run"), tmp_path / "scratch"
+    run_uri, scratch = layout.run(str(tmp_path), "r"), tmp_path / "scratch"
     scratch.mkdir()
     inputs = {}
     for shard in range(2):
@@ -108,6 +110,57 @@ def test_the_table_of_a_stored_run_needs_its_manifests_only(stored_run: str) -> 
     for file in Path(stored_run).rglob("*.parquet"):
         file.unlink()
     assert "0.1" in summary_table(read_run(stored_run, 1))
+
+
+def test_histograms_are_made_once_and_kept_for_the_pages_of_stages_that_fail(stored_run: str) -> None:
+    """A failure costs the run's manifests and small files; it does not take the histograms from the page."""
+
+    def page() -> str:
+        return (Path(stored_run) / "report" / "report.html").read_text()
+
+    def charts(text: str) -> list[str]:
+        return re.findall("<svg.*?</svg>", text, flags=re.DOTALL)
+
+    update_report(stored_run, details="small")
+    assert "Scores are drawn when their iteration has been evaluated" in page()
+    assert "DPO loss" in page()
+    update_report(stored_run, details="all")
+    drawn = page()
+    assert "Implicit reward" in drawn
+    for file in Path(stored_run).rglob("*.parquet"):
+        file.unlink()
+    for details in ("small", "all"):
+        update_report(stored_run, details=details)
+        assert charts(page()) == charts(drawn)
+        assert "Could not be read" not in page()
+
+
+def test_histograms_of_tables_that_were_made_anew_are_not_those_that_were_kept(stored_run: str, tmp_path: Path) -> None:
+    update_report(stored_run, details="all")
+    publish(layout.shard(stored_run, 1, "score", 0, 2), "score", tmp_path, {})
+    update_report(stored_run, details="small")
+    assert "Implicit reward" not in (Path(stored_run) / "report" / "report.html").read_text()
+
+
+def test_kept_histograms_that_cannot_be_read_are_made_again(stored_run: str) -> None:
+    update_report(stored_run, details="all")
+    (Path(stored_run) / "report" / "histograms.json").write_text("[]")
+    update_report(stored_run, details="all")
+    assert "Implicit reward" in (Path(stored_run) / "report" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_page_of_a_failure_among_64_shards_and_three_iterations_takes_seconds(tmp_path: Path) -> None:
+    run_uri = layout.run(str(tmp_path), "r")
+    for number in (1, 2, 3):
+        for shard in range(64):
+            for name in ("generate", "score"):
+                publish(layout.shard(run_uri, number, name, shard, 64), name, tmp_path, {}, metrics={"num_scored": 1})
+    start = time.monotonic()
+    update_report(run_uri, details="small")
+    assert time.monotonic() - start < 5
+    data = read_run(run_uri, 3, tables=False)
+    assert [one.stage("score").metrics["num_scored"] for one in data.iterations] == [64, 64, 64]
 
 
 def test_a_run_that_does_not_exist_is_a_run_that_has_not_begun(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """The table and the dict of a run."""
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from dice_core.report.page import build_report
 from dice_core.report.run_data import IterationData, StageData
-from dice_core.report.summary import rows, status, summarise, summary, summary_table
+from dice_core.report.summary import failure_lines, rows, status, summarise, summary, summary_table
+from dice_core.storage.failures import StageFailure
 from tests.synthetic_run import iteration, run_data, warm_start
 
 
@@ -59,3 +62,31 @@ def test_the_summary_is_json_and_has_both_scales_of_the_length_penalty() -> None
 def test_a_length_penalty_without_beta_has_no_paper_scale() -> None:
     stages = {"pair": iteration(1).stages["pair"]}
     assert summarise(IterationData(1, stages))["length_penalty_paper"] is None
+
+
+def failure(place: str, **fields: Any) -> StageFailure:
+    stage = place.split("/")[1] if "/" in place else place
+    values = {"stage": stage, "reason": "the disk is full", "is_final": False, "time": "2026-11-29T00:01:31Z"}
+    return StageFailure(**(values | fields), place=place)
+
+
+def test_a_stage_that_failed_is_the_status_of_its_iteration_and_its_reason_stands_below_the_table() -> None:
+    first = replace(iteration(1), failures=(failure("iteration-1/train", pod="x", node="w(0).train(0).executor(1)"),))
+    data = replace(run_data(first), failures=(failure("check-settings", is_final=True),))
+    assert status(first) == "train failed"
+    table = summary_table(data).splitlines()
+    assert table[-2:] == [
+        "iteration 1: train failed: the disk is full (attempt 2, pod x, 2026-11-29 00:01:31 UTC)",
+        "check-settings failed: the disk is full (2026-11-29 00:01:31 UTC, another attempt would meet it too)",
+    ]
+    json.dumps(summary(data))
+
+
+def test_shards_that_failed_for_one_reason_are_one_line() -> None:
+    places = [f"iteration-1/generate/shard-{shard}-of-64" for shard in range(64)]
+    failures = [failure(place, reason="away" if place.endswith("/shard-7-of-64") else "full") for place in places]
+    lines = failure_lines(failures)
+    assert [line.task for line in lines] == ["generate, 63 of 64 shards,", "generate 8 of 64"]
+    assert [line.reason for line in lines] == ["full", "away"]
+    few = failure_lines(failure(f"iteration-1/score/shard-{shard}-of-8") for shard in (1, 5))
+    assert [line.task for line in few] == ["score 2, 6 of 8"]

@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
+from dice_core.preferences.settings import ScoringConfig
 from dice_core.settings.base import ConfigError
 from dice_core.stages.check_settings import check_run, check_settings
 from dice_core.stages.evaluate import evaluate
 from dice_core.stages.generate import generate
 from dice_core.stages.pair import pair
 from dice_core.stages.prepare_data import prepare_data
+from dice_core.stages.runner import StageContext, run_stage
 from dice_core.stages.score import score
-from dice_core.stages.table import SECTIONS
+from dice_core.stages.table import SCORE, SECTIONS
 from dice_core.stages.train import train
 from dice_core.storage import layout
 from dice_core.storage.contract import StorageError
@@ -288,12 +290,37 @@ def test_all_differences_are_in_one_line_each_once(held: Start) -> None:
     assert said.count("seed was") == 1 and "\n" not in said
 
 
+def test_parts_of_an_interrupted_stage_are_compared_like_a_finished_one(start: Start) -> None:
+    run = layout.run(start.root, "second")
+    place = layout.shard(run, 1, "score", 0, 2)
+
+    def interrupted(context: StageContext) -> Manifest:
+        context.publish_part("part-00000.json", context.write_json([], "part-00000.json"))
+        raise KeyboardInterrupt
+
+    def begin(scoring: ScoringConfig) -> None:
+        run_stage(SCORE, place, interrupted, settings={"scoring": scoring}, arguments={}, inputs={})
+
+    with pytest.raises(KeyboardInterrupt):
+        begin(ScoringConfig())
+    start.check()
+    other = start.with_setting("scoring", "max_characters", 5000)
+    with pytest.raises(
+        ConfigError, match=r"scoring.max_characters was 6699, now 5000 \(iteration-1/score/shard-0-of-2\)"
+    ):
+        other.check()
+    with pytest.raises(StorageError, match="holds parts made with other settings"):
+        begin(ScoringConfig(max_characters=5000))
+    # Shards of another number of them are begun anew.
+    other.with_other("num_shards", 4).check()
+
+
 def test_results_of_another_form_are_refused_with_their_version(held: Start) -> None:
     place = layout.data(layout.run(held.root, "second"))
     manifest = read_manifest(place)
     assert manifest is not None
     publish_files(place, {}, replace(manifest, fingerprint="0" * 64, package_version="0.0.1"))
-    with pytest.raises(ConfigError, match=r"its form was 'that of version 0.0.1', now 'another' \(data\)"):
+    with pytest.raises(ConfigError, match=r"form of the result was 'of version 0.0.1', now 'of version \S+' \(data\)"):
         held.check()
 
 

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from dice_core.settings.base import ConfigError
 from dice_core.settings.durations import show_duration, to_seconds
 from dice_core.settings.quantities import quantity
+from dice_core.stages.attempts import NODE_VARIABLE, POD_VARIABLE
 from dice_core.stages.table import GENERATE, IMPORT_MODEL, PAIR, REPORT
-from pipelines.cluster.config import ClusterConfig
+from pipelines.cluster.config import POD_FIELDS, ClusterConfig
 
 
 @pytest.mark.parametrize(
@@ -72,3 +73,7 @@ def test_a_stage_without_a_timeout_of_its_own_has_that_of_cpu_tasks() -> None:
     cluster = ClusterConfig(generate_timeout="2h", cpu_task_timeout="10m")
     assert cluster.timeout_seconds(GENERATE) == 7200
     assert {cluster.timeout_seconds(stage) for stage in (PAIR, REPORT, IMPORT_MODEL)} == {600}
+
+
+def test_a_pod_is_told_what_the_reason_of_a_failed_attempt_says_of_it() -> None:
+    assert {POD_VARIABLE, NODE_VARIABLE} <= POD_FIELDS.keys()
