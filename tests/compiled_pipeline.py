@@ -1,5 +1,6 @@
 """A compiled pipeline, read back from its YAML, as a cluster reads it."""
 
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,7 +8,8 @@ import yaml
 from kfp import compiler
 
 from pipelines.dice import build_pipeline
-from pipelines.presets import Preset
+from pipelines.overrides import apply_overrides
+from pipelines.presets import PRESETS, Preset
 
 
 class Executor(NamedTuple):
@@ -71,3 +73,9 @@ class Compiled:
             for label, task in zip(labels, tasks, strict=True)
             if label
         ]
+
+
+def compiled_spec(preset: str, changes: list[str]) -> dict[str, Any]:
+    """Return the pipeline part of what a preset compiles to, with settings changed."""
+    with tempfile.TemporaryDirectory() as folder:
+        return dict(Compiled(apply_overrides(PRESETS[preset](), changes), Path(folder)).spec)

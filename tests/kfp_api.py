@@ -102,6 +102,8 @@ class KfpServer:
     """What becomes of a run: each time one is read, the next entry is merged into it."""
     faults: list[int | None] = field(default_factory=list)
     """Statuses to answer the next calls with, instead of serving them; 0 breaks the connection, None serves."""
+    refusals: dict[str, Row] = field(default_factory=dict)
+    """Ends of paths that are answered 500, with a recorded body."""
     certificate: Path | None = None
     """A PEM file with a key too: it then speaks TLS."""
     port: int = 0
@@ -120,6 +122,8 @@ class KfpServer:
         self.requests.append((method, path, body))
         if self.token and token != f"Bearer {self.token}":
             raise Refused(401, "Request header error: there is no user identity header.")
+        if refusal := next((body for end, body in self.refusals.items() if path.endswith(end)), None):
+            raise Refused(500, refusal["message"])
         for verb, pattern, handler in self._routes():
             match = re.fullmatch(pattern, path)
             if verb == method and match:

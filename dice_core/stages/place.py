@@ -9,11 +9,17 @@ from math import isfinite
 from typing import Any, Protocol
 
 from dice_core.stages.runner import StageReport
-from dice_core.stages.table import PREPARE_DATA, REPORT
+from dice_core.stages.table import CHECK_SETTINGS, CHOOSE_INPUTS, PREPARE_DATA, REPORT
 from dice_core.storage import layout
 
 WARM_START = 0
 """The iteration that makes a run's first policy."""
+_OF_RUN = {
+    CHECK_SETTINGS.name: layout.check_settings,
+    CHOOSE_INPUTS.name: layout.choose_inputs,
+    PREPARE_DATA.name: layout.data,
+    REPORT.name: layout.report,
+}
 
 
 @dataclass(frozen=True)
@@ -28,10 +34,17 @@ class Place:
     num_shards: int = 1
 
     def uri(self, root: str, run: str) -> str:
-        """Return where the stage writes; empty where it writes to no place of the run's own."""
-        run_uri = layout.run(root, run)
+        """Return where the stage writes; empty where that is no place of the run's own."""
+        return self._in(layout.run(root, run))
+
+    @property
+    def below(self) -> str:
+        """Where the stage writes, relative to its run; empty where that is no place of the run's own."""
+        return self._in("").removeprefix("/")
+
+    def _in(self, run_uri: str) -> str:
         if self.iteration is None:
-            return {PREPARE_DATA.name: layout.data, REPORT.name: layout.report}.get(self.stage, lambda _: "")(run_uri)
+            return _OF_RUN[self.stage](run_uri) if self.stage in _OF_RUN else ""
         if self.iteration == WARM_START:
             return layout.warm_start(run_uri, self.stage)
         if self.shard is None:

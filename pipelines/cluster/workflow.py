@@ -52,15 +52,23 @@ class Workflow:
 
 
 def workflow_of(cluster: KubernetesApi, run_id: str) -> Workflow | None:
-    """Return the workflow of a run; None: there is none (any more).
+    """Return the workflow of a run; None: this namespace has none (any more).
 
     Raises:
         KubernetesError: it may not be read, or the cluster does not answer.
     """
-    found = cluster.list(
-        cluster.path(_RESOURCE, group=_GROUP, version=_VERSION), labelSelector=f"{_RUN_LABEL}={run_id}"
-    )
+    found = cluster.list(_path(cluster), labelSelector=f"{_RUN_LABEL}={run_id}")
     return parse_workflow(found[0]) if found else None
+
+
+def runs_with_workflows(cluster: KubernetesApi) -> set[str]:
+    """Return the ids of the runs that have a workflow in this namespace, some hundred at most."""
+    found = cluster.list(_path(cluster), labelSelector=_RUN_LABEL, limit="200")
+    return {str(body["metadata"]["labels"][_RUN_LABEL]) for body in found}
+
+
+def _path(cluster: KubernetesApi) -> str:
+    return cluster.path(_RESOURCE, group=_GROUP, version=_VERSION)
 
 
 def parse_workflow(body: Mapping[str, Any]) -> Workflow:
@@ -83,12 +91,17 @@ def _nodes(status: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return dict(status.get("nodes") or {})
 
 
+def path_of(node_name: str, workflow: str) -> str:
+    """Return the path of a node by its name, in which Argo counts attempts and puts the workflow's name in front."""
+    return _ATTEMPT.sub("", node_name.removeprefix(workflow)).removeprefix(".")
+
+
 def _parse_node(workflow: str, node: Mapping[str, Any]) -> Node:
     name = str(node["name"]).removeprefix(workflow)
     attempts = [match for match in _ATTEMPT.finditer(name) if match.end() == len(name)]
     parameters = (node.get("inputs") or {}).get("parameters") or ()
     return Node(
-        path=_ATTEMPT.sub("", name).removeprefix("."),
+        path=path_of(str(node["name"]), workflow),
         attempt=int(attempts[0][1]) if attempts else None,
         kind=str(node.get("type", "")),
         phase=str(node.get("phase", "")),

@@ -23,7 +23,9 @@ from dice_core.settings.base import ConfigError
 from dice_core.storage import layout
 from pipelines.cluster.config import CONFIG_MAP, PIPELINE_ACCOUNT
 from pipelines.kfp.api import Connection, KfpApi, KfpError
-from pipelines.kfp.runs import follow, runs_of
+from pipelines.kfp.follow import Pace, follow
+from pipelines.kfp.run_view import LOST, Observer
+from pipelines.kfp.runs import runs_of
 from pipelines.kfp.sources import check_sources
 from pipelines.presets import PRESETS, Preset
 
@@ -46,7 +48,7 @@ class Submission:
     parameters: dict[str, Any]
 
 
-def submit(options: argparse.Namespace, preset: Preset) -> int:
+def submit(options: argparse.Namespace, preset: Preset, pace: Pace | None = None) -> int:
     """Start a run; with --wait, follow it and return 1 unless it succeeds."""
     name = layout.check_name(options.run or default_run_name(preset), "run")
     root = chosen_root(options.root, partial(root_of_cluster, options))
@@ -56,16 +58,18 @@ def submit(options: argparse.Namespace, preset: Preset) -> int:
             print(show(submission))
             return 0
         check_images(preset)
-        api = KfpApi(Connection.from_environment(options.host, options.namespace))
+        connection = Connection.from_environment(options.host, options.namespace)
+        api = KfpApi(connection)
+        observe = partial(Observer, api, connection.namespace, options.context)
         if options.run:
-            check_not_active(api, name)
+            check_not_active(api, name, observe)
             check_same_pipeline(api, name, submission.pipeline)
         run = send(api, submission)
     print(f"run {name}: {api.address('runs', run.run_id)}")
     if not options.wait:
         print(f"follow it: make status RUN={name}   stop it: make cancel RUN={name}")
         return 0
-    return follow(api, run.run_id, name)
+    return follow(observe(run.run_id), name, pace)
 
 
 def default_run_name(preset: Preset) -> str:
@@ -186,10 +190,16 @@ def check_same_pipeline(api: KfpApi, name: str, pipeline: str) -> None:
             )
 
 
-def check_not_active(api: KfpApi, name: str) -> None:
-    """Raise KfpError when a run of that name is under way: two would write to the same place."""
+def check_not_active(api: KfpApi, name: str, observe: Callable[[str], Observer]) -> None:
+    """Raise KfpError when a run of that name is under way: two would write to the same place.
+
+    Args:
+        api: of the runs.
+        name: of the run.
+        observe: looks at the run with an id: one whose workflow has gone is not under way, whatever KFP says.
+    """
     for run in api.runs(name):
-        if run.state in ACTIVE:
+        if run.state in ACTIVE and observe(run.run_id).look().state != LOST:
             raise KfpError(
                 f"run {name!r} is {run.state} already ({api.address('runs', run.run_id)}): follow it by make status "
                 f"RUN={name}, or stop it by make cancel RUN={name}"

@@ -9,7 +9,7 @@ FNV-1a hashes of the nodes' names: these tell tasks of one key apart.
 """
 
 import dataclasses
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -269,18 +269,29 @@ def tasks_of_paths(paths: Iterable[str]) -> list[GraphTask]:
     return sorted(found, key=lambda task: task.label)
 
 
-def with_manifests(
-    states: Sequence[TaskState], tasks: Sequence[GraphTask], is_complete: Callable[[GraphTask], bool]
+def with_results(
+    states: Sequence[TaskState], tasks: Sequence[GraphTask], complete: Container[str], reasons: Mapping[str, str]
 ) -> list[TaskState]:
-    """Return states, with those that nothing else tells taken from whether the results are complete."""
-    if len(states) != len(tasks):
-        return list(states)
-    return [
-        dataclasses.replace(state, state=OK, note="its results are complete")
-        if state.state == UNKNOWN and is_complete(task)
-        else state
-        for state, task in zip(states, tasks, strict=True)
-    ]
+    """Return states with what the run's folder tells: results that are complete, and why a stage failed.
+
+    Args:
+        states: of the tasks.
+        tasks: in the same order; none: there is nothing to look up.
+        complete: places below the run with complete results.
+        reasons: why the last attempt of a stage failed, by its place below the run.
+    """
+    return [_with_result(*pair, complete, reasons) for pair in zip(states, tasks, strict=False)] or list(states)
+
+
+def _with_result(state: TaskState, task: GraphTask, complete: Container[str], reasons: Mapping[str, str]) -> TaskState:
+    place = task.place.below if task.place else ""
+    if state.state == FAILED and place in reasons:
+        return dataclasses.replace(state, note=reasons[place])
+    if state.state != UNKNOWN or not place:
+        return state
+    if place in reasons:
+        return dataclasses.replace(state, note=f"its last attempt failed: {reasons[place]}")
+    return dataclasses.replace(state, state=OK, note="its results are complete") if place in complete else state
 
 
 def is_any(states: Iterable[TaskState], wanted: Container[str]) -> bool:

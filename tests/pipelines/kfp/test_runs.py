@@ -1,11 +1,10 @@
-"""`make status`, `retry` and `cancel`: a run's tasks by the names that people know, how it is stopped and continued."""
+"""Which run a name means, and how it is stopped."""
 
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import kfp_server_api
 import pytest
 
 from dice_core.launch.job_spec import training_job
@@ -13,8 +12,6 @@ from dice_core.launch.jobs import TrainingJobs
 from dice_core.launch.kubernetes import KubernetesApi
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from pipelines.cli import main
-from pipelines.kfp import runs
-from pipelines.kfp.runs import task_names, task_states
 from tests.cluster_objects import ClusterObjects, running_cluster
 from tests.kfp_api import KfpServer, running_kfp_server
 from tests.kubernetes_api.server import ApiServer
@@ -43,78 +40,11 @@ def add_run(server: KfpServer, name: str, state: str, second: int = 0) -> dict[s
     return row
 
 
-def details(*rows: tuple[str, str, int]) -> dict[str, Any]:
-    return {
-        "task_details": [
-            {"display_name": name, "state": state, "create_time": f"2026-01-01T00:{minute:02d}:00Z"}
-            for name, state, minute in rows
-        ]
-    }
-
-
-def test_status_names_tasks_as_the_ui_does_and_tells_iterations_apart_by_time(
-    server: KfpServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    submit("x")
-    server.runs[0]["state"] = "RUNNING"
-    server.runs[0]["run_details"] = details(
-        ("root", "RUNNING", 0),
-        ("train", "RUNNING", 9),
-        ("train", "SUCCEEDED", 1),
-        ("train-driver", "SUCCEEDED", 1),
-        ("train", "SUCCEEDED", 5),
-        ("import-model", "SUCCEEDED", 0),
-        ("executor", "SUCCEEDED", 0),
-    )
-    capsys.readouterr()
-    assert main(["status", "--run", "x"]) == 0
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines()[1:]]
-    shown = {line[:28].strip(): line[28:].split()[0] for line in lines}
-    assert shown["import policy"] == "ok"
-    assert [shown[name] for name in ("warm start: train", "iteration 1: train", "iteration 2: train")] == [
-        "ok",
-        "ok",
-        "running",
-    ]
-    assert shown["iteration 2: evaluate"] == shown["report"] == "waiting"
-    assert list(shown).index("iteration 1: pair") < list(shown).index("iteration 1: train")
-
-
-def test_tasks_inside_a_condition_that_did_not_hold_are_shown_as_skipped(
-    server: KfpServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """KFP reports the condition alone; its tasks would look as if they were still to come."""
-    submit("x")
-    server.runs[0]["state"] = "RUNNING"
-    rows = [("evaluate", "SUCCEEDED", 1), ("condition-2-driver", "SUCCEEDED", 2), ("condition-2", "SKIPPED", 3)]
-    server.runs[0]["run_details"] = details(*rows)
-    capsys.readouterr()
-    assert main(["status", "--run", "x"]) == 0
-    shown = {line[2:30].strip(): line[30:].strip() for line in capsys.readouterr().out.splitlines()[1:]}
-    assert shown["iteration 1: evaluate"].startswith("ok")
-    assert {state for name, state in shown.items() if name.startswith("iteration 2")} == {"skipped"}
-    assert shown["report"] == "waiting"
-
-
-def test_without_the_compiled_pipeline_tasks_have_kfps_names() -> None:
-    rows = details(
-        ("root", "RUNNING", 0), ("pair", "RUNNING", 1), ("pair-driver", "SUCCEEDED", 1), ("condition-2", "SKIPPED", 2)
-    )
-    given = [kfp_server_api.V2beta1PipelineTaskDetail(display_name=row["display_name"]) for row in rows["task_details"]]
-    run = kfp_server_api.V2beta1Run(run_details=kfp_server_api.V2beta1RunDetails(task_details=given))
-    assert [task.label for task in task_states(run, task_names({}))] == ["pair"]
-
-
 def test_status_without_a_name_lists_the_latest_runs(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     add_run(server, "a", "SUCCEEDED")
     add_run(server, "b", "RUNNING", 5)
     assert main(["status"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["b", "a"]
-
-
-def test_the_status_of_a_failed_run_exits_with_1(server: KfpServer) -> None:
-    add_run(server, "x", "FAILED")
-    assert main(["status", "--run", "x"]) == 1
 
 
 def test_a_run_that_is_not_there_is_one_line_with_those_that_are(
@@ -230,50 +160,6 @@ def test_a_recurring_run_is_found_by_its_name_in_s3_as_well_as_by_kfps(
     assert f"run {name}: is being stopped; make retry RUN={shlex.quote(name)} continues it" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["weekly-3f2a9c1b", "Run of weekly"])
-@pytest.mark.parametrize("state", ["FAILED", "CANCELED"])
-def test_a_recurring_run_that_failed_or_was_stopped_is_continued_as_it_was(
-    server: KfpServer, name: str, state: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    wanted = add_recurring_run(server, "weekly", "3f2a9c1b-77aa-4000-8000-000000000000")
-    wanted |= {"state": state, "pipeline_spec": {"components": {"comp-iteration-1": {}, "comp-iteration-2": {}}}}
-    assert main(["retry", "--run", name]) == 0
-    assert wanted["state"] == "RUNNING" and len(server.runs) == 1
-    printed = capsys.readouterr().out
-    assert f"run {name}: goes on where it failed, {server.host}/#/runs/details/3f2a9c1b" in printed
-    uri = "s3://bucket/dice/runs/weekly-3f2a9c1b"
-    assert f"dice report --run {uri} --output {uri}/report --num-iterations 2" in printed
-
-
-@pytest.mark.parametrize(
-    ("state", "message"),
-    [
-        ("SUCCEEDED", "run 'x' has SUCCEEDED: there is nothing to retry"),
-        ("RUNNING", "run 'x' is RUNNING: wait for its end (make status RUN=x), or make cancel it first"),
-        ("CANCELING", "run 'x' is CANCELING: wait for its end"),
-    ],
-)
-def test_only_the_newest_run_is_retried_and_only_after_a_failure(
-    server: KfpServer, state: str, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    add_run(server, "x", "FAILED")
-    add_run(server, "x", state, second=5)
-    assert main(["retry", "--run", "x"]) == 1
-    assert message in capsys.readouterr().err
-    assert [row["state"] for row in server.runs] == ["FAILED", state]
-
-
-def test_a_retried_run_can_be_followed_to_its_end(
-    server: KfpServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runs, "POLL_SECONDS", 0.01)
-    add_run(server, "x", "FAILED")
-    server.script = [{}, {}, {"state": "FAILED"}]
-    assert main(["retry", "--run", "x", "--wait"]) == 1
-    printed = capsys.readouterr()
-    assert "run x: FAILED" in printed.out and "make retry RUN=x continues it" in printed.err
-
-
 def test_the_runs_of_all_teams_are_not_read_for_a_name_that_no_recurring_run_has(server: KfpServer) -> None:
     for number in range(120):
         add_run(server, f"other-{number}", "RUNNING")
@@ -307,28 +193,3 @@ def test_cancel_leaves_a_job_that_was_asked_to_go_on(server: KfpServer, cluster:
     add_job(cluster, "trains", "s3://bucket/dice/runs/x/iteration-1/train")
     assert main(["cancel", "--run", "x"]) == 0
     assert names_of(cluster) == ["trains"]
-
-
-def test_following_survives_a_connection_that_breaks_for_a_while(
-    server: KfpServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runs, "POLL_SECONDS", 0.01)
-    api = runs.KfpApi(runs.Connection(server.host))
-    add_run(server, "x", "RUNNING")
-    server.script = [{}, {}, {"state": "SUCCEEDED"}]
-    server.faults = [None, 503, 0, 0, 0, 0, None]
-    assert runs.follow(api, "x-0", "x") == 0
-    printed = capsys.readouterr()
-    assert printed.err.count("trying again") == 1 and "run x: SUCCEEDED" in printed.out
-
-
-def test_following_gives_up_in_the_end(
-    server: KfpServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runs, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(runs, "_PATIENCE_SECONDS", 0.05)
-    api = runs.KfpApi(runs.Connection(server.host))
-    server.faults = [503] * 10_000
-    with pytest.raises(runs.KfpError, match="HTTP 503"):
-        runs.follow(api, "r", "x")
-    assert "trying again" in capsys.readouterr().err

@@ -127,7 +127,7 @@ def test_each_run_chooses_its_name_its_policy_and_its_prompts(server: KfpServer)
     tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     chosen = {
         name: value["taskOutputParameter"]["outputParameterKey"]
-        for task in ("import-model", "import-model-2", "prepare-data", "iteration-1")
+        for task in ("import-policy", "import-reference", "prepare-data", "iteration-1")
         for name, value in tasks[task]["inputs"]["parameters"].items()
         if value.get("taskOutputParameter", {}).get("producerTask") == "choose-inputs"
     }

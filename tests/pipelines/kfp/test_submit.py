@@ -12,7 +12,6 @@ import pytest
 
 from components import images
 from pipelines.cli import main
-from pipelines.kfp import runs
 from tests.cluster_objects import NAMESPACE, running_cluster
 from tests.kfp_api import KfpServer, name_a_registry, running_kfp_server
 
@@ -38,11 +37,6 @@ def submit(*arguments: str) -> int:
     settings = [argument for argument in arguments if "=" in argument]
     options = [argument for argument in arguments if argument not in settings]
     return main(["submit", "--preset", "zephyr", *options, "--set", *SMALL, *settings])
-
-
-def detail(name: str, state: str, second: int = 0, error: str = "") -> dict[str, object]:
-    row = {"display_name": name, "state": state, "create_time": f"2026-01-01T00:00:{second:02d}Z"}
-    return {**row, "start_time": row["create_time"], **({"error": {"message": error}} if error else {})}
 
 
 def test_a_run_is_started_with_its_parameters_and_service_account(
@@ -278,38 +272,3 @@ def test_with_several_users_all_goes_to_the_namespace(server: KfpServer) -> None
 def test_with_one_user_the_namespace_is_that_of_the_cluster_alone(server: KfpServer) -> None:
     assert submit("--namespace", "team-a") == 0
     assert not server.experiments[0].get("namespace")
-
-
-def test_waiting_shows_each_change_and_exits_by_the_result(
-    server: KfpServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runs, "POLL_SECONDS", 0.01)
-    first = [detail("root", "RUNNING"), detail("import-model-driver", "SUCCEEDED"), detail("import-model", "RUNNING")]
-    second = [*first[:2], detail("import-model", "SUCCEEDED"), detail("train", "RUNNING", 5)]
-    server.script = [
-        {"state": "RUNNING", "run_details": {"task_details": first}},
-        {"run_details": {"task_details": first}},
-        {"run_details": {"task_details": second}},
-        {"state": "SUCCEEDED"},
-    ]
-    assert submit("--wait", "--run", "x") == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "[" in line]
-    assert [line.split("]")[1].split("  ")[0].strip() for line in lines] == [
-        "import policy",
-        "import policy",
-        "iteration 1: train",
-    ]
-    assert "[ 1/" in lines[-1]
-
-
-def test_waiting_for_a_run_that_fails_exits_with_1_and_the_cause(
-    server: KfpServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runs, "POLL_SECONDS", 0.01)
-    failed = [detail("train", "FAILED", error="training failed, exit code 1:\n out of memory")]
-    server.script = [{"state": "FAILED", "error": {"message": "boom"}, "run_details": {"task_details": failed}}]
-    assert submit("--wait", "--run", "x") == 1
-    printed = capsys.readouterr()
-    assert "iteration 1: train" in printed.out and "FAILED" in printed.out and "out of memory" in printed.out
-    assert "run x: FAILED: boom" in printed.out and "make logs RUN=x" in printed.err
-    assert "make retry RUN=x continues it" in printed.err
