@@ -19,7 +19,7 @@ from dice_core.progress import log, one_line
 from dice_core.stages.runner import StageReport
 from dice_core.stages.table import EVALUATE, Stage
 from dice_core.storage import layout
-from dice_core.storage.contract import UnfitError
+from dice_core.storage.contract import StorageError, UnfitError
 from dice_core.storage.failures import StageFailure, attempt_number, delete_failure, read_failure, write_failure
 
 Arguments = ParamSpec("Arguments")
@@ -75,12 +75,14 @@ def attempt(stage: Stage, uri: str) -> Iterator[None]:
     before = read_failure(uri)
     if before:
         _refuse_repeat(stage, before)
-        delete_failure(uri)
+        _take_back(stage, uri)
     try:
         yield
     except Exception as error:
         _leave_reason(stage, uri, error)
         raise
+    # An older attempt, whose pod lived on, may have failed meanwhile.
+    _take_back(stage, uri)
 
 
 def _update_page(uri: str, details: Literal["small", "all"]) -> None:
@@ -122,6 +124,13 @@ def _is_later(node: str, other: str) -> bool:
     """Return whether an attempt came after another of the same task, without a person's retry in between."""
     without = [tuple(part.partition("(")[0] for part in name.split(".")) for name in (node, other)]
     return without[0] == without[1] and attempt_number(node) > attempt_number(other)
+
+
+def _take_back(stage: Stage, uri: str) -> None:
+    try:
+        delete_failure(uri)
+    except StorageError as problem:
+        log(f"{stage.name}: what an earlier attempt said of its failure stays: {problem}")
 
 
 def _leave_reason(stage: Stage, uri: str, error: Exception) -> None:

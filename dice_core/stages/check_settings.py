@@ -5,6 +5,7 @@ its last for one that differs from what the run was begun with. Loads no torch.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dice_core.launch.settings import LaunchConfig, parse_launch
@@ -16,7 +17,13 @@ from dice_core.training.settings import TrainingConfig
 
 
 def check_run(
-    root: str, run: str, sections: Mapping[str, Mapping[str, Any]], *, service_account: str = "", **plan: Any
+    root: str,
+    run: str,
+    sections: Mapping[str, Mapping[str, Any]],
+    *,
+    service_account: str = "",
+    token: Path | None = None,
+    **plan: Any,
 ) -> None:
     """Check all that a run is started with: for itself, and against what the run holds already.
 
@@ -27,6 +34,7 @@ def check_run(
         run: name of the run.
         sections: see check_settings.
         service_account: that this pod should have; empty: any.
+        token: of this pod's account, where it is not at its usual place.
         plan: the other fields of held_by_run.RunPlan.
 
     Raises:
@@ -34,26 +42,34 @@ def check_run(
     """
     # Loaded here: whoever only checks settings on the way to a cluster needs none of it.
     from dice_core.stages.attempts import attempt
+    from dice_core.stages.service_account import TOKEN, account_remedy, require_right_to_train
+    from dice_core.storage.contract import NoAccessError
+
+    remedy = account_remedy(service_account, token or TOKEN)
+    try:
+        with attempt(CHECK_SETTINGS, layout.check_settings(layout.run(root, run))):
+            parsed = check_settings(sections)
+            if remedy and LaunchConfig.parse(sections.get("launch"), "launch").backend == "pytorchjob":
+                require_right_to_train(remedy)
+            _compare_and_record(root, run, parsed, plan)
+    except NoAccessError as error:
+        raise NoAccessError(f"{error}; {remedy}" if remedy else str(error)) from None
+
+
+def _compare_and_record(root: str, run: str, sections: Mapping[str, Settings], plan: Mapping[str, Any]) -> None:
     from dice_core.stages.held_by_run import RunPlan, describe, find_differences
-    from dice_core.stages.service_account import check_account
     from dice_core.storage.manifest import Manifest, publish_files
     from dice_core.storage.run_contents import read_contents
 
-    run_uri = layout.run(root, run)
-    with attempt(CHECK_SETTINGS, layout.check_settings(run_uri)):
-        parsed = check_settings(sections)
-        chosen = RunPlan(root=root, run=run, sections=parsed, **plan)
-        if chosen.has_warm_start and WARM_START_TRAINING not in parsed:
-            raise ConfigError("reference_source: is empty, name what the policy's own DPO started from")
-        launch = LaunchConfig.parse(sections.get("launch"), "launch")
-        check_account(service_account, trains_in_pods=launch.backend == "pytorchjob")
-        if found := find_differences(chosen, read_contents(run_uri)):
-            raise ConfigError(
-                f"run {run}: holds results of other settings: {describe(found)}: take another run name, or the old "
-                "values"
-            )
-        record = Manifest(stage=CHECK_SETTINGS.name, fingerprint="", files={}, settings=chosen.to_dict())
-        publish_files(layout.check_settings(run_uri), {}, record)
+    chosen = RunPlan(root=root, run=run, sections=sections, **plan)
+    if chosen.has_warm_start and WARM_START_TRAINING not in sections:
+        raise ConfigError("reference_source: is empty, name what the policy's own DPO started from")
+    if found := find_differences(chosen, read_contents(chosen.uri)):
+        raise ConfigError(
+            f"run {run}: holds results of other settings: {describe(found)}: take another run name, or the old values"
+        )
+    record = Manifest(stage=CHECK_SETTINGS.name, fingerprint="", files={}, settings=chosen.to_dict())
+    publish_files(layout.check_settings(chosen.uri), {}, record)
 
 
 def check_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Settings]:

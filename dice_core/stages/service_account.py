@@ -29,32 +29,38 @@ def own_account(token: Path = TOKEN) -> str:
     return str(subject).rpartition(":")[2] if str(subject).startswith("system:serviceaccount:") else ""
 
 
-def check_account(expected: str, *, trains_in_pods: bool, token: Path = TOKEN) -> None:
-    """Warn where this pod has another account than the suite's; refuse what certainly cannot work with it.
+def account_remedy(expected: str, token: Path = TOKEN) -> str:
+    """Warn where this pod has another account than the suite's.
 
     Args:
         expected: the suite's account; empty: any will do.
-        trains_in_pods: the run needs the right to create training jobs.
         token: of this pod's account.
 
-    Raises:
-        ConfigError: this account may not create training jobs.
+    Returns:
+        What to do if the account lacks something; empty where it is the suite's, or not known.
     """
     account = own_account(token)
     if not expected or account in ("", expected):
-        return
-    remedy = f"clone the run with service account {expected}, or use make submit"
-    if trains_in_pods and _may_create_jobs() is False:
-        raise ConfigError(f"service account {account}: may not create {PLURAL}, which training needs: {remedy}")
-    log(
-        f"check-settings: WARNING: this run has service account {account}, not {expected}, whose rights and access to "
-        f"storage it may lack: if a task is denied something, {remedy}"
+        return ""
+    remedy = (
+        f"this run has service account {account}: clone it with service account {expected}, or use make submit RUN=..."
     )
+    log(f"check-settings: WARNING: {account} may lack rights and access that {expected} has; {remedy}")
+    return remedy
 
 
-def _may_create_jobs() -> bool | None:
-    """Ask the cluster; None: it does not say."""
+def require_right_to_train(remedy: str) -> None:
+    """Check that this account may create training jobs; a cluster that does not say is no reason to refuse.
+
+    Args:
+        remedy: from account_remedy.
+
+    Raises:
+        ConfigError: it may not.
+    """
     try:
-        return KubernetesApi().may("", "create", GROUP, PLURAL)
+        is_allowed = KubernetesApi().may("", "create", GROUP, PLURAL)
     except KubernetesError:
-        return None
+        return
+    if not is_allowed:
+        raise ConfigError(f"no right to create {PLURAL}, which training needs: {remedy}")

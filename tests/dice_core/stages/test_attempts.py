@@ -119,6 +119,20 @@ def test_an_attempt_that_completes_takes_the_reason_back(stage):
     assert read_failure(stage.uri) is None
 
 
+def test_what_an_older_attempt_says_while_a_newer_one_completes_does_not_stay(tmp_path):
+    """The pod of an evicted attempt may live on."""
+    older = Stage(tmp_path)
+
+    @leaves_reason(TRAIN)
+    def newer(output_uri: str) -> StageReport:
+        with pytest.raises(StorageError):
+            older.attempt(StorageError("cannot reach"))
+        return StageReport(output_uri, "completed", {})
+
+    newer(older.uri)
+    assert read_failure(older.uri) is None
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
 def test_a_stopped_attempt_is_no_failure_and_leaves_no_old_reason(stage, stop):
     with pytest.raises(StorageError):
