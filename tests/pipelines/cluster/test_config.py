@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from dice_core.settings.base import ConfigError
 from dice_core.settings.durations import show_duration, to_seconds
 from dice_core.settings.quantities import quantity
-from dice_core.stages.attempts import NODE_VARIABLE, POD_VARIABLE
+from dice_core.stages.attempts import NODE_VARIABLE
 from dice_core.stages.table import GENERATE, IMPORT_MODEL, PAIR, REPORT
-from pipelines.cluster.config import POD_FIELDS, ClusterConfig
+from pipelines.cluster.config import ATTEMPT_VARIABLE, ClusterConfig
 
 
 @pytest.mark.parametrize(
@@ -75,5 +75,5 @@ def test_a_stage_without_a_timeout_of_its_own_has_that_of_cpu_tasks() -> None:
     assert {cluster.timeout_seconds(stage) for stage in (PAIR, REPORT, IMPORT_MODEL)} == {600}
 
 
-def test_a_pod_is_told_what_the_reason_of_a_failed_attempt_says_of_it() -> None:
-    assert {POD_VARIABLE, NODE_VARIABLE} <= POD_FIELDS.keys()
+def test_a_pod_is_told_which_attempt_of_its_task_it_is() -> None:
+    assert ATTEMPT_VARIABLE == NODE_VARIABLE
