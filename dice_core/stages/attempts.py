@@ -121,7 +121,10 @@ def _refuse_repeat(stage: Stage, before: StageFailure) -> None:
 
 
 def _is_later(node: str, other: str) -> bool:
-    """Return whether an attempt came after another of the same task, without a person's retry in between."""
+    """Return whether an attempt came after another of the same task, without a person's retry in between.
+
+    Kubeflow's RetryRun deletes the nodes of failed tasks (seen with 2.17.0), and Argo numbers the new ones from 0.
+    """
     without = [tuple(part.partition("(")[0] for part in name.split(".")) for name in (node, other)]
     return without[0] == without[1] and attempt_number(node) > attempt_number(other)
 

@@ -1,5 +1,6 @@
 """A failed attempt leaves its reason, a final one is not repeated by its workflow, and the page of the run says it."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from dice_core.stages.generate import generate
 from dice_core.stages.import_model import import_model
 from dice_core.stages.prepare_data import prepare_data
 from dice_core.stages.runner import StageReport
-from dice_core.stages.table import EVALUATE, TRAIN
+from dice_core.stages.table import EVALUATE, IMPORT_MODEL, REPORT, STAGES, TRAIN
 from dice_core.storage import layout
 from dice_core.storage.contract import MissingObjectError, NoAccessError, StorageError
 from dice_core.storage.failures import failures_of_run, read_failure
@@ -271,3 +272,10 @@ def test_real_stages_leave_their_reason_wherever_they_find_the_fault(tmp_path):
     [chosen] = failures_of_run(layout.run(root, "july-01234567"))
     assert (chosen.title, chosen.is_final) == ("choose-inputs", True)
     assert "Import-model such--model" in page(tmp_path)
+
+
+def test_every_stage_that_works_for_a_run_leaves_its_reason():
+    working = [stage for stage in STAGES.values() if stage.is_command and stage not in (IMPORT_MODEL, REPORT)]
+    assert {stage.name for stage in working} == {"prepare-data", "generate", "score", "pair", "train", "evaluate"}
+    for stage in working:
+        assert inspect.unwrap(stage.function) is not stage.function
