@@ -102,7 +102,7 @@ class FetchedResponses:
 
 
 def fetch_responses(
-    selection: Selection, candidates: Ints, responses: pa.Table | Iterable[pa.Table], folder: Path
+    selection: Selection, candidates: Ints, responses: pa.Table | Iterable[pa.Table], folder: Path, bucket_rows: int
 ) -> FetchedResponses:
     """Find the chosen and the rejected response of each candidate.
 
@@ -111,6 +111,7 @@ def fetch_responses(
         candidates: positions in the selection, in any order.
         responses: RESPONSES tables, in any order; each is read once and let go.
         folder: gets the files.
+        bucket_rows: as for `Spill`.
 
     Raises:
         PairError: a response is missing, or there twice.
@@ -120,7 +121,7 @@ def fetch_responses(
     ids = selection.prompt_id.take(pa.array(positions)).to_pylist()
     numbers = {prompt_id: number for number, prompt_id in enumerate(ids)}
     indices = {"chosen": selection.chosen_index[positions], "rejected": selection.rejected_index[positions]}
-    spills = {side: Spill(folder / f"{side}.arrow", _KEPT[side], len(ids)) for side in indices}
+    spills = {side: Spill(folder / f"{side}.arrow", _KEPT[side], len(ids), bucket_rows) for side in indices}
     hashes = {side: np.zeros(len(ids), dtype=np.int64) for side in indices}
     for part in _parts(responses) if ids else ():
         part = conform(part, _NEEDED_RESPONSES, "responses")

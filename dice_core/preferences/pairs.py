@@ -1,9 +1,8 @@
 """The training pairs of an iteration: selected responses joined with their texts, mixed with replayed offline pairs.
 
-`selection.py` picks the responses, `length_penalty.py` the penalty and `replay.py` the counts; their names that a stage
-needs are importable from here. `pair_rows.py` makes the rows: texts are read only for the pairs that may be used, part
-by part, and go through a file to the order of their prompts, so neither the responses of a run nor its pairs are in
-memory together.
+`selection.py` picks the responses and `replay.py` the counts. `pair_rows.py` makes the rows: texts are read only for
+the pairs that may be used, part by part, and go through a file to the order of their prompts, so neither the responses
+of a run nor its pairs are in memory together.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +16,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dice_core.data.records import PAIRS
-from dice_core.preferences.length_penalty import LengthPenalty, choose_length_penalty
 from dice_core.preferences.pair_rows import (
     GeneratedPairs,
     ReplayedPairs,
@@ -27,24 +25,9 @@ from dice_core.preferences.pair_rows import (
     read_offline,
 )
 from dice_core.preferences.replay import draw_replayed, eval_mask, mix_counts, shuffled
-from dice_core.preferences.selection import PairError, ScoredPrompts, Selection, group_scores, select_pairs
+from dice_core.preferences.selection import PairError, Selection
 from dice_core.preferences.settings import PairingConfig
 from dice_core.preferences.spill import BUCKET_ROWS
-
-__all__ = [
-    "LengthPenalty",
-    "PairError",
-    "PairSet",
-    "ScoredPrompts",
-    "Selection",
-    "Tokenise",
-    "build_pairs",
-    "choose_length_penalty",
-    "group_scores",
-    "mix_counts",
-    "offline_pairs",
-    "select_pairs",
-]
 
 Ints = NDArray[np.int64]
 
@@ -77,6 +60,7 @@ def build_pairs(
     tokenise_prompt: Tokenise,
     tokenise_response: Tokenise,
     folder: Path,
+    bucket_rows: int = BUCKET_ROWS,
 ) -> PairSet:
     """Build the training pairs of an iteration.
 
@@ -93,7 +77,8 @@ def build_pairs(
         seed: of all draws.
         tokenise_prompt: prompt text to token ids, for replayed pairs. Generated ones keep the ids they were made from.
         tokenise_response: response text to token ids with the end of turn, for replayed pairs.
-        folder: for a file of the selected responses, about as large as what comes out.
+        folder: for files of the selected responses, about as large as what comes out.
+        bucket_rows: pairs of one table, and responses that lie together in the files.
 
     Raises:
         PairError: a selected response or prompt is missing, or no pair is left.
@@ -108,7 +93,7 @@ def build_pairs(
         )
     wanted, _ = mix_counts(num_offline, len(selection.prompt_id), config.replay_ratio)
     candidates = _candidates(selection, wanted, seed)
-    fetched = fetch_responses(selection, candidates, responses, folder)
+    fetched = fetch_responses(selection, candidates, responses, folder, bucket_rows)
     differ = candidates[fetched.differ[np.searchsorted(fetched.positions, candidates)]]
     num_generated, num_replayed = mix_counts(num_offline, len(differ), config.replay_ratio)
     generated = generated_pairs(selection, np.sort(differ[:num_generated]), fetched, prompts)
@@ -123,7 +108,7 @@ def build_pairs(
         **selection.counts,
     }
     at_hand = f"{num_offline} offline and {len(differ)} generated pairs at pairing.replay_ratio {config.replay_ratio}"
-    return _mixed(generated, replace(offline, rows=offline.rows[drawn]), counts, at_hand, config, seed)
+    return _mixed(generated, replace(offline, rows=offline.rows[drawn]), counts, at_hand, config, seed, bucket_rows)
 
 
 def offline_pairs(
@@ -174,6 +159,7 @@ def _mixed(
     at_hand: str,
     config: PairingConfig,
     seed: int,
+    bucket_rows: int = BUCKET_ROWS,
 ) -> PairSet:
     """Put both kinds of pairs together by prompt_id and draw the evaluation split."""
     sources: list[GeneratedPairs | ReplayedPairs] = [replayed] if generated is None else [generated, replayed]
@@ -187,7 +173,7 @@ def _mixed(
     order = np.argsort(owner, kind="stable")
     is_eval = eval_mask(owner[order], config.num_eval_pairs, seed)
     return PairSet(
-        _tables(sources, order, is_eval),
+        _tables(sources, order, is_eval, bucket_rows),
         {
             "num_generated_pairs": len(prompt_ids) - len(replayed.rows),
             "num_replayed_pairs": len(replayed.rows),
@@ -199,12 +185,12 @@ def _mixed(
 
 
 def _tables(
-    sources: Sequence[GeneratedPairs | ReplayedPairs], order: Ints, is_eval: NDArray[np.bool_]
+    sources: Sequence[GeneratedPairs | ReplayedPairs], order: Ints, is_eval: NDArray[np.bool_], num_rows: int
 ) -> Iterator[pa.Table]:
     """Make the pairs piece by piece; the order counts those of the sources one after another."""
     starts = np.cumsum([0, *(len(source.prompt_ids) for source in sources[:-1])])
-    for first in range(0, len(order), BUCKET_ROWS):
-        piece = slice(first, first + BUCKET_ROWS)
+    for first in range(0, len(order), num_rows):
+        piece = slice(first, first + num_rows)
         owners = np.searchsorted(starts, order[piece], side="right") - 1
         tables = [source.table(order[piece][owners == i] - starts[i]) for i, source in enumerate(sources)]
         places = np.argsort(np.argsort(owners, kind="stable"))

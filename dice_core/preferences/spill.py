@@ -21,20 +21,29 @@ _NUMBER = "number"
 class Spill:
     """A file of numbered rows: add all of them, finish, then take."""
 
-    def __init__(self, path: Path, schema: pa.Schema, num_rows: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: pa.Schema,
+        num_rows: int,
+        bucket_rows: int = BUCKET_ROWS,
+        buffer_bytes: int = _BUFFER_BYTES,
+    ) -> None:
         """Make the file.
 
         Args:
             path: of the file, which is the caller's to delete.
             schema: of the rows.
             num_rows: the numbers are 0 .. num_rows - 1.
+            bucket_rows: rows of neighbouring numbers that are brought into memory at a time.
+            buffer_bytes: rows held before they are written.
         """
         self.times_added = np.zeros(num_rows, dtype=np.int32)
         """[num_rows] how often each number was added; only what was added once can be taken."""
-        self._path = path
+        self._path, self._bucket_rows, self._buffer_bytes = path, bucket_rows, buffer_bytes
         self._schema = pa.schema([pa.field(_NUMBER, pa.int64(), False), *schema])
         self._buffer: list[pa.Table] = []
-        self._buffer_bytes = 0
+        self._held_bytes = 0
         self._batches: dict[int, list[int]] = {}
         self._num_batches = 0
         # Half the disk, at less time than writing the other half takes.
@@ -42,13 +51,15 @@ class Spill:
         self._writer = pa.ipc.new_file(str(path), self._schema, options=options)
 
     def add(self, numbers: Ints, rows: pa.Table) -> None:
-        """Add rows [n] of the schema under their numbers [n]."""
+        """Add rows [n] of the schema under their numbers [n]; of n = 0 there is nothing to write."""
+        if not len(numbers):
+            return
         np.add.at(self.times_added, numbers, 1)
         columns = [pa.array(numbers), *(rows[name] for name in self._schema.names[1:])]
         table = pa.Table.from_arrays(columns, schema=self._schema)
         self._buffer.append(table)
-        self._buffer_bytes += table.nbytes
-        if self._buffer_bytes > _BUFFER_BYTES:
+        self._held_bytes += table.nbytes
+        if self._held_bytes > self._buffer_bytes:
             self._flush()
 
     def finish(self) -> None:
@@ -58,16 +69,16 @@ class Spill:
 
     def take(self, numbers: Ints) -> pa.Table:
         """Return the rows of these ascending numbers, in their order; those of a bucket or two at a time."""
-        buckets = numbers // BUCKET_ROWS
+        buckets = numbers // self._bucket_rows
         parts = [self._schema.empty_table()]
         with pa.memory_map(str(self._path)) as file:
             reader = pa.ipc.open_file(file)
             for bucket in np.unique(buckets):
                 batches = [reader.get_batch(number) for number in self._batches[int(bucket)]]
                 table = pa.Table.from_batches(batches, self._schema).combine_chunks()
-                row_of = np.empty(BUCKET_ROWS, dtype=np.int64)
-                row_of[table[_NUMBER].to_numpy() - bucket * BUCKET_ROWS] = np.arange(table.num_rows)
-                parts.append(table.take(pa.array(row_of[numbers[buckets == bucket] - bucket * BUCKET_ROWS])))
+                first, row_of = bucket * self._bucket_rows, np.empty(self._bucket_rows, dtype=np.int64)
+                row_of[table[_NUMBER].to_numpy() - first] = np.arange(table.num_rows)
+                parts.append(table.take(pa.array(row_of[numbers[buckets == bucket] - first])))
         return pa.concat_tables(parts).drop_columns(_NUMBER)
 
     def _flush(self) -> None:
@@ -75,8 +86,8 @@ class Spill:
         if not self._buffer:
             return
         table = pa.concat_tables(self._buffer).combine_chunks()
-        self._buffer, self._buffer_bytes = [], 0
-        buckets = table[_NUMBER].to_numpy() // BUCKET_ROWS
+        self._buffer, self._held_bytes = [], 0
+        buckets = table[_NUMBER].to_numpy() // self._bucket_rows
         order = np.argsort(buckets, kind="stable")
         table, buckets = table.take(pa.array(order)), buckets[order]
         starts = np.flatnonzero(np.diff(buckets, prepend=-1))

@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 import pytest
 
 from dice_core.data.records import PAIRS, PREFERENCES, PROMPTS, RESPONSES, SCORES, conform, prompt_id
-from dice_core.preferences import pairs, spill
 from dice_core.preferences.pairs import build_pairs, offline_pairs
 from dice_core.preferences.selection import PairError, select_pairs
 from dice_core.preferences.settings import PairingConfig
@@ -248,8 +247,8 @@ def test_replay_that_falls_short_is_counted():
     assert built.counts["num_missing_replayed_pairs"] == 20
 
 
-def small() -> dict:
-    prompts = prompts_table(4)
+def small(num_prompts: int = 4) -> dict:
+    prompts = prompts_table(num_prompts)
     responses = responses_table(prompts)
     config = PairingConfig(length_penalty=0.0)
     return {
@@ -349,9 +348,20 @@ def test_prompts_and_offline_pairs_may_be_more_than_two_gibibytes():
     assert built.counts["num_replayed_pairs"] == 4
 
 
-def test_pairs_are_the_same_in_pieces_of_any_size(monkeypatch):
-    whole = build(num_prompts=100, replay_ratio=0.5)
-    for module in (pairs, spill):
-        monkeypatch.setattr(module, "BUCKET_ROWS", 16)
-    monkeypatch.setattr(spill, "_BUFFER_BYTES", 1000)
-    assert build(num_prompts=100, replay_ratio=0.5, shuffle=3).pairs.equals(whole.pairs)
+def test_pairs_are_the_same_in_pieces_of_any_size():
+    arguments = small(num_prompts=100)
+    whole = all_at_once(**arguments)
+    assert all_at_once(**arguments, bucket_rows=16).pairs.equals(whole.pairs)
+    with tempfile.TemporaryDirectory() as folder:
+        built = build_pairs(**arguments, folder=Path(folder), bucket_rows=16)
+        assert [table.num_rows for table in built.tables] == [16] * 6 + [4]
+
+
+def test_responses_of_other_prompts_alone_are_an_error_that_names_the_prompt():
+    arguments = small()
+    others = arguments["responses"]["prompt_id"].to_pylist()
+    arguments["responses"] = arguments["responses"].set_column(
+        0, RESPONSES.field(0), pa.array([f"x{i}" for i in others])
+    )
+    with pytest.raises(PairError, match=r"^pair: 2 of 2 selected responses .* prompt_id [0-9a-f]{32}, is missing"):
+        all_at_once(**arguments)

@@ -2,9 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
-import pytest
 
-from dice_core.preferences import spill
 from dice_core.preferences.spill import Spill
 
 SCHEMA = pa.schema([pa.field("text", pa.string(), False), pa.field("ids", pa.list_(pa.int32()), False)])
@@ -14,15 +12,9 @@ def rows(numbers):
     return pa.table({"text": [f"row {n}" for n in numbers], "ids": [[int(n)] * (n % 4) for n in numbers]}, SCHEMA)
 
 
-@pytest.fixture
-def small_pieces(monkeypatch):
-    monkeypatch.setattr(spill, "BUCKET_ROWS", 16)
-    monkeypatch.setattr(spill, "_BUFFER_BYTES", 500)
-
-
-def test_rows_added_in_any_order_are_taken_by_number(tmp_path, small_pieces):
+def test_rows_added_in_any_order_are_taken_by_number(tmp_path):
     numbers = np.random.default_rng(0).permutation(100)
-    kept = Spill(tmp_path / "rows.arrow", SCHEMA, 100)
+    kept = Spill(tmp_path / "rows.arrow", SCHEMA, 100, bucket_rows=16, buffer_bytes=500)
     for part in np.array_split(numbers, 13):
         kept.add(part, rows(part))
     kept.finish()
@@ -43,3 +35,10 @@ def test_nothing_added_is_nothing_taken(tmp_path):
     kept = Spill(tmp_path / "rows.arrow", SCHEMA, 0)
     kept.finish()
     assert kept.take(np.arange(0)).equals(SCHEMA.empty_table())
+
+
+def test_parts_without_a_row_are_as_if_not_added(tmp_path):
+    kept = Spill(tmp_path / "rows.arrow", SCHEMA, 2)
+    kept.add(np.arange(0), rows([]))
+    kept.finish()
+    assert kept.times_added.tolist() == [0, 0]
