@@ -30,6 +30,7 @@ from dice_core.storage.manifest import read_manifest
 from pipelines.demo import process_tree
 from pipelines.demo.folder_lock import FolderInUseError, folder_lock, write_owner
 from pipelines.demo.object_store import Credentials, ObjectStore, ObjectStoreError, start_object_store
+from pipelines.demo.precision import chosen_precision, settings_for
 from pipelines.demo.screen import Screen, describe, task_labels
 from pipelines.dice import build_pipeline
 from pipelines.overrides import apply_overrides
@@ -69,9 +70,12 @@ def main(arguments: Sequence[str] | None = None, *, run_gib: float = RUN_GIB) ->
 def run_demo(options: argparse.Namespace, run_gib: float) -> int:
     """Start the server, run the pipeline, show what came of it."""
     folder = options.folder.absolute()
-    preset = prepare_preset(options.set)
+    # Before anything of the folder is touched: a mistake in a setting costs nothing.
+    prepare_preset(options.set)
     folder.mkdir(parents=True, exist_ok=True)
     with claim(folder):
+        options.set = [*settings_for(chosen_precision(folder)), *options.set]
+        preset = prepare_preset(options.set)
         stop_kept_server(folder)
         check_disk(folder, run_gib)
         with folder_server(folder, options.port, options.keep_s3) as store, _scratch_folder() as scratch:
