@@ -72,7 +72,10 @@ class Worker(threading.Thread):
 
 
 @pytest.mark.slow
-def test_a_store_that_is_killed_again_and_again_costs_time_alone(store: KillableStore, tmp_path: Path) -> None:
+def test_a_store_that_is_killed_again_and_again_costs_time_alone(
+    store: KillableStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     storage, source = over("s3://dice/work"), tmp_path / "source"
     source.write_bytes(os.urandom(11 * 2**20))  # three parts
     storage.upload(source, "fixed")
@@ -264,7 +267,7 @@ def test_a_stage_that_begins_and_works_while_the_store_is_away_succeeds(
     store.kill()
     stage = ["prepare-data", "--preferences", "s3://dice/preferences.jsonl", "--output", "s3://dice/data"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "dice_core.cli", *stage, "--policy", "s3://dice/model"],
+        [sys.executable, "-m", "dice_core.cli", *stage, "--policy", "s3://dice/model", "--set", "data.num_held_out=8"],
         cwd=ROOT,
         env={**os.environ, "KUBERNETES_SERVICE_HOST": "10.0.0.1"},
         stderr=subprocess.PIPE,
