@@ -97,6 +97,7 @@ def test_the_pipeline_account_has_the_rights_that_a_run_uses_and_no_other() -> N
         "pods": ["get", "list"],
         "pods/log": ["get"],
         "events": ["list"],
+        "argoproj.io/workflows": ["get"],
         "argoproj.io/workflowtaskresults": ["create", "patch"],
         "argoproj.io/workflowtasksets": ["get", "list", "watch"],
         "argoproj.io/workflowtasksets/status": ["patch", "update"],
