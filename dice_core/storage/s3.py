@@ -292,6 +292,9 @@ def _failure_of(call: Callable[[], Any]) -> dict[str, str] | None:
         call()
     except boto_errors.ClientError as error:
         return dict(error.response.get("Error", {}))
+    except (boto_errors.BotoCoreError, boto_errors.HTTPClientError):
+        # It is away now: what it has answered before is what is known.
+        return None
     return None
 
 
