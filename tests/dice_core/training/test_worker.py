@@ -353,9 +353,10 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_weights
 
 def test_checkpoints_of_other_settings_are_not_resumed_from(tmp_path: Path) -> None:
     from dice_core.training.checkpoints import CheckpointOwner, CheckpointStore
+    from dice_core.training.copies import Copies
 
     owner = CheckpointOwner("this", num_processes=1, num_nodes=1, deepspeed="none")
-    store = CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "local", owner)
+    store = CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "local", owner, Copies(tmp_path / "lock"))
     for step in (5, 10, 15):
         (tmp_path / f"local/checkpoint-{step}").mkdir(parents=True)
         (tmp_path / f"local/checkpoint-{step}/weights").write_text(str(step))
@@ -578,7 +579,7 @@ def test_a_process_says_whether_its_error_would_come_again(
     assert main([str(tmp_path / "job.json")]) == 1
     assert capsys.readouterr().err.startswith("final error: training.bta: unknown setting")
 
-    def diverge(_: TrainingJob) -> None:
+    def diverge(*_: object) -> None:
         raise NonFiniteError("stopped at step 3")
 
     monkeypatch.setattr("dice_core.training.worker.run_training", diverge)
@@ -608,6 +609,6 @@ def test_a_model_that_a_disk_or_an_accelerator_kept_from_loading_may_load_the_ne
         raise cause
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
-    monkeypatch.setattr("dice_core.training.worker.run_training", lambda _: load_model(model_copy, "float32"))
+    monkeypatch.setattr("dice_core.training.worker.run_training", lambda *_: load_model(model_copy, "float32"))
     assert main([make_job(tmp_path, "a-policy", "some-pairs", {}).write()]) == 1
     assert capsys.readouterr().err.startswith(prefix)
