@@ -356,7 +356,8 @@ def test_checkpoints_of_other_settings_are_not_resumed_from(tmp_path: Path) -> N
     from dice_core.training.copies import Copies
 
     owner = CheckpointOwner("this", num_processes=1, num_nodes=1, deepspeed="none")
-    store = CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "local", owner, Copies(tmp_path / "lock"))
+    copies = Copies(tmp_path / "lock")
+    store = CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "local", owner, copies)
     for step in (5, 10, 15):
         (tmp_path / f"local/checkpoint-{step}").mkdir(parents=True)
         (tmp_path / f"local/checkpoint-{step}/weights").write_text(str(step))
@@ -369,17 +370,19 @@ def test_checkpoints_of_other_settings_are_not_resumed_from(tmp_path: Path) -> N
         "checkpoint-10",
         "checkpoint-15",
     ]
-    elsewhere = CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "other", owner)
+    elsewhere = CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "other", owner, copies)
     fetched = elsewhere.newest()
     assert fetched is not None and (fetched / "weights").read_text() == "15"
     for changed in (
         CheckpointOwner("that", num_processes=1, num_nodes=1, deepspeed="none"),
         CheckpointOwner("this", num_processes=1, num_nodes=1, deepspeed="zero3"),
     ):
-        assert CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "local", changed).newest() is None
+        assert (
+            CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "local", changed, copies).newest() is None
+        )
     # Without DeepSpeed's shards the number of processes may change.
     more = CheckpointOwner("this", num_processes=2, num_nodes=1, deepspeed="none")
-    assert CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "local", more).newest() is not None
+    assert CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "local", more, copies).newest() is not None
     store.delete_all()
     assert store.newest() is None
 
