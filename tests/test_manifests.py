@@ -9,6 +9,7 @@ import yaml
 from dice_core.settings.quantities import quantity
 from pipelines.cluster import config as cluster
 from pipelines.cluster import resources
+from pipelines.demo import object_store
 from tests.rendered import MANIFESTS, OVERLAYS, Object, find, images_of, of_kind, overlay, render, selects, strings
 
 CLUSTER_SCOPED = {"ResourceFlavor", "ClusterQueue"}
@@ -97,6 +98,7 @@ def test_the_pipeline_account_has_the_rights_that_a_run_uses_and_no_other() -> N
         "pods": ["get", "list"],
         "pods/log": ["get"],
         "events": ["list"],
+        "argoproj.io/workflows": ["get"],
         "argoproj.io/workflowtaskresults": ["create", "patch"],
         "argoproj.io/workflowtasksets": ["get", "list", "watch"],
         "argoproj.io/workflowtasksets/status": ["patch", "update"],
@@ -215,6 +217,16 @@ def test_nothing_else_reaches_a_training_pod_or_a_task(source: dict[str, str]) -
 def test_tasks_and_training_reach_the_services_of_their_namespace(source: dict[str, str]) -> None:
     assert _may_connect(overlay("kind"), source, {"app": "metadata-grpc-server"}, 8080)
     assert _may_connect(overlay("kind"), source, OBJECT_STORE, 8333)
+
+
+def test_the_memory_of_the_object_store_of_kind_is_bounded_as_that_of_the_demo() -> None:
+    deployment = find(overlay("kind"), "Deployment", "dice-object-store")
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert set(object_store.MEMORY_FLAGS) <= set(container["args"])
+    assert object_store.MEMORY_VARIABLES.items() <= variables.items()
+    # Twice what Go is told to keep to: what is uploaded at this moment comes on top.
+    assert quantity(container["resources"]["limits"]["memory"]) >= 2 * quantity(variables["GOMEMLIMIT"].rstrip("B"))
 
 
 def test_the_object_store_of_kind_takes_s3_alone() -> None:

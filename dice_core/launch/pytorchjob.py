@@ -7,8 +7,9 @@ deleted and made anew, because whoever starts a launcher again wants another try
 checkpoint. Only Succeeded is success. What failed for good is a launch.FinalError: whoever calls need not try it again.
 
 The job belongs to the run that launched it last: an ownerReference to the launcher pod's controller (the Argo Workflow)
-deletes it with that run, and a launcher told to stop deletes it at once, unless it is only being evicted. In an Argo
-pod the process is killed about a second after it is told, so that takes two calls and nothing else. Loads no torch.
+deletes it with that run. A launcher told to stop deletes it at once where that run is being stopped (cancellation.py);
+else the job goes on for the next attempt. In an Argo pod the process is killed about a second after it is told, so that
+takes two calls and nothing else. Loads no torch.
 """
 
 import os
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dice_core.launch.backend import LaunchError
+from dice_core.launch.cancellation import why_job_goes_on
 from dice_core.launch.failure_report import failure_report, is_running, job_outcome
 from dice_core.launch.follower import JobFollower
 from dice_core.launch.job_spec import differing_settings, job_name, training_job
@@ -32,8 +34,8 @@ from dice_core.storage.manifest import read_manifest
 from dice_core.training.job import TrainingJob
 
 _CALL_SECONDS = 60.0
-# Of the look whether this pod is evicted, which is not repeated, and of the deletion, which acts once it is sent.
-_LOOK_SECONDS, _DELETE_SECONDS = 0.4, 2.0
+# Of the deletion, which acts once it is sent.
+_DELETE_SECONDS = 2.0
 
 
 class _Stopped(BaseException):
@@ -66,7 +68,7 @@ class PyTorchJobBackend:
             jobs = TrainingJobs(KubernetesApi(patience=self._patience, timeout=_CALL_SECONDS))
         except KubernetesError as error:
             raise ConfigError(f"launch.backend 'pytorchjob': {error}") from None
-        uid, received = "", 0
+        uid, received, owner = "", 0, None
         with _signals_raised():
             try:
                 owner = _owner(jobs)
@@ -81,7 +83,7 @@ class PyTorchJobBackend:
                 raise LaunchError(f"training failed: {error} (job {jobs.namespace}/{name})") from None
             except _Stopped as stopped:
                 received = stopped.number
-                _give_up(jobs, name, uid, launch, self._patience.stop)
+                _give_up(jobs, name, uid, launch, owner, self._patience.stop)
         if received:
             # What stopped us goes on to stop the caller, by its own handler.
             signal.raise_signal(received)
@@ -169,32 +171,20 @@ def _owner(jobs: TrainingJobs) -> dict[str, Any] | None:
     return {key: [*controllers, itself][0][key] for key in ("apiVersion", "kind", "name", "uid")}
 
 
-def _give_up(jobs: TrainingJobs, name: str, uid: str, launch: LaunchConfig, seconds: float) -> None:
+def _give_up(
+    jobs: TrainingJobs, name: str, uid: str, launch: LaunchConfig, owner: Mapping[str, Any] | None, seconds: float
+) -> None:
     """Delete the job, or leave it, before this process ends by a signal."""
+    why = "launch.on_cancel is 'leave'" if launch.on_cancel == "leave" else why_job_goes_on(jobs.api, owner)
+    if why:
+        log(f"train: told to stop; {why}: PyTorchJob {name} goes on, and the next attempt takes it over")
+        return
     try:
-        if launch.on_cancel == "leave" or _is_evicted(jobs.api):
-            log(f"train: told to stop; PyTorchJob {name} goes on, and a launcher started again adopts it")
-            return
         jobs.api.hurry(_DELETE_SECONDS, give_up=seconds)
         jobs.delete(name, uid)
-        log(f"train: told to stop; PyTorchJob {name} is deleted")
+        log(f"train: told to stop, and so is its run: PyTorchJob {name} is deleted")
     except KubernetesError as error:
         log(f"train: told to stop; PyTorchJob {name} may still run: {error}")
-
-
-def _is_evicted(api: KubernetesApi) -> bool:
-    """Return whether this pod has to leave its node (drain, preemption): the run goes on elsewhere."""
-    pod = own_pod()
-    if pod is None:
-        return False
-    api.hurry(_LOOK_SECONDS, give_up=0)
-    try:
-        found = api.get(api.path("pods", pod[0], namespace=pod[1])) or {}
-    except KubernetesError as error:
-        log(f"train: told to stop, and by whom cannot be read: {error.detail}")
-        return False
-    conditions = found.get("status", {}).get("conditions") or []
-    return any(condition["type"] == "DisruptionTarget" and condition["status"] == "True" for condition in conditions)
 
 
 @contextmanager

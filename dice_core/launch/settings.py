@@ -25,8 +25,8 @@ class LaunchConfig(Settings):
     backoff_limit: Int = Field(default=3, ge=0)
     """Restarts of failed pods, all together, before the job has failed. For backend `pytorchjob`."""
     on_cancel: Literal["delete", "leave"] = "delete"
-    """What becomes of the job when the launcher is told to stop. A launcher that is evicted always leaves it. For
-    backend `pytorchjob`."""
+    """What becomes of the job when its run is stopped. A launcher that has to leave its node always leaves it to the
+    next attempt. For backend `pytorchjob`."""
 
     @model_validator(mode="after")
     def _torchrun_has_one_node(self) -> Self:

@@ -1,6 +1,8 @@
 """S3 (or a server that speaks it) as storage, through boto3; contract.py says what each method promises.
 
-Endpoint, region and credentials come from the standard AWS variables and files. Faults become one line each.
+Endpoint, region and credentials come from the standard AWS variables and files. A server that is away for a while is
+waited for (outages.py); where AWS_MAX_ATTEMPTS is set, boto3 makes that many tries instead. Faults become one line
+each.
 """
 
 import os
@@ -16,6 +18,7 @@ from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore import exceptions as boto_errors
 from botocore.config import Config
 from s3transfer.exceptions import RetriesExceededError
+from s3transfer.utils import S3_RETRYABLE_DOWNLOAD_ERRORS
 
 from dice_core.storage import layout
 from dice_core.storage.contract import (
@@ -29,14 +32,17 @@ from dice_core.storage.contract import (
     local_error,
     manifests_first,
 )
+from dice_core.storage.outages import Outages, Patience, waiting_ends_with_interrupt
 
-# An endpoint that does not answer is reported after 4 tries: in 15 s at worst, in 3 s where the connection is refused.
-_CONNECT_SECONDS, _NUM_TRIES = 3, 4
+# urllib3 gives the sending of a part as long as the connecting: a busy server takes nothing for seconds.
+_CONNECT_SECONDS = 15
+# Each stream that breaks in the middle is asked for anew, and that request waits for its server.
+_NUM_STREAMS = 10
 # Several transfers of 10 threads each share one client.
 _NUM_CONNECTIONS = 40
 _MIB = 1024 * 1024
 
-_clients: dict[tuple[Any, ...], Any] = {}
+_clients: dict[tuple[Any, ...], tuple[Any, Outages]] = {}
 _clients_lock = threading.Lock()
 
 
@@ -51,6 +57,7 @@ class S3Storage:
         part_bytes: int = 16 * _MIB,
         num_threads: int = 10,
         keys_per_request: int = 1000,
+        patience: Patience | None = None,
     ) -> None:
         """Take the place; no network call.
 
@@ -60,7 +67,9 @@ class S3Storage:
             part_bytes: larger files travel in parts of this size (grown for files over 10,000 parts).
             num_threads: parts in flight for one file.
             keys_per_request: listed or deleted; 1000 is the most that S3 takes.
+            patience: with a server that is away; None: that of stages.
         """
+        self._patience = patience or Patience()
         self._bucket, self._keys_per_request = bucket, keys_per_request
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
@@ -68,7 +77,7 @@ class S3Storage:
             multipart_threshold=part_bytes,
             multipart_chunksize=part_bytes,
             max_concurrency=num_threads,
-            num_download_attempts=10,
+            num_download_attempts=_NUM_STREAMS,
             preferred_transfer_client="classic",
         )
 
@@ -77,7 +86,7 @@ class S3Storage:
         wanted = self._prefix + check_prefix(self.uri, prefix)
         found = []
         with self._explained(prefix):
-            pages = _client().get_paginator("list_objects_v2")
+            pages = self._client.get_paginator("list_objects_v2")
             size = {"PageSize": self._keys_per_request}
             for page in pages.paginate(Bucket=self._bucket, Prefix=wanted, PaginationConfig=size):
                 for item in page.get("Contents", ()):
@@ -93,7 +102,7 @@ class S3Storage:
     def write_bytes(self, key: str, data: bytes) -> None:
         """See Storage."""
         with self._explained(key):
-            _client().put_object(Bucket=self._bucket, Key=self._key(key), Body=data)
+            self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data)
 
     def read_versioned(self, key: str) -> tuple[bytes, str] | None:
         """See Storage. The version is the ETag."""
@@ -107,10 +116,13 @@ class S3Storage:
         condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
         with self._explained(key):
             try:
-                _client().put_object(Bucket=self._bucket, Key=self._key(key), Body=data, **condition)
+                self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, **condition)
             except boto_errors.ClientError as error:
                 if not _is_conflict(error):
                     raise
+                if _was_repeated(error) and self._holds(key, data):
+                    # The first try had succeeded, and its answer was lost.
+                    return
                 raise ConflictError(
                     f"{self._name(key)}: changed by somebody else since it was read; read it again"
                 ) from None
@@ -119,14 +131,20 @@ class S3Storage:
         """See Storage. Parts go up in parallel; an interrupted upload leaves no object."""
         if not path.is_file():
             raise StorageError(f"{path}: no such file to upload to {self._name(key)}")
-        with self._explained(key), create_transfer_manager(_client(), self._transfer) as transfers:
-            transfers.upload(str(path), self._bucket, self._key(key)).result()
+        with self._explained(key):
+            try:
+                self._upload(path, key)
+            except boto_errors.ClientError as error:
+                if error.response.get("Error", {}).get("Code") != "NoSuchUpload":
+                    raise
+                # It was completed and the answer lost, or the server that came back does not know it any more.
+                self._upload(path, key)
 
     def download(self, key: str, path: Path) -> None:
         """See Storage. Ranges come down in parallel to a temporary name beside the path."""
         with self._explained(key):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with create_transfer_manager(_client(), self._transfer) as transfers:
+            with create_transfer_manager(self._client, self._transfer) as transfers, waiting_ends_with_interrupt():
                 transfers.download(self._bucket, self._key(key), str(path)).result()
 
     def delete(self, prefix: str) -> int:
@@ -143,26 +161,44 @@ class S3Storage:
         """See Storage. These are multipart uploads that were neither completed nor aborted."""
         newest, num_aborted = datetime.now(UTC) - timedelta(seconds=min_age_seconds), 0
         with self._explained(""):
-            pages = _client().get_paginator("list_multipart_uploads")
+            pages = self._client.get_paginator("list_multipart_uploads")
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
                 for found in page.get("Uploads", ()):
                     if found["Initiated"] <= newest:
                         place = {"Bucket": self._bucket, "Key": found["Key"], "UploadId": found["UploadId"]}
-                        _client().abort_multipart_upload(**place)
+                        self._client.abort_multipart_upload(**place)
                         num_aborted += 1
         return num_aborted
 
     def _delete_batch(self, keys: Sequence[str]) -> None:
         objects = [{"Key": self._key(key)} for key in keys]
         with self._explained(keys[0]):
-            answer = _client().delete_objects(Bucket=self._bucket, Delete={"Objects": objects, "Quiet": True})
+            answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": objects, "Quiet": True})
         for failed in answer.get("Errors", ()):
             raise _refused(f"s3://{self._bucket}/{failed['Key']}", self._bucket, "DeleteObjects", failed)
 
+    def _upload(self, path: Path, key: str) -> None:
+        with create_transfer_manager(self._client, self._transfer) as transfers, waiting_ends_with_interrupt():
+            transfers.upload(str(path), self._bucket, self._key(key)).result()
+
     def _read(self, key: str) -> tuple[bytes, str]:
         with self._explained(key):
-            answer = _client().get_object(Bucket=self._bucket, Key=self._key(key))
-            return answer["Body"].read(), answer["ETag"]
+            for num_broken in range(1, _NUM_STREAMS + 1):
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
+                try:
+                    return answer["Body"].read(), answer["ETag"]
+                except S3_RETRYABLE_DOWNLOAD_ERRORS:
+                    if num_broken == _NUM_STREAMS:
+                        raise
+        raise AssertionError("unreachable")
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        found = self.read_versioned(key)
+        return found is not None and found[0] == data
+
+    @property
+    def _client(self) -> Any:
+        return _client(self._patience)[0]
 
     def _key(self, key: str) -> str:
         return self._prefix + check_key(self.uri, key)
@@ -178,36 +214,43 @@ class S3Storage:
         except boto_errors.ClientError as error:
             raise self._explain_refusal(error, key) from None
         except (boto_errors.BotoCoreError, boto_errors.HTTPClientError) as error:
-            raise _unreachable(self._name(key), error) from None
+            raise self._unreachable(key, error) from None
         except RetriesExceededError as error:
-            raise _unreachable(self._name(key), error.last_exception) from None
+            raise self._unreachable(key, error.last_exception) from None
         except OSError as error:
             raise local_error(error, self._name(key)) from None
+
+    def _unreachable(self, key: str, error: Exception) -> StorageError:
+        return _unreachable(self._name(key), error, _client(self._patience)[1].seconds_waited_for)
 
     def _explain_refusal(self, error: boto_errors.ClientError, key: str) -> StorageError:
         details = error.response.get("Error", {})
         # The answer to a HEAD request has no body and so no reason; listing the bucket finds out whether it is the
         # key, the bucket or the credentials.
         if details.get("Code") in ("403", "404"):
-            details = _failure_of(lambda: _client().list_objects_v2(Bucket=self._bucket, MaxKeys=1)) or details
+            details = _failure_of(lambda: self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)) or details
         return _refused(self._name(key), self._bucket, error.operation_name, details)
 
 
-def _client() -> Any:
+def _client(patience: Patience) -> tuple[Any, Outages]:
     """Return the client for the AWS variables as they are now; made once for each set of them and each process."""
     # Connections do not survive a fork, hence the process id.
-    identity = (os.getpid(), *sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    identity = (
+        os.getpid(),
+        patience,
+        *sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")),
+    )
     with _clients_lock:
         if identity not in _clients:
-            _clients[identity] = _new_client()
+            _clients[identity] = _new_client(patience)
         return _clients[identity]
 
 
-def _new_client() -> Any:
-    endpoint = _endpoint()
+def _new_client(patience: Patience) -> tuple[Any, Outages]:
+    endpoint, outages = _endpoint(), Outages(_endpoint() or "AWS", patience)
     retries: dict[str, Any] = {"mode": "standard"}
     if "AWS_MAX_ATTEMPTS" not in os.environ:
-        retries["total_max_attempts"] = _NUM_TRIES
+        retries["total_max_attempts"] = 1
     config = Config(
         connect_timeout=_CONNECT_SECONDS,
         read_timeout=60,
@@ -222,9 +265,12 @@ def _new_client() -> Any:
     # boto3 itself reads AWS_DEFAULT_REGION only.
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else None)
     try:
-        return boto3.session.Session().client("s3", region_name=region, endpoint_url=endpoint, config=config)
+        client = boto3.session.Session().client("s3", region_name=region, endpoint_url=endpoint, config=config)
     except ValueError as error:
         raise StorageError(f"AWS_ENDPOINT_URL: {error}; write it as http://host:port or https://host") from None
+    if "AWS_MAX_ATTEMPTS" not in os.environ:
+        outages.watch(client)
+    return client, outages
 
 
 def _endpoint() -> str | None:
@@ -237,11 +283,18 @@ def _is_conflict(error: boto_errors.ClientError) -> bool:
     return code in ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412")
 
 
+def _was_repeated(error: boto_errors.ClientError) -> bool:
+    return bool(error.response.get("ResponseMetadata", {}).get("RetryAttempts"))
+
+
 def _failure_of(call: Callable[[], Any]) -> dict[str, str] | None:
     try:
         call()
     except boto_errors.ClientError as error:
         return dict(error.response.get("Error", {}))
+    except (boto_errors.BotoCoreError, boto_errors.HTTPClientError):
+        # It is away now: what it has answered before is what is known.
+        return None
     return None
 
 
@@ -265,8 +318,8 @@ def _refused(where: str, bucket: str, operation: str, details: dict[str, Any]) -
     return StorageError(f"{where}: {causes.get(code) or f'{operation} failed: {code} {_one_line(details)}'}")
 
 
-def _unreachable(where: str, error: Exception) -> StorageError:
-    """Return one line for a request that got no answer, or could not be made."""
+def _unreachable(where: str, error: Exception, seconds: float) -> StorageError:
+    """Return one line for a request that got no answer for so many seconds, or could not be made."""
     server = _endpoint() or "AWS"
     if isinstance(error, boto_errors.NoCredentialsError):
         return NoAccessError(f"{where}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
@@ -275,7 +328,10 @@ def _unreachable(where: str, error: Exception) -> StorageError:
     if isinstance(error, boto_errors.SSLError):
         return StorageError(f"{where}: {server} shows a certificate that is not trusted: set AWS_CA_BUNDLE")
     if isinstance(error, boto_errors.ConnectionError | boto_errors.HTTPClientError):
-        return StorageError(f"{where}: cannot reach {server}: check AWS_ENDPOINT_URL, the network, and the server")
+        waited = f" for {seconds:.0f} s" if seconds else ""
+        return StorageError(
+            f"{where}: cannot reach {server}{waited}: check AWS_ENDPOINT_URL, the network, and the server"
+        )
     return StorageError(f"{where}: {_one_line(error)}")
 
 

@@ -11,6 +11,8 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
+from dice_core.storage.outages import waiting_ends_with_interrupt
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
@@ -32,7 +34,8 @@ def side_by_side(function: Callable[[Item], Result], items: Iterable[Item]) -> l
     with ThreadPoolExecutor(_NUM_AT_ONCE) as pool:
         futures = [pool.submit(function, item) for item in wanted]
         try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            with waiting_ends_with_interrupt():
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in filter(done.__contains__, futures):
                 future.result()
         except BaseException:

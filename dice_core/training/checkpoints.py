@@ -12,15 +12,17 @@ import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dice_core.progress import log
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
+from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import Manifest, fetch_files, publish_files, read_manifest
 from dice_core.training import ranks
+from dice_core.training.copies import Copies
 
 NUM_KEPT = 2
 _COMPLETE = "complete.json"
@@ -51,9 +53,9 @@ class CheckpointOwner:
 class CheckpointStore:
     """The checkpoints of one training run, on this machine and in storage."""
 
-    def __init__(self, uri: str, folder: Path, owner: CheckpointOwner) -> None:
-        """Take where copies are kept, and where the trainer writes on this machine."""
-        self._uri, self._folder, self._owner = uri, folder, owner
+    def __init__(self, uri: str, folder: Path, owner: CheckpointOwner, copies: Copies) -> None:
+        """Take where copies are kept, where the trainer writes on this machine, and what its node copies."""
+        self._uri, self._folder, self._owner, self._copies = uri, folder, owner, copies
         self._uploads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -78,22 +80,22 @@ class CheckpointStore:
         """Mark a checkpoint that every process of this node has written, and start to copy it to storage.
 
         Waits for the copy before it: a machine never has more than one on its way. Older ones of this machine go; the
-        Trainer would delete those of the first node only.
+        Trainer would delete those of the first node only. A copy that fails is told and stops no training: the next
+        checkpoint is copied anew. A process that is told to stop begins none.
         """
         folder = self._folder / f"checkpoint-{step}"
         temporary = folder / f"{_COMPLETE}.unfinished"
         temporary.write_text(json.dumps(asdict(self._owner)))
         os.replace(temporary, folder / _COMPLETE)
+        if self._copies.is_ending.is_set():
+            return
+        under_way = self._copies.begin()
         self.wait()
         self._delete_local_except(*self._on_disk()[-NUM_KEPT:])
-        self._pending = self._uploads.submit(self._upload, step, folder)
+        self._pending = self._uploads.submit(self._copy, step, folder, under_way)
 
     def wait(self) -> None:
-        """Wait for the copy under way.
-
-        Raises:
-            StorageError: it failed.
-        """
+        """Wait for the copy under way."""
         if self._pending is not None:
             self._pending.result()
             self._pending = None
@@ -101,7 +103,10 @@ class CheckpointStore:
     def delete_all(self) -> None:
         """Delete every checkpoint, here and in storage: the finished model has been published."""
         self.wait()
-        open_storage(self._uri).delete("")
+        try:
+            open_storage(self._uri).delete("")
+        except StorageError as error:
+            log(f"train: the checkpoints of the finished training stay in storage: {error}")
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _choose(self) -> tuple[int, bool]:
@@ -153,6 +158,19 @@ class CheckpointStore:
             if manifest is not None:
                 fetch_files(uri, manifest, folder)
 
+    def _copy(self, step: int, folder: Path, under_way: IO[str]) -> None:
+        with under_way:
+            try:
+                self._upload(step, folder)
+            except (StorageError, OSError) as error:
+                log(f"train: checkpoint {step} is not stored, training goes on and stores the next one: {error}")
+                return
+            try:
+                if ranks.rank() == 0:
+                    self._prune()
+            except StorageError as error:
+                log(f"train: older checkpoints stay in storage until the next one: {error}")
+
     def _upload(self, step: int, folder: Path) -> None:
         # The marker stays here: a copy is complete when its manifest is there.
         paths = [path for path in folder.rglob("*") if path.is_file() and path.name != _COMPLETE]
@@ -164,8 +182,6 @@ class CheckpointStore:
         # What another run left here would be counted as part of this one.
         open_storage(uri).delete("")
         publish_files(uri, files, owner)
-        if ranks.rank() == 0:
-            self._prune()
 
     def _prune(self) -> None:
         """Delete what is older than the newest checkpoints that this run could go on from.

@@ -24,6 +24,7 @@ from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import Manifest, Metric, fetch_files, publish_files, read_manifest
 from dice_core.training.batches import TrainingPairs, read_pairs
+from dice_core.training.copies import Copies
 from dice_core.training.job import CHECKPOINTS, ERROR, FINAL_ERROR, TrainingJob
 
 if TYPE_CHECKING:
@@ -59,8 +60,12 @@ def load_pairs(job: TrainingJob, folder: Path) -> TrainingPairs:
     return read_pairs(table, job.training.max_length, job.pairs_uri)
 
 
-def run_training(job: TrainingJob) -> None:
+def run_training(job: TrainingJob, copies: Copies | None = None) -> None:
     """Do this process's part of a training run: resume or start, train, and publish from process 0.
+
+    Args:
+        job: what to train.
+        copies: what the node stores meanwhile, for a process that is told to stop.
 
     Raises:
         ConfigError, RecordError, StorageError, ModelError, NonFiniteError: one line each.
@@ -73,20 +78,26 @@ def run_training(job: TrainingJob) -> None:
     from dice_core.training.arguments import training_arguments
     from dice_core.training.checkpoints import CheckpointOwner, CheckpointStore
 
+    copies = copies or copies_of(job)
     config = job.training
     arguments = training_arguments(config, scratch / CHECKPOINTS, has_eval_pairs=bool(pairs.eval), seed=job.seed)
     try:
         owner = CheckpointOwner(job.fingerprint, ranks.num_processes(), ranks.num_nodes(), config.deepspeed)
-        store = CheckpointStore(layout.join(job.output_uri, CHECKPOINTS), scratch / CHECKPOINTS, owner)
-        _train_and_publish(job, pairs, arguments, store, scratch)
+        store = CheckpointStore(layout.join(job.output_uri, CHECKPOINTS), scratch / CHECKPOINTS, owner, copies)
+        _train_and_publish(job, pairs, arguments, store, copies)
         if ranks.local_rank() == 0:
             shutil.rmtree(scratch, ignore_errors=True)
     finally:
         ranks.close()
 
 
+def copies_of(job: TrainingJob) -> Copies:
+    """Return what this node stores of a job."""
+    return Copies(job.scratch_folder() / "copies.lock")
+
+
 def _train_and_publish(
-    job: TrainingJob, pairs: TrainingPairs, arguments: "TrainingArguments", store: "CheckpointStore", scratch: Path
+    job: TrainingJob, pairs: TrainingPairs, arguments: "TrainingArguments", store: "CheckpointStore", copies: Copies
 ) -> None:
     from dice_core.models.cache import fetch_model
     from dice_core.models.loading import context_length, load_model
@@ -132,7 +143,8 @@ def _train_and_publish(
     metrics = {**_training_metrics(trainer), **trainer.speed.totals(trainer.policy)}
     weights = gather_weights(trainer.policy, uses_deepspeed=config.deepspeed != "none", keep=is_first)
     if is_first:
-        _publish(job, trainer, weights, policy_folder, scratch / "model", metrics, start)
+        with copies.begin():
+            _publish(job, trainer, weights, policy_folder, job.scratch_folder() / "model", metrics, start)
         store.delete_all()
 
 
@@ -257,7 +269,10 @@ def main(arguments: list[str] | None = None) -> int:
     if rest:
         raise SystemExit("usage: torchrun ... -m dice_core.training.worker JOB_URI")
     try:
-        run_training(TrainingJob.read(job_uri))
+        job = TrainingJob.read(job_uri)
+        copies = copies_of(job)
+        with copies.end_process_on_sigterm():
+            run_training(job, copies)
     except (ConfigError, records.RecordError, RuntimeError) as error:
         # RuntimeErrors of our own are one line for a person; torch's are not, and keep their traceback.
         if type(error) is RuntimeError or type(error).__module__.partition(".")[0] != "dice_core":

@@ -35,6 +35,10 @@ _READY_SECONDS = 60
 # Without clients it stops in 2 s; with a client's idle connection it would take 30.
 _STOP_SECONDS = 3
 _NUM_LOG_LINES = 8
+MEMORY_FLAGS, MEMORY_VARIABLES = ("-s3.concurrentUploadLimitMB=256",), {"GOMEMLIMIT": "1GiB"}
+"""What bounds the server's memory: it holds a few times what is being uploaded, and Go frees it late. Uploads beyond
+the limit wait for their turn. Four files of 400 MB at once, 40 parts of 16 MiB in flight, took 5.5 GiB without either,
+2.0 GiB with GOMEMLIMIT alone and 1.1 GiB with both, in the same time. The Deployment of overlay kind has the same."""
 
 
 class ObjectStoreError(RuntimeError):
@@ -201,11 +205,12 @@ def _spawn(
     # Nothing but S3: no consoles, no catalogs, no report to its makers, and no bucket by mistyping one.
     arguments += ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     arguments += ["-master.telemetry=false", "-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false"]
+    arguments += MEMORY_FLAGS
     keys = {"AWS_ACCESS_KEY_ID": credentials.access_key, "AWS_SECRET_ACCESS_KEY": credentials.secret_key}
     with (folder / "server.log").open("wb") as log:
         return subprocess.Popen(
             arguments,
-            env={**os.environ, **keys},
+            env={**os.environ, **MEMORY_VARIABLES, **keys},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -38,6 +38,8 @@ _TRAINING_RIGHTS: _Rights = [
     *((verb, "", "pods") for verb in ("get", "list")),
     ("get", "", "pods/log"),
     ("list", "", "events"),
+    # A launcher told to stop asks whether its run is being stopped.
+    ("get", "argoproj.io", "workflows"),
 ]
 # Of a person.
 _LOGS_RIGHTS: _Rights = [("list", "", "pods"), ("get", "", "pods/log")]

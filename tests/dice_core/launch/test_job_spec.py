@@ -120,6 +120,13 @@ def test_the_run_policy_and_restarts_are_the_settings() -> None:
     assert job["spec"]["pytorchReplicaSpecs"]["Master"]["restartPolicy"] == "Never"
 
 
+def test_a_pod_told_to_stop_has_two_minutes_and_its_processes_a_little_less() -> None:
+    job = spec_of(num_nodes=2)
+    assert [pod_of(job, role)["terminationGracePeriodSeconds"] for role in ("Master", "Worker")] == [120, 120]
+    # torchrun's own 30 seconds would cut the upload of a checkpoint.
+    assert values_of(job)["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "110"
+
+
 def test_pods_carry_no_sidecar_and_the_labels_that_network_policies_select() -> None:
     template = spec_of()["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
     labels, annotations = template["metadata"]["labels"], template["metadata"]["annotations"]

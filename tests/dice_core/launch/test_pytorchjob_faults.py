@@ -4,7 +4,10 @@ The processes are a few lines, for the sake of time; test_pytorchjob_training.py
 """
 
 import io
+import json
 import signal
+import subprocess
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +22,11 @@ from tests.kubernetes_api.by_hand import wait_until
 from tests.kubernetes_api.server import ApiServer
 from tests.kubernetes_api.store import JOB, POD, WORKFLOW, StatusError
 from tests.kubernetes_api.training_operator import TrainingOperator
-from tests.launchers import PATIENCE, Launcher, Make, num_created, pods, running, shown, start_process
+from tests.launchers import PATIENCE, Launcher, Make, num_created, pods, publish_result, running, shown, start_process
 
 pytestmark = pytest.mark.slow
+
+_RECORDED = Path(__file__).parents[2] / "data" / "kfp-2.17.0"
 
 RUNNING = {"name": "pytorch", "restartCount": 0, "state": {"running": {}}}
 
@@ -310,6 +315,87 @@ def test_a_launcher_told_to_stop_looks_once_at_its_pod_and_deletes_in_one_call(
         "GET /api/v1/namespaces/default/pods/launcher",
         f"DELETE /apis/kubeflow.org/v1/namespaces/default/pytorchjobs/{job_name}",
     ]
+
+
+_STOPPED: dict[str, dict[str, Any]] = {
+    "terminated in KFP": {"spec": {"activeDeadlineSeconds": 0}},
+    "stopped in Argo": {"spec": {"shutdown": "Terminate"}},
+    "being deleted": {"metadata": {"deletionTimestamp": "2026-11-28T23:30:00Z"}},
+}
+
+
+@pytest.fixture
+def recorded_run(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Store the workflow of a real run under way and a launcher's pod of it; return the workflow's name."""
+    recorded = json.loads((_RECORDED / "workflow-eight-shards-under-way.json").read_text())
+    del recorded["metadata"]["namespace"]
+    workflow = server.store.create(WORKFLOW, "default", recorded)
+    owner = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "controller": True, "blockOwnerDeletion": True}
+    owner |= {name: workflow["metadata"][name] for name in ("name", "uid")}
+    spec = {"containers": [{"name": "main", "image": "core:1", "command": ["sleep", "60"]}]}
+    server.store.create(POD, "default", {"metadata": {"name": "launcher", "ownerReferences": [owner]}, "spec": spec})
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("POD_NAME", "launcher")
+    monkeypatch.setenv("POD_NAMESPACE", "default")
+    return str(owner["name"])
+
+
+def stop_launcher(job_uri: str, command: tuple[str, ...], prepare: Callable[[], object], **settings: Any) -> str:
+    """Start a launcher, prepare, tell it to stop, and return what it said."""
+    launcher = start_process(job_uri, command, stderr=subprocess.PIPE, **settings)
+    assert launcher.stderr is not None
+    pid_file(Path(job_uri).parent)
+    prepare()
+    launcher.send_signal(signal.SIGTERM)
+    with launcher.stderr as lines:
+        said = lines.read().decode()
+    assert launcher.wait(60) == -signal.SIGTERM
+    return said
+
+
+def test_a_drained_launcher_leaves_its_training_to_the_next_attempt(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, recorded_run: str, tmp_path: Path
+) -> None:
+    command = worker('while not folder.joinpath("go").exists():\n    time.sleep(0.05)')
+    said = stop_launcher(job_uri, command, lambda: None)
+    assert f"told to stop; run {recorded_run} goes on: PyTorchJob dice-" in said
+    assert server.count("DELETE", "/pytorchjobs/") == 0 and is_alive(tmp_path / "train")
+
+    publish_result(job_uri)
+    Path(job_uri).with_name("go").touch()
+    Launcher(job_uri, command).result()
+    assert num_created(server) == 1
+
+
+@pytest.mark.parametrize("change", _STOPPED.values(), ids=_STOPPED.keys())
+@pytest.mark.parametrize(("on_cancel", "num_left"), [("delete", 0), ("leave", 1)])
+def test_the_launcher_of_a_run_that_is_being_stopped_deletes_or_leaves_its_training(
+    server: ApiServer,
+    operator: TrainingOperator,
+    job_uri: str,
+    worker: Make,
+    recorded_run: str,
+    change: dict[str, Any],
+    on_cancel: str,
+    num_left: int,
+) -> None:
+    said = stop_launcher(
+        job_uri,
+        worker("time.sleep(60)"),
+        lambda: server.store.patch(WORKFLOW, "default", recorded_run, change),
+        on_cancel=on_cancel,
+    )
+    assert len(server.store.find(JOB, "default")) == num_left
+    assert ("and so is its run" in said) == (not num_left)
+    assert ("launch.on_cancel is 'leave'" in said) == bool(num_left)
+
+
+def test_a_launcher_that_may_not_look_at_its_run_leaves_its_training_and_says_so(
+    server: ApiServer, operator: TrainingOperator, job_uri: str, worker: Make, recorded_run: str
+) -> None:
+    said = stop_launcher(job_uri, worker("time.sleep(60)"), lambda: server.denied.add(("get", "workflows")))
+    assert "told to stop; whether its run is being stopped cannot be read (403 workflows is forbidden" in said
+    assert len(server.store.find(JOB, "default")) == 1
 
 
 def test_an_api_that_stays_away_ends_the_launcher_and_not_the_training(

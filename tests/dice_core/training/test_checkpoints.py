@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dice_core.training.checkpoints import CheckpointOwner, CheckpointStore
+from dice_core.training.copies import Copies
 
 THIS = CheckpointOwner("this", num_processes=1, num_nodes=1, deepspeed="zero3")
 
@@ -12,17 +13,25 @@ THIS = CheckpointOwner("this", num_processes=1, num_nodes=1, deepspeed="zero3")
 def save(folder: Path, owner: CheckpointOwner, *steps: int, node: int = 0) -> None:
     """Write checkpoints on a machine of their own, as the trainer of that run would, and copy them to storage."""
     machine = folder / f"machine-{owner.fingerprint}-{owner.num_processes}-{node}"
-    store = CheckpointStore(str(folder / "stored"), machine, owner)
+    store = store_of(folder / "stored", machine, owner)
     for step in steps:
-        (machine / f"checkpoint-{step}").mkdir(parents=True)
-        (machine / f"checkpoint-{step}/weights-{node}").write_text(f"{owner} {step}")
-        store.save(step)
+        write(store, machine, owner, step, node)
     store.wait()
+
+
+def store_of(stored: Path | str, machine: Path, owner: CheckpointOwner) -> CheckpointStore:
+    return CheckpointStore(str(stored), machine, owner, Copies(machine.with_name(f"{machine.name}.lock")))
+
+
+def write(store: CheckpointStore, machine: Path, owner: CheckpointOwner, step: int, node: int = 0) -> None:
+    (machine / f"checkpoint-{step}").mkdir(parents=True)
+    (machine / f"checkpoint-{step}/weights-{node}").write_text(f"{owner} {step}")
+    store.save(step)
 
 
 def newest(folder: Path, owner: CheckpointOwner) -> Path | None:
     """Return what a machine that has nothing itself goes on from."""
-    return CheckpointStore(str(folder / "stored"), folder / "new-machine", owner).newest()
+    return store_of(folder / "stored", folder / "new-machine", owner).newest()
 
 
 @pytest.mark.parametrize(
@@ -54,7 +63,7 @@ def test_every_node_keeps_only_the_last_two_on_its_own_disk(
     monkeypatch.setenv("RANK", str(node))
     monkeypatch.setenv("GROUP_RANK", str(node))
     save(tmp_path, CheckpointOwner("this", num_processes=2, num_nodes=2, deepspeed="zero3"), 50, 100, 150, node=node)
-    [machine] = tmp_path.glob("machine-*")
+    [machine] = (path for path in tmp_path.glob("machine-*") if path.is_dir())
     assert {path.name for path in machine.iterdir()} == {"checkpoint-100", "checkpoint-150"}
 
 
@@ -94,9 +103,36 @@ def test_the_trainers_folder_holds_what_is_gone_on_from_alone(tmp_path: Path) ->
     save(tmp_path, THIS, 50, 100)
     machine = tmp_path / "machine-this-1-0"
     (machine / "checkpoint-150").mkdir()  # cut off before it was complete
-    store = CheckpointStore(str(tmp_path / "stored"), machine, THIS)
+    store = store_of(tmp_path / "stored", machine, THIS)
     assert store.newest() == machine / "checkpoint-100"
     assert [path.name for path in machine.iterdir()] == ["checkpoint-100"]
     more = CheckpointOwner("this", num_processes=2, num_nodes=1, deepspeed="zero3")
-    assert CheckpointStore(str(tmp_path / "stored"), machine, more).newest() is None
+    assert store_of(tmp_path / "stored", machine, more).newest() is None
     assert not list(machine.iterdir())
+
+
+def test_a_copy_that_fails_is_told_and_the_next_checkpoint_is_stored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine, stored = tmp_path / "machine", tmp_path / "stored"
+    stored.write_text("a file where a folder is needed")
+    store = store_of(stored, machine, THIS)
+    write(store, machine, THIS, 50)
+    store.wait()
+    stored.unlink()
+    write(store, machine, THIS, 100)
+    store.wait()
+    assert newest(tmp_path, THIS) == tmp_path / "new-machine/checkpoint-100"
+    said = capsys.readouterr().err
+    assert said.count("checkpoint 50 is not stored, training goes on and stores the next one: ") == 1
+    assert "checkpoint 100 is not stored" not in said
+
+
+@pytest.mark.slow
+def test_a_finished_training_whose_store_went_away_ends_well_and_says_what_stays(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = store_of(f"{s3}/stays", tmp_path / "machine", THIS)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    store.delete_all()
+    assert "the checkpoints of the finished training stay in storage: " in capsys.readouterr().err

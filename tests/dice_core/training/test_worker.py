@@ -353,9 +353,11 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_weights
 
 def test_checkpoints_of_other_settings_are_not_resumed_from(tmp_path: Path) -> None:
     from dice_core.training.checkpoints import CheckpointOwner, CheckpointStore
+    from dice_core.training.copies import Copies
 
     owner = CheckpointOwner("this", num_processes=1, num_nodes=1, deepspeed="none")
-    store = CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "local", owner)
+    copies = Copies(tmp_path / "lock")
+    store = CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "local", owner, copies)
     for step in (5, 10, 15):
         (tmp_path / f"local/checkpoint-{step}").mkdir(parents=True)
         (tmp_path / f"local/checkpoint-{step}/weights").write_text(str(step))
@@ -368,17 +370,19 @@ def test_checkpoints_of_other_settings_are_not_resumed_from(tmp_path: Path) -> N
         "checkpoint-10",
         "checkpoint-15",
     ]
-    elsewhere = CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "other", owner)
+    elsewhere = CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "other", owner, copies)
     fetched = elsewhere.newest()
     assert fetched is not None and (fetched / "weights").read_text() == "15"
     for changed in (
         CheckpointOwner("that", num_processes=1, num_nodes=1, deepspeed="none"),
         CheckpointOwner("this", num_processes=1, num_nodes=1, deepspeed="zero3"),
     ):
-        assert CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "local", changed).newest() is None
+        assert (
+            CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "local", changed, copies).newest() is None
+        )
     # Without DeepSpeed's shards the number of processes may change.
     more = CheckpointOwner("this", num_processes=2, num_nodes=1, deepspeed="none")
-    assert CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "local", more).newest() is not None
+    assert CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "local", more, copies).newest() is not None
     store.delete_all()
     assert store.newest() is None
 
@@ -578,7 +582,7 @@ def test_a_process_says_whether_its_error_would_come_again(
     assert main([str(tmp_path / "job.json")]) == 1
     assert capsys.readouterr().err.startswith("final error: training.bta: unknown setting")
 
-    def diverge(_: TrainingJob) -> None:
+    def diverge(*_: object) -> None:
         raise NonFiniteError("stopped at step 3")
 
     monkeypatch.setattr("dice_core.training.worker.run_training", diverge)
@@ -608,6 +612,6 @@ def test_a_model_that_a_disk_or_an_accelerator_kept_from_loading_may_load_the_ne
         raise cause
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
-    monkeypatch.setattr("dice_core.training.worker.run_training", lambda _: load_model(model_copy, "float32"))
+    monkeypatch.setattr("dice_core.training.worker.run_training", lambda *_: load_model(model_copy, "float32"))
     assert main([make_job(tmp_path, "a-policy", "some-pairs", {}).write()]) == 1
     assert capsys.readouterr().err.startswith(prefix)

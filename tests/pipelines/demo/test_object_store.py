@@ -12,6 +12,7 @@ import pytest
 
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
+from dice_core.storage.manifest import Manifest, publish_files
 from pipelines.demo import object_store
 from pipelines.demo.object_store import Credentials, ObjectStoreError, running_object_store, start_object_store
 
@@ -155,6 +156,19 @@ def test_a_server_that_does_not_come_up_shows_its_log(tmp_path: Path, monkeypatc
 
     with pytest.raises(ObjectStoreError, match=r"exit code 3(.|\n)*disk on fire"):
         start_object_store(tmp_path / "data")
+
+
+def test_its_memory_is_bounded_while_large_files_arrive_at_once(tmp_path: Path, use) -> None:
+    """With the same settings the server of overlay kind has 2 GiB."""
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(2**20) * 200)
+    files = {f"file-{number}": source for number in range(4)}
+    with running_object_store(tmp_path / "store") as store:
+        use(store)
+        publish_files("s3://dice/large", files, Manifest(stage="checkpoint", fingerprint="", files={}))
+        status = Path(f"/proc/{store.process.pid}/status").read_text()
+    peak_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+    assert peak_kib < 1.5 * 2**20
 
 
 def test_secrets_are_not_printed() -> None:
