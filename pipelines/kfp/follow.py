@@ -54,24 +54,31 @@ class _Screen:
 
     def __init__(self, observer: Observer, pace: Pace) -> None:
         self._observer, self._pace = observer, pace
-        self._shown: dict[int, tuple[str, str]] = {}
+        self._shown: dict[int, str] = {}
         self._said: dict[str, str] = {}
         self._last = time.monotonic()
 
     def show(self, view: RunView) -> None:
-        """Print the tasks that have another state than at the last look; after a while, what those at work say."""
+        """Print what has another state than at the last look; after a while, what those at work say, or wait for."""
+        if not view.is_over:
+            self._say("run", view.state)
         num_done = sum(task.state in ENDED for task in view.tasks)
         for index, task in enumerate(view.tasks):
-            known = (task.state, task.note if task.state == "retrying" else "")
-            if task.state not in (WAITING, UNKNOWN) and self._shown.get(index, ("", ""))[0] != task.state:
+            if task.state not in (WAITING, UNKNOWN) and self._shown.get(index) != task.state:
                 self._print(f"[{num_done:2d}/{len(view.tasks)}] {task}")
-            self._shown[index] = known
+            self._shown[index] = task.state
         if not view.is_over and time.monotonic() - self._last >= self._pace.progress:
             self._last = time.monotonic()
             for label, line in self._observer.progress(view):
-                if self._said.get(label) != line:
-                    self._said[label] = line
-                    self._print(f"        {label}: {line}")
+                self._say(label, line)
+            for name, reason in self._observer.waiting():
+                self._say(name, f"does not run yet: {reason or 'no reason given'}")
+
+    def _say(self, who: str, what: str) -> None:
+        """Print what was not the last thing that somebody said."""
+        if self._said.get(who) != what:
+            self._said[who] = what
+            self._print(f"        {who}: {what}")
 
     def _print(self, text: str) -> None:
         print(f"{datetime.now():%H:%M:%S} {text}", flush=True)

@@ -29,7 +29,7 @@ def test_a_change_is_printed_once_with_how_much_is_done(
     workflows.objects[WORKFLOWS] = [recorded(EIGHT)]
     kfp.script = [{}, {}, {"state": "SUCCEEDED"}]
     assert follow(observer(kfp, run["run_id"]), "eight", Pace(poll=0.01)) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "[" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "/44]" in line]
     assert sum("iteration 1: generate 4 of 8 running" in line for line in lines) == 1
     assert not any("waiting" in line for line in lines)
     assert all("[17/44]" in line for line in lines)
@@ -56,6 +56,28 @@ def test_stages_at_work_say_how_far_they_are(
     said = "iteration 1: generate 4 of 8: 23:31:00 generate shard 4/8: 12 of 28 prompts"
     assert printed.out.count(said) == 1
     assert "why: make logs RUN=eight; make retry RUN=eight continues it" in printed.err
+
+
+def test_a_run_that_waits_for_nodes_says_so(
+    recording: Recording, kfp: KfpServer, workflows: ClusterObjects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = recording.add("run-eight-shards-under-way", EIGHT)
+    run["state"] = "PENDING"
+    labels = {"pipeline/runid": run["run_id"], "app.kubernetes.io/component": "generate"}
+    metadata = {"name": "p1", "creationTimestamp": "2026-11-28T23:30:00Z", "labels": labels}
+    reason = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": "0/3 nodes: too few GPUs",
+    }
+    workflows.objects[PODS] = [{"metadata": metadata, "status": {"phase": "Pending", "conditions": [reason]}}]
+    workflows.objects[WORKFLOWS] = [recorded(EIGHT)]
+    kfp.script = [{}, {}, {"state": "SUCCEEDED"}]
+    assert follow(observer(kfp, run["run_id"]), "eight", Pace(poll=0.01, progress=0.0)) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("run: PENDING") == 1
+    assert printed.count("generate: does not run yet: ") == 1 and "too few GPUs" in printed
 
 
 def test_a_connection_that_breaks_for_a_while_is_survived(
