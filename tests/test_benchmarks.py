@@ -69,12 +69,11 @@ def test_both_ways_of_the_accelerator_agree_on_a_small_model(device: str) -> Non
 
 
 def test_a_run_writes_a_table_plain_numbers_and_curves(
-    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    work: Work, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(main_module, "prepare", lambda *_: work)
     ways = [c for c in pair.COMPARISONS if c.ours == ("pair:ours",)]
-    monkeypatch.setattr(main_module, "STAGES", {"pair": ways})
-    assert main_module.main(["--stage", "pair", "--size", "smoke", "--repeats", "1", "--out", str(tmp_path)]) == 0
+    arguments = ["--stage", "pair", "--size", "smoke", "--repeats", "1", "--out", str(tmp_path)]
+    assert main_module.main(arguments, comparisons={"pair": ways}, make_work=lambda _: work) == 0
     page = (tmp_path / "RESULTS.md").read_text()
     assert page == capfd.readouterr().out.removesuffix("\n")
     assert "| pair | upstream's pandas sweep over the grid |" in page

@@ -5,7 +5,7 @@ import importlib.util
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +18,19 @@ from tests.benchmarks.stages import STAGES, finish_work
 from tests.benchmarks.work import SIZES, Size, Work, prepare
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print the table, write the files."""
+def main(
+    arguments: list[str] | None = None,
+    *,
+    comparisons: Mapping[str, Sequence[Comparison]] = STAGES,
+    make_work: Callable[[Size], Work] = lambda size: prepare(size, finish_work),
+) -> int:
+    """Measure, print the table, write the files.
+
+    Args:
+        arguments: of the command; those of this process by default.
+        comparisons: by stage.
+        make_work: makes the work of a size.
+    """
     options = _parser().parse_args(arguments)
 
     before = results.measured_before(options.out) if options.out and options.stage else None
@@ -34,7 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         found = run(
-            SIZES[options.size], options.stage or list(STAGES), options.repeats, not options.no_curves, on_stage=keep
+            SIZES[options.size],
+            options.stage or list(comparisons),
+            options.repeats,
+            not options.no_curves,
+            on_stage=keep,
+            comparisons=comparisons,
+            make_work=make_work,
         )
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -55,7 +72,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(
-    size: Size, stages: Sequence[str], repeats: int, with_curves: bool, on_stage: Callable[[Results], None]
+    size: Size,
+    stages: Sequence[str],
+    repeats: int,
+    with_curves: bool,
+    on_stage: Callable[[Results], None],
+    comparisons: Mapping[str, Sequence[Comparison]],
+    make_work: Callable[[Size], Work],
 ) -> Results:
     """Measure stages. One that fails does not take the others with it: `failed` says which, and why.
 
@@ -65,12 +88,14 @@ def run(
         repeats: of each way.
         with_curves: whether to measure other amounts of work too.
         on_stage: gets the results so far after each stage.
+        comparisons: by stage.
+        make_work: makes the work of a size.
 
     Raises:
         BenchmarkError: the work cannot be prepared.
     """
     wants_gpu = _wants_gpu(stages)
-    comparisons, left_out = _available([c for stage in stages for c in STAGES.get(stage, [])])
+    available, left_out = _available([c for stage in stages for c in comparisons.get(stage, [])])
     found = Results(
         command=shlex.join(["python", "-m", "tests.benchmarks", *sys.argv[1:]]),
         machine=results.machine(),
@@ -79,8 +104,8 @@ def run(
         repeats=repeats,
         left_out=left_out,
     )
-    if comparisons:
-        _measure_stages(prepare(size, finish_work), comparisons, found, with_curves, on_stage)
+    if available:
+        _measure_stages(make_work(size), available, found, with_curves, on_stage)
     for shape in gpu.SHAPES if wants_gpu else ():
         with _noted(found, f"gpu, {shape}"):
             found.gpu.extend(run_way("gpu:measure", Path(), shape).values["lines"])
