@@ -46,10 +46,12 @@ def schedule(options: argparse.Namespace, preset: Preset) -> int:
         submission = prepare(preset, name, root, Path(folder), recurring=True)
         if options.dry_run:
             print(f"schedule:        {name}, {show_trigger(trigger)}, one run at a time")
-            print(show(submission))
-            return 0
+            print(show(submission, preset))
         check_images(preset)
-        api = KfpApi(Connection.from_environment(options.host, options.namespace))
+        connection = Connection.from_environment(options.host, options.namespace)
+        if options.dry_run:
+            return 0
+        api = KfpApi(connection)
         version = upload(api, submission)
     settings = {
         **trigger,
@@ -146,7 +148,7 @@ def retire(api: KfpApi, schedules: Sequence[Any]) -> dict[str, str]:
     for entry in schedules:
         api.disable_schedule(entry.recurring_run_id)
     ids = {entry.recurring_run_id for entry in schedules}
-    active = [run for run in api.recurring_runs() if run.recurring_run_id in ids and run.state in ACTIVE] if ids else []
+    active = [run for run in api.all_runs() if run.recurring_run_id in ids and run.state in ACTIVE] if ids else []
     for identity in ids - {run.recurring_run_id for run in active}:
         api.delete_schedule(identity)
     return {str(run.run_id): short_name(api, run) for run in active}
