@@ -9,6 +9,7 @@ from components import images
 def check_settings(
     root: str,
     run: str,
+    job_id: str,
     num_iterations: int,
     num_shards: int,
     seed: int,
@@ -29,8 +30,8 @@ def check_settings(
     launch: dict,
     pods: dict,
     service_account: str,
-) -> None:
+) -> str:
     given = locals()
     from dice_core.stages.check_settings import check_settings_task
 
-    check_settings_task(**given)
+    return check_settings_task(**given)

@@ -6,7 +6,15 @@ from components import images
 
 
 @dsl.component(base_image=images.CORE, install_kfp_package=False)
-def report(root: str, run: str, job_id: str, num_iterations: int, page: dsl.Output[dsl.HTML]) -> None:
+def report(
+    root: str,
+    run: str,
+    job_id: str,
+    num_iterations: int,
+    page: dsl.Output[dsl.HTML],
+    schedule: str = "",
+    promote_as: str = "",
+) -> None:
     given = locals()
     from dice_core.stages.report import report_task
 

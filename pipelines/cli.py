@@ -93,7 +93,12 @@ def _compile(options: argparse.Namespace) -> int:
     from kfp import compiler
 
     from pipelines.dice import build_pipeline
+    from pipelines.kfp.submit import check_images
 
+    try:
+        check_images(preset)
+    except ConfigError as error:
+        print(f"pipelines: warning: {error}", file=sys.stderr)
     compiler.Compiler().compile(build_pipeline(preset, recurring=options.recurring), str(options.output))
     print(f"{options.output}: {preset.description} ({options.output.stat().st_size >> 10} KiB)")
     return 0

@@ -53,7 +53,7 @@ from pipelines.presets import Preset
 
 DESCRIPTIONS = {
     "root": "Where all runs keep their data: s3://bucket/prefix.",
-    "run": "Name of this run; the same name again continues the run.",
+    "run": "Name of this run; empty: a fresh one, of promote_as and the run's id. The same name again continues a run.",
     "policy_source": "The policy to start from: a Hub id, a folder, an s3:// address or a GGUF file.",
     "reference_source": "What the policy's own DPO started from.",
     "preferences_source": "Offline preference pairs: JSONL, Parquet or a Hub data set.",
@@ -107,8 +107,13 @@ def build_pipeline(preset: Preset, *, recurring: bool = False) -> GraphComponent
     iterations = [build_iteration(iteration, preset) for iteration in range(1, preset.iterations + 1)]
 
     def run_all(given: Given) -> None:
-        job_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER if recurring else ""
-        page = report(root=given["root"], run=given["run"], job_id=job_id, num_iterations=preset.iterations)
+        names = {"run": "", "schedule": given["run"]} if recurring else {"run": given["run"], "schedule": ""}
+        page = report(
+            **_take(given, "root", "promote_as"),
+            **names,
+            job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            num_iterations=preset.iterations,
+        )
         with dsl.ExitHandler(configure_task(page, REPORT, "report", preset), name=preset.name):
             _run_stages(preset, iterations, _choose_inputs(preset, given) if recurring else given, recurring)
 
@@ -138,7 +143,8 @@ def default_parameters(preset: Preset, *, recurring: bool = False) -> dict[str, 
     has_reference = recurring or not preset.has_warm_start
     reference = {"reference_source": preset.reference_source} if has_reference else {}
     return {
-        "run": preset.name,
+        # A second Start in the UI with untouched values is another run.
+        "run": preset.name if recurring else "",
         "policy_source": preset.policy_source,
         **reference,
         "preferences_source": preset.preferences_source,
@@ -174,6 +180,7 @@ def _check_settings(preset: Preset, given: Given) -> dsl.PipelineTask:
     checked = check_settings(
         **_take(given, *names),
         **sections,
+        job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         reference_source=given.get("reference_source", ""),
         num_iterations=preset.iterations,
         num_shards=preset.num_shards,
@@ -184,6 +191,8 @@ def _check_settings(preset: Preset, given: Given) -> dsl.PipelineTask:
 
 def _run_stages(preset: Preset, iterations: list[GraphComponent], given: Given, recurring: bool) -> None:
     checked = _check_settings(preset, given)
+    if not recurring:
+        given = {**given, "run": checked.outputs[OUTPUT]}
     policy = _import(preset, given, "policy", checked)
     names = ("root", "run", "seed", "chat", "data", *_DATA_SOURCES)
     prepared = prepare_data(**_take(given, *names), policy_uri=policy)

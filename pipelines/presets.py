@@ -5,6 +5,7 @@ is arXiv 2406.09760. What is not written here is the default of the settings cla
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 from dice_core.data.settings import ChatConfig, DataConfig
@@ -25,7 +26,6 @@ class Preset:
     """A run's settings: `iterations` and `num_shards` shape the compiled graph, the rest are parameters' defaults."""
 
     name: str
-    description: str
     policy_source: str
     """The DPO-tuned policy, or the SFT model where there is a warm start."""
     reference_source: str
@@ -60,6 +60,23 @@ class Preset:
             object.__setattr__(self, "warm_start_training", self.training)
 
     @property
+    def description(self) -> str:
+        """What the run is, in a line: the policy and the data, iterations, shards, and the most GPUs at a time."""
+        subject = f"{_title(self.policy_source)} on {_title(self.preferences_source)}"
+        return ", ".join(
+            [subject, counted(self.iterations, "iteration"), counted(self.num_shards, "shard"), self._where]
+        )
+
+    @property
+    def _where(self) -> str:
+        if self.cluster is None:
+            return "on this machine"
+        if not self.cluster.gpu_resource:
+            return "on CPUs"
+        num_trainers = self.launch.num_nodes * self.launch.processes_per_node
+        return counted(max(self.num_shards * self.cluster.gpus_per_task, num_trainers), "GPU")
+
+    @property
     def has_warm_start(self) -> bool:
         """Return whether the first policy is made by this run."""
         return not self.reference_source
@@ -76,7 +93,7 @@ class Preset:
     def own_fields(self) -> list[str]:
         """Return the names of the settings that belong to no section, such as `iterations`."""
         values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        return [name for name, value in values if isinstance(value, str | int) and name not in ("name", "description")]
+        return [name for name, value in values if isinstance(value, str | int) and name != "name"]
 
     def sections(self) -> dict[str, Settings]:
         """Return the settings by name: those of the stages in their order, and where they run on a cluster."""
@@ -88,7 +105,6 @@ def zephyr() -> Preset:
     """Zephyr-7B-beta on UltraFeedback, as in the paper, on a node of 8 GPUs."""
     return Preset(
         name="zephyr",
-        description="Zephyr-7B-beta on UltraFeedback, two iterations, 8 GPUs",
         policy_source="HuggingFaceH4/zephyr-7b-beta",  # upstream
         reference_source="HuggingFaceH4/mistral-7b-sft-beta",  # upstream
         preferences_source="HuggingFaceH4/ultrafeedback_binarized",  # paper
@@ -112,7 +128,6 @@ def llama3() -> Preset:
     return dataclasses.replace(
         zephyr(),
         name="llama3",
-        description="Llama-3-8B-SFT-DPO on UltraFeedback, two iterations, 8 GPUs",
         policy_source="princeton-nlp/Llama-3-Base-8B-SFT-DPO",  # upstream
         reference_source="princeton-nlp/Llama-3-Base-8B-SFT",  # upstream
         chat=ChatConfig(prompt_format="llama3"),  # upstream: llama3-custom, no system prompt
@@ -143,7 +158,6 @@ def demo() -> Preset:
     )
     return Preset(
         name="demo",
-        description="SmolLM2-135M-Instruct on the CPU of this machine, two iterations, minutes",
         policy_source="HuggingFaceTB/SmolLM2-135M-Instruct",
         reference_source="",
         preferences_source="pipelines/data/demo_preferences.jsonl",
@@ -181,6 +195,11 @@ def demo() -> Preset:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things in words, such as `1 shard` or `8 shards`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def on_this_machine(preset: Preset) -> Preset:
     """Return the preset for a run on this machine: no cluster, and the task of training trains itself."""
     launch = preset.launch.model_copy(update={"backend": "torchrun", "num_nodes": 1})
@@ -188,6 +207,13 @@ def on_this_machine(preset: Preset) -> Preset:
 
 
 PRESETS: dict[str, Callable[[], Preset]] = {"zephyr": zephyr, "llama3": llama3, "demo": demo}
+
+
+def _title(source: str) -> str:
+    """Return what a model or a data set is called, without its owner, folder, revision and suffix."""
+    # Behind the name on the Hub a revision and a split may stand.
+    address = source if "://" in source else re.split("[@:]", source)[0]
+    return address.rstrip("/").rpartition("/")[2].removesuffix(".gguf").removesuffix(".jsonl")
 
 
 def _ultrafeedback() -> DataConfig:

@@ -19,6 +19,7 @@ from dice_core import cli as stages
 from dice_core.settings.overrides import parse_overrides
 from pipelines import cli as pipelines
 from pipelines.overrides import apply_overrides, find_preset
+from tests.kfp_api import name_a_registry
 from tests.make_venv import IS_THIS_PYTHON, PRINTS_ITS_ARGUMENTS, make_venv
 
 PROJECT = Path(__file__).parents[1]
@@ -122,7 +123,9 @@ def is_understood(words: tuple[str, ...], folder: Path) -> list[str]:
 def is_run_dry(words: tuple[str, ...], folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DICE_ROOT", "s3://bucket/dice")
-        assert pipelines.main([*is_understood(words, folder), "--dry-run"]) == 0
+        with pytest.MonkeyPatch.context() as patch:
+            name_a_registry(patch)
+            assert pipelines.main([*is_understood(words, folder), "--dry-run"]) == 0
 
 
 def is_planned(words: tuple[str, ...], folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from dice_core.launch.settings import LaunchConfig, parse_launch
 from dice_core.preferences.settings import GenerationConfig, ScoringConfig
 from dice_core.settings.base import ConfigError, Settings
+from dice_core.stages.recurring_name import given_or_new
 from dice_core.stages.table import CHECK_SETTINGS, SECTIONS, WARM_START_TRAINING
 from dice_core.storage import layout
 from dice_core.training.settings import TrainingConfig
@@ -112,15 +113,24 @@ def _check_fit(
         warm_start_training.accumulation_steps(num_processes)
 
 
-def check_settings_task(root: str, run: str, warm_start_training: Mapping[str, Any], **given: Any) -> None:
-    """Check all that a run is started with, as a task of a pipeline; see check_run for what is given.
+def check_settings_task(
+    root: str, run: str, job_id: str, promote_as: str, warm_start_training: Mapping[str, Any], **given: Any
+) -> str:
+    """Name a run and check all that it is started with, as a task of a pipeline; see check_run for what is given.
 
     Args:
         root: where all runs keep their data.
-        run: name of the run.
+        run: name of the run; empty: it gets a fresh one.
+        job_id: unique to the run.
+        promote_as: name of the promoted pointer.
         warm_start_training: empty where the run has no warm start.
         given: the other sections and the plan, by name.
+
+    Returns:
+        The name of the run, for its other tasks.
     """
+    run = given_or_new(run, promote_as, job_id)
     sections = {name: given.pop(name) for name in SECTIONS if name in given}
     first = {WARM_START_TRAINING: warm_start_training} if warm_start_training else {}
-    check_run(root, run, sections | first, **given)
+    check_run(root, run, sections | first, promote_as=promote_as, **given)
+    return run

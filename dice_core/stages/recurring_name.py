@@ -1,4 +1,6 @@
-"""What a recurring run is called: the schedule's name and a part of the id that Kubeflow Pipelines gave the run.
+"""What a run is called that nobody has named: a prefix and a part of the id that Kubeflow Pipelines gave the run.
+
+The prefix is the schedule's name, or the promoted pointer of a run that was started by hand without a name.
 
 Loads nothing but layout.
 """
@@ -29,6 +31,21 @@ def run_name(name: str, job_id: str) -> str:
     if not characters:
         raise ValueError(f"{name}: the id of this run is not known: {_RUN_ID_VARIABLE} must hold it, got {job_id!r}")
     return layout.check_name(f"{name}-{characters}", "run")
+
+
+def given_or_new(run: str, promote_as: str, job_id: str) -> str:
+    """Return the name of a run that was started by hand: the given one, or a fresh one.
+
+    Args:
+        run: the given name; empty: none.
+        promote_as: the promoted pointer, with which a fresh name begins; may be empty.
+        job_id: unique to the run; KFP's retry keeps it.
+
+    Raises:
+        ValueError: no job id is known where the name follows from it.
+    """
+    longest = layout.MAX_NAME - _JOB_CHARACTERS - 1
+    return run or run_name(promote_as[:longest] or "run", job_id)
 
 
 def is_run_name(name: str) -> bool:

@@ -17,7 +17,7 @@ from dice_core.report.page import build_report
 from dice_core.report.run_data import Details, Histogram, ReportedStage, RunData, collect
 from dice_core.report.summary import summary
 from dice_core.stages.place import Artifact
-from dice_core.stages.recurring_name import continued_or_new
+from dice_core.stages.recurring_name import continued_or_new, given_or_new
 from dice_core.stages.runner import StageReport
 from dice_core.stages.table import CHECK_SETTINGS, PAIR, REPORT, STAGES
 from dice_core.storage import layout
@@ -139,9 +139,22 @@ def _publish(data: RunData, output_uri: str) -> None:
         publish_files(output_uri, files, manifest)
 
 
-def report_task(root: str, run: str, job_id: str, num_iterations: int, page: PageArtifact) -> None:
-    """Write the page of a run, as the last task of a pipeline; with a job_id, of the recurring run of that id."""
-    uri = layout.run(root, continued_or_new(root, run, job_id) if job_id else run)
+def report_task(
+    root: str, run: str, job_id: str, num_iterations: int, page: PageArtifact, schedule: str, promote_as: str
+) -> None:
+    """Write the page of a run, as the last task of a pipeline.
+
+    Args:
+        root: where all runs keep their data.
+        run: name of the run; empty: it has a fresh one.
+        job_id: unique to the run.
+        num_iterations: of the run.
+        page: KFP's artifact.
+        schedule: what the names of recurring runs begin with; empty in a run that was started by hand.
+        promote_as: name of the promoted pointer.
+    """
+    name = continued_or_new(root, schedule, job_id) if schedule else given_or_new(run, promote_as, job_id)
+    uri = layout.run(root, name)
     # The run may have failed at its first task: its page says that there is nothing.
     written = report(uri, layout.report(uri), num_iterations=num_iterations, allow_empty=True)
     open_storage(written.uri).download(_PAGE, Path(page.path))

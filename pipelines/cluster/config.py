@@ -29,7 +29,7 @@ CREDENTIAL_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 ATTEMPT_VARIABLE, ATTEMPT_FIELD = "ARGO_NODE_NAME", "metadata.annotations['workflows.argoproj.io/node-name']"
 """What a task is told of its attempt: a later one does not repeat what every attempt would meet (stages.attempts)."""
 RUN_ID_VARIABLE, RUN_ID_FIELD = "KFP_RUN_ID", "metadata.labels['pipeline/runid']"
-"""What the tasks that name a recurring run are told: KFP's launcher resolves no placeholder in their inputs."""
+"""What the tasks that name a run are told: KFP's launcher resolves no placeholder in their inputs."""
 _OWN_VARIABLES = {
     **dict.fromkeys(CONFIG_KEYS, f"the config map {CONFIG_MAP}"),
     **dict.fromkeys(CREDENTIAL_KEYS, "cluster.credentials_secret"),

@@ -67,12 +67,17 @@ def delete_pods_not_started(context: str, namespace: str, run: Any) -> None:
 
 
 def own_name(run: Any) -> str:
-    """Return the name that a run has in S3: of a recurring one, what its names begin with and a part of its id.
+    """Return the name that a run has in S3; it ends in a part of its id where it is a recurring one, or was not named.
 
     Empty where the run has no parameter of that kind: it is of another pipeline.
     """
-    name = str(parameters_of(run).get("run", ""))
-    return recurring.run_name(name, str(run.run_id)) if name and run.recurring_run_id else name
+    parameters = parameters_of(run)
+    if "run" not in parameters:
+        return ""
+    name = str(parameters["run"])
+    if name and run.recurring_run_id:
+        return recurring.run_name(name, str(run.run_id))
+    return recurring.given_or_new(name, str(parameters.get("promote_as", "")), str(run.run_id))
 
 
 def parameters_of(run: Any) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from kfp import dsl, kubernetes
 from components import images
 from dice_core.launch.settings import LaunchConfig
 from dice_core.settings.durations import to_seconds
-from dice_core.stages.table import CHOOSE_INPUTS, REPORT, Stage
+from dice_core.stages.table import CHECK_SETTINGS, CHOOSE_INPUTS, REPORT, Stage
 from pipelines.cluster.config import (
     ATTEMPT_FIELD,
     ATTEMPT_VARIABLE,
@@ -159,5 +159,5 @@ def _mark(task: dsl.PipelineTask, stage: Stage, cluster: ClusterConfig) -> None:
         kubernetes.add_pod_annotation(task, name, value)
     # Each field is kept with every task of the workflow, which has to fit into etcd: only who reads it gets it.
     kubernetes.use_field_path_as_env(task, ATTEMPT_VARIABLE, ATTEMPT_FIELD)
-    if stage in (CHOOSE_INPUTS, REPORT):
+    if stage in (CHOOSE_INPUTS, CHECK_SETTINGS, REPORT):
         kubernetes.use_field_path_as_env(task, RUN_ID_VARIABLE, RUN_ID_FIELD)

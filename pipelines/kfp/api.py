@@ -40,16 +40,19 @@ class Connection:
     cookies: str = ""
 
     @classmethod
-    def from_environment(cls, host: str = "", namespace: str = "") -> "Connection":
+    def from_environment(cls, host: str = "", namespace: str = "", *, forwarded: str = _LOCAL_HOST) -> "Connection":
         """Fill in what is not given from KFP_HOST, DICE_NAMESPACE, KFP_TOKEN and KFP_COOKIES.
 
-        Without any host, the connection is to the local end of a port-forward.
+        Args:
+            host: as a person gives it. A user and a password in it are left out: KFP's client sends none.
+            namespace: of the suite.
+            forwarded: the local end of a port-forward, which is taken without any host.
 
         Raises:
             KfpError: the host is not an http or https address.
         """
         namespace = namespace or os.environ.get("DICE_NAMESPACE") or "kubeflow"
-        host = (host or os.environ.get("KFP_HOST") or _LOCAL_HOST).rstrip("/")
+        host = without_password((host or os.environ.get("KFP_HOST") or forwarded).rstrip("/"))
         if not host.startswith(("http://", "https://")):
             raise KfpError(f"KFP_HOST: must start with http:// or https://, got {host!r}")
         return cls(host, namespace, os.environ.get("KFP_TOKEN", ""), os.environ.get("KFP_COOKIES", ""))
@@ -142,15 +145,15 @@ class KfpApi:
             )
             return list(found.runs or ())
 
-    def recurring_runs(self) -> Iterator[Any]:
-        """Yield all runs that a schedule started, newest first."""
+    def all_runs(self) -> Iterator[Any]:
+        """Yield all runs of all names, newest first."""
         token = ""
         while True:
             with self._explained("list runs"):
                 found = self._client.list_runs(
                     page_token=token, page_size=_PAGE, sort_by="created_at desc", namespace=self._namespace
                 )
-            yield from (run for run in found.runs or () if run.recurring_run_id)
+            yield from found.runs or ()
             token = found.next_page_token
             if not token:
                 return
@@ -221,7 +224,7 @@ class KfpApi:
 
     def address(self, kind: str, identity: str) -> str:
         """Return the address of the UI's page of a run (`runs`) or a recurring run (`recurringrun`)."""
-        ui = os.environ.get("KFP_UI_HOST", self.host).rstrip("/")
+        ui = without_password(os.environ.get("KFP_UI_HOST", self.host).rstrip("/"))
         return f"{ui}/#/{kind}/details/{identity}"
 
     @contextlib.contextmanager
@@ -272,6 +275,13 @@ def probe(connection: Connection, route: Route) -> dict[str, Any]:
             "Set KFP_TOKEN or KFP_COOKIES, or correct KFP_HOST"
         )
     return found
+
+
+def without_password(address: str) -> str:
+    """Return an address without the user and the password before its host; it may lack http://."""
+    scheme, marks, rest = address.rpartition("://")
+    place, slash, path = rest.partition("/")
+    return scheme + marks + place.rpartition("@")[2] + slash + path
 
 
 def _named(name: str) -> str:

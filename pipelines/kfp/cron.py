@@ -1,11 +1,13 @@
 """KFP's cron expressions: six fields, seconds first, in the syntax of robfig/cron.
 
 Each field is a list of numbers or names, ranges and steps. This file refuses what KFP accepts in silence and then never
-runs, or runs too often.
+runs, or runs too often. cronsim computes the times: a day matches either the day of the month or that of the week where
+both are restricted, as in KFP.
 """
 
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 
 from dice_core.settings.base import ConfigError
 
@@ -22,19 +24,30 @@ _NAMES = {
     "day of the week": ("sun", "mon", "tue", "wed", "thu", "fri", "sat"),
 }
 """Names of a field's numbers, from the lowest."""
+_ALIASES = {
+    "@yearly": "0 0 0 1 1 *",
+    "@annually": "0 0 0 1 1 *",
+    "@monthly": "0 0 0 1 * *",
+    "@weekly": "0 0 0 * * 0",
+    "@daily": "0 0 0 * * *",
+    "@midnight": "0 0 0 * * *",
+    "@hourly": "0 0 * * * *",
+}
+_HORIZON = timedelta(days=5 * 366)
+"""robfig/cron looks no further, and then answers with the year 1, for which KFP would start runs at once."""
 _ENTRY = re.compile(r"(?:[*?]|(?P<first>\w+)(?:-(?P<last>\w+))?)(?:/[1-9]\d*)?")
 
 
 def check_cron(text: str) -> str:
-    """Return a cron expression if it has six fields and starts at most one run an hour.
+    """Return a cron expression, of a word such as @weekly the fields, if it starts runs, and at most one an hour.
 
     KFP accepts five fields too, and reads the minutes as seconds.
 
     Raises:
         ConfigError: there are not six fields (for five, the message has the corrected form), a field is not such a
-            time, or there is more than one run an hour.
+            time, there is more than one run an hour, or the day never comes.
     """
-    fields = text.split()
+    fields = _ALIASES.get(text.strip(), text).split()
     if len(fields) == len(_FIELDS) - 1:
         raise ConfigError(
             f"cron: KFP's has six fields, seconds first, and would misread these five: write '0 {' '.join(fields)}', "
@@ -50,7 +63,25 @@ def check_cron(text: str) -> str:
                 f"{field!r} in {text!r}"
             )
     _check_hourly(fields, text)
+    now = datetime.now(UTC)
+    comes = next_start(" ".join(fields), now)
+    if comes is None or comes > now + _HORIZON:
+        raise ConfigError(f"cron: no such day comes within five years, got {text!r}")
     return " ".join(fields)
+
+
+def next_start(cron: str, now: datetime) -> datetime | None:
+    """Return when an expression that is well formed starts a run; None: not in fifty years."""
+    from cronsim import CronSim, CronSimError
+
+    *others, weekday = cron.replace("?", "*").split()
+    # From Sunday as 0 to Saturday: cronsim would go on to Sunday as 7.
+    weekday = re.sub(r"(^|,)(\w+)/", r"\1\2-6/", weekday)
+    try:
+        return next(CronSim(" ".join([*others, weekday]), now), None)
+    except CronSimError:
+        # All that is left to say of a well-formed one: the month has no such day.
+        return None
 
 
 def _check_hourly(fields: Sequence[str], text: str) -> None:

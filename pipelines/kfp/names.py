@@ -1,6 +1,7 @@
 """What a run is called for people: by our own name, and beside it by KFP's where they differ.
 
 KFP makes up the name of a recurring run, such as `soonj7fkn-1-1032575986`. Its folder in S3 has ours, `soon-4ac25117`.
+A run that was started in KFP's UI may have any name there.
 """
 
 from typing import Any
@@ -16,10 +17,8 @@ def shown_name(api: KfpApi, run: Any) -> str:
         api: asked for the run's parameters where a list of runs left them out.
         run: of KFP, with or without its parameters.
     """
-    if not run.recurring_run_id:
-        return str(run.display_name)
-    name = own_name(run) or own_name(api.run(run.run_id))
-    return f"{name} ({run.display_name})" if name else str(run.display_name)
+    name = short_name(api, run)
+    return name if name == run.display_name else f"{name} ({run.display_name})"
 
 
 def short_name(api: KfpApi, run: Any) -> str:

@@ -1,4 +1,4 @@
-"""Which run a name means: KFP's newest of that name, or the recurring run that keeps its results under it."""
+"""Which run a name means: KFP's newest of that name, or the run that keeps its results under it."""
 
 from typing import Any
 
@@ -25,16 +25,16 @@ def newest(api: KfpApi, name: str) -> Any:
 
 
 def runs_of(api: KfpApi, name: str) -> list[Any]:
-    """Return the runs of a name, the newest first: KFP's, or the recurring run of that place in S3."""
-    return api.runs(name) or _recurring_run(api, name)
+    """Return the runs of a name, the newest first: KFP's, or the run of that place in S3."""
+    return api.runs(name) or _run_of_place(api, name)
 
 
-def _recurring_run(api: KfpApi, name: str) -> list[Any]:
-    """Return the recurring run that keeps its results under a name, if there is one."""
+def _run_of_place(api: KfpApi, name: str) -> list[Any]:
+    """Return the run that keeps its results under a name which it was not given, if there is one."""
     # Nothing in a list of runs says it: only a name of that form is worth going through all of them.
     if not recurring.is_run_name(name):
         return []
-    for found in api.recurring_runs():
+    for found in api.all_runs():
         # A part of the run's id ends the name; only what fits is read whole, with its parameters.
         if name.endswith(recurring.run_name("x", found.run_id)[1:]) and own_name(run := api.run(found.run_id)) == name:
             return [run]

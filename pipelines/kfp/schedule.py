@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,14 @@ from dice_core.storage import layout
 from pipelines.cluster.config import PIPELINE_ACCOUNT
 from pipelines.kfp.api import Connection, KfpApi, KfpError
 from pipelines.kfp.cancel import stop
-from pipelines.kfp.cron import check_cron
+from pipelines.kfp.cron import check_cron, next_start
 from pipelines.kfp.names import short_name
 from pipelines.kfp.submit import ACTIVE, check_images, chosen_root, prepare, root_of_cluster, show, upload
 from pipelines.presets import Preset
 
 _JOB_ID = "0" * 32
-_SHORTEST_SECONDS = 3600
+_SHORTEST, _LONGEST = 3600, to_seconds("366d")
+"""Of EVERY, in seconds."""
 
 
 def schedule(options: argparse.Namespace, preset: Preset) -> int:
@@ -44,10 +46,12 @@ def schedule(options: argparse.Namespace, preset: Preset) -> int:
         submission = prepare(preset, name, root, Path(folder), recurring=True)
         if options.dry_run:
             print(f"schedule:        {name}, {show_trigger(trigger)}, one run at a time")
-            print(show(submission))
-            return 0
+            print(show(submission, preset))
         check_images(preset)
-        api = KfpApi(Connection.from_environment(options.host, options.namespace))
+        connection = Connection.from_environment(options.host, options.namespace)
+        if options.dry_run:
+            return 0
+        api = KfpApi(connection)
         version = upload(api, submission)
     settings = {
         **trigger,
@@ -144,7 +148,7 @@ def retire(api: KfpApi, schedules: Sequence[Any]) -> dict[str, str]:
     for entry in schedules:
         api.disable_schedule(entry.recurring_run_id)
     ids = {entry.recurring_run_id for entry in schedules}
-    active = [run for run in api.recurring_runs() if run.recurring_run_id in ids and run.state in ACTIVE] if ids else []
+    active = [run for run in api.all_runs() if run.recurring_run_id in ids and run.state in ACTIVE] if ids else []
     for identity in ids - {run.recurring_run_id for run in active}:
         api.delete_schedule(identity)
     return {str(run.run_id): short_name(api, run) for run in active}
@@ -191,15 +195,19 @@ def chosen_trigger(cron: str, every: str) -> dict[str, Any]:
         seconds = to_seconds(every)
     except ValueError as error:
         raise ConfigError(f"every: {error}") from None
-    if seconds < _SHORTEST_SECONDS:
+    if seconds < _SHORTEST:
         raise ConfigError(f"every: must be an hour at least, a run takes longer than that, got {every!r}")
+    if seconds > _LONGEST:
+        raise ConfigError(f"every: must be a year (366d) at most, make submit starts a single run, got {every!r}")
     return {"interval_second": seconds}
 
 
 def show_trigger(trigger: dict[str, Any]) -> str:
     """Return in words when runs start."""
     if "cron_expression" in trigger:
-        return f"at '{trigger['cron_expression']}' (seconds first; the cluster's time zone, UTC by default)"
+        cron = trigger["cron_expression"]
+        first = next_start(cron, datetime.now(UTC))
+        return f"at '{cron}' (seconds first; the cluster's time zone, UTC by default), first on {first:%Y-%m-%d %H:%M}"
     return f"every {show_duration(trigger['interval_second'])}"
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from dice_core.storage import layout
 from pipelines.cluster.config import CONFIG_MAP, PIPELINE_ACCOUNT
 from pipelines.kfp.api import Connection, KfpApi, KfpError
 from pipelines.kfp.follow import Pace, follow
+from pipelines.kfp.plan import plan_lines
 from pipelines.kfp.run_view import LOST, Observer
 from pipelines.kfp.runs import runs_of
 from pipelines.kfp.sources import check_sources
@@ -44,7 +45,10 @@ class Submission:
     """Name of the pipeline and of the experiment."""
     version: str
     description: str
+    """Of the version, which runs of other settings share."""
     package: Path
+    spec: Mapping[str, Any]
+    """What the package says of the pipeline."""
     parameters: dict[str, Any]
 
 
@@ -55,10 +59,11 @@ def submit(options: argparse.Namespace, preset: Preset, pace: Pace | None = None
     with tempfile.TemporaryDirectory(prefix="dice-") as folder:
         submission = prepare(preset, name, root, Path(folder))
         if options.dry_run:
-            print(show(submission))
-            return 0
+            print(show(submission, preset))
         check_images(preset)
         connection = Connection.from_environment(options.host, options.namespace)
+        if options.dry_run:
+            return 0
         api = KfpApi(connection)
         observe = partial(Observer, api, connection.namespace, options.context)
         if options.run:
@@ -133,18 +138,23 @@ def prepare(preset: Preset, name: str, root: str, folder: Path, *, recurring: bo
     check_sources(parameters)
     if (size := len(json.dumps(parameters))) > MAX_PARAMETER_BYTES:
         raise ConfigError(f"parameters: {size} bytes in all, KFP takes {MAX_PARAMETER_BYTES}: shorten the settings")
-    pipeline = build_pipeline(shape_of(preset), recurring=recurring)
+    shape = shape_of(preset)
+    pipeline = build_pipeline(shape, recurring=recurring)
     package = folder / f"{pipeline.name}.yaml"
     compiler.Compiler().compile(pipeline, str(package))
-    version = f"{pipeline.name}-{content_digest(package.read_text())}"
-    return Submission(name, pipeline.name, version, preset.description, package, parameters)
+    documents = _read_package(package)
+    version = f"{pipeline.name}-{content_digest(documents)}"
+    return Submission(name, pipeline.name, version, shape.description, package, documents[0], parameters)
 
 
-def content_digest(compiled: str) -> str:
-    """Return a digest of a compiled pipeline: of what it says, for its comments change from process to process."""
+def _read_package(package: Path) -> list[dict[str, Any]]:
     import yaml
 
-    documents = list(yaml.load_all(compiled, yaml.CSafeLoader))
+    return list(yaml.load_all(package.read_text(), yaml.CSafeLoader))
+
+
+def content_digest(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Return a digest of a compiled pipeline: of what it says, for its comments change from process to process."""
     return hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -158,15 +168,19 @@ def shape_of(preset: Preset) -> Preset:
     return dataclasses.replace(original, **changes)
 
 
-def check_images(preset: Preset) -> None:
+def check_images(preset: Preset, wanted: Sequence[str] = ()) -> None:
     """Raise an error for images without a registry where nodes pull them: Docker Hub may have others of their names.
 
     A cluster without GPUs is kind's, which gets them by make kind-load.
 
+    Args:
+        preset: where they run.
+        wanted: names of the images; none: those of the suite.
+
     Raises:
         ConfigError: one line naming an image and what to do.
     """
-    wanted = (images.CORE, images.GENERATE, images.TRAIN)
+    wanted = wanted or (images.CORE, images.GENERATE, images.TRAIN)
     bare = next((image for image in wanted if not images.names_a_registry(image)), "")
     if bare and preset.cluster is not None and preset.cluster.gpu_resource:
         raise ConfigError(
@@ -198,7 +212,7 @@ def check_not_active(api: KfpApi, name: str, observe: Callable[[str], Observer])
         name: of the run.
         observe: looks at the run with an id: one whose workflow has gone is not under way, whatever KFP says.
     """
-    for run in api.runs(name):
+    for run in runs_of(api, name):
         if run.state in ACTIVE and observe(run.run_id).look().state != LOST:
             raise KfpError(
                 f"run {name!r} is {run.state} already ({api.address('runs', run.run_id)}): follow it by make status "
@@ -222,15 +236,16 @@ def upload(api: KfpApi, submission: Submission) -> Any:
     return version
 
 
-def show(submission: Submission) -> str:
+def show(submission: Submission, preset: Preset) -> str:
     """Return what a dry run would have sent, for people."""
     kib = submission.package.stat().st_size >> 10
     lines = [
-        f"pipeline:        {submission.pipeline} ({submission.description})",
+        f"pipeline:        {submission.pipeline} ({preset.description})",
         f"version:         {submission.version} ({kib} KiB; uploaded unless it is there; make compile writes it)",
         f"experiment:      {submission.pipeline}",
         f"run:             {submission.name}",
         f"service account: {PIPELINE_ACCOUNT}",
+        *plan_lines(preset, submission.spec),
         "parameters:",
     ]
     lines += (f"  {name}: {json.dumps(value)}" for name, value in submission.parameters.items())

@@ -6,7 +6,7 @@ import pytest
 from dice_core.evaluation.estimates import growth
 from pipelines.dice import default_parameters
 from pipelines.overrides import apply_overrides
-from pipelines.presets import PRESETS, Preset
+from pipelines.presets import PRESETS, Preset, on_this_machine
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -73,3 +73,28 @@ def test_an_experiment_moves_a_pointer_of_its_own_or_none(promote_as: str, point
 def test_a_pointer_that_is_no_name_is_refused() -> None:
     with pytest.raises(ValueError, match="promote_as must be 1 to 63 lower-case letters"):
         default_parameters(apply_overrides(PRESETS["zephyr"](), ["promote_as=My Model"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "description"),
+    [
+        ("zephyr", [], "zephyr-7b-beta on ultrafeedback_binarized, 2 iterations, 8 shards, 8 GPUs"),
+        (
+            "zephyr",
+            ["iterations=3", "num_shards=4", "policy_source=s3://bucket/models/mine/"],
+            "mine on ultrafeedback_binarized, 3 iterations, 4 shards, 8 GPUs",
+        ),
+        (
+            "llama3",
+            ["launch.num_nodes=2", "preferences_source=org/pairs@v1:sub/train"],
+            "Llama-3-Base-8B-SFT-DPO on pairs, 2 iterations, 8 shards, 16 GPUs",
+        ),
+        ("demo", ["iterations=1"], "SmolLM2-135M-Instruct on demo_preferences, 1 iteration, 1 shard, on CPUs"),
+    ],
+)
+def test_a_preset_describes_the_run_that_its_settings_make(name: str, changes: list[str], description: str) -> None:
+    assert apply_overrides(PRESETS[name](), changes).description == description
+
+
+def test_only_a_run_on_this_machine_is_described_so() -> None:
+    assert on_this_machine(PRESETS["demo"]()).description.endswith("1 shard, on this machine")

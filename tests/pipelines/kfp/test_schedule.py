@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from components.choose_inputs import choose_inputs
 from dice_core.settings.base import ConfigError
 from pipelines.cli import main
 from pipelines.kfp.api import Connection, KfpApi
-from pipelines.kfp.cron import check_cron
+from pipelines.kfp.cron import check_cron, next_start
 from pipelines.kfp.schedule import chosen_trigger, end_runs
 from tests.cluster_objects import NAMESPACE, ClusterObjects, running_cluster
 from tests.kfp_api import KfpServer, running_kfp_server
@@ -217,7 +218,7 @@ def test_a_cron_of_five_fields_is_refused_with_its_corrected_form() -> None:
         ("", "", "give either CRON="),
         ("0 0 3 * * 1", "7d", "give either CRON="),
         ("0 0 3 * *  * 1", "", "must have the six fields second, minute, hour"),
-        ("@daily", "", "must have the six fields"),
+        ("@every 7d", "", "must have the six fields"),
         ("* 0 3 * * 1", "", "less than an hour apart, the second must be one number: write '0 0 3 * * 1'"),
         ("0 * * * * *", "", "less than an hour apart, the minute must be one number: write '0 0 * * * *'"),
         ("0 0,30 3 * * 1", "", "the minute must be one number: write '0 0 3 * * 1'"),
@@ -230,6 +231,13 @@ def test_a_cron_of_five_fields_is_refused_with_its_corrected_form() -> None:
         ("0 0 */0 * * *", "", "the hour must be from 0 to 23"),
         ("", "week", "every: must be a whole number and one of s, m, h, d, such as 30m, 12h or 7d"),
         ("", "10m", "every: must be an hour at least"),
+        ("", "367d", "every: must be a year (366d) at most"),
+        ("", "9999d", "every: must be a year (366d) at most"),
+        ("0 0 3 31 2 *", "", "cron: no such day comes within five years"),
+        ("0 0 3 31 4,6,9,11 *", "", "cron: no such day comes within five years"),
+        ("0 0 3 30,31 FEB ?", "", "cron: no such day comes within five years"),
+        # A star with a step does not restrict the weekday: both must match.
+        ("0 0 3 31 2 */2", "", "cron: no such day comes within five years"),
     ],
 )
 def test_other_times_are_refused(cron: str, every: str, message: str) -> None:
@@ -241,6 +249,32 @@ def test_other_times_are_refused(cron: str, every: str, message: str) -> None:
 @pytest.mark.parametrize("cron", ["0 0 3 * * 1", "0 30 */6 ? * MON-FRI", "0 0 3,15 1-31/2 jan,Jul *", "5 59 23 * 12 0"])
 def test_other_expressions_of_six_fields_are_taken(cron: str) -> None:
     assert check_cron(f" {cron} ") == cron
+
+
+@pytest.mark.parametrize("cron", ["0 0 3 31 2 1", "0 0 3 31 2,3 *", "0 0 3 29 2 *"])
+def test_a_day_that_comes_seldom_or_on_a_weekday_instead_is_taken(cron: str) -> None:
+    assert check_cron(cron) == cron
+
+
+def test_a_word_stands_for_its_fields() -> None:
+    assert check_cron("@weekly") == "0 0 0 * * 0" and check_cron("@hourly") == "0 0 * * * *"
+
+
+@pytest.mark.parametrize(
+    ("cron", "first"),
+    [
+        ("0 0 3 * * 1", (2026, 3, 9, 3, 0)),
+        ("0 30 4 29 2 *", (2028, 2, 29, 4, 30)),
+        # The first of the month or a Friday, whichever comes first.
+        ("0 0 3 1 * FRI", (2026, 3, 6, 3, 0)),
+        # Fridays alone: the next step would be behind Saturday, the last day of the week.
+        ("0 0 3 ? 4 5/2", (2026, 4, 3, 3, 0)),
+        ("0 0 3 5 4 5/2", (2026, 4, 3, 3, 0)),
+    ],
+)
+def test_the_first_start_is_told(cron: str, first: tuple[int, ...]) -> None:
+    # 2026-03-05 is a Thursday.
+    assert next_start(cron, datetime(2026, 3, 5, 12, tzinfo=UTC)) == datetime(*first, tzinfo=UTC)  # type: ignore[misc]
 
 
 def test_a_name_leaves_room_for_the_part_of_an_id_that_a_run_adds(

@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 
 from components import images
+from dice_core.settings.base import ConfigError
 from pipelines.cli import main
+from pipelines.kfp.api import Connection, KfpApi, KfpError
+from pipelines.kfp.submit import check_images
+from pipelines.overrides import find_preset
 from tests.cluster_objects import NAMESPACE, running_cluster
 from tests.kfp_api import KfpServer, name_a_registry, running_kfp_server
 
@@ -37,6 +41,13 @@ def submit(*arguments: str) -> int:
     settings = [argument for argument in arguments if "=" in argument]
     options = [argument for argument in arguments if argument not in settings]
     return main(["submit", "--preset", "zephyr", *options, "--set", *SMALL, *settings])
+
+
+def run_command(*words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command in a process of its own: the names of images are read when their module is loaded."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DICE_")}
+    command = [sys.executable, "-m", "pipelines", *words]
+    return subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=False)
 
 
 def test_a_run_is_started_with_its_parameters_and_service_account(
@@ -82,7 +93,7 @@ def test_a_version_has_the_same_name_in_every_process() -> None:
     shown = [
         subprocess.run(
             [*command, "--run", "x", "--set", *SMALL],
-            env=os.environ | {"PYTHONHASHSEED": seed},
+            env=os.environ | {"PYTHONHASHSEED": seed, "DICE_REGISTRY": "registry.example.com/dice"},
             check=True,
             capture_output=True,
             text=True,
@@ -133,16 +144,37 @@ def test_a_name_of_a_recurring_run_is_refused_with_what_continues_it(
     assert len(server.runs) == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["submit"], ["submit", "--dry-run"], ["schedule", "--every", "7d"], ["schedule", "--every", "7d", "--dry-run"]],
+)
 def test_images_without_a_registry_are_refused_where_nodes_would_ask_docker_hub(
-    server: KfpServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: KfpServer, words: list[str]
 ) -> None:
-    monkeypatch.setattr(images, "GENERATE", "dice-suite/dice-generate:1")
-    assert submit("--run", "x") == main(["schedule", "--preset", "zephyr", "--every", "7d", "--set", *SMALL]) == 1
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2 and all("images: dice-suite/dice-generate:1 names no registry" in line for line in errors)
-    # kind has its images loaded.
-    assert main(["submit", "--preset", "demo", "--run", "y"]) == 0
-    assert [row["display_name"] for row in server.runs] == ["y"]
+    """By a dry run too, which ends as the real one would."""
+    variables = {"DICE_REGISTRY": "registry.example.com/dice", "DICE_GENERATE_IMAGE": "dice-suite/dice-generate:1"}
+    words = [*words, "--preset", "zephyr", "--root", ROOT, "--set", *SMALL]
+    result = run_command(*words, KFP_HOST=server.host, **variables)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert "images: dice-suite/dice-generate:1 names no registry" in result.stderr
+    assert server.requests == []
+    if "--dry-run" in words:
+        assert "dice-suite/dice-generate:1 (names no registry)" in result.stdout
+
+
+def test_kind_has_its_images_loaded_and_needs_no_registry(server: KfpServer) -> None:
+    check_images(find_preset("demo"), ["dice-suite/dice-core:1"])
+    with pytest.raises(ConfigError, match="dice-suite/dice-core:1 names no registry"):
+        check_images(find_preset("zephyr"), ["dice-suite/dice-core:1"])
+
+
+def test_compile_warns_of_images_that_nodes_would_ask_docker_hub_for(tmp_path: Path) -> None:
+    words = ["compile", "-o", str(tmp_path / "x.yaml"), "--set", *SMALL]
+    result = run_command(*words)
+    assert result.returncode == 0 and (tmp_path / "x.yaml").is_file()
+    assert "pipelines: warning: images: dice-suite/dice-core:" in result.stderr and result.stderr.count("\n") == 1
+    assert run_command(*words, DICE_REGISTRY="registry.example.com/dice").stderr == ""
+    assert run_command(*words, "--preset", "demo").stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -169,6 +201,29 @@ def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(
     assert shown.endswith("a dry run: nothing was sent\n")
     assert submit("--run", "x", "training.beta=0.2") == 0
     assert server.versions[0]["display_name"] in shown
+
+
+def test_a_dry_run_shows_graph_images_resources_and_what_differs_from_the_preset() -> None:
+    changes = ["iterations=3", "num_shards=4", "launch.num_nodes=2", "cluster.gpu_task_memory=64Gi"]
+    words = ["submit", "--root", ROOT, "--dry-run", "--set", *changes]
+    result = run_command(*words, DICE_REGISTRY="registry.example.com/dice", DICE_TAG="1")
+    assert result.returncode == 0, result.stderr
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    # check-settings, two imports, prepare-data and the report; per iteration 4 + 4 shards, pair, train and evaluate.
+    assert f"graph:           3 iterations, 4 shards, {5 + 3 * (4 + 4 + 3)} tasks" in lines
+    image = "registry.example.com/dice/dice-{}:1"
+    assert [line for line in lines if line.startswith("registry")] == [
+        image.format(name) for name in ("core", "generate", "train")
+    ]
+    assert f"12 x generate, 3 x evaluate: cpu 10, memory 64Gi, 1 nvidia.com/gpu; {image.format('generate')}" in lines
+    training = f"6 x training pod, 2 at a time: cpu 80, memory 900Gi, 8 nvidia.com/gpu; {image.format('train')}"
+    assert training in lines
+    assert lines[lines.index("settings that differ from preset zephyr:") + 1 : lines.index("parameters:")] == [
+        "iterations=3 (preset: 2)",
+        "num_shards=4 (preset: 8)",
+        "launch.num_nodes=2 (preset: 1)",
+        "cluster.gpu_task_memory=64Gi (preset: 120Gi)",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -216,15 +271,12 @@ def test_a_missing_root_is_asked_of_the_cluster_or_named(
     assert server.runs[0]["runtime_config"]["parameters"]["root"] == "s3://deployed/dice"
 
 
-def test_without_a_host_the_end_of_a_port_forward_is_tried(
-    server: KfpServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_host_the_end_of_a_port_forward_is_tried(server: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KFP_HOST")
-    monkeypatch.setattr("pipelines.kfp.api._LOCAL_HOST", server.host)
-    assert submit() == 0
-    monkeypatch.setattr("pipelines.kfp.api._LOCAL_HOST", "http://127.0.0.1:9")
-    assert submit() == 1
-    assert "kubectl --namespace kubeflow port-forward service/ml-pipeline-ui 8080:80" in capsys.readouterr().err
+    assert Connection.from_environment().host == "http://localhost:8080"
+    assert KfpApi(Connection.from_environment(forwarded=server.host)).runs() == []
+    with pytest.raises(KfpError, match="kubectl --namespace kubeflow port-forward service/ml-pipeline-ui 8080:80"):
+        KfpApi(Connection.from_environment(forwarded="http://127.0.0.1:9"))
 
 
 def test_a_host_that_does_not_answer_is_one_line(
