@@ -25,6 +25,30 @@ _PROBE = "qX7z"
 """Stands for a text in a template: no template has it, and it survives trimming."""
 
 
+_KNOWN_CONTROL_TOKENS = frozenset(
+    (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<|begin_of_text|>",
+        "<|eot_id|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|user|>",
+        "<|assistant|>",
+        "<|system|>",
+        "<|end|>",
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "[INST]",
+        "[/INST]",
+        "<<SYS>>",
+        "<</SYS>>",
+    )
+)
+"""Of the templates in use: text that has one was most often made for a model, whichever that was."""
+
+
 class PromptTooLongError(ValueError):
     """A prompt has more tokens than chat.max_prompt_tokens. The message is one line."""
 
@@ -70,6 +94,18 @@ class ChatFormat:
     max_prompt_tokens: int
     _frame: _Frame
     _control_tokens: dict[str, int]
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """What shows that a text is templated already: control tokens of this format, and those of any other model.
+
+        Of the tokenizer's special tokens only those that end a turn, stand in the frame or can be nothing else: people
+        write <filename>, and it is a special token of SmolLM2's.
+        """
+        ends = {str(self.tokenizer.convert_ids_to_tokens(i)) for i in self.stop_token_ids}
+        frame = self._frame.before + self._frame.after
+        own = {token for token in self._control_tokens if token in frame or "|" in token}
+        return frozenset(own | ends | _KNOWN_CONTROL_TOKENS)
 
     def prompt_token_ids(self, prompt: str) -> list[int]:
         """Return the ids of the framed prompt, up to the place where the response starts.

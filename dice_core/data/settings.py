@@ -37,5 +37,14 @@ class DataConfig(Settings):
     """Random subset of the pairs beside the held-out ones (seeded), and so of their prompts; 0 takes all."""
     max_response_characters: Int = Field(default=20_000, ge=1)
     """Preference pairs with a longer chosen or rejected text are dropped and counted."""
+    system_prompts: Literal["drop", "ignore"] = "drop"
+    """Rows with a system prompt of their own are dropped and counted, or read without it and counted as cleaned: every
+    prompt then gets chat.system_prompt."""
+    repeated_prompts: Literal["strip", "drop", "keep"] = "strip"
+    """What becomes of an answer that repeats its prompt in front of itself: a question, or 20 characters and more, word
+    for word. It loses it, and is counted as cleaned; or its row is dropped and counted; or it stays as it is."""
+    control_tokens: Literal["drop", "keep"] = "drop"
+    """Rows whose text has control tokens of a chat template, such as <|im_end|>, are dropped and counted, or kept. Such
+    text is most often templated already. What is kept is tokenised as plain characters."""
     decontamination_words: Int = Field(default=13, ge=2)
     """A prompt that shares a run of so many words with a prompt of the benchmarks given is dropped and counted."""

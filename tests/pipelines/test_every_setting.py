@@ -60,6 +60,9 @@ OTHER = {
         "max_prompts": "11",
         "max_preferences": "12",
         "max_response_characters": "13",
+        "system_prompts": "ignore",
+        "repeated_prompts": "keep",
+        "control_tokens": "keep",
         "decontamination_words": "14",
     },
     "generation": {

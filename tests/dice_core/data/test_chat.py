@@ -265,6 +265,15 @@ def test_a_template_that_rewrites_prompts_is_refused(llama3):
         chat_format(tokenizer, MODEL)
 
 
+def test_control_tokens_are_those_of_the_frame_and_of_other_models_but_not_what_people_write(smollm_tokenizer, mistral):
+    tokens = chat_format(smollm_tokenizer, MODEL).control_tokens
+    assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>", "[INST]", "<|eot_id|>"} <= tokens
+    assert "<filename>" not in tokens
+    # HTML's struck out text begins with <s>; zephyr's frame has no BOS.
+    assert "</s>" in chat_format(mistral, ZEPHYR).control_tokens
+    assert "<s>" not in chat_format(mistral, ZEPHYR).control_tokens
+
+
 def test_a_long_prompt_is_an_error_that_names_it(smollm_tokenizer):
     template = chat_format(smollm_tokenizer, ChatConfig(max_prompt_tokens=30))
     with pytest.raises(
