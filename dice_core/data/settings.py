@@ -1,8 +1,9 @@
 """Settings of the data: how rows are checked and split, and how a prompt becomes token ids."""
 
+import datetime
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dice_core.settings.base import Int, Settings
 
@@ -16,8 +17,21 @@ class ChatConfig(Settings):
     """Only for `model`; empty means no system message. The zephyr format has its one space built in."""
     max_prompt_tokens: Int = Field(default=2048, ge=1)
     """A longer prompt is dropped and counted by prepare-data, and an error anywhere else; never cut."""
+    date: str = "2024-07-26"
+    """Today, for templates that tell the model the date (Llama 3, Mistral, gpt-oss): one date for the whole run, so
+    that its tokens do not depend on the clock. The default is the date of Llama 3's template, which has it for want of
+    another."""
     enable_thinking: bool = False
     """Passed to templates that know it (Qwen3 and its like)."""
+
+    @field_validator("date")
+    @classmethod
+    def _date_is_iso(cls, value: str) -> str:
+        try:
+            datetime.date.fromisoformat(value)
+        except ValueError:
+            raise ValueError("must be a date such as 2024-07-26") from None
+        return value
 
     @model_validator(mode="after")
     def _system_prompt_needs_model_format(self) -> Self:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dice_core.data import records
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.data.source_files import files_below, files_to_read
+from dice_core.progress import log
 from dice_core.settings.base import ConfigError, Values
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.place import Artifact, Place, show
@@ -138,6 +139,8 @@ def _prepare_tables(
     from dice_core.models.loading import load_tokenizer
 
     template = chat_format(load_tokenizer(context.fetch_tokenizer("policy")), chat)
+    if template.tells_date:
+        log(f"prepare-data: the chat template tells the model the date, in all stages {chat.date} (chat.date)")
     unlimited = replace(template, max_prompt_tokens=sys.maxsize)
     rows, benchmark = _read(sources, data)
     prepared = prepare(

@@ -53,6 +53,7 @@ OTHER = {
         "prompt_format": "llama3",
         "system_prompt": "Be brief.",
         "max_prompt_tokens": "100",
+        "date": "2026-01-31",
         "enable_thinking": "true",
     },
     "data": {
