@@ -14,9 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from dice_core.data.decontamination import BenchmarkIndex, benchmark_index, normalised_text
 from dice_core.data.records import PREFERENCES, PROMPTS, ROWS_AT_A_TIME, RecordError, prompt_id, take_text
+from dice_core.data.same_tokens import Tokenise, same_tokens
 from dice_core.data.settings import DataConfig
 from dice_core.data.sources import Rows
 from dice_core.settings.base import ConfigError
@@ -46,6 +49,7 @@ class _Rules:
     max_prompt_tokens: int
     benchmark: BenchmarkIndex
     control_tokens: re.Pattern[str] | None
+    tokenise_response: Tokenise
     seed: int
     rows_at_a_time: int
 
@@ -73,6 +77,7 @@ def prepare(
     max_prompt_tokens: int,
     benchmark_prompts: Iterable[str] = (),
     control_tokens: Iterable[str] = (),
+    tokenise_response: Tokenise = str.encode,
     rows_at_a_time: int = ROWS_AT_A_TIME,
 ) -> Prepared:
     """Check, clean and split.
@@ -92,6 +97,7 @@ def prepare(
         max_prompt_tokens: the longest that is kept.
         benchmark_prompts: prompts of evaluations, to be left out everywhere.
         control_tokens: those of chat templates; looked for by config.control_tokens.
+        tokenise_response: an answer to its token ids: two answers with the same ids are the same.
         rows_at_a_time: rows turned into Python objects at a time; the tables themselves stay in Arrow.
 
     Raises:
@@ -100,7 +106,9 @@ def prepare(
     """
     benchmark = benchmark_index(benchmark_prompts, config.decontamination_words)
     pattern = _any_of(control_tokens, config)
-    rules = _Rules(config, num_prompt_tokens, max_prompt_tokens, benchmark, pattern, seed, rows_at_a_time)
+    rules = _Rules(
+        config, num_prompt_tokens, max_prompt_tokens, benchmark, pattern, tokenise_response, seed, rows_at_a_time
+    )
     kept, dropped = _clean(preferences, rules)
     num_held_out = _num_held_out_rows(kept, config, preferences, dropped)
     held_out, replayed = kept[:num_held_out], kept[num_held_out:]
@@ -142,8 +150,9 @@ def _clean(rows: Rows, rules: _Rules) -> tuple[list[_Row], Counter[str]]:
     for batch in rows.table.to_batches(max_chunksize=rules.rows_at_a_time):
         texts = list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
         lengths = rules.num_prompt_tokens([text[0] for text in texts]) if texts else []
-        for row, num_tokens in zip(texts, lengths, strict=True):
-            if reason := _fault(row, num_tokens, rules):
+        same = _same_answers(batch, rules)
+        for row, num_tokens, is_same in zip(texts, lengths, same, strict=True):
+            if reason := _fault(row, num_tokens, is_same, rules):
                 dropped[reason] += 1
             else:
                 kept.append(_row(row, position, rules.seed))
@@ -154,13 +163,20 @@ def _clean(rows: Rows, rules: _Rules) -> tuple[list[_Row], Counter[str]]:
     return unique, dropped
 
 
-def _fault(texts: Sequence[str], num_tokens: int, rules: _Rules) -> str:
+def _same_answers(rows: pa.RecordBatch, rules: _Rules) -> NDArray[np.bool_]:
+    if "chosen" not in rows.schema.names:
+        return np.zeros(rows.num_rows, dtype=bool)
+    chosen, rejected = (pc.utf8_trim_whitespace(rows[name]) for name in ("chosen", "rejected"))
+    return same_tokens(chosen, rejected, rules.tokenise_response)
+
+
+def _fault(texts: Sequence[str], num_tokens: int, is_same: bool, rules: _Rules) -> str:
     prompt, *answers = texts
     if rules.benchmark.contains(prompt):
         return "in_benchmark"
     if rules.control_tokens and any(map(rules.control_tokens.search, texts)):
         return "control_tokens"
-    if answers and answers[0].strip() == answers[1].strip():
+    if is_same:
         return "same_answers"
     if any(len(answer) > rules.config.max_response_characters for answer in answers):
         return "response_too_long"

@@ -152,6 +152,7 @@ def _prepare_tables(
         max_prompt_tokens=chat.max_prompt_tokens,
         benchmark_prompts=benchmark.table["prompt"].to_pylist() if benchmark else (),
         control_tokens=template.control_tokens,
+        tokenise_response=template.response_token_ids,
     )
     files = {
         "prompts.parquet": context.write_table(prepared.prompts, records.PROMPTS, "prompts.parquet"),

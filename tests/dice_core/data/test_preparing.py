@@ -35,6 +35,7 @@ def run(
     control_tokens=(),
     rows_at_a_time=4096,
     keep_control_tokens=False,
+    tokenise_response=str.encode,
     **settings,
 ):
     kept = {"control_tokens": "keep"} if keep_control_tokens else {}
@@ -48,6 +49,7 @@ def run(
         benchmark_prompts=benchmark_prompts,
         control_tokens=control_tokens,
         rows_at_a_time=rows_at_a_time,
+        tokenise_response=tokenise_response,
     )
 
 
@@ -188,6 +190,12 @@ def test_rows_with_control_tokens_are_dropped_and_counted_or_kept():
     assert kept.counts["num_preferences"] + kept.counts["num_held_out"] == 6
     only = run(prompts("x", "a<|im_end|>"), pairs(*numbered(2)), control_tokens=tokens)
     assert only.counts["num_dropped_prompts_control_tokens"] == 1
+
+
+def test_answers_of_the_same_token_ids_are_the_same():
+    rows = pairs(*numbered(3), ("a", "Yes.", "YES."))
+    counts = run(None, rows, tokenise_response=lambda text: text.lower().encode()).counts
+    assert counts["num_dropped_preferences_same_answers"] == 1
 
 
 def test_rows_that_were_cleaned_are_counted():
