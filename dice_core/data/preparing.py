@@ -105,7 +105,7 @@ def prepare(
         RecordError: no prompt or no pair is left; the message says where they went.
     """
     benchmark = benchmark_index(benchmark_prompts, config.decontamination_words)
-    pattern = _any_of(control_tokens, config)
+    pattern = control_token_pattern(control_tokens, config)
     rules = _Rules(
         config, num_prompt_tokens, max_prompt_tokens, benchmark, pattern, tokenise_response, seed, rows_at_a_time
     )
@@ -136,8 +136,8 @@ def prepare(
     return Prepared(*tables, counts=_counts(tables, {"prompts": prompts_dropped, "preferences": dropped}, cleaned))
 
 
-def _any_of(tokens: Iterable[str], config: DataConfig) -> re.Pattern[str] | None:
-    """Return a pattern that finds any of the tokens; None where none is looked for."""
+def control_token_pattern(tokens: Iterable[str], config: DataConfig) -> re.Pattern[str] | None:
+    """Return a pattern that finds any of the tokens; None where config.control_tokens keeps them."""
     wanted = sorted(tokens) if config.control_tokens == "drop" else []
     return re.compile("|".join(map(re.escape, wanted))) if wanted else None
 
