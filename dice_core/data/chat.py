@@ -10,6 +10,7 @@ token that ends a turn. (A SentencePiece tokenizer then reads a space beside it:
 Loads no torch. What else ends a response, `preferences/generation.py` decides (`stop_token_ids`).
 """
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,6 +24,30 @@ if TYPE_CHECKING:
 
 _PROBE = "qX7z"
 """Stands for a text in a template: no template has it, and it survives trimming."""
+
+
+_KNOWN_CONTROL_TOKENS = frozenset(
+    (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<|begin_of_text|>",
+        "<|eot_id|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|user|>",
+        "<|assistant|>",
+        "<|system|>",
+        "<|end|>",
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "[INST]",
+        "[/INST]",
+        "<<SYS>>",
+        "<</SYS>>",
+    )
+)
+"""Of the templates in use: text that has one was most often made for a model, whichever that was."""
 
 
 class PromptTooLongError(ValueError):
@@ -43,6 +68,8 @@ class _Frame:
     """Whether the template strips the prompt."""
     lead: str = ""
     """White space that the template has between `after` and a response."""
+    tells_date: bool = False
+    """Whether the template tells the model the date."""
 
 
 _ZEPHYR = _Frame("<|system|>\n </s>\n<|user|>\n", "</s>\n<|assistant|>\n", "</s>")
@@ -70,6 +97,23 @@ class ChatFormat:
     max_prompt_tokens: int
     _frame: _Frame
     _control_tokens: dict[str, int]
+
+    @property
+    def tells_date(self) -> bool:
+        """Whether prompts tell the model chat.date."""
+        return self._frame.tells_date
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """What shows that a text is templated already: control tokens of this format, and those of any other model.
+
+        Of the tokenizer's special tokens only those that end a turn, stand in the frame or can be nothing else: people
+        write <filename>, and it is a special token of SmolLM2's.
+        """
+        ends = {str(self.tokenizer.convert_ids_to_tokens(i)) for i in self.stop_token_ids}
+        frame = self._frame.before + self._frame.after
+        own = {token for token in self._control_tokens if token in frame or "|" in token}
+        return frozenset(own | ends | _KNOWN_CONTROL_TOKENS)
 
     def prompt_token_ids(self, prompt: str) -> list[int]:
         """Return the ids of the framed prompt, up to the place where the response starts.
@@ -156,7 +200,7 @@ def chat_format(tokenizer: "PreTrainedTokenizerBase", config: ChatConfig) -> Cha
 
 
 def _template_frame(tokenizer: "PreTrainedTokenizerBase", config: ChatConfig) -> _Frame:
-    """Read the frame from the tokenizer's chat template, whatever it adds of its own (a system prompt, a date)."""
+    """Read the frame from the tokenizer's chat template, whatever it adds of its own (a system prompt, chat.date)."""
     rendered = _render(tokenizer, config, [("user", _PROBE)])
     before, found, after = rendered.rpartition(_PROBE)
     padded = _render(tokenizer, config, [("user", f" {_PROBE}\n")])
@@ -166,22 +210,61 @@ def _template_frame(tokenizer: "PreTrainedTokenizerBase", config: ChatConfig) ->
             f"chat.prompt_format: the chat template of {_name(tokenizer)} rewrites the prompt instead of framing it: "
             f"use 'zephyr' or 'llama3', or another template"
         )
+    after, lead, tail = _around_answer(tokenizer, config, rendered, after)
+    another_day = config.model_copy(update={"date": "1999-12-31" if config.date != "1999-12-31" else "2000-01-01"})
+    tells_date = _render(tokenizer, another_day, [("user", _PROBE)]) != rendered
+    return _Frame(before, after, _end_of_turn(tokenizer, tail), trims=trims, lead=lead, tells_date=tells_date)
+
+
+def _around_answer(
+    tokenizer: "PreTrainedTokenizerBase", config: ChatConfig, rendered: str, after: str
+) -> tuple[str, str, str]:
+    """Read what stands between a prompt and its answer, and behind the answer.
+
+    A template without a generation prompt has the header of an answer with the answer alone: without it a model would
+    go on with the person's turn.
+
+    Returns:
+        The text after the prompt, the white space before a response, and the text after it.
+    """
     answered = _render(tokenizer, config, [("user", _PROBE), ("assistant", _PROBE)])
     upto, _, tail = answered.rpartition(_PROBE)
-    lead = upto.removeprefix(rendered) if upto.startswith(rendered) else ""
+    continues = upto.startswith(rendered)
+    header = upto.removeprefix(rendered) if continues else ""
+    has_generation_prompt = _render(tokenizer, config, [("user", _PROBE)], generation_prompt=False) != rendered
+    if not has_generation_prompt and _PROBE in upto and not continues:
+        raise ConfigError(
+            f"chat.prompt_format: the chat template of {_name(tokenizer)} has no generation prompt, and ends a "
+            "question otherwise when an answer follows: take a template that knows add_generation_prompt"
+        )
+    if header.strip() and not has_generation_prompt:
+        # Of "ASSISTANT: " the space is the answer's: most tokenizers make one token of it and the first word.
+        start = header.rstrip(" ")
+        return after + start, header.removeprefix(start), tail
     # Other words before the answer (an empty thought, say) are the model's to write: only white space is the frame's.
-    return _Frame(before, after, _end_of_turn(tokenizer, tail), trims=trims, lead=lead if lead.isspace() else "")
+    return after, header if header.isspace() else "", tail
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", config: ChatConfig, turns: list[tuple[str, str]]) -> str:
+def _render(
+    tokenizer: "PreTrainedTokenizerBase",
+    config: ChatConfig,
+    turns: list[tuple[str, str]],
+    *,
+    generation_prompt: bool = True,
+) -> str:
+    """Render a conversation; after a question with the generation prompt, unless that is not wanted."""
     system = [("system", config.system_prompt)] if config.system_prompt else []
     messages = [{"role": role, "content": content} for role, content in [*system, *turns]]
+    today = datetime.date.fromisoformat(config.date)
     try:
         text = tokenizer.apply_chat_template(
             messages,
             tokenize=False,
-            add_generation_prompt=turns[-1][0] == "user",
+            add_generation_prompt=generation_prompt and turns[-1][0] == "user",
             enable_thinking=config.enable_thinking,
+            # Both ways in which templates ask for the date. transformers' own function looks at the clock.
+            strftime_now=today.strftime,
+            date_string=today.strftime("%d %b %Y"),
         )
     except Exception as error:
         # Jinja's own errors and whatever a template raises: it is the template's word on these settings.

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 # Rows of text that surely fit into one Arrow array of `string`, which holds 2 GiB.
-_ROWS_AT_A_TIME = 4096
+ROWS_AT_A_TIME = 4096
 
 _IDS = pa.list_(pa.int32())
 
@@ -109,7 +109,9 @@ def conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def take_text(column: pa.ChunkedArray, rows: NDArray[np.int64]) -> pa.ChunkedArray:
+def take_text(
+    column: pa.ChunkedArray, rows: NDArray[np.int64], rows_at_a_time: int = ROWS_AT_A_TIME
+) -> pa.ChunkedArray:
     """Return rows of a text column of any size, in pieces of `string`.
 
     Arrow's own `take` and `sort_by` join all chunks first, and fail where these hold more than 2 GiB.
@@ -117,11 +119,12 @@ def take_text(column: pa.ChunkedArray, rows: NDArray[np.int64]) -> pa.ChunkedArr
     Args:
         column: of `string` or `large_string`.
         rows: positions in it, in any order.
+        rows_at_a_time: of one piece.
     """
     ends = np.cumsum([len(chunk) for chunk in column.chunks])
     pieces = []
-    for start in range(0, len(rows), _ROWS_AT_A_TIME):
-        wanted = rows[start : start + _ROWS_AT_A_TIME]
+    for start in range(0, len(rows), rows_at_a_time):
+        wanted = rows[start : start + rows_at_a_time]
         owners = np.searchsorted(ends, wanted, side="right")
         order = np.argsort(owners, kind="stable")
         taken = []

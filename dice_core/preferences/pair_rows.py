@@ -4,7 +4,8 @@ The responses of generated pairs wait in files, as they come in the order of the
 prompts. Which pairs there are, and what becomes of them, is pairs.py's business.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dice_core.data.records import PAIRS, PREFERENCES, PROMPTS, RESPONSES, conform, take_text
+from dice_core.data.same_tokens import Tokenise, same_tokens
 from dice_core.preferences.selection import PairError, Selection
 from dice_core.preferences.spill import Spill
 
 Ints = NDArray[np.int64]
-Tokenise = Callable[[str], Sequence[int]]
 
 _PART_ROWS = 65_536
 _NEEDED_RESPONSES = pa.schema(
@@ -72,9 +73,9 @@ class ReplayedPairs:
 def read_offline(
     preferences: pa.Table, tokenise_prompt: Tokenise, tokenise_response: Tokenise
 ) -> tuple[ReplayedPairs, int]:
-    """Return the offline pairs with two different texts, in an order of their own, and how many had one."""
+    """Return the offline pairs whose texts are different token ids, in an order of their own, and how many others."""
     table = conform(preferences, PREFERENCES, "preferences")
-    differ = pc.not_equal(table["chosen"], table["rejected"]).to_numpy()
+    differ = ~same_tokens(table["chosen"], table["rejected"], tokenise_response)
     order = pc.sort_indices(table, [(name, "ascending") for name in ("prompt_id", "chosen", "rejected")]).to_numpy()
     rows = order[differ[order]].astype(np.int64)
     return ReplayedPairs(table, rows, tokenise_prompt, tokenise_response), table.num_rows - len(rows)
@@ -93,7 +94,7 @@ class FetchedResponses:
     Attributes:
         positions: [candidates] in the selection, ascending; the number of a candidate is its place here.
         responses: `chosen` and `rejected`, by that number.
-        differ: [candidates] whether the two are different texts.
+        differ: [candidates] whether the two are different texts, and different token ids.
     """
 
     positions: Ints
@@ -117,6 +118,7 @@ def fetch_responses(
         PairError: a response is missing, or there twice.
         RecordError: a table without its columns.
     """
+    token_hashes = {side: np.zeros(len(candidates), dtype=np.int64) for side in _KEPT}
     positions = np.sort(candidates)
     ids = selection.prompt_id.take(pa.array(positions)).to_pylist()
     numbers = {prompt_id: number for number, prompt_id in enumerate(ids)}
@@ -133,10 +135,19 @@ def fetch_responses(
             spills[side].add(number[hits], found)
             # Of 64 bits: that two texts of one prompt share theirs by chance will not happen.
             hashes[side][number[hits]] = [hash(text) for text in found["response"].to_pylist()]
+            token_hashes[side][number[hits]] = _hashes(found["response_token_ids"])
     for spill in spills.values():
         spill.finish()
         _refuse_incomplete(spill.times_added, ids)
-    return FetchedResponses(positions, spills, hashes["chosen"] != hashes["rejected"])
+    differ = (hashes["chosen"] != hashes["rejected"]) & (token_hashes["chosen"] != token_hashes["rejected"])
+    return FetchedResponses(positions, spills, differ)
+
+
+def _hashes(lists: pa.ChunkedArray) -> list[int]:
+    """Return a hash of the values of each list."""
+    array = lists.combine_chunks()
+    values, offsets = array.values.to_numpy(), array.offsets.to_numpy()
+    return [hash(values[start:end].tobytes()) for start, end in itertools.pairwise(offsets)]
 
 
 def _known_rows(prompt_ids: pa.ChunkedArray, numbers: dict[str, int]) -> tuple[Ints, Ints]:

@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dice_core.data.records import PAIRS
+from dice_core.data.same_tokens import Tokenise
 from dice_core.preferences.pair_rows import (
     GeneratedPairs,
     ReplayedPairs,
-    Tokenise,
     fetch_responses,
     generated_pairs,
     read_offline,
@@ -38,8 +38,9 @@ class PairSet(NamedTuple):
     Attributes:
         tables: PAIRS, some thousand rows each, made one after another while the folder is there; sorted by prompt_id,
             which is a digest: generated and replayed pairs are well mixed.
-        counts: num_generated_pairs, num_replayed_pairs, num_train_pairs, num_eval_pairs; dropped because both texts are
-            the same, among those looked at: num_identical_pairs, num_identical_offline_pairs;
+        counts: num_generated_pairs, num_replayed_pairs, num_train_pairs, num_eval_pairs; dropped because both
+            are the same text or the same token ids, among those looked at: num_identical_pairs,
+            num_identical_offline_pairs;
             num_unused_generated_pairs, selected but more than the replay ratio has room for (their texts were not all
             looked at); num_missing_replayed_pairs, by which replay fell short of its share; and the counts of the
             selection.

@@ -93,7 +93,8 @@ def _explain(cls: type[BaseModel], error: ValidationError, where: str) -> str:
     if not path:
         return f"{where}: {first['msg'].removeprefix('Value error, ')}"
     # A union (a word or a number) reports one error for each member: all of them say what is allowed.
-    messages = [e["msg"].removeprefix("Input ") for e in error.errors() if e["loc"][:1] == first["loc"][:1]]
+    said = [e["msg"] for e in error.errors() if e["loc"][:1] == first["loc"][:1]]
+    messages = [message.removeprefix("Input ").removeprefix("Value error, ") for message in said]
     return f"{where}.{path[0]}: {', or '.join(dict.fromkeys(messages))}, got {json.dumps(first['input'], default=str)}"
 
 

@@ -1,9 +1,11 @@
 """Stage pair: the training pairs of an iteration, or offline pairs for the warm start."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from dice_core.data import records
 from dice_core.data.settings import ChatConfig
@@ -89,13 +91,14 @@ def _mixed_pairs(
     from dice_core.preferences.pairs import build_pairs
     from dice_core.preferences.selection import group_scores, select_pairs
 
+    prompts = read_input(context, context.inputs["data"], records.PROMPTS, "prompts")
     scores = group_scores(group_tables(context, "scores", records.SCORES), pairing)
     penalty = choose_length_penalty(scores, pairing)
     built = build_pairs(
         select_pairs(scores, penalty.value, pairing),
-        group_tables(context, "responses", records.RESPONSES),
+        _responses(context, prompts, template),
         read_input(context, context.inputs["data"], records.PREFERENCES, "preferences"),
-        prompts=read_input(context, context.inputs["data"], records.PROMPTS, "prompts"),
+        prompts=prompts,
         config=pairing,
         seed=seed,
         tokenise_prompt=template.prompt_token_ids,
@@ -109,6 +112,15 @@ def _mixed_pairs(
         "length_gap_unpenalised": penalty.unpenalised_gap,
     }
     return {"length_penalty.json": context.write_json(curve, "length_penalty.json")}, metrics, built
+
+
+def _responses(context: StageContext, prompts: pa.Table, template: "ChatFormat") -> Iterator[pa.Table]:
+    """Read the responses; where they are no stage's, look at whether their token ids are their texts."""
+    from dice_core.preferences.own_responses import checked
+
+    tables = group_tables(context, "responses", records.RESPONSES)
+    users = [source for source in context.group("responses") if source.is_users_file]
+    return checked(tables, prompts, template, layout.join(users[0].uri, users[0].tables()[0])) if users else tables
 
 
 def _offline_pairs(

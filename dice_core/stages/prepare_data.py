@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dice_core.data import records
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.data.source_files import files_below, files_to_read
+from dice_core.progress import log
 from dice_core.settings.base import ConfigError, Values
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.place import Artifact, Place, show
@@ -25,6 +26,9 @@ from dice_core.storage.address import open_storage
 from dice_core.storage.contract import MissingObjectError, UnfitError
 from dice_core.storage.manifest import Manifest
 from dice_core.storage.transfers import side_by_side
+
+if TYPE_CHECKING:
+    from dice_core.data.sources import Rows
 
 SOURCES = "sources"
 """Where a manifest says what the user called the sources; what identifies them are digests of their content."""
@@ -132,16 +136,13 @@ def _prepare_tables(
     """Read, check, clean and split the user's rows."""
     from dice_core.data.chat import chat_format
     from dice_core.data.preparing import prepare
-    from dice_core.data.sources import read_preferences, read_prompts
     from dice_core.models.loading import load_tokenizer
 
     template = chat_format(load_tokenizer(context.fetch_tokenizer("policy")), chat)
+    if template.tells_date:
+        log(f"prepare-data: the chat template tells the model the date, in all stages {chat.date} (chat.date)")
     unlimited = replace(template, max_prompt_tokens=sys.maxsize)
-    rows = {
-        name: (read_preferences if name == "preferences" else read_prompts)(source.path, name=source.shown)
-        for name, source in sources.items()
-    }
-    benchmark = rows["exclude"].table["prompt"].to_pylist() if "exclude" in rows else ()
+    rows, benchmark = _read(sources, data)
     prepared = prepare(
         rows.get("prompts"),
         rows["preferences"],
@@ -149,14 +150,34 @@ def _prepare_tables(
         seed=seed,
         num_prompt_tokens=lambda prompts: [len(unlimited.prompt_token_ids(prompt)) for prompt in prompts],
         max_prompt_tokens=chat.max_prompt_tokens,
-        benchmark_prompts=benchmark,
+        benchmark_prompts=benchmark.table["prompt"].to_pylist() if benchmark else (),
+        control_tokens=template.control_tokens,
+        tokenise_response=template.response_token_ids,
     )
     files = {
         "prompts.parquet": context.write_table(prepared.prompts, records.PROMPTS, "prompts.parquet"),
         "preferences.parquet": context.write_table(prepared.preferences, records.PREFERENCES, "preferences.parquet"),
         "held_out.parquet": context.write_table(prepared.held_out, records.PREFERENCES, "held_out.parquet"),
     }
-    return context.publish(files, {**prepared.counts, "seconds": context.seconds()})
+    not_looked_for = benchmark.num_dropped if benchmark else {}
+    counts = prepared.counts | {f"num_dropped_exclude_{reason}": count for reason, count in not_looked_for.items()}
+    return context.publish(files, {**counts, "seconds": context.seconds()})
+
+
+def _read(sources: Mapping[str, LocalSource], data: DataConfig) -> "tuple[dict[str, Rows], Rows | None]":
+    """Return the rows of preferences and prompts, and those of the benchmark."""
+    from dice_core.data.sources import read_preferences, read_prompts
+
+    # A benchmark's prompt is looked for whatever the system prompt is that it is asked with.
+    configs = {"exclude": data.model_copy(update={"system_prompts": "ignore"})}
+    rows = {
+        name: (read_preferences if name == "preferences" else read_prompts)(
+            source.path, configs.get(name, data), name=source.shown
+        )
+        for name, source in sources.items()
+    }
+    benchmark = rows.pop("exclude", None)
+    return rows, benchmark
 
 
 def prepare_data_task(root: str, run: str, preferences_source: str, metrics: Artifact, **given: Any) -> str:

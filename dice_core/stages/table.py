@@ -42,6 +42,8 @@ class Stage:
     """The metrics that tell a person most."""
     is_command: bool = True
     """It can be run from the command line. The others only answer a pipeline."""
+    is_task: bool = True
+    """It is a task of a pipeline, and has a component."""
 
     def seed(self, run_seed: int, *iteration: int) -> int:
         """Return the seed of all its draws: its own, and in a stage of an iteration another one in each."""
@@ -56,6 +58,7 @@ class Stage:
 
 
 _MODEL = ("import-model", "train")
+_RESPONSES = ("generate", "import-responses")
 
 CHECK_SETTINGS = Stage(name="check-settings", is_command=False)
 CHOOSE_INPUTS = Stage(name="choose-inputs", is_command=False)
@@ -74,9 +77,16 @@ GENERATE = Stage(
     scope="shard",
     shown=("num_prompts", "num_responses", "num_response_tokens"),
 )
+IMPORT_RESPONSES = Stage(
+    name="import-responses",
+    inputs={"policy": _MODEL, "data": ("prepare-data",)},
+    sections={"data": DataConfig, "chat": ChatConfig},
+    shown=("num_prompts", "num_responses"),
+    is_task=False,
+)
 SCORE = Stage(
     name="score",
-    inputs={"policy": _MODEL, "reference": _MODEL, "responses": ("generate",)},
+    inputs={"policy": _MODEL, "reference": _MODEL, "responses": _RESPONSES},
     sections={"scoring": ScoringConfig},
     pod="gpu",
     scope="shard",
@@ -84,7 +94,7 @@ SCORE = Stage(
 )
 PAIR = Stage(
     name="pair",
-    inputs={"data": ("prepare-data",), "policy": _MODEL, "scores": ("score",), "responses": ("generate",)},
+    inputs={"data": ("prepare-data",), "policy": _MODEL, "scores": ("score",), "responses": _RESPONSES},
     sections={"pairing": PairingConfig, "chat": ChatConfig},
     scope="iteration",
     in_warm_start=True,
@@ -119,6 +129,7 @@ STAGES: dict[str, Stage] = {
         IMPORT_MODEL,
         PREPARE_DATA,
         GENERATE,
+        IMPORT_RESPONSES,
         SCORE,
         PAIR,
         TRAIN,

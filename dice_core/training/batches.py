@@ -49,6 +49,8 @@ class TrainingPairs:
     """Nats, NaN where unknown. Shape: (train + eval pairs, 2), chosen first."""
     num_dropped: int
     """Pairs longer than max_length, of both splits."""
+    num_identical: int = 0
+    """Pairs whose two responses are the same token ids, of both splits: their loss is ln 2 whatever is learnt."""
 
     @property
     def all(self) -> list[TrainingPair]:
@@ -61,7 +63,8 @@ def read_pairs(table: pa.Table, max_length: int, where: str) -> TrainingPairs:
 
     Args:
         table: the pairs, in any order.
-        max_length: pairs whose prompt plus longer response has more tokens are dropped.
+        max_length: pairs whose prompt plus longer response has more tokens are dropped, as are pairs whose responses
+            are the same token ids.
         where: what the table is called in messages.
 
     Raises:
@@ -71,13 +74,16 @@ def read_pairs(table: pa.Table, max_length: int, where: str) -> TrainingPairs:
     split, prompt_ids = table["split"].to_pylist(), table["prompt_id"].to_pylist()
     kept: dict[str, list[TrainingPair]] = {"train": [], "eval": []}
     rows: list[int] = []
-    shortest = 0
+    shortest = num_identical = 0
     for row, tokens in enumerate(zip(*columns, strict=True)):
         if not all(len(ids) for ids in tokens):
             raise RecordError(f"{where}: the pair of prompt {prompt_ids[row]} has a prompt or a response of no tokens")
         if split[row] not in kept:
             raise RecordError(f"{where}: split must be 'train' or 'eval', got {split[row]!r}")
         pair = TrainingPair(len(rows), prompt_ids[row], *tokens)
+        if np.array_equal(pair.chosen_token_ids, pair.rejected_token_ids):
+            num_identical += 1
+            continue
         if pair.length > max_length:
             shortest = min(shortest or pair.length, pair.length)
             continue
@@ -87,8 +93,11 @@ def read_pairs(table: pa.Table, max_length: int, where: str) -> TrainingPairs:
         message = f"{where}: no training pair is left of {table.num_rows} pairs"
         if shortest:
             message += f" (training.max_length is {max_length}, the shortest dropped pair has {shortest} tokens)"
+        if num_identical:
+            message += f" ({num_identical} have two responses of the same token ids)"
         raise RecordError(message)
-    return TrainingPairs(kept["train"], kept["eval"], _known_logps(table, rows), table.num_rows - len(rows))
+    num_too_long = table.num_rows - len(rows) - num_identical
+    return TrainingPairs(kept["train"], kept["eval"], _known_logps(table, rows), num_too_long, num_identical)
 
 
 def measured_pairs(train: Sequence[TrainingPair], num_trained: int) -> list[TrainingPair]:

@@ -186,6 +186,7 @@ def _training_metrics(trainer: "DPOTrainer") -> dict[str, Metric]:
         "num_pairs": len(trainer.pairs.train),
         "num_eval_pairs": len(trainer.pairs.eval),
         "num_dropped_pairs": trainer.pairs.num_dropped,
+        "num_identical_pairs": trainer.pairs.num_identical,
         "num_measured_pairs": len(trainer.measured),
         "first_loss": first["loss"],
         "last_loss": last["loss"],

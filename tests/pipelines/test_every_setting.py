@@ -53,6 +53,7 @@ OTHER = {
         "prompt_format": "llama3",
         "system_prompt": "Be brief.",
         "max_prompt_tokens": "100",
+        "date": "2026-01-31",
         "enable_thinking": "true",
     },
     "data": {
@@ -60,6 +61,9 @@ OTHER = {
         "max_prompts": "11",
         "max_preferences": "12",
         "max_response_characters": "13",
+        "system_prompts": "ignore",
+        "repeated_prompts": "keep",
+        "control_tokens": "keep",
         "decontamination_words": "14",
     },
     "generation": {

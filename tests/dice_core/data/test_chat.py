@@ -248,6 +248,59 @@ def test_a_template_that_trims_and_sets_a_space_before_the_answer(mistral):
     assert tokenizer.convert_ids_to_tokens(template.response_token_ids("Hello")) == ["\u2581Hello", "</s>"]
 
 
+CHATML_TURN = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+NO_GENERATION_PROMPT = "{% for m in messages %}" + CHATML_TURN + "{% endfor %}"
+
+
+def test_the_header_of_an_answer_is_part_of_the_frame_where_the_template_has_no_generation_prompt(smollm_tokenizer):
+    with_prompt = NO_GENERATION_PROMPT + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    formats = [chat_format(templated(smollm_tokenizer, t), MODEL) for t in (NO_GENERATION_PROMPT, with_prompt)]
+    without, usual = ([f.prompt_token_ids("Hi"), f.response_token_ids("Hello!")] for f in formats)
+    assert without == usual
+    text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert usual[0] == smollm_tokenizer.encode(text, add_special_tokens=False)
+
+
+def test_the_space_behind_a_header_is_the_answers(mistral):
+    turns = "{{ 'USER: ' if m.role == 'user' else ' ASSISTANT: ' }}{{ m.content }}"
+    vicuna = "{% for m in messages %}" + turns + "{{ eos_token if m.role != 'user' }}{% endfor %}"
+    template = chat_format(templated(mistral, vicuna), MODEL)
+    assert template.prompt_token_ids("Hi") == mistral.encode("USER: Hi ASSISTANT:", add_special_tokens=False)
+    assert mistral.convert_ids_to_tokens(template.response_token_ids("Hello")) == ["\u2581Hello", "</s>"]
+
+
+def test_a_template_that_ends_a_question_before_its_answer_could_begin_is_refused(mistral):
+    ended = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}{{ eos_token }}"
+    with pytest.raises(ConfigError, match="has no generation prompt, and ends a question otherwise"):
+        chat_format(templated(mistral, ended), MODEL)
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        "{{ strftime_now('%d %b %Y') }}",
+        "{% if not date_string is defined %}{% set date_string = '1 Jan 1970' %}{% endif %}{{ date_string }}",
+    ],
+)
+def test_a_template_is_told_the_date_of_the_settings_and_not_that_of_the_clock(smollm_tokenizer, asks):
+    tokenizer = templated(smollm_tokenizer, asks + NO_GENERATION_PROMPT)
+
+    def told(config):
+        template = chat_format(tokenizer, config)
+        assert template.tells_date
+        return tokenizer.decode(template.prompt_token_ids("Hi")).partition("<|im_start|>")[0]
+
+    assert told(MODEL) == "26 Jul 2024"
+    assert told(ChatConfig(date="2026-01-31")) == "31 Jan 2026"
+    assert not chat_format(smollm_tokenizer, MODEL).tells_date
+
+
+def test_the_date_is_part_of_what_identifies_a_result_and_must_be_one():
+    assert ChatConfig(date="2026-01-31").fingerprint() != MODEL.fingerprint()
+    with pytest.raises(ConfigError, match=r'^chat\.date: must be a date such as 2024-07-26, got "31 Jan"'):
+        ChatConfig.parse({"date": "31 Jan"}, "chat")
+
+
 def test_a_tokenizer_without_template_is_refused(llama3):
     with pytest.raises(ConfigError, match=r"'model' cannot use the chat template of .*chat_template is not set"):
         chat_format(llama3, MODEL)
@@ -263,6 +316,15 @@ def test_a_template_that_rewrites_prompts_is_refused(llama3):
     tokenizer = templated(llama3, "{{ messages[0].content | upper }}<|eot_id|>")
     with pytest.raises(ConfigError, match="rewrites the prompt instead of framing it"):
         chat_format(tokenizer, MODEL)
+
+
+def test_control_tokens_are_those_of_the_frame_and_of_other_models_but_not_what_people_write(smollm_tokenizer, mistral):
+    tokens = chat_format(smollm_tokenizer, MODEL).control_tokens
+    assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>", "[INST]", "<|eot_id|>"} <= tokens
+    assert "<filename>" not in tokens
+    # HTML's struck out text begins with <s>; zephyr's frame has no BOS.
+    assert "</s>" in chat_format(mistral, ZEPHYR).control_tokens
+    assert "<s>" not in chat_format(mistral, ZEPHYR).control_tokens
 
 
 def test_a_long_prompt_is_an_error_that_names_it(smollm_tokenizer):

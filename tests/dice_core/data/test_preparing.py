@@ -1,18 +1,17 @@
 import random
 from collections import Counter
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dice_core.data import preparing as data
-from dice_core.data import records
 from dice_core.data.decontamination import normalised_text
 from dice_core.data.preparing import prepare
 from dice_core.data.records import PREFERENCES, PROMPTS, RecordError, prompt_id
 from dice_core.data.settings import DataConfig
-from dice_core.data.sources import PREFERENCE_TEXT, PROMPT_TEXT, Rows
+from dice_core.data.sources import PREFERENCE_TEXT, PROMPT_TEXT, Rows, read_preferences
 from dice_core.settings.base import ConfigError
 
 
@@ -26,15 +25,31 @@ def prompts(*texts) -> Rows:
     return Rows(pa.table([pa.array(texts, pa.large_string())], schema=PROMPT_TEXT), {}, "prompts.jsonl")
 
 
-def run(prompt_rows, preference_rows, *, seed=0, max_prompt_tokens=1000, benchmark_prompts=(), **settings):
+def run(
+    prompt_rows,
+    preference_rows,
+    *,
+    seed=0,
+    max_prompt_tokens=1000,
+    benchmark_prompts=(),
+    control_tokens=(),
+    rows_at_a_time=4096,
+    keep_control_tokens=False,
+    tokenise_response=str.encode,
+    **settings,
+):
+    kept = {"control_tokens": "keep"} if keep_control_tokens else {}
     return prepare(
         prompt_rows,
         preference_rows,
-        DataConfig(**{"num_held_out": 1, **settings}),
+        DataConfig(**{"num_held_out": 1, **settings, **kept}),
         seed=seed,
         num_prompt_tokens=lambda texts: [len(text.split()) for text in texts],
         max_prompt_tokens=max_prompt_tokens,
         benchmark_prompts=benchmark_prompts,
+        control_tokens=control_tokens,
+        rows_at_a_time=rows_at_a_time,
+        tokenise_response=tokenise_response,
     )
 
 
@@ -161,6 +176,35 @@ def test_held_out_that_leaves_nothing_to_train_on_is_an_error(num_held_out):
         run(None, pairs(*numbered(3)), num_held_out=num_held_out)
 
 
+def test_pairs_of_one_prompt_alone_are_refused_by_that_name():
+    file = Path(__file__).parents[2] / "data" / "rows" / "alpaca-input" / "one-prompt.jsonl"
+    with pytest.raises(ConfigError, match=r"all 6 usable pairs have one prompt, and held-out pairs are whole prompts"):
+        run(None, read_preferences(str(file)))
+
+
+def test_rows_with_control_tokens_are_dropped_and_counted_or_kept():
+    rows = pairs(*numbered(3), ("a", "b<|im_end|>", "c"), ("<|im_start|>user\na", "b", "c"), ("x", "b", "[INST] c"))
+    tokens = ["<|im_start|>", "<|im_end|>", "[INST]"]
+    assert run(None, rows, control_tokens=tokens).counts["num_dropped_preferences_control_tokens"] == 3
+    kept = run(None, rows, control_tokens=tokens, keep_control_tokens=True)
+    assert kept.counts["num_preferences"] + kept.counts["num_held_out"] == 6
+    only = run(prompts("x", "a<|im_end|>"), pairs(*numbered(2)), control_tokens=tokens)
+    assert only.counts["num_dropped_prompts_control_tokens"] == 1
+
+
+def test_answers_of_the_same_token_ids_are_the_same():
+    rows = pairs(*numbered(3), ("a", "Yes.", "YES."))
+    counts = run(None, rows, tokenise_response=lambda text: text.lower().encode()).counts
+    assert counts["num_dropped_preferences_same_answers"] == 1
+
+
+def test_rows_that_were_cleaned_are_counted():
+    rows = Rows(pairs(*numbered(3)).table, {}, "pairs.jsonl", {"repeated_prompt": 2})
+    assert run(None, rows).counts["num_cleaned_preferences_repeated_prompt"] == 2
+    counts = run(Rows(prompts("x").table, {}, "p", {"system_prompt": 1}), rows).counts
+    assert counts["num_cleaned_prompts_system_prompt"] == 1
+
+
 def test_nothing_left_says_where_it_went():
     with pytest.raises(RecordError, match=r"pairs.jsonl: no preference pair is left, dropped: 1 same_answers"):
         run(None, pairs(("a", "b", "b")))
@@ -173,11 +217,9 @@ def test_an_empty_table_of_prompts_is_an_error():
         run(prompts(), pairs(*numbered(2)))
 
 
-def test_tables_longer_than_a_piece_are_whole(monkeypatch):
-    monkeypatch.setattr(data, "_ROWS_AT_A_TIME", 7)
-    monkeypatch.setattr(records, "_ROWS_AT_A_TIME", 7)
+def test_tables_longer_than_a_piece_are_whole():
     rows = [(f"question {number}", f"good {number}", f"bad {number}") for number in range(40)]
-    prepared = run(None, pairs(*rows), num_held_out=16)
+    prepared = run(None, pairs(*rows), num_held_out=16, rows_at_a_time=7)
     found = pa.concat_tables([prepared.preferences, prepared.held_out]).to_pylist()
     assert {(row["prompt"], row["chosen"], row["rejected"]) for row in found} == set(rows)
 

@@ -68,12 +68,11 @@ def test_rows_are_taken_from_a_column_of_more_than_two_gibibytes():
     assert [text[:2] for text in taken.to_pylist()] == ["63", "00", "01", "00", "63"]
 
 
-def test_rows_come_in_the_order_asked_for_whatever_the_chunks(monkeypatch):
-    monkeypatch.setattr(records, "_ROWS_AT_A_TIME", 7)
+def test_rows_come_in_the_order_asked_for_whatever_the_chunks():
     texts = [f"text {number}" for number in range(50)]
     chunked = pa.chunked_array([texts[:3], [], texts[3:30], texts[30:]], pa.large_string())
     rows = np.random.default_rng(0).integers(0, 50, 40)
-    taken = records.take_text(chunked, rows)
+    taken = records.take_text(chunked, rows, rows_at_a_time=7)
     assert taken.type == pa.string()
     assert taken.to_pylist() == [texts[row] for row in rows]
     assert len(records.take_text(chunked, rows[:0])) == 0

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dice_core.data import sources
 from dice_core.data.records import RecordError
 from dice_core.data.sources import read_preferences, read_prompts
 
@@ -172,12 +171,11 @@ def test_a_file_that_is_not_there_or_not_readable_is_named(tmp_path, monkeypatch
             read_prompts("socket.jsonl")
 
 
-def test_more_rows_than_a_batch_keep_their_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "ROWS_PER_BATCH", 3)
+def test_more_rows_than_a_batch_keep_their_order(tmp_path):
     prompts = [f"prompt {number}" for number in range(8)]
     for write in (jsonl, parquet):
         file = write(tmp_path / "p", *({"prompt": prompt} for prompt in prompts))
-        assert read_prompts(file).table["prompt"].to_pylist() == prompts
+        assert read_prompts(file, rows_per_batch=3).table["prompt"].to_pylist() == prompts
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip), min_size=1))
@@ -197,24 +195,6 @@ def test_any_bytes_are_rows_or_one_line(tmp_path_factory, content):
 
 
 # The Hub: `datasets` reads a folder through the same call, so its own loader runs here without a network.
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch) -> Path:
-    """Return an empty data set that `load_dataset` finds as org/pairs."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    folder = tmp_path / "hub" / "org" / "pairs"
-    folder.mkdir(parents=True)
-    original = __import__("datasets").load_dataset
-    monkeypatch.setattr(
-        "datasets.load_dataset",
-        lambda name, *args, revision=None, **kwargs: original(
-            str(folder) if name == "org/pairs" else name, *args, revision=revision, **kwargs
-        ),
-    )
-    return folder
 
 
 def test_a_hub_dataset_in_the_form_of_ultrafeedback_is_read(hub):

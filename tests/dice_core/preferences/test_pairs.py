@@ -203,6 +203,26 @@ def test_identical_texts_are_dropped_counted_and_replaced():
     assert (without_replay["num_identical_pairs"], without_replay["num_unused_generated_pairs"]) == (20, 0)
 
 
+def test_pairs_that_differ_as_text_and_not_as_token_ids_are_dropped_and_counted():
+    """Offline ones by their ids of a tokenizer without case, generated ones by the ids that their table has."""
+    prompts = prompts_table(10)
+    preferences = preferences_table(prompts).to_pylist()
+    preferences[3]["chosen"], preferences[3]["rejected"] = "Yes.", "YES."
+    table = pa.Table.from_pylist(preferences, schema=PREFERENCES)
+    lower = {"tokenise_prompt": ids, "tokenise_response": lambda text: ended(text.lower())}
+    built = all_offline(table, config=PairingConfig(), seed=1, **lower)
+    assert (built.counts["num_replayed_pairs"], built.counts["num_identical_offline_pairs"]) == (9, 1)
+
+    responses = responses_table(prompts).to_pylist()
+    for row in responses[:K]:
+        row["response_token_ids"] = ended("the same")
+    responses = pa.Table.from_pylist(responses, schema=RESPONSES)
+    config = PairingConfig(replay_ratio=0.0)
+    selection = select_pairs(scores_table(responses), 0.0, config)
+    built = all_at_once(selection, responses, table, prompts=prompts, config=config, seed=1, **TOKENISE)
+    assert (built.counts["num_generated_pairs"], built.counts["num_identical_pairs"]) == (9, 1)
+
+
 def test_identical_offline_texts_are_dropped_and_counted():
     prompts = prompts_table(10)
     preferences = preferences_table(prompts).to_pylist()

@@ -54,7 +54,7 @@ def test_the_order_depends_on_the_seed_alone_and_more_steps_only_add_to_it() -> 
 
 def pairs_table(num_pairs: int, num_tokens: int) -> pa.Table:
     row: dict[str, Any] = {"prompt": "q", "chosen": "a", "rejected": "b", "source": "generated", "split": "train"}
-    row |= {f"{part}_token_ids": [1] * num_tokens for part in ("prompt", "chosen", "rejected")}
+    row |= {f"{part}_token_ids": [i] * num_tokens for i, part in enumerate(("prompt", "chosen", "rejected"))}
     return pa.Table.from_pylist([{**row, "prompt_id": f"prompt-{i}"} for i in range(num_pairs)], PAIRS)
 
 
@@ -66,6 +66,16 @@ def test_an_eighth_of_what_is_trained_on_is_measured_between_16_and_256_pairs(
 ) -> None:
     pairs = read_pairs(pairs_table(num_pairs, 2), 16, "pairs")
     assert [pair.index for pair in measured_pairs(pairs.train, num_trained)] == list(range(num_measured))
+
+
+def test_a_pair_of_one_response_is_dropped_and_counted() -> None:
+    rows = pairs_table(3, 2).to_pylist()
+    rows[1]["rejected_token_ids"] = rows[1]["chosen_token_ids"]
+    pairs = read_pairs(pa.Table.from_pylist(rows, PAIRS), 16, "pairs")
+    assert [pair.prompt_id for pair in pairs.train] == ["prompt-0", "prompt-2"]
+    assert (pairs.num_identical, pairs.num_dropped, pairs.reference_logps.shape) == (1, 0, (2, 2))
+    with pytest.raises(RecordError, match=r"of 1 pairs \(1 have two responses of the same token ids\)$"):
+        read_pairs(pa.Table.from_pylist(rows[1:2], PAIRS), 16, "pairs")
 
 
 def test_no_pair_left_says_what_was_dropped_and_nothing_of_that_where_there_was_none() -> None:

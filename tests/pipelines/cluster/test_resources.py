@@ -15,7 +15,7 @@ from tests.compiled_pipeline import Compiled, Executor
 pytestmark = pytest.mark.slow
 
 GPU_STAGES = [stage.name for stage in STAGES.values() if stage.pod == "gpu"]
-CPU_STAGES = [stage.name for stage in STAGES.values() if stage.pod != "gpu"]
+CPU_STAGES = [stage.name for stage in STAGES.values() if stage.pod != "gpu" and stage.is_task]
 TINY = ["iterations=1", "num_shards=2"]
 
 

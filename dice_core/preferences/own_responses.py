@@ -1,0 +1,166 @@
+"""Responses that nobody's generate wrote: made into tables from texts, and looked at where they come as tables.
+
+Token ids are what is scored and trained on, and texts are what people read and pairs are chosen by: here the two are
+held together. Pure, but for the tokenizer.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from dice_core.data.chat import ChatFormat, PromptTooLongError
+from dice_core.data.records import PROMPTS, RESPONSES, ROWS_AT_A_TIME, RecordError, conform, prompt_id
+from dice_core.preferences.selection import PairError
+
+_UNFINISHED = "\ufffd"
+"""What a character becomes whose last bytes were cut off."""
+
+
+@dataclass
+class ResponseTables:
+    """Tables of responses, made from texts when they are asked for; the counts are whole when the last one was.
+
+    Attributes:
+        texts: sources.RESPONSE_TEXT, in any order.
+        template: the chat format of the policy.
+        prompt_ids: prompts of the run; responses to others are dropped. None keeps all.
+        control_tokens: a response or prompt with a match is dropped; None keeps all.
+        counts: num_prompts, num_responses, and num_dropped_<reason>: responses, of which a prompt has several.
+    """
+
+    texts: pa.Table
+    template: ChatFormat
+    prompt_ids: Container[str] | None = None
+    control_tokens: re.Pattern[str] | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Yield RESPONSES tables of some thousand rows; all responses to a prompt are in one of them.
+
+        The ids are those that the model would have written, end of turn included: finish_reason is `stop`.
+        """
+        rows: list[dict[str, Any]] = []
+        for prompt, responses in self._by_prompt().items():
+            found = self._rows(prompt, responses)
+            rows += found
+            self.counts.update(num_prompts=bool(found), num_responses=len(found))
+            if len(rows) >= ROWS_AT_A_TIME:
+                yield pa.Table.from_pylist(rows, schema=RESPONSES)
+                rows = []
+        if rows:
+            yield pa.Table.from_pylist(rows, schema=RESPONSES)
+
+    def _by_prompt(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for batch in self.texts.to_batches(max_chunksize=ROWS_AT_A_TIME):
+            for prompt, response in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                found.setdefault(prompt, []).append(response)
+        return found
+
+    def _rows(self, prompt: str, responses: list[str]) -> list[dict[str, Any]]:
+        identity = prompt_id(prompt)
+        reason, ids = "", list[int]()
+        if self.prompt_ids is not None and identity not in self.prompt_ids:
+            reason = "not_in_data"
+        elif self._is_templated(prompt):
+            reason = "control_tokens"
+        else:
+            try:
+                ids = self.template.prompt_token_ids(prompt)
+            except PromptTooLongError:
+                reason = "prompt_too_long"
+        kept = [] if reason else [response for response in responses if not self._is_templated(response)]
+        self.counts[f"num_dropped_{reason or 'control_tokens'}"] += len(responses) - len(kept)
+        return [
+            {
+                "prompt_id": identity,
+                "sample_index": index,
+                "prompt_token_ids": ids,
+                "response_token_ids": self.template.response_token_ids(response),
+                "response": response.strip(),
+                "finish_reason": "stop",
+            }
+            for index, response in enumerate(kept)
+        ]
+
+    def _is_templated(self, text: str) -> bool:
+        return self.control_tokens is not None and self.control_tokens.search(text) is not None
+
+
+def checked(
+    tables: Iterable[pa.Table], prompts: pa.Table, template: ChatFormat, where: str = "responses"
+) -> Iterator[pa.Table]:
+    """Yield tables of responses as they are, after a look at whether their token ids are the texts beside them.
+
+    What the tokenizer itself cannot give back (it may drop case, or a character it does not know) is no difference.
+
+    Args:
+        tables: RESPONSES.
+        prompts: PROMPTS; of a prompt that is not among them only the responses are looked at.
+        template: the chat format of the policy that is trained on them.
+        where: what messages call the tables.
+
+    Raises:
+        PairError: ids that are another text in the policy's tokenizer.
+        RecordError: a table without its columns.
+    """
+    known = conform(prompts, PROMPTS, "prompts")
+    texts = dict(zip(known["prompt_id"].to_pylist(), known["prompt"].to_pylist(), strict=True))
+    for table in tables:
+        for batch in conform(table, RESPONSES, where).to_batches(max_chunksize=ROWS_AT_A_TIME):
+            for row in batch.to_pylist():
+                _check_row(row, texts, template, where)
+        yield table
+
+
+def _check_row(row: dict[str, Any], texts: dict[str, str], template: ChatFormat, where: str) -> None:
+    place = f"{where}: prompt_id {row['prompt_id']}, sample_index {row['sample_index']}"
+    # Each prompt once.
+    prompt = texts.pop(row["prompt_id"], None)
+    if prompt is not None and not _asks(row["prompt_token_ids"], prompt, template):
+        asked = _decoded(row["prompt_token_ids"], template)
+        raise PairError(_other_text(place, "prompt_token_ids", asked, prompt))
+    said, text = _decoded(row["response_token_ids"], template), row["response"].strip()
+    if _finished(said) == _finished(text):
+        return
+    if said != template.decode_response(template.response_token_ids(text)):
+        raise PairError(_other_text(place, "response_token_ids", said, text))
+
+
+def _finished(text: str) -> str:
+    return text.rstrip(_UNFINISHED).rstrip()
+
+
+def _asks(token_ids: list[int], prompt: str, template: ChatFormat) -> bool:
+    """Return whether ids hold a prompt, in whatever chat format."""
+    asked = _decoded(token_ids, template)
+    if prompt.strip() in asked:
+        return True
+    return template.decode_response(template.response_token_ids(prompt)) in asked
+
+
+def _decoded(token_ids: list[int], template: ChatFormat) -> str:
+    largest = len(template.tokenizer)
+    return template.decode_response(token_ids) if all(0 <= i < largest for i in token_ids) else "<no such token>"
+
+
+def _other_text(place: str, column: str, decoded: str, text: str) -> str:
+    return (
+        f"{place}: {column} are {decoded[:60]!r} in the policy's tokenizer, and the text is {text[:60]!r}: give ids of "
+        "this policy, or make the table from texts with `dice import-responses`"
+    )
+
+
+def require_some(counts: Counter[str], source: str) -> None:
+    """Raise a RecordError if no response is left; the message says where they went."""
+    if not counts["num_responses"]:
+        dropped = ", ".join(
+            f"{count} {name.removeprefix('num_dropped_')}"
+            for name, count in sorted(counts.items())
+            if count and name.startswith("num_dropped_")
+        )
+        raise RecordError(f"{source}: no response is left, dropped: {dropped or 'none'}")

@@ -1,0 +1,134 @@
+"""Responses of somebody else: token ids and texts belong together, or the table is refused."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from dice_core.data.chat import ChatFormat, chat_format
+from dice_core.data.records import PROMPTS, RESPONSES, RecordError, prompt_id
+from dice_core.data.settings import ChatConfig
+from dice_core.data.sources import RESPONSE_TEXT
+from dice_core.preferences.own_responses import ResponseTables, checked, require_some
+from dice_core.preferences.selection import PairError
+
+QUESTION = "Who is Zo\u00eb?"
+
+
+@pytest.fixture(scope="module")
+def template(smollm: Path) -> ChatFormat:
+    return chat_format(AutoTokenizer.from_pretrained(smollm), ChatConfig(max_prompt_tokens=64))
+
+
+@pytest.fixture(scope="module")
+def small_letters() -> ChatFormat:
+    """Return the format of a tokenizer that has words in small letters, and one id for all that it does not know."""
+    words = {word: i for i, word in enumerate(["<unk>", "<end>", "yes", "no", "who", "are", "you"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<end>",
+        chat_template="{% for m in messages %}{{ m.content }} {% endfor %}",
+    )
+    return chat_format(fast, ChatConfig())
+
+
+def texts(*rows: tuple[str, str]) -> pa.Table:
+    return pa.Table.from_pylist([{"prompt": prompt, "response": response} for prompt, response in rows], RESPONSE_TEXT)
+
+
+def prompts(*questions: str) -> pa.Table:
+    return pa.Table.from_pylist([{"prompt_id": prompt_id(text), "prompt": text} for text in questions], PROMPTS)
+
+
+def row(template: ChatFormat, **changed: Any) -> pa.Table:
+    """Return a table of one response to QUESTION, with something changed."""
+    made = {
+        "prompt_id": prompt_id(QUESTION),
+        "sample_index": 3,
+        "prompt_token_ids": template.prompt_token_ids(QUESTION),
+        "response_token_ids": template.response_token_ids("She is Zo\u00eb."),
+        "response": "She is Zo\u00eb.",
+        "finish_reason": "stop",
+    }
+    return pa.Table.from_pylist([made | changed], schema=RESPONSES)
+
+
+def check(table: pa.Table, template: ChatFormat) -> list[pa.Table]:
+    return list(checked([table], prompts(QUESTION), template, "r.parquet"))
+
+
+def test_texts_become_the_rows_that_generate_would_have_written(template: ChatFormat) -> None:
+    made = ResponseTables(texts((QUESTION, "A girl.\n"), ("Hi", "Hello."), (QUESTION, "I do not know.")), template)
+    [table] = made.tables()
+    assert table.schema == RESPONSES
+    assert [(r["prompt_id"], r["sample_index"], r["response"]) for r in table.to_pylist()] == [
+        (prompt_id(QUESTION), 0, "A girl."),
+        (prompt_id(QUESTION), 1, "I do not know."),
+        (prompt_id("Hi"), 0, "Hello."),
+    ]
+    assert table["response_token_ids"][0].as_py() == template.response_token_ids("A girl.")
+    assert table["prompt_token_ids"][0].as_py() == template.prompt_token_ids(QUESTION)
+    assert made.counts["num_prompts"], made.counts["num_responses"] == (2, 3)
+    assert list(checked([table], prompts(QUESTION, "Hi"), template)) == [table]
+
+
+def test_what_is_left_out_has_a_reason_and_nothing_left_says_which(template: ChatFormat) -> None:
+    rows = texts((QUESTION, "a"), (QUESTION, "b<|im_end|>"), ("Hi", "c"), ("Go on " * 60, "d"), ("[INST] x", "e"))
+    known = {prompt_id(prompt) for prompt in rows["prompt"].to_pylist() if prompt != "Hi"}
+    made = ResponseTables(rows, template, known, re.compile(r"<\|im_end\|>|\[INST\]"))
+    assert sum(table.num_rows for table in made.tables()) == 1
+    dropped = {"num_dropped_control_tokens": 2, "num_dropped_not_in_data": 1, "num_dropped_prompt_too_long": 1}
+    assert made.counts == {"num_prompts": 1, "num_responses": 1, **dropped}
+    nothing = ResponseTables(rows, template, set())
+    assert list(nothing.tables()) == []
+    with pytest.raises(RecordError, match=r"^own.jsonl: no response is left, dropped: 5 not_in_data$"):
+        require_some(nothing.counts, "own.jsonl")
+
+
+def test_a_prompt_is_in_one_table_however_many_there_are(template: ChatFormat) -> None:
+    made = ResponseTables(texts(*[(f"Question {i % 3000}?", "Yes.") for i in range(6000)]), template)
+    tables = list(made.tables())
+    assert [table.num_rows for table in tables] == [4096, 1904]
+    assert not set(tables[0]["prompt_id"].to_pylist()) & set(tables[1]["prompt_id"].to_pylist())
+
+
+def test_ids_of_another_text_are_refused_with_both(template: ChatFormat) -> None:
+    other = template.response_token_ids("It rains.")
+    with pytest.raises(PairError) as caught:
+        check(row(template, response_token_ids=other), template)
+    assert str(caught.value).startswith(
+        f"r.parquet: prompt_id {prompt_id(QUESTION)}, sample_index 3: response_token_ids are 'It rains.' in the "
+        "policy's tokenizer, and the text is 'She is Zo\u00eb.'"
+    )
+    with pytest.raises(
+        PairError, match=r"prompt_token_ids are 'system.*' in the policy's tokenizer, and the text is 'Who"
+    ):
+        check(row(template, prompt_token_ids=template.prompt_token_ids("Why?")), template)
+    with pytest.raises(PairError, match="response_token_ids are '<no such token>'"):
+        check(row(template, response_token_ids=[10**6]), template)
+
+
+def test_what_a_tokenizer_or_an_engine_cannot_give_back_is_no_difference(
+    template: ChatFormat, small_letters: ChatFormat
+) -> None:
+    # Cut in the middle of a character: of its bytes the first is there, and the engine leaves it out of the text.
+    whole = template.response_token_ids("She is \U0001f600")[:-1]
+    cut = next(whole[:n] for n in range(len(whole), 0, -1) if template.decode_response(whole[:n]).endswith("\ufffd"))
+    assert check(row(template, response_token_ids=cut, response="She is", finish_reason="length"), template)
+    # Another chat format than ours, without the end of turn: the prompt is in it.
+    asked = template.tokenizer.encode(f"USER: {QUESTION}\nASSISTANT:")
+    assert check(row(template, prompt_token_ids=asked), template)
+    for text in ("YES no", "Yes \u65e5\u672c"):
+        ids = small_letters.response_token_ids(text)
+        assert small_letters.decode_response(ids) != text
+        own = row(template, prompt_token_ids=[4, 5, 6], response_token_ids=ids, response=text)
+        who = own.set_column(0, RESPONSES.field("prompt_id"), pa.array([prompt_id("Who ARE you")]))
+        assert list(checked([who], prompts("Who ARE you"), small_letters))
+    with pytest.raises(PairError):
+        list(checked([row(template, response_token_ids=[3], response="YES")], prompts("x"), small_letters))
