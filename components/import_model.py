@@ -5,7 +5,7 @@ from kfp import dsl
 from components import images
 
 
-@dsl.component(base_image=images.CORE, install_kfp_package=False)
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def import_model(root: str, run: str, source: str, metrics: dsl.Output[dsl.Metrics]) -> str:
     given = locals()
     from dice_core.stages.import_model import import_model_task

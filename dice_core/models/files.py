@@ -5,6 +5,7 @@ Weights are safetensors, never pickle: reading a pickle runs whatever code it co
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -22,6 +24,9 @@ TRUST_KEY = "dice_trust_remote_code"
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "tokenizer*", "merges.txt", "vocab.txt", "LICENSE*", "NOTICE*")
 _CODE_FILES = ("*.py",)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_ADAPTERS = ("adapter_config.json", "adapter_model.*")
+_SHARDS = ("*-of-*.safetensors",)
+_LFS_POINTER = b"version https://git-lfs.github.com/"
 # Those that the tokenizers package reads: a SentencePiece file alone would need a package that not all images have.
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 
@@ -58,15 +63,27 @@ def shard_names(folder: Path) -> list[str]:
     return [WEIGHTS]
 
 
-def refuse_pickle(names: Iterable[str], where: str) -> None:
-    """Raise ModelError if the weights are there, but as pickle only."""
-    names = list(names)
-    pickles = sorted(name for name in names if _matches(name, _PICKLES))
+def check_names(names: Iterable[str], where: str) -> None:
+    """Check by their names that files are the weights of a whole model that may be read.
+
+    Raises:
+        ModelError: an adapter is among them, they are pickle only, or shards have no index.
+    """
+    names = sorted(names)
+    if adapters := [name for name in names if _matches(name, _ADAPTERS)]:
+        raise ModelError(
+            f"{where}: {adapters[0]} is an adapter, which changes or needs another model: merge the two first "
+            "(peft: merge_and_unload, then save_pretrained), or remove the adapter's files"
+        )
+    pickles = [name for name in names if _matches(name, _PICKLES)]
     if pickles and not any(name.endswith(".safetensors") for name in names):
         raise ModelError(
             f"{where}: its weights are pickle files ({pickles[0]}), which can run code when they are read: "
             "convert them to safetensors first, or take a revision that has model.safetensors"
         )
+    shards = [name for name in names if _matches(name, _SHARDS)]
+    if shards and not {INDEX, WEIGHTS} & set(names):
+        raise ModelError(f"{where}: has shards of weights ({shards[0]}) and no {INDEX}: fetch it again, with that file")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -79,6 +96,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"{folder / CONFIG}: names no model_type, so this is no transformers model")
     return config
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """Return generation_config.json.
+
+    Raises:
+        ModelError: it is missing, or no JSON object.
+    """
+    return _read_json(folder / GENERATION_CONFIG)
 
 
 def trusts_remote_code(folder: Path) -> bool:
@@ -98,16 +124,38 @@ def verify_model_folder(folder: Path) -> int:
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder")
     names = {path.name for path in folder.iterdir()}
-    refuse_pickle(names, str(folder))
-    read_config(folder)
+    check_names(names, str(folder))
+    for name in sorted(names):
+        if is_model_file(name) and _is_lfs_pointer(folder / name) and not name.endswith(".safetensors"):
+            raise ModelError(f"{folder / name}: a Git LFS pointer, not the file itself: fetch it with git lfs pull")
+    _refuse_quantised(folder)
     if not any(names.issuperset(parts) for parts in _TOKENIZERS):
         raise ModelError(_no_tokenizer(folder, names))
-    shards = {name: _tensor_sizes(folder / name) for name in shard_names(folder)}
+    shards = {name: tensor_headers(folder / name) for name in shard_names(folder)}
     if (folder / INDEX).exists():
         for tensor, shard in _weight_map(folder).items():
             if tensor not in shards[shard]:
                 raise ModelError(f"{folder / shard}: lacks tensor {tensor!r}, which {INDEX} puts there")
-    return sum(sum(shard.values()) for shard in shards.values())
+    return sum(prod(tensor.shape) for shard in shards.values() for tensor in shard.values())
+
+
+def _refuse_quantised(folder: Path) -> None:
+    config = read_config(folder)
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    if found := next((part for part in parts if part.get("quantization_config")), None):
+        method = found["quantization_config"]
+        method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
+        raise ModelError(
+            f"{folder / CONFIG}: its weights are quantised ({method}), and cannot be trained: take the model in "
+            "bfloat16, float16 or float32"
+        )
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
 def _no_tokenizer(folder: Path, names: Iterable[str]) -> str:
@@ -146,16 +194,28 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _tensor_sizes(path: Path) -> dict[str, int]:
-    """Return the number of values of each tensor in a safetensors file.
+@dataclass(frozen=True)
+class TensorHeader:
+    """What a safetensors file says of a tensor: dtype by safetensors' own name, such as BF16, and shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def tensor_headers(path: Path) -> dict[str, TensorHeader]:
+    """Return the tensors of a safetensors file by name.
 
     Reads the header alone. safetensors compares it with the file's length: one that is cut or too long is refused.
+
+    Raises:
+        ModelError: the file is missing, or not whole.
     """
     if not path.is_file():
         raise ModelError(f"{path}: missing; fetch the model again")
     try:
         with safe_open(path, framework="numpy") as tensors:
-            return {name: prod(tensors.get_slice(name).get_shape()) for name in tensors.offset_keys()}
+            found = {name: tensors.get_slice(name) for name in tensors.offset_keys()}
+            return {name: TensorHeader(part.get_dtype(), tuple(part.get_shape())) for name, part in found.items()}
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(

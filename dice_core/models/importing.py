@@ -15,13 +15,14 @@ from typing import Any
 
 from dice_core.models.files import (
     CONFIG,
+    GENERATION_CONFIG,
     TRUST_KEY,
     model_file_names,
     read_config,
     shard_names,
     verify_model_folder,
 )
-from dice_core.models.loading import check_it_loads
+from dice_core.models.fitting import check_parts_fit
 from dice_core.models.sources import Source, bring, find_source
 from dice_core.models.upload import upload_model
 from dice_core.progress import log
@@ -49,7 +50,8 @@ def import_model(source: str, uri: str, *, revision: str = "", trust_remote_code
         The manifest there; at once if the same source was imported before.
 
     Raises:
-        ModelError: the source cannot be found, is cut, is pickle, or needs code that is not allowed.
+        ModelError: the source cannot be found, is cut, is pickle, has parts that do not fit each other or weights that
+            are not finite, or needs code that is not allowed.
         StorageError: storage cannot be used, or the place holds another model.
     """
     found = find_source(source, revision)
@@ -104,7 +106,10 @@ def _import(
         config[TRUST_KEY] = trust_remote_code
         files[CONFIG] = scratch / CONFIG
         files[CONFIG].write_text(json.dumps(config, indent=2))
-    check_it_loads(folder, trust_remote_code)
+    cleaned = check_parts_fit(folder, trust_remote_code)
+    if cleaned is not None:
+        cleaned.save_pretrained(scratch)
+        files[GENERATION_CONFIG] = scratch / GENERATION_CONFIG
     metrics: dict[str, Metric] = {
         "num_parameters": num_parameters,
         "num_bytes": sum(path.stat().st_size for path in files.values()),

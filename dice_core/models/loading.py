@@ -3,10 +3,12 @@
 torch and transformers are imported when they are needed: `dice --help` does not wait for them.
 """
 
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dice_core.models.files import ModelError, trusts_remote_code
+from dice_core.models.files import CONFIG, ModelError, trusts_remote_code
 from dice_core.settings.base import DType
 
 if TYPE_CHECKING:
@@ -15,7 +17,14 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-def _unloadable(folder: Path, part: str, error: Exception) -> ModelError:
+def unloadable(folder: Path, part: str, error: Exception) -> ModelError:
+    """Return one line for an error of transformers.
+
+    Args:
+        folder: of the model.
+        part: of the model, in words.
+        error: what loading it raised.
+    """
     text = str(error).strip() or type(error).__name__
     if "trust_remote_code" in text:
         return ModelError(
@@ -39,7 +48,7 @@ def load_model(
         device: where to; the CPU by default.
 
     Raises:
-        ModelError: it cannot be loaded, or lacks weights (transformers itself would make them up).
+        ModelError: it cannot be loaded, lacks weights (transformers itself would make them up), or has others.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -63,12 +72,9 @@ def load_model(
             trust_remote_code=trusts_remote_code(folder),
         )
     except (ValueError, OSError, ImportError, KeyError, RuntimeError) as error:
-        raise _unloadable(folder, "model", error) from None
+        raise unloadable(folder, "model", error) from None
     model: PreTrainedModel = loaded[0]
-    loading: dict[str, Any] = loaded[1]
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
-        raise ModelError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}: import the model again")
+    require_fit(loaded[1], str(folder))
     for part in (model.config, model.config.get_text_config()):
         part.use_cache = False
     if is_deepspeed_zero3_enabled():
@@ -77,6 +83,40 @@ def load_model(
     if device is not None:
         move(model, device)
     return model
+
+
+def require_fit(loading: Mapping[str, Any], where: str) -> None:
+    """Check that the weights are those of the model, by what transformers says of its loading.
+
+    What it regards as harmless it does not name: tied weights, buffers of older versions, layers that it leaves out.
+
+    Args:
+        loading: its loading info.
+        where: what a message calls the model.
+
+    Raises:
+        ModelError: weights are missing, superfluous, or of another shape.
+    """
+    missing, unexpected = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
+    mismatched = sorted(loading["mismatched_keys"])
+    if missing:
+        raise ModelError(
+            f"{where}: {len(missing)} weights are missing that {CONFIG} asks for, such as {missing[0]!r}: fetch the "
+            "model again, or correct its config"
+        )
+    if mismatched:
+        name, found, wanted = mismatched[0]
+        raise ModelError(
+            f"{where}: {len(mismatched)} weights have another shape than {CONFIG} asks for, such as {name!r}: "
+            f"{tuple(found)}, not {tuple(wanted)}: take the config that belongs to the weights"
+        )
+    if unexpected:
+        raise ModelError(
+            f"{where}: {len(unexpected)} weights have no place in the model of {CONFIG}, such as {unexpected[0]!r} (a "
+            "head of another kind, or more layers than num_hidden_layers): it would run without them"
+        )
+    if errors := [*loading.get("error_msgs", ()), *loading.get("conversion_errors", {}).values()]:
+        raise ModelError(f"{where}: its weights cannot be loaded: {' '.join(str(errors[0]).split())[:300]}")
 
 
 def move(model: "nn.Module", device: "str | torch.device") -> None:
@@ -119,16 +159,27 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     Raises:
         ModelError: it cannot be loaded.
     """
-    return _load_tokenizer(folder, trusts_remote_code(folder))
+    return load_tokenizer_files(folder, trusts_remote_code(folder))
 
 
-def _load_tokenizer(folder: Path, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
+def load_tokenizer_files(folder: Path, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
+    """Load a tokenizer, where it is not the model's config that says whether its code may run.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except (ValueError, OSError, ImportError, KeyError, TypeError) as error:
-        raise _unloadable(folder, "tokenizer", error) from None
+    # A tokenizer.json that a newer version wrote, or that is none, is a plain Exception of the tokenizers package.
+    except Exception as error:
+        if "did not match any variant" in str(error):
+            raise ModelError(
+                f"{folder / 'tokenizer.json'}: not a form that tokenizers {version('tokenizers')} reads: a newer "
+                "version wrote it, or it is damaged: save it with this version, or fetch it again"
+            ) from None
+        raise unloadable(folder, "tokenizer", error) from None
 
 
 def context_length(config: "PretrainedConfig") -> int:
@@ -141,14 +192,3 @@ def context_length(config: "PretrainedConfig") -> int:
     if not isinstance(length, int):
         raise ModelError(f"config of {config.model_type}: has no max_position_embeddings")
     return length
-
-
-def check_it_loads(folder: Path, trust_remote_code: bool) -> None:
-    """Load config and tokenizer, so that a model that cannot be used fails on import and not hours later."""
-    from transformers import AutoConfig
-
-    try:
-        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except (ValueError, OSError, ImportError, KeyError) as error:
-        raise _unloadable(folder, "config", error) from None
-    _load_tokenizer(folder, trust_remote_code)

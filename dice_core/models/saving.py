@@ -9,6 +9,7 @@ from dice_core.models.files import (
     read_config,
     verify_model_folder,
 )
+from dice_core.models.generation_config import savable
 from dice_core.settings.base import DType
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", f
         ModelError: what was written is not a whole model.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _repair_generation_config(model)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config = savable(model.generation_config)
     use_cache, model.config.use_cache = model.config.use_cache, True
     model.save_pretrained(folder, state_dict=_converted(model, dtype), max_shard_size=_SHARD_SIZE)
     model.config.use_cache = use_cache
@@ -41,17 +43,6 @@ def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", f
     config = read_config(folder)
     (folder / CONFIG).write_text(json.dumps({**config, "dtype": dtype}, indent=2))
     verify_model_folder(folder)
-
-
-def _repair_generation_config(model: "PreTrainedModel") -> None:
-    """Some published models have sampling settings but not do_sample, which transformers reads and refuses to write."""
-    settings = getattr(model, "generation_config", None)
-    if settings is None:
-        return
-    try:
-        settings.validate(strict=True)
-    except ValueError:
-        settings.do_sample = True
 
 
 def _converted(model: "PreTrainedModel", dtype: DType) -> "dict[str, torch.Tensor]":

@@ -16,9 +16,9 @@ from dice_core.models.files import (
     INDEX,
     WEIGHTS,
     ModelError,
+    check_names,
     is_model_file,
     model_file_names,
-    refuse_pickle,
     shard_names,
     small_file_patterns,
 )
@@ -122,7 +122,7 @@ def _from_hub(source: Source, with_code: bool) -> Path:
         options["revision"] = folder.name
         snapshot_download(source.address, allow_patterns=shards, **options)
         if not all((folder / shard).exists() for shard in shards):
-            refuse_pickle(HfApi().list_repo_files(source.address, revision=folder.name), source.address)
+            check_names(HfApi().list_repo_files(source.address, revision=folder.name), source.address)
     except (OSError, ValueError, errors.EntryNotFoundError) as error:
         raise ModelError(_explain_hub(source, error)) from None
     return folder
@@ -160,7 +160,7 @@ def _from_storage(source: Source, folder: Path, with_code: bool) -> None:
     present = [item.key for item in storage.list() if "/" not in item.key]
     if not present:
         raise ModelError(f"{source.address}: nothing is there: correct the address")
-    refuse_pickle(present, source.address)
+    check_names(present, source.address)
     if INDEX in present:
         storage.download(INDEX, folder / INDEX)
     shards = shard_names(folder)

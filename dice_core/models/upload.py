@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from dice_core.models.files import ModelError
+from dice_core.models.weights import describe_weights
 from dice_core.progress import log
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import MissingObjectError, Storage, StorageError
-from dice_core.storage.manifest import FileEntry, Manifest, describe_file, publish_files
+from dice_core.storage.manifest import FileEntry, Manifest, clear_stage, describe_file, publish_files
 from dice_core.storage.stored_record import read_record
 
 # By its ending --overwrite knows it for the note of a stage that has not finished.
@@ -34,11 +36,27 @@ def upload_model(uri: str, files: Mapping[str, Path], manifest: Manifest) -> Man
         uri: the model's own place.
         files: name to path on this machine.
         manifest: everything but the files; by its fingerprint an attempt knows what an earlier one left.
+
+    Raises:
+        ModelError: weights are not finite; nothing of the model stays there.
     """
     storage = open_storage(uri)
+    try:
+        entries = _upload(storage, files, manifest)
+    except ModelError:
+        # Nothing of a broken model is of use to another attempt.
+        clear_stage(uri, manifest.stage)
+        raise
+    complete = publish_files(uri, {}, replace(manifest, files=entries))
+    storage.delete(NOTE)
+    return complete
+
+
+def _upload(storage: Storage, files: Mapping[str, Path], manifest: Manifest) -> dict[str, FileEntry]:
+    """Upload what is not there yet, each file after it was read and found good."""
     uploaded, entries = _uploaded(storage, manifest.fingerprint), {}
     for name, path in files.items():
-        entries[name] = describe_file(path)
+        entries[name] = describe_weights(path) if name.endswith(".safetensors") else describe_file(path)
         if uploaded.get(name) == entries[name]:
             log(f"{manifest.stage}: {name} is there from an earlier attempt")
             continue
@@ -46,9 +64,7 @@ def upload_model(uri: str, files: Mapping[str, Path], manifest: Manifest) -> Man
         uploaded[name] = entries[name]
         note = _Note(manifest.fingerprint, uploaded)
         storage.write_bytes(NOTE, json.dumps(asdict(note)).encode())
-    complete = publish_files(uri, {}, replace(manifest, files=entries))
-    storage.delete(NOTE)
-    return complete
+    return entries
 
 
 def _uploaded(storage: Storage, fingerprint: str) -> dict[str, FileEntry]:

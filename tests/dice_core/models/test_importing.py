@@ -130,14 +130,24 @@ def test_pickles_and_second_copies_beside_safetensors_stay_behind(model_copy: Pa
     assert sorted(name for name in imported.files if not name.endswith((".json", ".jinja"))) == ["model.safetensors"]
 
 
-_CODE = "import pathlib; pathlib.Path(__file__).with_name('ran').touch()\nfrom transformers import LlamaConfig\n"
+_CODE = """
+import pathlib
+from transformers import LlamaConfig, LlamaForCausalLM
+pathlib.Path(__file__).with_name("ran").touch()
+class CustomConfig(LlamaConfig):
+    model_type = "custom-llama"
+class CustomForCausalLM(LlamaForCausalLM):
+    config_class = CustomConfig
+"""
 
 
 @pytest.fixture
 def model_with_code(model_copy: Path) -> Path:
-    """Return a model whose config is a class of its own."""
-    (model_copy / "custom.py").write_text(_CODE + "class CustomConfig(LlamaConfig):\n    model_type = 'custom-llama'\n")
-    _edit_json(model_copy / "config.json", model_type="custom-llama", auto_map={"AutoConfig": "custom.CustomConfig"})
+    """Return a model whose config and weights are classes of its own."""
+    (model_copy / "custom.py").write_text(_CODE)
+    classes = {"AutoConfig": "custom.CustomConfig", "AutoModelForCausalLM": "custom.CustomForCausalLM"}
+    names = {"model_type": "custom-llama", "architectures": ["CustomForCausalLM"]}
+    _edit_json(model_copy / "config.json", **names, auto_map=classes)
     return model_copy
 
 
@@ -327,7 +337,7 @@ def test_missing_weights_are_an_error_and_not_random(model_copy: Path) -> None:
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, model_copy / "model.safetensors", metadata={"format": "pt"})
 
-    with pytest.raises(ModelError, match=r"1 weights are missing, such as model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(ModelError, match=r"1 weights are missing .* 'model\.layers\.1\.mlp\.up_proj\.weight'"):
         load_model(model_copy, "float32")
 
 
