@@ -74,7 +74,7 @@ def test_texts_become_the_rows_that_generate_would_have_written(template: ChatFo
     ]
     assert table["response_token_ids"][0].as_py() == template.response_token_ids("A girl.")
     assert table["prompt_token_ids"][0].as_py() == template.prompt_token_ids(QUESTION)
-    assert made.counts["num_prompts"], made.counts["num_responses"] == (2, 3)
+    assert (made.counts["num_prompts"], made.counts["num_responses"]) == (2, 3)
     assert list(checked([table], prompts(QUESTION, "Hi"), template)) == [table]
 
 
@@ -103,8 +103,8 @@ def test_ids_of_another_text_are_refused_with_both(template: ChatFormat) -> None
     with pytest.raises(PairError) as caught:
         check(row(template, response_token_ids=other), template)
     assert str(caught.value).startswith(
-        f"r.parquet: prompt_id {prompt_id(QUESTION)}, sample_index 3: response_token_ids are 'It rains.' in the policy's "
-        "tokenizer, and the text is 'She is Zo\u00eb.'"
+        f"r.parquet: prompt_id {prompt_id(QUESTION)}, sample_index 3: response_token_ids are 'It rains.' in the "
+        "policy's tokenizer, and the text is 'She is Zo\u00eb.'"
     )
     with pytest.raises(
         PairError, match=r"prompt_token_ids are 'system.*' in the policy's tokenizer, and the text is 'Who"
