@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -37,6 +38,7 @@ QUESTIONS = [
     "What is the capital of France?",
     "Write the word 'cat' and nothing else.",
 ]
+STORIES = ["Write a long story about a dog.", "Tell me all about the history of Rome."]
 # float32: what else is in the batch must not decide a token. 8 sequences at a time: 24 wait for each other.
 CONFIG = GenerationConfig(
     num_responses=4,
@@ -252,3 +254,36 @@ def test_another_iteration_draws_other_responses_and_closing_early_stops_the_eng
     assert not table["response_token_ids"].equals(run[0][index]["response_token_ids"])
     assert not torch.distributed.is_initialized()
     assert torch.set_num_threads is set_num_threads
+
+
+@pytest.mark.parametrize("ends_at_a_full_stop", [True, False])
+def test_answers_are_cut_as_often_in_evaluation_as_in_generation(smollm, tmp_path, ends_at_a_full_stop):
+    """The model's own generation settings may name more ids that end a response: both sample to the same list."""
+    from dice_core.data.records import PREFERENCES
+    from dice_core.evaluation.measuring import evaluate_policy
+    from dice_core.evaluation.settings import EvaluationConfig
+    from dice_core.models.loading import load_tokenizer
+
+    for path in smollm.iterdir():
+        if path.name != "generation_config.json":
+            (tmp_path / path.name).symlink_to(path)
+    tokenizer = load_tokenizer(smollm)
+    stops = [tokenizer.eos_token_id, *(tokenizer.encode(".") if ends_at_a_full_stop else [])]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    # Nearly greedy, in one precision: both draw the same tokens, whatever their random numbers.
+    config = CONFIG.model_copy(update={"temperature": 0.01, "dtype": "float32", "max_new_tokens": 64})
+    [(_, responses)] = generate_parts(tmp_path, prompts_of(STORIES), config=config, chat=CHAT, seed=1, parts=[0])
+    pairs = [{"prompt_id": prompt_id(text), "prompt": text, "chosen": "Yes.", "rejected": "No."} for text in STORIES]
+    result = evaluate_policy(
+        tmp_path,
+        tmp_path,
+        tmp_path,
+        pa.Table.from_pylist(pairs, PREFERENCES),
+        evaluation=EvaluationConfig(dtype="float32", num_sample_prompts=len(STORIES)),
+        chat=CHAT,
+        generation=config,
+        seed=1,
+    )
+    share_cut = float(np.mean([reason == "length" for reason in responses["finish_reason"].to_pylist()]))
+    assert share_cut == (0.0 if ends_at_a_full_stop else 1.0)
+    assert result.estimates["share_cut_responses"].value == share_cut

@@ -74,7 +74,7 @@ def test_texts_become_the_rows_that_generate_would_have_written(template: ChatFo
     ]
     assert table["response_token_ids"][0].as_py() == template.response_token_ids("A girl.")
     assert table["prompt_token_ids"][0].as_py() == template.prompt_token_ids(QUESTION)
-    assert made.counts["num_prompts"], made.counts["num_responses"] == (2, 3)
+    assert (made.counts["num_prompts"], made.counts["num_responses"]) == (2, 3)
     assert list(checked([table], prompts(QUESTION, "Hi"), template)) == [table]
 
 
