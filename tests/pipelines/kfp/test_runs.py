@@ -193,3 +193,17 @@ def test_cancel_leaves_a_job_that_was_asked_to_go_on(server: KfpServer, cluster:
     add_job(cluster, "trains", "s3://bucket/dice/runs/x/iteration-1/train")
     assert main(["cancel", "--run", "x"]) == 0
     assert names_of(cluster) == ["trains"]
+
+
+def test_a_run_that_was_started_in_the_ui_without_a_name_is_found_by_its_name_in_s3(
+    server: KfpServer, cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = add_run(server, "Run of dice-zephyr (3f2a9)", "RUNNING")
+    run["run_id"] = "3f2a9c1b-77aa-4000-8000-000000000000"
+    run["runtime_config"] = {"parameters": {"root": "s3://bucket/dice", "run": "", "promote_as": "zephyr"}}
+    assert main(["status"]) == 0
+    assert "zephyr-3f2a9c1b (Run of dice-zephyr (3f2a9))" in capsys.readouterr().out
+    assert main(["status", "--run", "zephyr-3f2a9c1b"]) == 0
+    assert "run zephyr-3f2a9c1b (Run of dice-zephyr (3f2a9)): RUNNING" in capsys.readouterr().out
+    assert main(["submit", "--preset", "demo", "--run", "zephyr-3f2a9c1b"]) == 1
+    assert "run 'zephyr-3f2a9c1b' is RUNNING already" in capsys.readouterr().err
