@@ -1,16 +1,19 @@
 """`dice <stage>`: options come from the stage functions, and a mistake is one line and exit code 1."""
 
+import contextlib
 import inspect
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from dice_core import cli
 from dice_core.settings.base import Values
-from dice_core.stages.runner import StageReport
 from dice_core.stages.table import STAGES
 
 
@@ -86,29 +89,49 @@ def test_a_misspelt_setting_deletes_nothing_with_overwrite(capsys, tmp_path):
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_a_config_file_is_read_and_set_wins(tmp_path, monkeypatch, capsys):
-    seen = {}
-
-    def stage(output_uri, *, pairing: Values = None, seed: int = 0):
-        """Do nothing.
-
-        Args:
-            output_uri: where.
-            pairing: PairingConfig.
-            seed: of the run.
-        """
-        seen.update(pairing=pairing, seed=seed)
-        return StageReport(output_uri, "completed", {})
-
-    monkeypatch.setattr("dice_core.stages.pair.pair", stage)
+def test_a_config_file_is_read_and_set_wins(tmp_path):
     path = tmp_path / "c.json"
     path.write_text(json.dumps({"pairing": {"replay_ratio": 0.2, "num_eval_pairs": 4}, "training": {"beta": 0.1}}))
-    code, out, _ = run(
-        capsys, "pair", "--output", "o", "--seed", "3", "--config", str(path), "--set", "pairing.replay_ratio=0.5"
+    chosen = cli.chosen_settings(STAGES["pair"], ["pairing.replay_ratio=0.5"], str(path))
+    assert chosen == {"pairing": {"replay_ratio": 0.5, "num_eval_pairs": 4}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "options"),
+    [
+        ("prepare-data", "--preferences p.jsonl --policy {0}"),
+        ("generate", "--policy {0} --data {0}"),
+        ("score", "--policy {0} --reference {0} --responses {0}"),
+        ("pair", "--policy {0} --data {0} --scores {0} --responses {0}"),
+        ("train", "--policy {0} --pairs {0}"),
+        ("evaluate", "--policy {0} --previous {0} --base-reference {0} --data {0}"),
+    ],
+)
+@pytest.mark.slow
+def test_ctrl_c_is_one_line_and_says_that_the_same_command_goes_on(stage, options, tmp_path):
+    """While it waits for a manifest, which is a pipe that nobody writes to."""
+    manifest = tmp_path / "model" / "manifest.json"
+    manifest.parent.mkdir()
+    os.mkfifo(manifest)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    words = options.format(manifest.parent).split()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dice_core.cli", stage, *words, "--output", str(tmp_path / "out")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    assert code == 0
-    assert json.loads(out)["status"] == "completed"
-    assert seen == {"pairing": {"replay_ratio": 0.5, "num_eval_pairs": 4}, "seed": 3}
+    while True:
+        with contextlib.suppress(OSError):
+            # Fails until somebody reads; kept open, so that the reader waits on.
+            os.open(manifest, os.O_WRONLY | os.O_NONBLOCK)
+            break
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "dice: stopped; the same command goes on\n")
 
 
 def test_repeated_options_add_up():
