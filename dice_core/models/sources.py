@@ -203,7 +203,8 @@ def _from_gguf(path: Path, folder: Path) -> None:
         model: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **place)
     # The GGUF reader fails in many ways on a file that is cut or of an unknown architecture.
     except Exception as error:
-        raise ModelError(f"{path}: cannot be read as a GGUF model: {_first_line(error)}") from None
+        reason = "it is truncated, copy it again" if _is_truncated(path) else _first_line(error)
+        raise ModelError(f"{path}: cannot be read as a GGUF model: {reason}") from None
     # The weights are whole numbers no longer, but transformers would still write the file's marks into the config.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
@@ -214,6 +215,22 @@ def _from_gguf(path: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     if not (folder / WEIGHTS).exists() and not (folder / INDEX).exists():
         raise ModelError(f"{path}: transformers wrote no safetensors for it")
+
+
+def _is_truncated(path: Path) -> bool:
+    """Return whether a GGUF file ends before what its header promises. Takes seconds: for a file that was not read."""
+    from gguf import GGUFReader
+
+    try:
+        GGUFReader(path)
+    except IndexError:
+        return True
+    except ValueError as error:
+        # numpy's words for a view beyond the end of the file.
+        return "reshape" in str(error) or "larger dtype" in str(error)
+    except Exception:
+        return False
+    return False
 
 
 def _digest(lines: Iterable[str]) -> str:

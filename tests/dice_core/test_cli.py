@@ -189,3 +189,23 @@ def test_a_report_of_a_run_that_is_not_there_is_refused_unless_it_is_asked_for(c
     assert not (tmp_path / "out").exists()
     assert run(capsys, "report", *arguments, "--allow-empty")[0] == 0
     assert "not started" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_setting_without_its_section_is_one_line_with_the_section(capsys, tmp_path):
+    arguments = ["--policy", "p", "--pairs", "d", "--output", str(tmp_path / "o"), "--set", "learning_rate=1e-6"]
+    code, _, err = run(capsys, "train", *arguments)
+    assert code == 1 and err.count("\n") == 1
+    assert err.startswith("dice: error: 'learning_rate=1e-6': did you mean training.learning_rate?")
+
+
+def test_a_scratch_folder_that_is_missing_is_made_or_told(capsys, tmp_path, monkeypatch):
+    arguments = ["--policy", str(tmp_path / "none"), "--data", str(tmp_path / "d"), "--output", str(tmp_path / "o")]
+    monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "a" / "b"))
+    assert "no manifest.json there" in run(capsys, "generate", *arguments)[2]
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "file" / "b"))
+    code, _, err = run(capsys, "generate", *arguments)
+    assert code == 1 and err.startswith(
+        f"dice: error: DICE_SCRATCH: {tmp_path}/file/b cannot be made (Not a directory)"
+    )
