@@ -29,13 +29,13 @@ COMMANDS = {name: stage for name, stage in STAGES.items() if stage.is_command}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage and print its report as JSON to standard output; return the exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    # One stage's module is enough where its name comes first.
-    named = [stage for stage in COMMANDS.values() if stage.name in words[:1]]
-    options = vars(build_parser(named or COMMANDS.values()).parse_args(words))
-    stage = COMMANDS[options.pop("stage")]
     try:
-        print(json.dumps(run_command(stage, options), indent=1))
+        # One stage's module is enough where its name comes first.
+        named = [stage for stage in COMMANDS.values() if stage.name in words[:1]]
+        options = vars(build_parser(named or COMMANDS.values()).parse_args(words))
+        print(json.dumps(run_command(COMMANDS[options.pop("stage")], options), indent=1))
     except KeyboardInterrupt:
+        print("dice: stopped; the same command goes on", file=sys.stderr)
         return 130
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         if os.environ.get("DICE_DEBUG"):
@@ -47,11 +47,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_command(stage: Stage, options: dict[str, Any]) -> dict[str, Any]:
     """Call a stage's function with the parsed options."""
-    overrides, config = options.pop("set"), options.pop("config")
-    settings = merge_overrides(_read_config(config), parse_overrides(overrides, stage.sections))
-    values = {name: value for name, value in settings.items() if name in stage.sections}
+    values = chosen_settings(stage, options.pop("set"), options.pop("config"))
     report = stage.function(**options, **values)
     return {"uri": report.uri, "status": report.status, "message": report.message, "metrics": report.metrics}
+
+
+def chosen_settings(stage: Stage, overrides: Sequence[str], config: str | None) -> dict[str, dict[str, Any]]:
+    """Return the settings of a stage by section, as far as a person has chosen them.
+
+    Args:
+        stage: its row of the table; sections of other stages are left out.
+        overrides: of --set; they win.
+        config: file of --config.
+
+    Raises:
+        ConfigError: a setting that is not there, or a file of another form.
+    """
+    settings = merge_overrides(_read_config(config), parse_overrides(overrides, stage.sections))
+    return {name: value for name, value in settings.items() if name in stage.sections}
 
 
 def build_parser(stages: Iterable[Stage] = COMMANDS.values()) -> argparse.ArgumentParser:

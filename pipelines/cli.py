@@ -32,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What is left is written here, where a reader that is gone is no error.
         sys.stdout.flush()
         return code
+    except KeyboardInterrupt:
+        print("pipelines: stopped; the same command goes on", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         return _without_reader(options.name_of_command)
     except (ValueError, KubernetesError, KfpError, LocalRunError, OSError) as error:

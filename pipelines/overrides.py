@@ -10,7 +10,7 @@ from typing import Any
 
 from dice_core.settings.base import ConfigError
 from dice_core.settings.hints import allowed
-from dice_core.settings.overrides import parse_overrides
+from dice_core.settings.overrides import parse_overrides, with_field
 from dice_core.stages.check_settings import check_settings
 from dice_core.stages.table import SECTIONS
 from pipelines.cluster.training_pods import OWNERS, training_pods
@@ -86,7 +86,8 @@ def _own_field(preset: Preset, text: str) -> tuple[str, str | int]:
         raise ConfigError(f"{name}: is a section, name a field of it, such as {name}.{example}=...")
     if name not in preset.own_fields():
         known = [*preset.own_fields(), *preset.sections()]
-        raise ConfigError(f"{name}: unknown setting, {allowed(name, known)}")
+        meant = with_field(name, {section: type(value) for section, value in preset.sections().items()})
+        raise ConfigError(f"{name}: unknown setting, {allowed(name, known, meant)}")
     if isinstance(getattr(preset, name), str):
         return name, word
     if not word.removeprefix("-").isdecimal() or int(word) < _LOWEST[name]:

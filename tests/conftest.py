@@ -13,12 +13,16 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from pipelines.demo.object_store import ObjectStore, running_object_store
 
 _CACHE = Path(__file__).parents[1] / ".cache" / "models"
 _LEFT_OUT = pytest.StashKey[Counter[str]]()
+# How long an example takes says how busy the machine is, and nothing of what is tested.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -15,11 +15,12 @@ PACKAGES = ("components", "dice_core", "pipelines")
 # A room, and the rooms below it that it may use. `settings`, `data` and `progress` are leaves.
 ROOMS = {
     "dice_core.child_processes": "",
+    "dice_core.hub_access": "",
     "dice_core.progress": "",
     "dice_core.settings": "",
-    "dice_core.data": "settings",
+    "dice_core.data": "hub_access settings",
     "dice_core.storage": "data progress settings",
-    "dice_core.models": "progress settings storage",
+    "dice_core.models": "hub_access progress settings storage",
     "dice_core.logprobs": "models",
     "dice_core.preferences": "data logprobs models progress settings storage",
     "dice_core.training": "child_processes data logprobs models progress settings storage",

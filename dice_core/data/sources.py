@@ -34,6 +34,7 @@ from dice_core.data.rows import (
 )
 from dice_core.data.settings import DataConfig
 from dice_core.data.source_files import files_below
+from dice_core.hub_access import is_hub_out_of_reach
 
 ROWS_PER_BATCH = 8192
 
@@ -42,7 +43,9 @@ PROMPT_TEXT = pa.schema([pa.field("prompt", pa.large_string(), False)])
 PREFERENCE_TEXT = pa.schema([pa.field(name, pa.large_string(), False) for name in ("prompt", "chosen", "rejected")])
 RESPONSE_TEXT = pa.schema([pa.field(name, pa.large_string(), False) for name in ("prompt", "response")])
 
-_HUB_SOURCE = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:((?P<config>[\w.-]+)/)?(?P<split>.+))?")
+_HUB_SOURCE = re.compile(
+    r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?(:((?P<config>[\w.-]+)/)?(?P<split>.+))?"
+)
 _FILE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".txt", ".gz", ".zst")
 _DEFAULT_SPLIT = "train"
 # Where a data set's training split has another name.
@@ -259,6 +262,9 @@ def _load_hub_dataset(name: str, config: str | None, split: str | None, revision
     # Imported here: it takes a second, and only this source needs it.
     import datasets
 
+    is_cached = Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir()
+    if not is_cached and is_hub_out_of_reach():
+        raise RecordError(f"{shown}: no such file or folder, and the Hub cannot be reached to look for a data set")
     split = split or _KNOWN_SPLITS.get(name, _DEFAULT_SPLIT)
     try:
         return datasets.load_dataset(name, config, split=split, revision=revision)

@@ -21,11 +21,13 @@ from dice_core.launch.backend import FinalError, LaunchError
 from dice_core.launch.failure_report import find_cause
 from dice_core.launch.settings import LaunchConfig
 from dice_core.progress import log
-from dice_core.training.job import FINAL_ERROR
+from dice_core.training.job import ERROR, FINAL_ERROR
 
 NUM_LAST_LINES = 12
 STOP_SECONDS = 30.0
-_RANK_LINE = re.compile(r"\[\w*?(\d+)\]:(.*)")
+_TORCHRUN = "torchrun"
+"""The name of its own lines."""
+_RANK_LINE = re.compile(r"\[[a-z]+(\d+)\]:(.*)")
 
 
 class TorchrunBackend:
@@ -81,7 +83,9 @@ def _environment(num_processes: int) -> dict[str, str]:
 
 @contextmanager
 def _signals_forwarded(process: subprocess.Popen[str]) -> Iterator[list[int]]:
-    """Hand SIGTERM and SIGINT on to the processes; kill those that have not ended some time later.
+    """Tell the processes to stop on SIGTERM and SIGINT; kill those that have not ended some time later.
+
+    They get SIGTERM in both cases: an interrupted Python would show where it was.
 
     Yields the signals received so far.
     """
@@ -89,7 +93,7 @@ def _signals_forwarded(process: subprocess.Popen[str]) -> Iterator[list[int]]:
 
     def forward(number: int, _: object) -> None:
         received.append(number)
-        _signal_group(process, number)
+        _signal_group(process, signal.SIGTERM)
         timer = threading.Timer(STOP_SECONDS, _signal_group, (process, signal.SIGKILL))
         timer.daemon = True
         timer.start()
@@ -114,11 +118,14 @@ def _signal_group(process: subprocess.Popen[str], number: int) -> None:
 
 
 def _show(line: str, last_lines: dict[str, deque[str]]) -> None:
+    """Show what a process says, but its error, which ends the command, and what torchrun says of it at length."""
     match = _RANK_LINE.match(line)
-    name = f"process {match[1]}" if match else "torchrun"
+    name = f"process {match[1]}" if match else _TORCHRUN
     text = match[2] if match else line.rstrip("\n")
     last_lines.setdefault(name, deque(maxlen=NUM_LAST_LINES)).append(text)
-    _write(sys.stderr, line)
+    is_told_later = name == _TORCHRUN or text.startswith((ERROR, FINAL_ERROR))
+    if not is_told_later or os.environ.get("DICE_DEBUG"):
+        _write(sys.stderr, line)
 
 
 def _write(stream: IO[str], line: str) -> None:
@@ -127,8 +134,10 @@ def _write(stream: IO[str], line: str) -> None:
 
 
 def _failure(job_uri: str, exit_code: int, last_lines: Mapping[str, deque[str]]) -> str:
-    workers = {name: lines for name, lines in last_lines.items() if name != "torchrun"} or last_lines
+    workers = {name: lines for name, lines in last_lines.items() if name != _TORCHRUN} or last_lines
     lines_of_all = [line for lines in workers.values() for line in lines]
-    cause = find_cause(lines_of_all) or (lines_of_all[-1:] or ["no output"])[0]
+    # Of a process that was killed only torchrun tells.
+    cause = find_cause(lines_of_all) or find_cause(last_lines.get(_TORCHRUN, ()))
+    cause = cause or (lines_of_all[-1:] or ["no output"])[0]
     tail = [f"[{name}] {line}" for name, lines in sorted(workers.items()) for line in lines]
     return "\n".join([f"training failed, exit code {exit_code}: {cause} (job {job_uri})", *tail])

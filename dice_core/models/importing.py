@@ -5,7 +5,6 @@ torch and transformers are imported when they are needed: `dice --help` does not
 """
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from dice_core.models.upload import upload_model
 from dice_core.progress import log
 from dice_core.storage.contract import UnfitError
 from dice_core.storage.manifest import Manifest, Metric, read_manifest, require_stage
+from dice_core.storage.scratch import scratch_root
 
 _FORMAT_VERSION = 1
 _STAGE = "import-model"
@@ -69,7 +69,7 @@ def import_model(source: str, uri: str, *, revision: str = "", trust_remote_code
         )
     log(f"{_STAGE}: {source}")
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="dice-", dir=os.environ.get("DICE_SCRATCH")) as scratch:
+    with tempfile.TemporaryDirectory(prefix="dice-", dir=scratch_root()) as scratch:
         fields = {
             "stage": _STAGE,
             "fingerprint": fingerprint,

@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
+from dice_core.hub_access import is_hub_out_of_reach
 from dice_core.models.files import (
     INDEX,
     WEIGHTS,
@@ -29,7 +30,8 @@ from dice_core.storage.manifest import Manifest, describe_file, fetch_files, rea
 # Not the Hub's: there is no room for its files here, or no right to write them.
 _LOCAL_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 _ALLOWED = "a Hub id (org/name), a folder, s3://bucket/prefix, or a .gguf file"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# ./folder is none.
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,11 @@ def _from_hub(source: Source, with_code: bool) -> Path:
     """Download from the Hub into its own cache, which resumes and is shared with other programs."""
     from huggingface_hub import HfApi, errors, snapshot_download
 
+    is_out_of_reach = is_hub_out_of_reach()
     # The small files first: the index among them says which weights are wanted, so that no second copy in another
     # form (consolidated.safetensors, original/) is downloaded.
     options: dict[str, Any] = {"revision": source.revision or None, "ignore_patterns": ["*/*"]}
+    options["local_files_only"] = is_out_of_reach
     try:
         folder = Path(
             snapshot_download(source.address, allow_patterns=[*small_file_patterns(with_code), INDEX], **options)
@@ -121,7 +125,7 @@ def _from_hub(source: Source, with_code: bool) -> Path:
         # The commit and not the branch: it may have moved in between.
         options["revision"] = folder.name
         snapshot_download(source.address, allow_patterns=shards, **options)
-        if not all((folder / shard).exists() for shard in shards):
+        if not is_out_of_reach and not all((folder / shard).exists() for shard in shards):
             check_names(HfApi().list_repo_files(source.address, revision=folder.name), source.address)
     except (OSError, ValueError, errors.EntryNotFoundError) as error:
         raise ModelError(_explain_hub(source, error)) from None
@@ -140,7 +144,7 @@ def _explain_hub(source: Source, error: Exception) -> str:
         return f"{name}: the model has no such revision: take a branch, a tag or a commit of it"
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         return (
-            f"{name}: no such folder here, and the Hub cannot be reached ({_first_line(error.__cause__ or error)}): "
+            f"{name}: no such folder here, and the Hub cannot be reached ({_why_unreachable(error)}): "
             "check the network and HF_ENDPOINT, or bring the model as a folder"
         )
     if isinstance(error, OSError) and error.errno in _LOCAL_FAULTS:
@@ -149,6 +153,14 @@ def _explain_hub(source: Source, error: Exception) -> str:
             f"user {os.geteuid()} write there, or set HF_HUB_CACHE to another folder"
         )
     return f"{name}: the Hub did not deliver it: {_first_line(error)}"
+
+
+def _why_unreachable(error: Exception) -> str:
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        return "HF_HUB_OFFLINE is set"
+    return _first_line(error.__cause__) if error.__cause__ else f"no connection to {constants.ENDPOINT}"
 
 
 def _from_storage(source: Source, folder: Path, with_code: bool) -> None:
@@ -191,7 +203,8 @@ def _from_gguf(path: Path, folder: Path) -> None:
         model: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **place)
     # The GGUF reader fails in many ways on a file that is cut or of an unknown architecture.
     except Exception as error:
-        raise ModelError(f"{path}: cannot be read as a GGUF model: {_first_line(error)}") from None
+        reason = "it is truncated, copy it again" if _is_truncated(path) else _first_line(error)
+        raise ModelError(f"{path}: cannot be read as a GGUF model: {reason}") from None
     # The weights are whole numbers no longer, but transformers would still write the file's marks into the config.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
@@ -202,6 +215,22 @@ def _from_gguf(path: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     if not (folder / WEIGHTS).exists() and not (folder / INDEX).exists():
         raise ModelError(f"{path}: transformers wrote no safetensors for it")
+
+
+def _is_truncated(path: Path) -> bool:
+    """Return whether a GGUF file ends before what its header promises. Takes seconds: for a file that was not read."""
+    from gguf import GGUFReader
+
+    try:
+        GGUFReader(path)
+    except IndexError:
+        return True
+    except ValueError as error:
+        # numpy's words for a view beyond the end of the file.
+        return "reshape" in str(error) or "larger dtype" in str(error)
+    except Exception:
+        return False
+    return False
 
 
 def _digest(lines: Iterable[str]) -> str:

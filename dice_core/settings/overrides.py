@@ -33,8 +33,10 @@ def parse_overrides(
         name, equals, text = assignment.partition("=")
         section, dot, field = name.partition(".")
         if not (equals and dot and section and field):
-            raise ConfigError(f"{assignment!r}: must be SECTION.FIELD=VALUE, such as training.learning_rate=1e-6")
-        elsewhere = [owners[field]] if field in owners else _with_field(field, sections)
+            meant = with_field(name, sections) if equals else []
+            hint = f"did you mean {' or '.join(meant)}? " if meant else ""
+            raise ConfigError(f"{assignment!r}: {hint}must be SECTION.FIELD=VALUE, such as training.learning_rate=1e-6")
+        elsewhere = [owners[field]] if field in owners else with_field(field, sections)
         if section not in sections:
             meant = nearest(section, sections) or elsewhere
             raise ConfigError(f"{name}: unknown section {section!r}, {allowed(section, sections, meant)}")
@@ -44,7 +46,8 @@ def parse_overrides(
     return values
 
 
-def _with_field(field: str, sections: Mapping[str, type[Settings]]) -> list[str]:
+def with_field(field: str, sections: Mapping[str, type[Settings]]) -> list[str]:
+    """Return the full names of the settings that a name without its section may mean."""
     return [f"{name}.{field}" for name, kind in sections.items() if field in kind.model_fields]
 
 

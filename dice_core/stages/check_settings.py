@@ -110,7 +110,7 @@ def _check_fit(
     num_processes = launch.num_nodes * launch.processes_per_node
     training.accumulation_steps(num_processes)
     if warm_start_training is not None:
-        warm_start_training.accumulation_steps(num_processes)
+        warm_start_training.accumulation_steps(num_processes, WARM_START_TRAINING)
 
 
 def check_settings_task(

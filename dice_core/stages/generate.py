@@ -42,7 +42,7 @@ def generate(
     Args:
         policy_uri: the model that answers.
         data_uri: prepare-data's output, or a Parquet file with prompt_id and prompt.
-        output_uri: where the responses go, as part-00000.parquet and so on.
+        output_uri: where the responses go, as part-00000-DIGEST.parquet and so on.
         iteration: number of the iteration, from 1; with the seed it decides the random numbers.
         shard: number of this shard, from 0.
         num_shards: how many shards there are.

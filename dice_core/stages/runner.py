@@ -37,6 +37,7 @@ from dice_core.storage.manifest import (
     require_manifest,
     require_stage,
 )
+from dice_core.storage.scratch import scratch_root
 
 Value = TypeVar("Value")
 
@@ -300,5 +301,5 @@ def _reuse(
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """Make a folder for files on their way, below DICE_SCRATCH where that is set; gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="dice-", dir=os.environ.get("DICE_SCRATCH")) as folder:
+    with tempfile.TemporaryDirectory(prefix="dice-", dir=scratch_root()) as folder:
         yield Path(folder)

@@ -46,7 +46,7 @@ def score(
         policy_uri: the model that made the responses, pi_{t-1}.
         reference_uri: the model before it, pi_{t-2}.
         responses_uri: a shard of generate, or a Parquet file (records.RESPONSES).
-        output_uri: where the scores go, as part-00000.parquet and so on.
+        output_uri: where the scores go, as part-00000-DIGEST.parquet and so on.
         scoring: settings, see ScoringConfig.
         overwrite: first delete what this stage left at its output.
     """

@@ -77,6 +77,7 @@ def _run_job(
 ) -> Manifest:
     """Write the job down, launch it, and accept only what its manifest says it finished."""
     from dice_core.launch.launch import launch_training
+    from dice_core.training.checks import check_job
     from dice_core.training.job import TrainingJob
 
     pairs = context.inputs["pairs"]
@@ -90,6 +91,9 @@ def _run_job(
         manifest_fields=context.manifest_fields,
     )
     pairs.require_same("policy", context.inputs["policy"])
+    if launch.backend == "torchrun":
+        # A launcher in a small pod does not hold the pairs: the training pods say the same, one line as well.
+        check_job(job, context.folder / "pairs")
     launch_training(job.write(), launch, pods)
     manifest = require_manifest(context.uri)
     if manifest.fingerprint != context.fingerprint:

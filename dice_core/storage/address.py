@@ -1,11 +1,15 @@
 """Which storage an address means: `s3://bucket/prefix`, or a folder."""
 
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from dice_core.storage import layout
 from dice_core.storage.contract import Storage, StorageError
 from dice_core.storage.folder import FolderStorage
+
+# What would else become a folder called `s3:`.
+_SLIP = re.compile(r"(?i:s3[an]?|file|gs|hf|https?)(?::(?!//)|//)|\w+:/(?!/)")
 
 
 def open_storage(uri: str) -> Storage:
@@ -16,6 +20,11 @@ def open_storage(uri: str) -> Storage:
     Raises:
         StorageError: not such a URI.
     """
+    if _SLIP.match(uri):
+        raise StorageError(
+            f"{uri!r}: neither an address nor a plain folder: write s3://bucket/prefix, file:///folder, or ./ before "
+            "the name of a folder"
+        )
     scheme = urlsplit(uri).scheme if "://" in uri else ""
     if scheme == "s3":
         try:

@@ -69,8 +69,12 @@ class TrainingConfig(Settings):
             raise ValueError(f"{cut}: set ema_decay 0 or deepspeed 'none', got ema_decay {self.ema_decay}")
         return self
 
-    def accumulation_steps(self, num_processes: int) -> int:
+    def accumulation_steps(self, num_processes: int, where: str = "training") -> int:
         """Return the micro-batches per optimizer step of each process.
+
+        Args:
+            num_processes: that train, on all nodes.
+            where: the name the person knows these settings by.
 
         Raises:
             ConfigError: global_batch_size cannot be split over that many processes.
@@ -78,7 +82,7 @@ class TrainingConfig(Settings):
         per_pass = self.per_device_batch_size * num_processes
         if self.global_batch_size % per_pass:
             raise ConfigError(
-                f"training.global_batch_size: must be a multiple of per_device_batch_size x processes = "
+                f"{where}.global_batch_size: must be a multiple of per_device_batch_size x processes = "
                 f"{self.per_device_batch_size} x {num_processes} = {per_pass}, got {self.global_batch_size}"
             )
         return self.global_batch_size // per_pass

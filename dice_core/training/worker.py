@@ -114,7 +114,7 @@ def _train_and_publish(
         log(f"train: {len(pairs.train)} pairs, {pairs.num_dropped} dropped, {config.max_steps} steps")
         log(f"train: resuming from {checkpoint.name}" if checkpoint else "train: starting at step 0")
     policy = load_model(policy_folder, "float32")
-    _check_context(job, pairs, context_length(policy.config))
+    check_context(job, pairs, context_length(policy.config))
     if config.deepspeed == "zero3" and stretches_positions(policy):
         # Each response then runs alone, and processes that collect weights together must make as many forwards.
         raise ConfigError(
@@ -159,7 +159,12 @@ def _quieten_libraries() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def _check_context(job: TrainingJob, pairs: TrainingPairs, context_length: int) -> None:
+def check_context(job: TrainingJob, pairs: TrainingPairs, context_length: int) -> None:
+    """Check that the model has positions for every pair.
+
+    Raises:
+        ConfigError: it has not.
+    """
     longest = max(pair.length for pair in pairs.all)
     if longest > context_length:
         raise ConfigError(

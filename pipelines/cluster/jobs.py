@@ -72,9 +72,10 @@ def own_name(run: Any) -> str:
     Empty where the run has no parameter of that kind: it is of another pipeline.
     """
     parameters = parameters_of(run)
-    if "run" not in parameters:
+    # KFP may leave out what has its default.
+    if not {"root", "run"} & parameters.keys():
         return ""
-    name = str(parameters["run"])
+    name = str(parameters.get("run", ""))
     if name and run.recurring_run_id:
         return recurring.run_name(name, str(run.run_id))
     return recurring.given_or_new(name, str(parameters.get("promote_as", "")), str(run.run_id))

@@ -10,6 +10,9 @@ from typing import Any
 
 from dice_core.launch.failure_report import why_waiting
 from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
+from dice_core.settings.base import ConfigError
+from dice_core.settings.hints import allowed
+from dice_core.stages.table import STAGES
 from pipelines.cluster.log_lines import own_lines
 from pipelines.cluster.pods import STAGE_LABEL, stage_pods
 from pipelines.kfp.api import Connection, KfpApi
@@ -18,7 +21,15 @@ from pipelines.kfp.runs import newest
 
 
 def logs(options: argparse.Namespace) -> int:
-    """Show the logs of the newest run of a name."""
+    """Show the logs of the newest run of a name.
+
+    Raises:
+        ConfigError: no run is named, or there is no such stage: nobody need be asked for that.
+    """
+    if not options.run:
+        raise ConfigError("run: RUN= is needed, the name of a run; make status lists them")
+    if options.task and options.task not in STAGES:
+        raise ConfigError(f"task: unknown stage {options.task!r}, {allowed(options.task, STAGES)}")
     connection = Connection.from_environment(options.host, options.namespace)
     api = KfpApi(connection)
     run = newest(api, options.run)

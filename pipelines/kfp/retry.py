@@ -32,6 +32,10 @@ def retry(options: argparse.Namespace, pace: Pace | None = None) -> int:
     view = observer.look()
     if view.state in ("SUCCEEDED", "SKIPPED"):
         raise KfpError(f"run {name!r} has {view.state}: there is nothing to retry")
+    if view.state == "CANCELING":
+        raise KfpError(
+            f"run {name!r} is being stopped: make retry when it has ended (make status RUN={shlex.quote(name)})"
+        )
     if not view.is_over:
         raise KfpError(
             f"run {name!r} is {view.state}: wait for its end (make status RUN={shlex.quote(name)}), or make cancel it "

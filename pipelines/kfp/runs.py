@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from dice_core.settings.hints import nearest
 from dice_core.stages import recurring_name as recurring
 from pipelines.cluster.jobs import own_name
 from pipelines.kfp.api import KfpApi, KfpError
@@ -18,9 +19,10 @@ def newest(api: KfpApi, name: str) -> Any:
     """
     runs = runs_of(api, name) if name else []
     if not runs:
-        latest = list(dict.fromkeys(run.display_name for run in api.runs()))[:5]
+        names = list(dict.fromkeys(run.display_name for run in api.runs()))
         fault = f"there is none called {name!r}" if name else "RUN= is needed, the name of a run"
-        raise KfpError(f"run: {fault}; the latest are: {', '.join(latest) or 'none'}")
+        meant = f", did you mean {like[0]!r}?" if name and (like := nearest(name, names)) else ";"
+        raise KfpError(f"run: {fault}{meant} the latest are: {', '.join(names[:5]) or 'none'}")
     return runs[0]
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from datetime import UTC
 
 from pipelines.kfp.api import Connection, KfpApi
 from pipelines.kfp.names import shown_name
@@ -17,8 +18,7 @@ def status(options: argparse.Namespace) -> int:
     connection = Connection.from_environment(options.host, options.namespace)
     api = KfpApi(connection)
     if not options.run:
-        for run in api.runs()[:_SHOWN_RUNS]:
-            print(f"{shown_name(api, run):<40} {run_facts(run).label:<10} {run.created_at:%Y-%m-%d %H:%M}")
+        _show_latest(api)
         return 0
     found = newest(api, options.run)
     observer = Observer(api, connection.namespace, options.context, found.run_id)
@@ -32,6 +32,16 @@ def status(options: argparse.Namespace) -> int:
         for name, reason in observer.waiting():
             print(f"  {name} does not run yet: {reason or 'no reason given'}")
     return exit_code(view)
+
+
+def _show_latest(api: KfpApi) -> None:
+    runs = api.runs()[:_SHOWN_RUNS]
+    if not runs:
+        print(f"no runs at {api.host}: make submit starts one")
+        return
+    print(f"{'RUN':<40} {'STATE':<10} STARTED (UTC)")
+    for run in runs:
+        print(f"{shown_name(api, run):<40} {run_facts(run).label:<10} {run.created_at.astimezone(UTC):%Y-%m-%d %H:%M}")
 
 
 def in_words(view: RunView, name: str) -> str:

@@ -1,16 +1,19 @@
 """`dice <stage>`: options come from the stage functions, and a mistake is one line and exit code 1."""
 
+import contextlib
 import inspect
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from dice_core import cli
 from dice_core.settings.base import Values
-from dice_core.stages.runner import StageReport
 from dice_core.stages.table import STAGES
 
 
@@ -86,29 +89,49 @@ def test_a_misspelt_setting_deletes_nothing_with_overwrite(capsys, tmp_path):
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_a_config_file_is_read_and_set_wins(tmp_path, monkeypatch, capsys):
-    seen = {}
-
-    def stage(output_uri, *, pairing: Values = None, seed: int = 0):
-        """Do nothing.
-
-        Args:
-            output_uri: where.
-            pairing: PairingConfig.
-            seed: of the run.
-        """
-        seen.update(pairing=pairing, seed=seed)
-        return StageReport(output_uri, "completed", {})
-
-    monkeypatch.setattr("dice_core.stages.pair.pair", stage)
+def test_a_config_file_is_read_and_set_wins(tmp_path):
     path = tmp_path / "c.json"
     path.write_text(json.dumps({"pairing": {"replay_ratio": 0.2, "num_eval_pairs": 4}, "training": {"beta": 0.1}}))
-    code, out, _ = run(
-        capsys, "pair", "--output", "o", "--seed", "3", "--config", str(path), "--set", "pairing.replay_ratio=0.5"
+    chosen = cli.chosen_settings(STAGES["pair"], ["pairing.replay_ratio=0.5"], str(path))
+    assert chosen == {"pairing": {"replay_ratio": 0.5, "num_eval_pairs": 4}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "options"),
+    [
+        ("prepare-data", "--preferences p.jsonl --policy {0}"),
+        ("generate", "--policy {0} --data {0}"),
+        ("score", "--policy {0} --reference {0} --responses {0}"),
+        ("pair", "--policy {0} --data {0} --scores {0} --responses {0}"),
+        ("train", "--policy {0} --pairs {0}"),
+        ("evaluate", "--policy {0} --previous {0} --base-reference {0} --data {0}"),
+    ],
+)
+@pytest.mark.slow
+def test_ctrl_c_is_one_line_and_says_that_the_same_command_goes_on(stage, options, tmp_path):
+    """While it waits for a manifest, which is a pipe that nobody writes to."""
+    manifest = tmp_path / "model" / "manifest.json"
+    manifest.parent.mkdir()
+    os.mkfifo(manifest)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    words = options.format(manifest.parent).split()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dice_core.cli", stage, *words, "--output", str(tmp_path / "out")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    assert code == 0
-    assert json.loads(out)["status"] == "completed"
-    assert seen == {"pairing": {"replay_ratio": 0.5, "num_eval_pairs": 4}, "seed": 3}
+    while True:
+        with contextlib.suppress(OSError):
+            # Fails until somebody reads; kept open, so that the reader waits on.
+            os.open(manifest, os.O_WRONLY | os.O_NONBLOCK)
+            break
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "dice: stopped; the same command goes on\n")
 
 
 def test_repeated_options_add_up():
@@ -166,3 +189,23 @@ def test_a_report_of_a_run_that_is_not_there_is_refused_unless_it_is_asked_for(c
     assert not (tmp_path / "out").exists()
     assert run(capsys, "report", *arguments, "--allow-empty")[0] == 0
     assert "not started" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_setting_without_its_section_is_one_line_with_the_section(capsys, tmp_path):
+    arguments = ["--policy", "p", "--pairs", "d", "--output", str(tmp_path / "o"), "--set", "learning_rate=1e-6"]
+    code, _, err = run(capsys, "train", *arguments)
+    assert code == 1 and err.count("\n") == 1
+    assert err.startswith("dice: error: 'learning_rate=1e-6': did you mean training.learning_rate?")
+
+
+def test_a_scratch_folder_that_is_missing_is_made_or_told(capsys, tmp_path, monkeypatch):
+    arguments = ["--policy", str(tmp_path / "none"), "--data", str(tmp_path / "d"), "--output", str(tmp_path / "o")]
+    monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "a" / "b"))
+    assert "no manifest.json there" in run(capsys, "generate", *arguments)[2]
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "file" / "b"))
+    code, _, err = run(capsys, "generate", *arguments)
+    assert code == 1 and err.startswith(
+        f"dice: error: DICE_SCRATCH: {tmp_path}/file/b cannot be made (Not a directory)"
+    )

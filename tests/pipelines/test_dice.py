@@ -97,7 +97,11 @@ def test_an_sft_model_gets_a_warm_start_and_no_reference(tmp_path: Path) -> None
     spec = compiled(PRESETS["demo"](), tmp_path)
     assert {"warm start: pair", "warm start: train"} <= set(outline(spec)["demo"])
     assert "reference_source" not in spec["root"]["inputDefinitions"]["parameters"]
-    assert dependencies(spec, "comp-exit-handler-1")["warm start: train"] == {"import policy", "warm start: pair"}
+    assert dependencies(spec, "comp-exit-handler-1")["warm start: train"] == {
+        "check settings",
+        "import policy",
+        "warm start: pair",
+    }
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -225,3 +229,23 @@ def test_parameters_fit_into_what_kfp_allows(spec: dict[str, Any]) -> None:
 def test_any_preset_begins_with_a_warm_start_when_it_has_no_reference(name: str, tmp_path: Path) -> None:
     spec = compiled(apply_overrides(PRESETS[name](), ["reference_source="]), tmp_path)
     assert "warm_start_training" in spec["root"]["inputDefinitions"]["parameters"]
+
+
+@pytest.mark.parametrize("preset", ["zephyr", "demo"])
+def test_a_run_without_a_name_is_named_once_for_all_of_its_tasks(preset: str, tmp_path: Path) -> None:
+    """By check-settings, after the run's id; the report, which waits for no task, names it by the same."""
+    spec = compiled(apply_overrides(PRESETS[preset](), ["num_shards=1"]), tmp_path)
+    assert spec["root"]["inputDefinitions"]["parameters"]["run"].get("defaultValue", "") == ""
+    named = {origin(spec, reference, "run") for reference in spec["components"] if takes_run(spec, reference)}
+    # Its own task takes what the person gave.
+    assert named == {"Output.check-settings", "run"}
+    for task in ("check-settings", "report"):
+        assert origin(spec, f"comp-{task}", "run") == "run"
+        assert origin(spec, f"comp-{task}", "job_id") == "{{$.pipeline_job_uuid}}"
+        assert origin(spec, f"comp-{task}", "promote_as") == "promote_as"
+    assert default_parameters(PRESETS[preset](), recurring=True)["run"] == preset
+
+
+def takes_run(spec: dict[str, Any], reference: str) -> bool:
+    component = spec["components"][reference]
+    return "executorLabel" in component and "run" in component["inputDefinitions"]["parameters"]

@@ -49,6 +49,7 @@ def test_the_warm_start_has_settings_of_its_own() -> None:
     [
         ("training.learnin_rate=1", "training.learnin_rate: unknown setting, did you mean 'learning_rate'?"),
         ("traning.beta=1", "traning.beta: unknown section 'traning', did you mean 'training'?"),
+        ("learning_rate=1e-6", "learning_rate: unknown setting, did you mean 'training.learning_rate'?"),
         ("iteration=3", "iteration: unknown setting, did you mean 'iterations'?"),
         ("training.beta=-1", "training.beta: should be greater than 0, got -1"),
         ("training.max_steps=2.5", "training.max_steps: "),
@@ -111,3 +112,8 @@ def test_any_text_is_a_change_or_one_line(text: str) -> None:
 def test_an_unknown_preset_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown name 'zefyr', did you mean 'zephyr'"):
         find_preset("zefyr")
+
+
+def test_a_batch_that_does_not_fit_is_told_of_the_section_it_stands_in() -> None:
+    with pytest.raises(ConfigError, match=r"^warm_start_training\.global_batch_size: must be a multiple of"):
+        apply_overrides(demo(), ["warm_start_training.global_batch_size=5"])

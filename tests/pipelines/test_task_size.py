@@ -20,7 +20,9 @@ ADDRESS = "s3://dice/dice/runs/second/iteration-1/pair"
 
 
 def value_of(compiled: Compiled, name: str, entry: dict[str, Any]) -> Any:
-    """Return what a parameter of a task has when it runs; an address where another task made it."""
+    """Return what a parameter of a task has when it runs; an address where another task made it, but the run's name."""
+    if name == "run":
+        return "zephyr"
     if "runtimeValue" in entry:
         return entry["runtimeValue"]["constant"]
     given = entry.get("componentInputParameter", "").removeprefix("pipelinechannel--")

@@ -2,6 +2,7 @@ import gzip
 import json
 import re
 import socket
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -233,3 +234,15 @@ def test_the_hub_out_of_reach_is_one_line(hub):
     with pytest.raises(RecordError, match=r"^org/other: no such file or folder, and data set 'org/other'") as caught:
         read_preferences("org/other")
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_does_not_wait_for_a_hub_out_of_reach(tmp_path, monkeypatch):
+    """The Hub's client tries again for half a minute."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    start = time.monotonic()
+    for source in ("prompts/nonesuch", "./nonesuch"):
+        with pytest.raises(RecordError, match="nonesuch: no such file or folder"):
+            read_prompts(source)
+    assert time.monotonic() - start < 10

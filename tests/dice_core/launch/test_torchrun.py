@@ -62,6 +62,21 @@ def test_a_failed_process_is_an_error_with_its_cause_exit_code_and_last_lines(
     assert "[process 1] error: the disk is full" in lines
 
 
+def test_the_error_of_the_processes_is_told_once_and_torchruns_banner_not_at_all(
+    worker: Callable[[str], str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body = 'print("error: the disk is full", file=sys.stderr, flush=True)\nsys.exit(1)'
+    with pytest.raises(LaunchError, match="exit code 1: the disk is full"):
+        TorchrunBackend(worker(body)).run(str(tmp_path), LaunchConfig(processes_per_node=2))
+    lines = [line for line in capfd.readouterr().err.splitlines() if "at work" not in line]
+    assert len(lines) == 1 and lines[0].endswith("train: 2 process(es) by torchrun")
+
+
+def test_of_a_process_that_was_killed_the_signal_is_the_cause(worker: Callable[[str], str], tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match=r"exit code 1: Signal 9 \(SIGKILL\)"):
+        TorchrunBackend(worker("os.kill(os.getpid(), 9)")).run(str(tmp_path), LaunchConfig())
+
+
 def test_a_failure_that_every_try_would_meet_is_told_as_such(worker: Callable[[str], str], tmp_path: Path) -> None:
     body = 'print("{}error: the loss is not finite")\nsys.exit(1)'
     with pytest.raises(FinalError, match="exit code 1: the loss is not finite"):
@@ -109,11 +124,14 @@ def _worker_pid(folder: Path) -> int:
     return int((folder / "pid").read_text())
 
 
-def test_sigterm_reaches_the_workers_and_stops_the_launcher(worker: Callable[[str], str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_stop_reaches_the_workers_as_sigterm_and_stops_the_launcher(
+    number: signal.Signals, worker: Callable[[str], str], tmp_path: Path
+) -> None:
     launcher = _start_launcher(worker(_SLOW), tmp_path)
     pid = _worker_pid(tmp_path)
-    launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(timeout=120) == -signal.SIGTERM
+    launcher.send_signal(number)
+    assert launcher.wait(timeout=120) == -number
     assert (tmp_path / "stopped").exists()
     assert not _is_running(pid)
 

@@ -197,7 +197,7 @@ def test_a_cut_gguf_file_is_refused(smollm_gguf: Path, tmp_path: Path) -> None:
     with smollm_gguf.open("rb") as stream:
         cut.write_bytes(stream.read(5_000_000))
 
-    with pytest.raises(ModelError, match=r"cut\.gguf: cannot be read as a GGUF model"):
+    with pytest.raises(ModelError, match=r"cut\.gguf: cannot be read as a GGUF model: it is truncated"):
         import_model(str(cut), str(tmp_path / "imported"))
 
 

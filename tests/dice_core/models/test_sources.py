@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -147,10 +148,13 @@ def test_a_refusal_of_the_hub_is_one_line(hub: str, tmp_path: Path, source: str,
 
 @pytest.mark.parametrize("variables", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
 def test_a_hub_out_of_reach_is_one_line(tmp_path: Path, variables: dict[str, str]) -> None:
+    start = time.monotonic()
     printed = _bring("org/model", "v1", tmp_path, variables)
 
     assert printed.startswith("org/model@v1: no such folder here, and the Hub cannot be reached (")
     assert "\n" not in printed
+    # By itself, the Hub's client tries again for half a minute.
+    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize(
@@ -160,6 +164,9 @@ def test_a_hub_out_of_reach_is_one_line(tmp_path: Path, variables: dict[str, str
         (" ", "main", "source: is empty; allowed: a Hub id"),
         ("/no/such/folder", "", "no such folder; allowed: a Hub id"),
         ("no-such-folder", "", "no such folder; allowed: a Hub id"),
+        ("./no-such-folder", "", "no such folder; allowed: a Hub id"),
+        ("../no-such-folder", "", "no such folder; allowed: a Hub id"),
+        ("s3:/bucket/model", "", "no such folder; allowed: a Hub id"),
         ("weights.gguf", "", "no such file"),
         ("models/weights.gguf", "", "no such file"),
         ("/", "main", "revision 'main' is only for models of the Hub"),

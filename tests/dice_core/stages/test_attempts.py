@@ -276,6 +276,6 @@ def test_real_stages_leave_their_reason_wherever_they_find_the_fault(tmp_path):
 
 def test_every_stage_that_works_for_a_run_leaves_its_reason():
     working = [stage for stage in STAGES.values() if stage.is_command and stage not in (IMPORT_MODEL, REPORT)]
-    assert {stage.name for stage in working} == {"prepare-data", "generate", "score", "pair", "train", "evaluate"}
+    assert {"prepare-data", "generate", "score", "pair", "train", "evaluate"} <= {stage.name for stage in working}
     for stage in working:
         assert inspect.unwrap(stage.function) is not stage.function

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dice_core.stages.choose_inputs import Inputs, choose_inputs, newest_prompts
-from dice_core.stages.recurring_name import run_name
+from dice_core.stages.recurring_name import given_or_new, run_name
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
@@ -143,3 +143,16 @@ def test_a_placeholder_that_kfp_left_as_it_is_is_replaced_by_the_pods_label(monk
     monkeypatch.delenv("KFP_RUN_ID")
     with pytest.raises(ValueError, match="KFP_RUN_ID must hold it"):
         run_name("zephyr", "{{$.pipeline_job_uuid}}")
+
+
+@pytest.mark.parametrize(
+    ("run", "promote_as", "name"),
+    [
+        ("mine", "zephyr", "mine"),
+        ("", "zephyr", "zephyr-3f2a9c1b"),
+        ("", "", "run-3f2a9c1b"),
+        ("", "x" * 63, "x" * 54 + "-3f2a9c1b"),
+    ],
+)
+def test_a_run_by_hand_has_the_name_it_was_given_or_a_fresh_one(run, promote_as, name):
+    assert given_or_new(run, promote_as, JOB) == name

@@ -352,3 +352,16 @@ def test_half_written_files_are_deleted_once_they_are_old(tmp_path: Path) -> Non
     assert storage.delete_unfinished(0) == 1
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["finished"]
     assert FolderStorage(tmp_path / "nowhere").delete_unfinished(0) == 0
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3:/dice/x", "s3:dice/x", "s3//dice/x", "S3:/dice/x", "file:/tmp/x", "https:/host/x", "gs:/b/x", "foo:/x"]
+)
+def test_a_slip_in_an_address_is_no_folder(uri):
+    with pytest.raises(StorageError, match="write s3://bucket/prefix"):
+        open_storage(uri)
+
+
+@pytest.mark.parametrize("path", ["runs/2026-01-05T03:00:00/x", "./s3:/x", "a:b/c", "s3/x", "/tmp/x:/y"])
+def test_a_folder_may_have_a_colon_in_its_name(path):
+    assert isinstance(open_storage(path), FolderStorage)

@@ -129,3 +129,19 @@ def test_the_status_of_a_run_needs_no_kubernetes_api(
     kfp.runs = [{**RUN, "state": "SUCCEEDED"}]
     assert main(["status", "--run", "x"]) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--run", ""], "run: RUN= is needed, the name of a run; make status lists them"),
+        (["--run", "x", "--task", "trian"], "task: unknown stage 'trian', did you mean 'train'?"),
+    ],
+)
+def test_what_is_wrong_with_the_command_is_told_without_a_server(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KFP_HOST", "http://127.0.0.1:9")
+    assert main(["logs", *words]) == 1
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1

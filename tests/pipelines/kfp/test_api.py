@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from pipelines.cli import main
 from pipelines.kfp.api import Connection, KfpApi, KfpError
 from pipelines.kfp.http_route import route_to
 from tests.kfp_api import KfpServer, running_kfp_server
@@ -101,3 +102,13 @@ def test_a_proxy_that_is_gone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(KfpError, match=r"^https://kfp.example.com: cannot be reached \(Connection refused\)"):
         KfpApi(Connection("https://kfp.example.com"))
+
+
+@pytest.mark.parametrize("host", ["http://me:hush@127.0.0.1:9", "https://me:hush@127.0.0.1:9/", "me:hush@host"])
+def test_a_password_in_the_host_is_never_printed(
+    host: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KFP_HOST", host)
+    assert main(["status"]) == 1
+    printed = capsys.readouterr()
+    assert "hush" not in printed.err + printed.out and "pipelines: error: " in printed.err

@@ -11,7 +11,7 @@ from pipelines.kfp.retry import retry
 from tests.cluster_objects import ClusterObjects
 from tests.kfp_api import KfpServer
 from tests.kfp_recordings import recorded
-from tests.pipelines.kfp.conftest import Recording
+from tests.pipelines.kfp.conftest import WORKFLOWS, Recording
 
 pytestmark = pytest.mark.slow
 
@@ -98,3 +98,13 @@ def test_the_run_that_was_started_anew_is_the_one_that_is_followed(
     options = argparse.Namespace(host="", namespace="", context="", run="eight", wait=True)
     assert retry(options, Pace(poll=0.01)) == 0
     assert "run eight: SUCCEEDED" in capsys.readouterr().out
+
+
+def test_a_run_that_is_being_stopped_is_not_to_be_cancelled_once_more(
+    recording: Recording, workflows: ClusterObjects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording.add("run-eight-shards-under-way", EIGHT)["state"] = "CANCELING"
+    workflows.objects[WORKFLOWS] = [recorded(EIGHT)]
+    assert main(["retry", "--run", "eight"]) == 1
+    error = capsys.readouterr().err
+    assert "run 'eight' is being stopped: make retry when it has ended" in error and "make cancel" not in error

@@ -44,7 +44,14 @@ def test_status_without_a_name_lists_the_latest_runs(server: KfpServer, capsys: 
     add_run(server, "a", "SUCCEEDED")
     add_run(server, "b", "RUNNING", 5)
     assert main(["status"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["b", "a"]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["RUN", "STATE", "STARTED", "(UTC)"]
+    assert [line[0] for line in lines[1:]] == ["b", "a"]
+
+
+def test_status_without_any_run_says_so(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out == f"no runs at {server.host}: make submit starts one\n"
 
 
 def test_a_run_that_is_not_there_is_one_line_with_those_that_are(
@@ -52,7 +59,7 @@ def test_a_run_that_is_not_there_is_one_line_with_those_that_are(
 ) -> None:
     add_run(server, "first", "SUCCEEDED")
     assert main(["status", "--run", "frist"]) == 1
-    assert "there is none called 'frist'; the latest are: first" in capsys.readouterr().err
+    assert "there is none called 'frist', did you mean 'first'? the latest are: first" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["cancel", "retry", "logs"])
@@ -62,7 +69,7 @@ def test_without_a_name_nothing_is_cancelled_or_retried_and_no_log_is_shown(
     """`make cancel` passes what RUN is, and that may be nothing."""
     add_run(server, "of-somebody-else", "RUNNING")
     assert main([command, "--run", ""]) == 1
-    assert "RUN= is needed, the name of a run; the latest are: of-somebody-else" in capsys.readouterr().err
+    assert "RUN= is needed, the name of a run" in capsys.readouterr().err
     assert [row["state"] for row in server.runs] == ["RUNNING"]
 
 
@@ -174,7 +181,8 @@ def test_a_name_that_only_resembles_a_recurring_runs_is_not_found(
 ) -> None:
     add_recurring_run(server, "weekly", "3f2a9c1b-77aa-4000-8000-000000000000")
     assert main(["cancel", "--run", name]) == 1
-    assert f"there is none called {name!r}; the latest are: Run of weekly" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"there is none called {name!r}" in error and "the latest are: Run of weekly" in error
 
 
 def test_cancel_without_access_to_the_cluster_says_how_to_stop_the_training(
@@ -193,3 +201,17 @@ def test_cancel_leaves_a_job_that_was_asked_to_go_on(server: KfpServer, cluster:
     add_job(cluster, "trains", "s3://bucket/dice/runs/x/iteration-1/train")
     assert main(["cancel", "--run", "x"]) == 0
     assert names_of(cluster) == ["trains"]
+
+
+def test_a_run_that_was_started_in_the_ui_without_a_name_is_found_by_its_name_in_s3(
+    server: KfpServer, cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = add_run(server, "Run of dice-zephyr (3f2a9)", "RUNNING")
+    run["run_id"] = "3f2a9c1b-77aa-4000-8000-000000000000"
+    run["runtime_config"] = {"parameters": {"root": "s3://bucket/dice", "run": "", "promote_as": "zephyr"}}
+    assert main(["status"]) == 0
+    assert "zephyr-3f2a9c1b (Run of dice-zephyr (3f2a9))" in capsys.readouterr().out
+    assert main(["status", "--run", "zephyr-3f2a9c1b"]) == 0
+    assert "run zephyr-3f2a9c1b (Run of dice-zephyr (3f2a9)): RUNNING" in capsys.readouterr().out
+    assert main(["submit", "--preset", "demo", "--run", "zephyr-3f2a9c1b"]) == 1
+    assert "run 'zephyr-3f2a9c1b' is RUNNING already" in capsys.readouterr().err
