@@ -114,6 +114,7 @@ def score_parts(
 
     Raises:
         ModelError: a model cannot be loaded, or makes logits in a way that is not known.
+        RecordError: a response has a token id that no model has.
     """
     folders = list(dict.fromkeys(folder.resolve() for folder in (policy_folder, reference_folder)))
     models = _Models(folders, config, take_turns)
@@ -165,6 +166,7 @@ class _Models:
         """Return the log-probs of every response under each model. Shape of each: (responses,)."""
         from dice_core.logprobs.forward import group_logps
 
+        _check_ids(responses, self._models)
         groups, rows = _groups(responses)
         num_all = len(self._models) * responses.num_rows
         results = []
@@ -190,6 +192,19 @@ class _Models:
                 if other is not model:
                     move(other, "cpu")
             move(model, self._device)
+
+
+def _check_ids(responses: pa.Table, models: "list[PreTrainedModel]") -> None:
+    """Refuse token ids that a model has no row for: they come from another tokenizer, or from a file of a user."""
+    num_rows = min(len(model.get_input_embeddings().weight) for model in models)  # type: ignore[arg-type]
+    for name in ("prompt_token_ids", "response_token_ids"):
+        limits = pc.min_max(pc.list_flatten(responses[name])).as_py()
+        for token_id in (limits["min"], limits["max"]):
+            if token_id is not None and not 0 <= token_id < num_rows:
+                raise records.RecordError(
+                    f"responses: {name} has token id {token_id}, policy and reference have embeddings of {num_rows} "
+                    "rows: give responses that this policy made"
+                )
 
 
 def _groups(responses: pa.Table) -> tuple[list["PromptGroup"], Ints]:

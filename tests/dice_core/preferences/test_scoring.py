@@ -168,6 +168,16 @@ def test_models_are_loaded_once_and_parts_read_one_at_a_time(
     assert loaded == ["policy", "reference"]
 
 
+@pytest.mark.parametrize(("column", "token_id"), [("prompt_token_ids", 97), ("response_token_ids", -1)])
+def test_a_token_id_that_has_no_row_is_refused_before_the_forward(
+    folders: tuple[Path, Path], column: str, token_id: int
+) -> None:
+    """As in responses of a user's own, made with another tokenizer."""
+    rows = [*ROWS[:-1], {**ROWS[-1], column: [5, token_id]}]
+    with pytest.raises(records.RecordError, match=f"{column} has token id {token_id}, .* embeddings of 97 rows"):
+        list(score_parts(*folders, [(0, table(rows))], TWO_VALID))
+
+
 def test_models_that_take_turns_score_the_same(folders: tuple[Path, Path]) -> None:
     [(_, together)] = score_parts(*folders, [(0, table(ROWS))], TWO_VALID)
     [(_, in_turns)] = score_parts(*folders, [(0, table(ROWS))], TWO_VALID, take_turns=True)

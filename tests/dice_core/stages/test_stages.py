@@ -137,6 +137,7 @@ def test_the_warm_start_trains_on_offline_pairs_and_makes_another_model(run, war
     assert (pairs["num_generated_pairs"], pairs["num_replayed_pairs"]) == (0, 9)
     trained, start = require_manifest(warm_start.uri), require_manifest(run.policy)
     assert trained.files["model.safetensors"].sha256 != start.files["model.safetensors"].sha256
+    assert trained.text_digests == start.text_digests, "of what turns text into ids"
     assert abs(warm_start.metrics["step0_loss"] - 0.693147) < 1e-4
 
 
