@@ -1,4 +1,4 @@
-"""Policy, reference and responses belong together, or the stage ends before a model is loaded."""
+"""Policy, reference and responses belong together and are numbers, or the stage ends before a model is loaded."""
 
 import json
 import shutil
@@ -7,9 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from safetensors.torch import load_file, save_file
 
 from dice_core.data import records
+from dice_core.models.files import ModelError
 from dice_core.stages.evaluate import evaluate
+from dice_core.stages.generate import generate
 from dice_core.stages.import_model import import_model
 from dice_core.stages.score import score
 from dice_core.storage.contract import UnfitError
@@ -123,3 +126,19 @@ def test_the_same_weights_and_other_templates_are_told(
     log = capfd.readouterr().err
     assert "policy and reference are the same weights, so every reward is 0" in log
     assert "policy and reference have different chat templates; prompts are those of the policy" in log
+
+
+def test_generate_refuses_weights_that_are_not_finite_before_the_engine_starts(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    """Of a model that an earlier version imported."""
+    weights = load_file(Path(models["policy"]) / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    files = {name: Path(models["policy"]) / name for name in require_manifest(models["policy"]).files}
+    files["model.safetensors"] = tmp_path / "model.safetensors"
+    publish_files(str(tmp_path / "broken"), files, Manifest(stage="import-model", fingerprint="", files={}))
+    prompts = pa.Table.from_pylist([{"prompt_id": "a", "prompt": "Hello?"}], schema=records.PROMPTS)
+    records.write_table(prompts, records.PROMPTS, tmp_path / "prompts.parquet")
+    with pytest.raises(ModelError, match=r"tensor 'model.norm.weight' has values that are not finite numbers"):
+        generate(str(tmp_path / "broken"), str(tmp_path / "prompts.parquet"), str(tmp_path / "out"))
