@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dice_core.data.chat import ChatFormat
+from dice_core.models.files import ModelError
 from dice_core.preferences.settings import GenerationConfig
 from dice_core.settings.seeds import derive_seed
 
@@ -51,6 +52,7 @@ def sample_answers(
 
     Raises:
         PromptTooLongError: a prompt exceeds chat.max_prompt_tokens.
+        ModelError: the model gives no probabilities to sample from.
     """
     answers: list[Answer] = []
     devices = [model.device] if model.device.type == "cuda" else []
@@ -92,6 +94,12 @@ def _generate(model: Any, prompts: list[list[int]], settings: Any, pad_id: int) 
     try:
         with torch.inference_mode():
             output = model.generate(input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device))
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):
+            raise
+        raise ModelError(
+            "the probabilities of the next token are not finite numbers while answers are sampled: the model is broken"
+        ) from None
     finally:
         model.generation_config = own
     rows: list[list[int]] = output[:, width:].tolist()

@@ -138,7 +138,9 @@ def _limits_of_measurement(findings: Findings) -> list[str]:
     warnings = []
     if math.isnan(findings.accuracy_change.value):
         warnings.append("no held-out pair could be scored: the change of accuracy is unknown")
-    if math.isnan(findings.length_growth.value):
+    if not findings.num_answers:
+        warnings.append("no answers were sampled: the growth in length is unknown")
+    elif math.isnan(findings.length_growth.value):
         warnings.append("the previous policy's answers are all empty: the growth in length is unknown")
     elif max(findings.share_cut, findings.share_cut_previous) > 0.5:
         warnings.append(

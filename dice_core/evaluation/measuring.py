@@ -9,6 +9,7 @@ import gc
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from dice_core.logprobs.forward import PromptGroup, group_logps
 from dice_core.models.loading import context_length, load_config, load_model, load_tokenizer
 from dice_core.preferences.generation import stop_token_ids
 from dice_core.preferences.reward import implicit_reward
+from dice_core.preferences.scoring import require_mostly_finite
 from dice_core.preferences.settings import GenerationConfig
 from dice_core.progress import log
 from dice_core.storage.manifest import Metric
@@ -114,41 +116,46 @@ def evaluate_policy(
     Raises:
         RecordError: no held-out pair, or none that fits the model's context.
         PromptTooLongError: a held-out prompt exceeds chat.max_prompt_tokens.
+        ModelError: the previous policy or the base reference gives log-probs that are not finite.
     """
     pairs = conform(held_out, PREFERENCES, "held-out pairs")
     data = _tokenise(pairs, policy_folder, evaluation, chat)
     stop_ids = stop_token_ids(policy_folder, data.template, generation)
+    sample = partial(
+        sample_answers,
+        template=data.template,
+        prompts=data.prompts,
+        generation=generation,
+        stop_ids=stop_ids,
+        max_new_tokens=evaluation.max_new_tokens or generation.max_new_tokens,
+        seed=seed,
+    )
+    summary = partial(summarise, config=evaluation, num_too_long_pairs=pairs.num_rows - len(data.groups))
     logps: dict[Path, Floats] = {}
     answers: dict[Path, list[Answer]] = {}
     # Each model is in memory once and alone; the base may be the previous policy itself.
-    for folder in dict.fromkeys([base_reference_folder, previous_folder, policy_folder]):
+    for folder in dict.fromkeys([policy_folder, previous_folder, base_reference_folder]):
         role = "policy" if folder == policy_folder else "previous" if folder == previous_folder else "base reference"
         model = load_model(folder, evaluation.dtype, device=_device())
-        # Answers first: log-probs may leave the model with an attention made for packed rows, slow at sampling.
-        if folder in (previous_folder, policy_folder):
-            log(f"evaluate: answers to {len(data.prompts)} held-out prompts, {role}")
-            answers[folder] = sample_answers(
-                model,
-                data.template,
-                data.prompts,
-                generation=generation,
-                stop_ids=stop_ids,
-                max_new_tokens=evaluation.max_new_tokens or generation.max_new_tokens,
-                seed=seed,
-            )
+        attention = model.config._attn_implementation
         log(f"evaluate: log-probs of {len(data.groups)} held-out pairs, {role}")
         logps[folder] = _pair_logps(model, data.groups, evaluation.tokens_per_batch)
+        num_non_finite = int((~np.isfinite(logps[folder])).any(axis=1).sum())
+        if num_non_finite and folder == policy_folder:
+            # The gate refuses it. From what are no numbers nothing can be sampled.
+            unknown = np.full_like(logps[folder], math.nan)
+            return summary(logps[folder], unknown, unknown, [])
+        require_mostly_finite(num_non_finite, len(data.groups), f"held-out pairs under the {role} ({folder})")
+        if folder in (previous_folder, policy_folder):
+            # An attention that is made for packed rows is slow at sampling.
+            model.set_attn_implementation(attention)
+            log(f"evaluate: answers to {len(data.prompts)} held-out prompts, {role}")
+            answers[folder] = sample(model)
         del model
         _free_memory()
     texts = zip(data.prompts, answers[previous_folder], answers[policy_folder], strict=True)
-    return summarise(
-        logps[policy_folder],
-        logps[previous_folder],
-        logps[base_reference_folder],
-        [Sample(*row) for row in texts],
-        evaluation,
-        num_too_long_pairs=pairs.num_rows - len(data.groups),
-    )
+    samples = [Sample(*row) for row in texts]
+    return summary(logps[policy_folder], logps[previous_folder], logps[base_reference_folder], samples)
 
 
 def summarise(

@@ -22,7 +22,9 @@ from dice_core.models.files import (
     verify_model_folder,
 )
 from dice_core.models.fitting import check_parts_fit
+from dice_core.models.loading import load_tokenizer_files
 from dice_core.models.sources import Source, bring, find_source
+from dice_core.models.tokenizers import text_digests
 from dice_core.models.upload import upload_model
 from dice_core.progress import log
 from dice_core.storage.contract import UnfitError
@@ -115,4 +117,5 @@ def _import(
         "num_bytes": sum(path.stat().st_size for path in files.values()),
         "seconds": round(time.monotonic() - start, 1),
     }
-    return upload_model(uri, files, Manifest(files={}, metrics=metrics, **fields))
+    digests = text_digests(load_tokenizer_files(folder, trust_remote_code))
+    return upload_model(uri, files, Manifest(files={}, metrics=metrics, text_digests=digests, **fields))

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dice_core.data import records
+from dice_core.models.files import ModelError
 from dice_core.preferences.settings import ScoringConfig
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ _WHITESPACE = "".join(chr(code) for code in range(0x110000) if chr(code).isspace
 
 # Memory of an accelerator left to activations when both models are to stay on it.
 _ACTIVATION_BYTES = 12 * 2**30
+
+MAX_NON_FINITE_SHARE = 0.1
+"""Of a model's log-probs, more that are no finite numbers are not a few odd responses: the model is broken."""
 
 Progress = Callable[[int, int], None]
 Floats = NDArray[np.float64]
@@ -113,13 +117,39 @@ def score_parts(
         prompts that have fewer than min_valid_responses rows left.
 
     Raises:
-        ModelError: a model cannot be loaded, or makes logits in a way that is not known.
+        ModelError: a model cannot be loaded, makes logits in a way that is not known, or gives too many log-probs that
+            are not finite.
+        RecordError: a response has a token id that no model has.
     """
     folders = list(dict.fromkeys(folder.resolve() for folder in (policy_folder, reference_folder)))
     models = _Models(folders, config, take_turns)
+    num_all, num_non_finite = 0, {"policy": 0, "reference": 0}
     for index, responses in parts:
         logps = models.score(responses, on_progress)
+        num_all += responses.num_rows
+        for role, found in (("policy", logps[0]), ("reference", logps[-1])):
+            num_non_finite[role] += int((~np.isfinite(found)).sum())
+            require_mostly_finite(num_non_finite[role], num_all, f"responses under the {role}")
         yield index, _scores(responses, logps[0], logps[-1], config.min_valid_responses)
+
+
+def require_mostly_finite(num_non_finite: int, num_all: int, what: str) -> None:
+    """Check that a model's log-probs are numbers.
+
+    Args:
+        num_non_finite: log-probs that are not finite.
+        num_all: log-probs in all.
+        what: what a message says they are of.
+
+    Raises:
+        ModelError: more of them than MAX_NON_FINITE_SHARE are not.
+    """
+    if num_non_finite > MAX_NON_FINITE_SHARE * num_all:
+        share = num_non_finite / num_all
+        raise ModelError(
+            f"log-probs of {num_non_finite} of {num_all} {what} are not finite numbers ({share:.0%}, "
+            f"allowed are {MAX_NON_FINITE_SHARE:.0%}): the model is broken; import it again, or take another"
+        )
 
 
 def _scores(responses: pa.Table, policy_logps: Floats, reference_logps: Floats, min_valid_responses: int) -> pa.Table:
@@ -165,6 +195,7 @@ class _Models:
         """Return the log-probs of every response under each model. Shape of each: (responses,)."""
         from dice_core.logprobs.forward import group_logps
 
+        _check_ids(responses, self._models)
         groups, rows = _groups(responses)
         num_all = len(self._models) * responses.num_rows
         results = []
@@ -190,6 +221,19 @@ class _Models:
                 if other is not model:
                     move(other, "cpu")
             move(model, self._device)
+
+
+def _check_ids(responses: pa.Table, models: "list[PreTrainedModel]") -> None:
+    """Refuse token ids that a model has no row for: they come from another tokenizer, or from a file of a user."""
+    num_rows = min(len(model.get_input_embeddings().weight) for model in models)  # type: ignore[arg-type]
+    for name in ("prompt_token_ids", "response_token_ids"):
+        limits = pc.min_max(pc.list_flatten(responses[name])).as_py()
+        for token_id in (limits["min"], limits["max"]):
+            if token_id is not None and not 0 <= token_id < num_rows:
+                raise records.RecordError(
+                    f"responses: {name} has token id {token_id}, policy and reference have embeddings of {num_rows} "
+                    "rows: give responses that this policy made"
+                )
 
 
 def _groups(responses: pa.Table) -> tuple[list["PromptGroup"], Ints]:

@@ -10,6 +10,7 @@ from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.preferences.settings import GenerationConfig
 from dice_core.settings.base import Values
 from dice_core.stages.attempts import leaves_reason
+from dice_core.stages.models_agree import require_one_tokenizer
 from dice_core.stages.parts import read_input
 from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.runner import StageContext, StageReport, run_stage
@@ -96,6 +97,7 @@ def _measure_and_promote(
     from dice_core.models.cache import fetch_model
 
     if _RESULT not in context.parts:
+        require_one_tokenizer(context, "policy", ("previous", "base_reference"))
         held_out = read_input(context, context.inputs["data"], records.PREFERENCES, "held_out")
         names = ("policy", "previous", "base_reference")
         new, previous, base_reference = (fetch_model(context.inputs[name].uri) for name in names)

@@ -79,6 +79,7 @@ def _sample_parts(
 ) -> Manifest:
     """Sample the responses of the parts that are not stored yet."""
     from dice_core.models.cache import fetch_model
+    from dice_core.models.weights import check_finite
     from dice_core.preferences.generation import generate_parts, num_parts, shard_rows
 
     gate = context.inputs.get("gate")
@@ -95,6 +96,8 @@ def _sample_parts(
         _count_responses(counts, "", table)
     if wanted:
         policy = fetch_model(context.inputs["policy"].uri)
+        # vLLM would sample from what are no numbers, without a word.
+        check_finite(policy)
         progress = Progress(f"generate shard {shard + 1}/{num_shards}", "prompts")
         with published_behind(context, records.RESPONSES, partial(_count_responses, counts)) as publish:
             for index, table in generate_parts(

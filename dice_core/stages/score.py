@@ -16,6 +16,7 @@ from dice_core.preferences.settings import ScoringConfig
 from dice_core.progress import Progress
 from dice_core.settings.base import Values
 from dice_core.stages.attempts import leaves_reason
+from dice_core.stages.models_agree import require_one_tokenizer, tell_same_weights
 from dice_core.stages.parts import part_name, published_behind, read_input, stored_parts
 from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.runner import StageContext, StageReport, run_stage
@@ -67,6 +68,9 @@ def _score_parts(context: StageContext, *, config: ScoringConfig) -> Manifest:
     from dice_core.models.cache import fetch_model
     from dice_core.preferences.scoring import score_parts
 
+    context.inputs["responses"].require_same("policy", context.inputs["policy"])
+    require_one_tokenizer(context, "policy", ("reference",))
+    tell_same_weights(context, "policy", "reference")
     names, counts = context.inputs["responses"].tables(), _Counts()
     wanted = [index for index in range(len(names)) if part_name(index) not in context.parts]
     for name, table in stored_parts(context, records.SCORES):

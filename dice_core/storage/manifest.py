@@ -66,6 +66,8 @@ class Manifest:
     inputs: dict[str, str] = field(default_factory=dict)
     """Name of an input to `uri@content_digest`."""
     metrics: dict[str, Metric] = field(default_factory=dict)
+    text_digests: dict[str, str] = field(default_factory=dict)
+    """Of a model, what turns text into token ids: hex digests of its `tokenizer` and its `chat_template`."""
     skipped: str = ""
     """Why the stage did nothing (a refused policy before it); empty when it ran."""
     package_version: str = __version__

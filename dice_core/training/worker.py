@@ -218,6 +218,7 @@ def _publish(
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from dice_core.models.loading import load_tokenizer
+    from dice_core.models.tokenizers import text_digests
     from dice_core.training.trained_model import save_trained_model
 
     # Under ZeRO-3 every model is otherwise loaded in shards, by all processes together.
@@ -232,7 +233,8 @@ def _publish(
         "seconds": round(time.monotonic() - start, 1),
     }
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    manifest = Manifest(**{"stage": "train", "fingerprint": "", **job.manifest_fields}, files={}, metrics=metrics)
+    fields = {"stage": "train", "fingerprint": "", "text_digests": text_digests(tokenizer), **job.manifest_fields}
+    manifest = Manifest(**fields, files={}, metrics=metrics)
     publish_files(job.output_uri, files, manifest)
     log(f"train: published {job.output_uri}")
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dice_core.data import records
 from dice_core.data.chat import chat_format
@@ -18,7 +19,7 @@ from dice_core.data.settings import ChatConfig
 from dice_core.evaluation.answers import Answer, sample_answers
 from dice_core.evaluation.measuring import Evaluation, Sample, evaluate_policy, summarise
 from dice_core.evaluation.settings import EvaluationConfig
-from dice_core.models.files import TRUST_KEY
+from dice_core.models.files import TRUST_KEY, ModelError
 from dice_core.models.loading import load_model, load_tokenizer
 from dice_core.models.saving import save_model
 from dice_core.preferences.settings import GenerationConfig
@@ -98,6 +99,44 @@ def test_rewards_of_both_policies_are_taken_against_the_base(tiny_model: Path, c
     assert metrics["heldout_reward_margin"] == pytest.approx(metrics["heldout_step_margin"])
     backwards = evaluate(tiny_model, changed_model, tiny_model).metrics()
     assert backwards["heldout_reward_margin_previous"] == pytest.approx(metrics["heldout_reward_margin"], abs=1e-6)
+
+
+@pytest.fixture
+def broken_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model with a weight that is not a number, as if it had been published so."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "broken"))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_policy_that_gives_no_numbers_is_refused_by_the_gate_before_it_is_sampled(
+    tiny_model: Path, broken_model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = evaluate(broken_model, tiny_model, tiny_model)
+    assert result.gate.reasons == ("log-probs of 4 held-out pairs are not finite numbers",)
+    assert not result.accepted and not result.promotable and result.samples == []
+    assert result.gate.warnings[-1] == "no answers were sampled: the growth in length is unknown"
+    assert "answers to" not in capfd.readouterr().err
+    assert result.metrics()["num_non_finite_pairs"] == 4
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("role", ["previous", "base reference"])
+def test_another_model_that_gives_no_numbers_ends_the_evaluation_in_one_line(
+    tiny_model: Path, broken_model: Path, role: str
+) -> None:
+    models = {"previous": tiny_model, "base reference": tiny_model, role: broken_model}
+    with pytest.raises(ModelError, match=rf"log-probs of 4 of 4 held-out pairs under the {role} .* are not finite"):
+        evaluate(tiny_model, models["previous"], models["base reference"])
+
+
+def test_a_model_that_cannot_be_sampled_from_is_one_line(broken_model: Path) -> None:
+    template = chat_format(load_tokenizer(broken_model), CHAT)
+    options = {"generation": GENERATION, "stop_ids": (2,), "max_new_tokens": 4, "seed": 3}
+    with pytest.raises(ModelError, match="probabilities of the next token are not finite"):
+        sample_answers(load_model(broken_model, "float32"), template, ["Hello?"], **options)
 
 
 def test_a_result_is_plain_json_with_the_samples_of_both(tiny_model: Path, changed_model: Path) -> None:

@@ -13,6 +13,7 @@ import transformers
 
 from dice_core.data import records
 from dice_core.logprobs.forward import PromptGroup, group_logps
+from dice_core.models.files import ModelError
 from dice_core.models.loading import load_model
 from dice_core.preferences.scoring import filter_responses, score_parts
 from dice_core.preferences.settings import ScoringConfig
@@ -168,6 +169,16 @@ def test_models_are_loaded_once_and_parts_read_one_at_a_time(
     assert loaded == ["policy", "reference"]
 
 
+@pytest.mark.parametrize(("column", "token_id"), [("prompt_token_ids", 97), ("response_token_ids", -1)])
+def test_a_token_id_that_has_no_row_is_refused_before_the_forward(
+    folders: tuple[Path, Path], column: str, token_id: int
+) -> None:
+    """As in responses of a user's own, made with another tokenizer."""
+    rows = [*ROWS[:-1], {**ROWS[-1], column: [5, token_id]}]
+    with pytest.raises(records.RecordError, match=f"{column} has token id {token_id}, .* embeddings of 97 rows"):
+        list(score_parts(*folders, [(0, table(rows))], TWO_VALID))
+
+
 def test_models_that_take_turns_score_the_same(folders: tuple[Path, Path]) -> None:
     [(_, together)] = score_parts(*folders, [(0, table(ROWS))], TWO_VALID)
     [(_, in_turns)] = score_parts(*folders, [(0, table(ROWS))], TWO_VALID, take_turns=True)
@@ -177,14 +188,41 @@ def test_models_that_take_turns_score_the_same(folders: tuple[Path, Path]) -> No
 def test_rows_that_are_not_finite_are_dropped_and_so_is_a_prompt_left_with_too_few(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    model = load_model(folders[0], "float32")
-    with torch.no_grad():
-        # Only the responses with index 2 have token 5.
-        model.get_input_embeddings().weight[5] = math.nan
-    model.save_pretrained(tmp_path)
+    policy = with_a_broken_token(folders[0], tmp_path)
     kept = [row for row in ROWS if (row["prompt_id"], row["sample_index"]) != ("b", 1)]
     rows = [{**row, "prompt_token_ids": [10, 11]} for row in kept]
-    [(_, scores)] = score_parts(tmp_path, folders[1], [(0, table(rows))], TWO_VALID)
+    # Two in a part of 25: a few odd responses, no broken model.
+    others = [response("c", index, prompt_token_ids=[10, 11], response_token_ids=[3, 1]) for index in range(20)]
+    [(_, scores)] = score_parts(policy, folders[1], [(0, table([*rows, *others]))], TWO_VALID)
     # Prompt a keeps two of three; of b's two one is left, and a pair needs two.
     found = list(zip(scores["prompt_id"].to_pylist(), scores["sample_index"].to_pylist(), strict=True))
-    assert found == [("a", 0), ("a", 1)]
+    assert found == [("a", 0), ("a", 1), *(("c", index) for index in range(20))]
+
+
+def with_a_broken_token(model_folder: Path, folder: Path) -> Path:
+    """Return a copy of a model that has no numbers for token 5, which only the responses with index 2 have."""
+    model = load_model(model_folder, "float32")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5] = math.nan
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("broken", ["policy", "reference"])
+def test_a_share_of_log_probs_that_are_not_finite_ends_scoring_with_the_reason(
+    folders: tuple[Path, Path], tmp_path: Path, broken: str
+) -> None:
+    models = {"policy": folders[0], "reference": folders[1]}
+    models[broken] = with_a_broken_token(models[broken], tmp_path)
+    rows = [{**row, "prompt_token_ids": [10, 11]} for row in ROWS]
+    reason = rf"log-probs of 2 of 6 responses under the {broken} are not finite numbers \(33%, allowed are 10%\)"
+    with pytest.raises(ModelError, match=reason):
+        list(score_parts(models["policy"], models["reference"], [(0, table(rows))], TWO_VALID))
+
+
+def test_the_share_is_of_all_parts_and_not_of_the_last(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    policy = with_a_broken_token(folders[0], tmp_path)
+    good = [response("c", index, prompt_token_ids=[10, 11], response_token_ids=[3, 1]) for index in range(20)]
+    odd = [{**row, "prompt_token_ids": [10, 11]} for row in ROWS]
+    parts = [(0, table(good)), (1, table(odd))]
+    assert [scores.num_rows for _, scores in score_parts(policy, folders[1], parts, TWO_VALID)] == [20, 4]

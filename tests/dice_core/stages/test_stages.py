@@ -137,6 +137,7 @@ def test_the_warm_start_trains_on_offline_pairs_and_makes_another_model(run, war
     assert (pairs["num_generated_pairs"], pairs["num_replayed_pairs"]) == (0, 9)
     trained, start = require_manifest(warm_start.uri), require_manifest(run.policy)
     assert trained.files["model.safetensors"].sha256 != start.files["model.safetensors"].sha256
+    assert trained.text_digests == start.text_digests, "of what turns text into ids"
     assert abs(warm_start.metrics["step0_loss"] - 0.693147) < 1e-4
 
 
@@ -162,7 +163,8 @@ def test_a_prompt_left_with_too_few_finite_log_probs_is_dropped_and_each_row_has
         uris[name] = str(tmp_path / f"{name}-model")
         publish_files(uris[name], files, Manifest(stage="import-model", fingerprint="", files={}))
     # A response with token 5 has no finite log-prob: a keeps two of three responses, b one.
-    tokens = {"a": [7, 8, 5], "b": [5, 7, 5]}
+    # Of c all have one: so few responses of all are odd ones, and no broken model.
+    tokens = {"a": [7, 8, 5], "b": [5, 7, 5], "c": [7] * 40}
     rows = [
         {
             "prompt_id": prompt,
@@ -178,7 +180,7 @@ def test_a_prompt_left_with_too_few_finite_log_probs_is_dropped_and_each_row_has
     path = tmp_path / "responses.parquet"
     records.write_table(pa.Table.from_pylist(rows, schema=records.RESPONSES), records.RESPONSES, path)
     metrics = score(uris["policy"], uris["reference"], str(path), str(tmp_path / "out"), scoring=SCORING).metrics
-    assert (metrics["num_scored"], metrics["num_dropped_non_finite"]) == (2, 1)
+    assert (metrics["num_scored"], metrics["num_dropped_non_finite"]) == (42, 1)
     assert (metrics["num_dropped_few_finite_responses"], metrics["num_dropped_few_valid_responses"]) == (3, 0)
 
 
