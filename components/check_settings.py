@@ -1,5 +1,7 @@
 """Component that checks a run's settings before anything expensive starts."""
 
+from typing import NamedTuple
+
 from kfp import dsl
 
 from components import images
@@ -30,7 +32,7 @@ def check_settings(
     launch: dict,
     pods: dict,
     service_account: str,
-) -> str:
+) -> NamedTuple("Checked", [("run", str), ("run_uri", str), ("settings_uri", str)]):
     given = locals()
     from dice_core.stages.check_settings import check_settings_task
 

@@ -9,18 +9,13 @@ from components import images
 
 @dsl.component(base_image=images.GENERATE, install_kfp_package=False)
 def evaluate(
-    root: str,
-    run: str,
-    iteration: int,
+    run_uri: str,
+    settings_uri: str,
+    place: str,
     policy_uri: str,
     previous_uri: str,
     base_reference_uri: str,
     data_uri: str,
-    promote_as: str,
-    evaluation: dict,
-    generation: dict,
-    chat: dict,
-    seed: int,
     metrics: dsl.Output[dsl.Metrics],
 ) -> NamedTuple("Evaluation", [("Output", str), ("decision", str)]):
     given = locals()

@@ -7,17 +7,12 @@ from components import images
 
 @dsl.component(base_image=images.GENERATE, install_kfp_package=False)
 def generate(
-    root: str,
-    run: str,
-    iteration: int,
-    shard: int,
-    num_shards: int,
+    run_uri: str,
+    settings_uri: str,
+    place: str,
     policy_uri: str,
     data_uri: str,
     gate_uri: str,
-    generation: dict,
-    chat: dict,
-    seed: int,
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
     given = locals()

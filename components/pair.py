@@ -7,16 +7,7 @@ from components import images
 
 @dsl.component(base_image=images.CORE, install_kfp_package=False)
 def pair(
-    root: str,
-    run: str,
-    iteration: int,
-    num_shards: int,
-    policy_uri: str,
-    data_uri: str,
-    pairing: dict,
-    chat: dict,
-    seed: int,
-    metrics: dsl.Output[dsl.Metrics],
+    run_uri: str, settings_uri: str, place: str, policy_uri: str, data_uri: str, metrics: dsl.Output[dsl.Metrics]
 ) -> str:
     given = locals()
     from dice_core.stages.pair import pair_task

@@ -7,15 +7,12 @@ from components import images
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def score(
-    root: str,
-    run: str,
-    iteration: int,
-    shard: int,
-    num_shards: int,
+    run_uri: str,
+    settings_uri: str,
+    place: str,
     policy_uri: str,
     reference_uri: str,
     responses_uri: str,
-    scoring: dict,
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
     given = locals()

@@ -45,6 +45,7 @@ from dice_core.stages.table import (
     REPORT,
     SCORE,
     TRAIN,
+    Stage,
 )
 from pipelines.cluster.config import PIPELINE_ACCOUNT
 from pipelines.cluster.resources import configure_task
@@ -72,10 +73,8 @@ DESCRIPTIONS = {
     "launch": "Which processes train (LaunchConfig).",
 }
 
-_COMMON = (
-    *("root", "run", "promote_as", "seed", "chat", "generation", "scoring"),
-    *("pairing", "training", "evaluation", "launch"),
-)
+_COMMON = ("run_uri", "settings_uri")
+"""Of every task behind check-settings: where the run is, and what it was started with."""
 _DATA_SOURCES = ("preferences_source", "prompts_source", "exclude_source")
 _HANDED_ON = ("policy_uri", "reference_uri", "base_reference_uri", "data_uri", "gate_uri")
 
@@ -132,8 +131,7 @@ def build_iteration(iteration: int, preset: Preset) -> GraphComponent:
         scored = [_generate_and_score(preset, given, shard) for shard in range(preset.num_shards)]
         return _pair_train_evaluate(preset, given, scored)
 
-    kinds = {name: dict for name in run_sections(preset)} | {"seed": int}
-    inputs = [_parameter(name, kinds.get(name, str)) for name in (*_COMMON, *_HANDED_ON)]
+    inputs = [_parameter(name, str) for name in (*_COMMON, *_HANDED_ON)]
     name = f"iteration {iteration}"
     return _pipeline(run_iteration, name.replace(" ", "-"), name, inputs, outputs=IterationOutputs)
 
@@ -191,11 +189,9 @@ def _check_settings(preset: Preset, given: Given) -> dsl.PipelineTask:
 
 def _run_stages(preset: Preset, iterations: list[GraphComponent], given: Given, recurring: bool) -> None:
     checked = _check_settings(preset, given)
-    if not recurring:
-        given = {**given, "run": checked.outputs[OUTPUT]}
+    given = {**given, **{name: checked.outputs[name] for name in ("run", *_COMMON)}}
     policy = _import(preset, given, "policy", checked)
-    names = ("root", "run", "seed", "chat", "data", *_DATA_SOURCES)
-    prepared = prepare_data(**_take(given, *names), policy_uri=policy)
+    prepared = prepare_data(**_take(given, *_COMMON), place=Place(PREPARE_DATA.name).below, policy_uri=policy)
     data = configure_task(prepared, PREPARE_DATA, "prepare data", preset).outputs[OUTPUT]
     if preset.has_warm_start and not recurring:
         reference, policy = policy, _warm_start(preset, given, policy, data)
@@ -229,46 +225,39 @@ def _run_iterations(preset: Preset, iterations: list[GraphComponent], given: Giv
 def _warm_start(preset: Preset, given: Given, sft: Any, data: Any) -> Any:
     """Make the first DPO policy from the SFT model and offline pairs; return its address."""
     given = {**given, "iteration": WARM_START, "policy_uri": sft, "data_uri": data}
-    pairs_uri = _pair(preset, given, num_shards=0).outputs[OUTPUT]
-    return _train(preset, {**given, "training": given["warm_start_training"]}, pairs_uri)
+    return _train(preset, given, _pair(preset, given).outputs[OUTPUT])
 
 
-def _pair(preset: Preset, given: Given, num_shards: int) -> dsl.PipelineTask:
-    place = Place(PAIR.name, given["iteration"])
-    names = ("root", "run", "seed", "iteration", "policy_uri", "data_uri", "pairing", "chat")
+def _pair(preset: Preset, given: Given) -> dsl.PipelineTask:
     # The stage finds the shards by their number: not every KFP backend resolves a list of task outputs.
-    pairs = _keyed(pair, place.key)(**_take(given, *names), num_shards=num_shards)
-    return configure_task(pairs, PAIR, _title(place), preset)
+    return _start(preset, PAIR, pair, given, "policy_uri", "data_uri")
 
 
 def _train(preset: Preset, given: Given, pairs_uri: Any) -> Any:
-    place = Place(TRAIN.name, given["iteration"])
-    names = ("root", "run", "seed", "iteration", "policy_uri", "training", "launch")
-    trained = _keyed(train, place.key)(**_take(given, *names), pods=pods_section(preset), pairs_uri=pairs_uri)
-    return configure_task(trained, TRAIN, _title(place), preset).outputs[OUTPUT]
+    return _start(preset, TRAIN, train, {**given, "pairs_uri": pairs_uri}, "policy_uri", "pairs_uri").outputs[OUTPUT]
 
 
 def _generate_and_score(preset: Preset, given: Given, shard: int) -> dsl.PipelineTask:
-    shard_of = {**_take(given, "root", "run", "iteration"), "shard": shard, "num_shards": preset.num_shards}
-    first, second = (Place(stage.name, given["iteration"], shard, preset.num_shards) for stage in (GENERATE, SCORE))
-    wanted = _take(given, "policy_uri", "data_uri", "gate_uri", "generation", "chat", "seed")
-    responses = _keyed(generate, first.key)(**shard_of, **wanted)
-    responses_uri = configure_task(responses, GENERATE, _title(first), preset).outputs[OUTPUT]
-    wanted = _take(given, "policy_uri", "reference_uri", "scoring")
-    scores = _keyed(score, second.key)(**shard_of, **wanted, responses_uri=responses_uri)
-    return configure_task(scores, SCORE, _title(second), preset)
+    given = {**given, "shard": shard}
+    responses = _start(preset, GENERATE, generate, given, "policy_uri", "data_uri", "gate_uri")
+    given["responses_uri"] = responses.outputs[OUTPUT]
+    return _start(preset, SCORE, score, given, "policy_uri", "reference_uri", "responses_uri")
 
 
 def _pair_train_evaluate(preset: Preset, given: Given, scored: list[dsl.PipelineTask]) -> IterationOutputs:
-    pairs_uri = _pair(preset, given, preset.num_shards).after(*scored).outputs[OUTPUT]
-    policy = _train(preset, given, pairs_uri)
-    place = Place(EVALUATE.name, given["iteration"])
-    names = ("root", "run", "iteration", "seed", "base_reference_uri", "data_uri", "promote_as")
-    evaluated = _keyed(evaluate, place.key)(
-        **_take(given, *names, "evaluation", "generation", "chat"), policy_uri=policy, previous_uri=given["policy_uri"]
-    )
-    outputs = configure_task(evaluated, EVALUATE, _title(place), preset).outputs
+    policy = _train(preset, given, _pair(preset, given).after(*scored).outputs[OUTPUT])
+    measured = {**given, "policy_uri": policy, "previous_uri": given["policy_uri"]}
+    names = ("policy_uri", "previous_uri", "base_reference_uri", "data_uri")
+    outputs = _start(preset, EVALUATE, evaluate, measured, *names).outputs
     return IterationOutputs(policy, outputs[OUTPUT], outputs["decision"])
+
+
+def _start(preset: Preset, stage: Stage, component: PythonComponent, given: Given, *names: str) -> dsl.PipelineTask:
+    """Add the task of a stage in an iteration, or in a shard of it, with those inputs by name."""
+    shard = {"shard": given["shard"], "num_shards": preset.num_shards} if "shard" in given else {}
+    place = Place(stage.name, given["iteration"], **shard)
+    task = _keyed(component, place.key)(**_take(given, *_COMMON, *names), place=place.below)
+    return configure_task(task, stage, _title(place), preset)
 
 
 def _title(place: Place) -> str:

@@ -114,23 +114,27 @@ def _check_fit(
 
 
 def check_settings_task(
-    root: str, run: str, job_id: str, promote_as: str, warm_start_training: Mapping[str, Any], **given: Any
-) -> str:
+    root: str, run: str, job_id: str, service_account: str, warm_start_training: Mapping[str, Any], **given: Any
+) -> tuple[str, str, str]:
     """Name a run and check all that it is started with, as a task of a pipeline; see check_run for what is given.
 
     Args:
         root: where all runs keep their data.
         run: name of the run; empty: it gets a fresh one.
         job_id: unique to the run.
-        promote_as: name of the promoted pointer.
+        service_account: that the tasks of the run should have.
         warm_start_training: empty where the run has no warm start.
         given: the other sections and the plan, by name.
 
     Returns:
-        The name of the run, for its other tasks.
+        The name of the run, its address, and that of its settings, for its other tasks.
     """
-    run = given_or_new(run, promote_as, job_id)
+    # Loaded here: whoever only checks settings on the way to a cluster needs none of it.
+    from dice_core.stages.run_settings import write_settings
+
+    run = given_or_new(run, given["promote_as"], job_id)
     sections = {name: given.pop(name) for name in SECTIONS if name in given}
-    first = {WARM_START_TRAINING: warm_start_training} if warm_start_training else {}
-    check_run(root, run, sections | first, promote_as=promote_as, **given)
-    return run
+    sections |= {WARM_START_TRAINING: warm_start_training} if warm_start_training else {}
+    check_run(root, run, sections, service_account=service_account, **given)
+    run_uri = layout.run(root, run)
+    return run, run_uri, write_settings(run_uri, sections, given)

@@ -2,7 +2,6 @@
 
 import json
 from functools import partial
-from typing import Any
 
 from dice_core.data import records
 from dice_core.data.settings import ChatConfig
@@ -12,7 +11,8 @@ from dice_core.settings.base import Values
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.models_agree import require_one_tokenizer
 from dice_core.stages.parts import read_input
-from dice_core.stages.place import Artifact, Place, show
+from dice_core.stages.place import Artifact, show
+from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import EVALUATE
 from dice_core.storage import layout
@@ -130,31 +130,31 @@ def _measure_and_promote(
 
 
 def evaluate_task(
-    root: str,
-    run: str,
-    iteration: int,
+    run_uri: str,
+    settings_uri: str,
+    place: str,
     policy_uri: str,
     previous_uri: str,
     base_reference_uri: str,
     data_uri: str,
-    promote_as: str,
     metrics: Artifact,
-    **given: Any,
 ) -> tuple[str, str]:
-    """Evaluate the policy of an iteration, as a task of a pipeline; see evaluate for what is given.
+    """Evaluate the policy of an iteration, as a task of a pipeline; see evaluate.
 
     Returns:
         The address of the evaluation, and `accepted` or `refused`; the latter of a policy that was never made too.
     """
-    place = Place(EVALUATE.name, iteration)
+    task = read_task(run_uri, settings_uri, place)
+    pointer = task.plan["promote_as"]
     report = evaluate(
         policy_uri,
         previous_uri,
         base_reference_uri,
         data_uri,
-        place.uri(root, run),
-        iteration=iteration,
-        promoted_uri=layout.promoted(root, promote_as) if promote_as else "",
-        **given,
+        task.uri,
+        iteration=task.place.iteration or 0,
+        promoted_uri=layout.promoted(task.root, pointer) if pointer else "",
+        seed=task.plan["seed"],
+        **task.settings(EVALUATE),
     )
-    return show(report, place, metrics), "accepted" if report.metrics.get("accepted") else "refused"
+    return show(report, task.place, metrics), "accepted" if report.metrics.get("accepted") else "refused"

@@ -1,7 +1,6 @@
 """Stage generate: sample the responses of a shard."""
 
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +12,8 @@ from dice_core.progress import Progress
 from dice_core.settings.base import Values
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.parts import part_name, published_behind, read_input, stored_parts
-from dice_core.stages.place import Artifact, Place, show
+from dice_core.stages.place import Artifact, show
+from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import GENERATE
 from dice_core.storage import layout
@@ -116,11 +116,24 @@ def _count_responses(counts: dict[str, int], _: str, table: pa.Table) -> None:
     counts["num_duplicate_responses"] += num_duplicate_responses(table)
 
 
-def generate_task(root: str, run: str, policy_uri: str, data_uri: str, metrics: Artifact, **given: Any) -> str:
-    """Generate a shard's responses, as a task of a pipeline; see generate for what is given.
+def generate_task(
+    run_uri: str, settings_uri: str, place: str, policy_uri: str, data_uri: str, gate_uri: str, metrics: Artifact
+) -> str:
+    """Generate a shard's responses, as a task of a pipeline; see generate.
 
     Returns:
         The address of the responses.
     """
-    place = Place(GENERATE.name, given["iteration"], given["shard"], given["num_shards"])
-    return show(generate(policy_uri, data_uri, place.uri(root, run), **given), place, metrics)
+    task = read_task(run_uri, settings_uri, place)
+    report = generate(
+        policy_uri,
+        data_uri,
+        task.uri,
+        iteration=task.place.iteration or 0,
+        shard=task.place.shard or 0,
+        num_shards=task.place.num_shards,
+        gate_uri=gate_uri,
+        seed=task.plan["seed"],
+        **task.settings(GENERATE),
+    )
+    return show(report, task.place, metrics)

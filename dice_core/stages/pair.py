@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -14,6 +14,7 @@ from dice_core.settings.base import ConfigError, Values
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.parts import group_tables, read_input
 from dice_core.stages.place import Artifact, Place, show
+from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import GENERATE, PAIR, SCORE
 from dice_core.storage import layout
@@ -138,33 +139,27 @@ def _offline_pairs(
     return {}, {}, built
 
 
-def pair_task(
-    root: str,
-    run: str,
-    iteration: int,
-    num_shards: int,
-    data_uri: str,
-    policy_uri: str,
-    metrics: Artifact,
-    **given: Any,
-) -> str:
-    """Make the pairs of an iteration from its shards, as a task of a pipeline; see pair for what is given.
+def pair_task(run_uri: str, settings_uri: str, place: str, policy_uri: str, data_uri: str, metrics: Artifact) -> str:
+    """Make the pairs of an iteration from its shards, as a task of a pipeline; see pair.
 
     Returns:
         The address of the pairs.
     """
-    place = Place(PAIR.name, iteration)
+    task = read_task(run_uri, settings_uri, place)
+    iteration = task.place.iteration or 0
+    num_shards = task.plan["num_shards"] if iteration else 0
     scores, responses = (
-        [Place(stage.name, iteration, shard, num_shards).uri(root, run) for shard in range(num_shards)]
+        [layout.join(run_uri, Place(stage.name, iteration, shard, num_shards).below) for shard in range(num_shards)]
         for stage in (SCORE, GENERATE)
     )
     report = pair(
         data_uri,
         policy_uri,
-        place.uri(root, run),
+        task.uri,
         scores_uris=scores,
         responses_uris=responses,
         iteration=iteration,
-        **given,
+        seed=task.plan["seed"],
+        **task.settings(PAIR),
     )
-    return show(report, place, metrics)
+    return show(report, task.place, metrics)

@@ -3,6 +3,7 @@
 A pipeline, the state of a run and a stage's own task all ask here. Loads no torch.
 """
 
+import re
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from math import isfinite
@@ -21,6 +22,10 @@ _OF_RUN = {
     REPORT.name: layout.report,
 }
 
+_IN_ITERATION = re.compile(
+    r"(?:warm-start|iteration-(?P<iteration>\d+))/(?P<stage>[a-z-]+)(?:/shard-(?P<shard>\d+)-of-(?P<of>\d+))?"
+)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -32,6 +37,14 @@ class Place:
     shard: int | None = None
     """From 0."""
     num_shards: int = 1
+
+    @classmethod
+    def parse(cls, below: str) -> "Place":
+        """Return the place that has an address below its run, such as iteration-1/score/shard-2-of-8."""
+        if match := _IN_ITERATION.fullmatch(below):
+            shard = {"shard": int(match["shard"]), "num_shards": int(match["of"])} if match["shard"] else {}
+            return cls(match["stage"], int(match["iteration"] or WARM_START), **shard)
+        return cls(next((name for name, place in _OF_RUN.items() if place("") == f"/{below}"), below))
 
     def uri(self, root: str, run: str) -> str:
         """Return where the stage writes; empty where that is no place of the run's own."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dice_core.data import records
 from dice_core.data.settings import ChatConfig, DataConfig
@@ -19,7 +19,8 @@ from dice_core.data.source_files import files_below, files_to_read
 from dice_core.progress import log
 from dice_core.settings.base import ConfigError, Values
 from dice_core.stages.attempts import leaves_reason
-from dice_core.stages.place import Artifact, Place, show
+from dice_core.stages.place import Artifact, show
+from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage, scratch_folder
 from dice_core.stages.table import PREPARE_DATA
 from dice_core.storage.address import open_storage
@@ -180,11 +181,20 @@ def _read(sources: Mapping[str, LocalSource], data: DataConfig) -> "tuple[dict[s
     return rows, benchmark
 
 
-def prepare_data_task(root: str, run: str, preferences_source: str, metrics: Artifact, **given: Any) -> str:
-    """Prepare the data of a run, as a task of a pipeline; see prepare_data for what is given.
+def prepare_data_task(run_uri: str, settings_uri: str, place: str, policy_uri: str, metrics: Artifact) -> str:
+    """Prepare the data of a run, as a task of a pipeline; see prepare_data.
 
     Returns:
         The address of the prepared tables.
     """
-    place = Place(PREPARE_DATA.name)
-    return show(prepare_data(preferences_source, place.uri(root, run), **given), place, metrics)
+    task = read_task(run_uri, settings_uri, place)
+    report = prepare_data(
+        task.plan["preferences_source"],
+        task.uri,
+        policy_uri=policy_uri,
+        prompts_source=task.plan["prompts_source"],
+        exclude_source=task.plan["exclude_source"],
+        seed=task.plan["seed"],
+        **task.settings(PREPARE_DATA),
+    )
+    return show(report, task.place, metrics)

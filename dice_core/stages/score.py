@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,8 @@ from dice_core.settings.base import Values
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.models_agree import require_one_tokenizer, tell_same_weights
 from dice_core.stages.parts import part_name, published_behind, read_input, stored_parts
-from dice_core.stages.place import Artifact, Place, show
+from dice_core.stages.place import Artifact, show
+from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import SCORE
 from dice_core.storage.manifest import Manifest, Metric
@@ -141,21 +142,19 @@ def _valid_parts(
 
 
 def score_task(
-    root: str,
-    run: str,
-    iteration: int,
-    shard: int,
-    num_shards: int,
+    run_uri: str,
+    settings_uri: str,
+    place: str,
     policy_uri: str,
     reference_uri: str,
     responses_uri: str,
     metrics: Artifact,
-    **given: Any,
 ) -> str:
-    """Score a shard's responses, as a task of a pipeline; see score for what is given.
+    """Score a shard's responses, as a task of a pipeline; see score.
 
     Returns:
         The address of the scores.
     """
-    place = Place(SCORE.name, iteration, shard, num_shards)
-    return show(score(policy_uri, reference_uri, responses_uri, place.uri(root, run), **given), place, metrics)
+    task = read_task(run_uri, settings_uri, place)
+    report = score(policy_uri, reference_uri, responses_uri, task.uri, **task.settings(SCORE))
+    return show(report, task.place, metrics)

@@ -1,12 +1,12 @@
 """Stage train: write the job down, launch it, and accept only what its manifest says it finished."""
 
 from functools import partial
-from typing import Any
 
 from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
 from dice_core.settings.base import Values
 from dice_core.stages.attempts import leaves_reason
-from dice_core.stages.place import Artifact, Place, show
+from dice_core.stages.place import Artifact, show
+from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import TRAIN
 from dice_core.storage import layout
@@ -101,13 +101,19 @@ def _run_job(
     return manifest
 
 
-def train_task(
-    root: str, run: str, iteration: int, policy_uri: str, pairs_uri: str, metrics: Artifact, **given: Any
-) -> str:
-    """Train the policy of an iteration, as a task of a pipeline; see train for what is given.
+def train_task(run_uri: str, settings_uri: str, place: str, policy_uri: str, pairs_uri: str, metrics: Artifact) -> str:
+    """Train the policy of an iteration, as a task of a pipeline; see train.
 
     Returns:
         The address of the new policy.
     """
-    place = Place(TRAIN.name, iteration)
-    return show(train(policy_uri, pairs_uri, place.uri(root, run), iteration=iteration, **given), place, metrics)
+    task = read_task(run_uri, settings_uri, place)
+    report = train(
+        policy_uri,
+        pairs_uri,
+        task.uri,
+        iteration=task.place.iteration or 0,
+        seed=task.plan["seed"],
+        **task.settings(TRAIN),
+    )
+    return show(report, task.place, metrics)

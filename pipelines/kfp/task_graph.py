@@ -70,12 +70,15 @@ def _place(spec: Mapping[str, Any], component: Mapping[str, Any], task: Mapping[
     executor = spec.get("deploymentSpec", {}).get("executors", {}).get(component.get("executorLabel"))
     if not executor:
         return None
-    inputs = task.get("inputs", {}).get("parameters", {})
-    number = {
-        name: int(inputs[name]["runtimeValue"]["constant"])
-        for name in ("iteration", "shard", "num_shards")
-        if "constant" in inputs.get(name, {}).get("runtimeValue", {})
+    inputs = {
+        name: value["runtimeValue"]["constant"]
+        for name, value in task.get("inputs", {}).get("parameters", {}).items()
+        if "constant" in value.get("runtimeValue", {})
     }
+    if below := inputs.get("place"):
+        return Place.parse(str(below))
+    # Pipelines of older versions say iteration and shard one by one.
+    number = {name: int(inputs[name]) for name in ("iteration", "shard", "num_shards") if name in inputs}
     stage = executor["container"]["args"][-1].replace("_", "-")
     shard = {"shard": number["shard"], "num_shards": number["num_shards"]} if "shard" in number else {}
     return Place(stage, number.get("iteration"), **shard)
