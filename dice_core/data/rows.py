@@ -23,8 +23,10 @@ SIDE_COLUMNS = ("input", "context", "system", "system_prompt", "history", "tools
 EMPTY = object()
 """Stands for a value without text in a source that nobody can correct: the row is dropped, not refused."""
 
+_WRITTEN_EMPTY = ("[]", "{}", "nan", "<noinput>")
+"""What stands for nothing where a list or a missing value was written as text."""
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
-_MESSAGES_AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*(['"])(role|content)\1\s*:""")
+_MESSAGES_AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*(['"])(role|content|from|value)\1\s*:""")
 # "Hi!" is how an answer to "Hi!" begins, but nobody repeats a question, or a long prompt word for word.
 _SURELY_REPEATED_CHARACTERS = 20
 _LONGEST_LABEL = 40
@@ -125,7 +127,7 @@ def has_text(value: object) -> bool:
     if isinstance(value, list):
         # A system message without text is none at all.
         said = [part for part in value if isinstance(part, dict) and part.get("role") != "system"]
-        return all(has_text(part.get("content", part.get("text"))) for part in said)
+        return all(has_text(part.get("content", part.get("text", part))) for part in said)
     return value is not None and (not isinstance(value, str) or bool(value.strip()))
 
 
@@ -139,9 +141,9 @@ class _Reader:
     def question(self) -> str:
         """Return the prompt, whole: with Alpaca's input."""
         for name in ("history", "tools"):
-            if _says_something(self.row.get(name)):
+            if self._has(name):
                 raise UnusableRow(name)
-        if any(_says_something(self.row.get(name)) for name in ("system", "system_prompt")):
+        if self._has("system") or self._has("system_prompt"):
             self._system_prompt("system_prompt")
         named = [name for name in PROMPT_COLUMNS if name in self.row]
         if len(named) == 2:
@@ -152,6 +154,11 @@ class _Reader:
         # Dolly's name for the input; elsewhere a context may be anything.
         inputs = ["input", "context"] if named == ["instruction"] else ["input"]
         return self._with_inputs(texts[0], inputs)
+
+    def _has(self, name: str) -> bool:
+        """Return whether a column beside the texts says anything."""
+        value = self.row.get(name)
+        return value not in _WRITTEN_EMPTY and _says_something(value)
 
     def answer(self, key: str) -> tuple[str | None, str]:
         """Return the question a list of messages begins with (None where there is none), and the answer."""
@@ -190,7 +197,7 @@ class _Reader:
     def _with_inputs(self, prompt: str, names: Sequence[str]) -> str:
         for name in names:
             value = self.row.get(name)
-            if not _says_something(value):
+            if not self._has(name):
                 continue
             if not isinstance(value, str):
                 raise UnusableRow(f"{name}_not_text")
@@ -207,9 +214,7 @@ class _Reader:
             messages = [messages]
         if messages is None:
             raise UnusableRow("unreadable_messages")
-        if not isinstance(messages, list) or not all(
-            isinstance(message, dict) and {"role", "content"} <= message.keys() for message in messages
-        ):
+        if not isinstance(messages, list) or not all(map(_is_message, messages)):
             return value
         self.cleaned.add("messages_as_text")
         return messages
@@ -272,6 +277,11 @@ def _says_something(value: object) -> bool:
         return any(map(_says_something, value))
     # NaN: how pandas writes that there is none.
     return value is not None and value is not EMPTY and not (isinstance(value, float) and math.isnan(value))
+
+
+def _is_message(value: object) -> bool:
+    """Return whether a value is a message; ShareGPT's is one too, and refused as such."""
+    return isinstance(value, dict) and ({"role", "content"} <= value.keys() or value.keys() == {"from", "value"})
 
 
 def _parsed(text: str) -> object:

@@ -103,6 +103,7 @@ def test_side_columns_count_in_every_kind_of_source(kind: str, tmp_path: Path, r
         ({"prompt": "### Instruction:\nSum up.\n", "instruction": "Sum up."}, "### Instruction:\nSum up.\n"),
         ({"prompt": None, "instruction": "Sum up."}, "Sum up."),
         ({"prompt": "Sum up.", "input": float("nan"), "tools": [], "system_prompt": ""}, "Sum up."),
+        ({"instruction": "Sum up.", "input": "<noinput>", "history": "[]", "tools": "[]"}, "Sum up."),
         ({"prompt": said(("user", [{"type": "text", "text": "Sum "}, "up."]))}, "Sum up."),
         ({"prompt": said(("system", ""), ("user", "Sum up."))}, "Sum up."),
     ],
@@ -187,6 +188,13 @@ def test_messages_that_are_cut_are_dropped_and_other_json_is_an_answer() -> None
     assert reason({**PAIR, "chosen": '[{"role": "assistant", "content": "Hel'}) == "unreadable_messages"
     for answer in ('[{"role": "nurse"}, {"role": "cook"}]', '{"content": 3}', '[1, 2, {"role": 3}]'):
         assert texts({**PAIR, "chosen": answer})[1] == answer
+
+
+def test_sharegpt_messages_are_refused_by_what_they_lack_also_as_text() -> None:
+    turn = {"from": "gpt", "value": "Hello."}
+    for chosen in ([turn], json.dumps([turn])):
+        with pytest.raises(RecordError, match=r"message 1 of 'chosen' must have 'role' and 'content', got \{'from'"):
+            texts({**PAIR, "chosen": chosen})
 
 
 def test_a_part_that_is_no_text_is_named_by_its_type() -> None:
