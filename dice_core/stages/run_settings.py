@@ -1,8 +1,8 @@
 """The settings of a run in one file: check-settings writes it, and every later task of the run reads its part.
 
 A task's parameters stand six times in its workflow, which has to fit into etcd: an address is shorter than settings.
-The file's name ends in a digest of its content. A run that is started again with other operational settings gets another
-file, and a retried task reads what it read before. Loads no torch.
+The file's name ends in a digest of its content. A run that is started again with other operational settings gets
+another file, and a retried task reads what it read before. Loads no torch.
 """
 
 import json
