@@ -101,6 +101,7 @@ def test_a_config_file_is_read_and_set_wins(tmp_path):
 @pytest.mark.parametrize(
     ("stage", "options"),
     [
+        ("import-model", "--source {0}"),
         ("prepare-data", "--preferences p.jsonl --policy {0}"),
         ("generate", "--policy {0} --data {0}"),
         ("score", "--policy {0} --reference {0} --responses {0}"),
