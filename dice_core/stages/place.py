@@ -10,7 +10,7 @@ from math import isfinite
 from typing import Any, Protocol
 
 from dice_core.stages.runner import StageReport
-from dice_core.stages.table import CHECK_SETTINGS, CHOOSE_INPUTS, PREPARE_DATA, REPORT
+from dice_core.stages.table import CHECK_SETTINGS, CHOOSE_INPUTS, PREPARE_DATA, REPORT, Stage
 from dice_core.storage import layout
 
 WARM_START = 0
@@ -85,6 +85,14 @@ class Place:
         if self.iteration is None:
             return ""
         return (f"iteration {self.iteration}" if self.iteration else "warm start") + end
+
+
+def is_place_of(stage: Stage, below: str) -> bool:
+    """Return whether a place below a run is one of a stage's own."""
+    if stage.scope == "run":
+        return below == Place(stage.name).below
+    shard = r"/shard-\d+-of-\d+" if stage.scope == "shard" else ""
+    return re.fullmatch(rf"(warm-start|iteration-\d+)/{stage.name}{shard}", below) is not None
 
 
 class Artifact(Protocol):

@@ -16,10 +16,10 @@ from dice_core.progress import log
 from dice_core.report.page import build_report
 from dice_core.report.run_data import Details, Histogram, ReportedStage, RunData, collect
 from dice_core.report.summary import summary
-from dice_core.stages.place import Artifact
+from dice_core.stages.place import Artifact, Place, is_place_of
 from dice_core.stages.recurring_name import continued_or_new, given_or_new
 from dice_core.stages.runner import StageReport
-from dice_core.stages.table import CHECK_SETTINGS, PAIR, REPORT, STAGES
+from dice_core.stages.table import CHECK_SETTINGS, IMPORT_MODEL, PAIR, REPORT, STAGES
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import MissingObjectError, StorageError
@@ -60,10 +60,15 @@ def report(run_uri: str, output_uri: str, *, num_iterations: int, allow_empty: b
         allow_empty: also write the page of a run that has made nothing yet.
 
     Raises:
-        StorageError: the run has made nothing, or the place holds another stage's result.
+        StorageError: the run has made nothing, a stage's result lies where no report looks, or the place holds another
+            stage's result.
     """
     layout.check_count(num_iterations, "num_iterations")
-    data = _read(read_contents(run_uri), output_uri, num_iterations, "all")
+    contents = read_contents(run_uri)
+    if not allow_empty:
+        # The last task of a run writes its page whatever lies beside its results.
+        _refuse_misplaced(contents)
+    data = _read(contents, output_uri, num_iterations, "all")
     if data.is_empty and not allow_empty:
         raise StorageError(
             f"{run_uri}: no stage of a run has finished there: give the run's own place, ROOT/runs/NAME, or pass "
@@ -71,6 +76,21 @@ def report(run_uri: str, output_uri: str, *, num_iterations: int, allow_empty: b
         )
     _publish(data, output_uri)
     return StageReport(output_uri, "completed", {})
+
+
+def _refuse_misplaced(contents: RunContents) -> None:
+    """Refuse results at places that are not a run's own: the page would say that they are missing."""
+    for place, manifest in contents.manifests.items():
+        stage = STAGES.get(manifest.stage)
+        # A model may lie anywhere, and so may a page.
+        if stage in (None, IMPORT_MODEL, REPORT) or is_place_of(stage, place):
+            continue
+        iteration = None if stage.scope == "run" else 1
+        wanted = Place(stage.name, iteration, 0 if stage.scope == "shard" else None).below
+        raise StorageError(
+            f"{layout.join(contents.uri, place)}: holds the result of {stage.name}, and a report does not look there: "
+            f"move it to the run's own place for it, such as {layout.join(contents.uri, wanted)}"
+        )
 
 
 def update_report(run_uri: str, *, details: Details) -> None:

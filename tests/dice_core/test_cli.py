@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from dice_core import cli
 from dice_core.settings.base import Values
 from dice_core.stages.table import STAGES
+from dice_core.storage.manifest import Manifest, publish_files
 
 
 def run(capsys, *arguments):
@@ -99,6 +101,7 @@ def test_a_config_file_is_read_and_set_wins(tmp_path):
 @pytest.mark.parametrize(
     ("stage", "options"),
     [
+        ("import-model", "--source {0}"),
         ("prepare-data", "--preferences p.jsonl --policy {0}"),
         ("generate", "--policy {0} --data {0}"),
         ("score", "--policy {0} --reference {0} --responses {0}"),
@@ -209,3 +212,17 @@ def test_a_scratch_folder_that_is_missing_is_made_or_told(capsys, tmp_path, monk
     assert code == 1 and err.startswith(
         f"dice: error: DICE_SCRATCH: {tmp_path}/file/b cannot be made (Not a directory)"
     )
+
+
+def test_a_report_names_a_result_that_lies_where_it_does_not_look(capsys, tmp_path):
+    """Its page would be empty, as of a run that has made nothing."""
+    run_uri = str(tmp_path / "run")
+    for place, stage in (("data", "prepare-data"), ("responses", "generate")):
+        publish_files(f"{run_uri}/{place}", {}, Manifest(stage=stage, fingerprint="f", files={}))
+    code, _, err = run(capsys, "report", "--run", run_uri, "--output", f"{run_uri}/report", "--num-iterations", "1")
+    assert code == 1 and err.count("\n") == 1
+    assert "run/responses: holds the result of generate, and a report does not look there: move it to" in err
+    assert f"{run_uri}/iteration-1/generate/shard-0-of-1" in err
+    (tmp_path / "run" / "iteration-1" / "generate").mkdir(parents=True)
+    shutil.move(f"{run_uri}/responses", f"{run_uri}/iteration-1/generate/shard-0-of-1")
+    assert run(capsys, "report", "--run", run_uri, "--output", f"{run_uri}/report", "--num-iterations", "1")[0] == 0

@@ -75,7 +75,8 @@ def origin(spec: dict[str, Any], reference: str, name: str) -> str:
     graph, task = holder(spec, reference)
     value = task["inputs"]["parameters"][name]
     if "componentInputParameter" in value:
-        return origin(spec, graph, value["componentInputParameter"])
+        given = value["componentInputParameter"]
+        return given if graph == "root" else origin(spec, graph, given)
     if "runtimeValue" in value:
         return str(value["runtimeValue"]["constant"])
     return ".".join(value["taskOutputParameter"].values())
