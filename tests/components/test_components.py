@@ -15,8 +15,11 @@ import pytest
 from components import images
 from dice_core.models import importing as models
 from dice_core.stages.import_model import import_model
+from dice_core.stages.run_settings import read_task, write_settings
 from dice_core.stages.runner import StageReport
 from dice_core.stages.table import STAGES
+from dice_core.storage import layout
+from dice_core.storage.contract import StorageError
 
 FOLDER = Path(images.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "images"))
@@ -33,6 +36,11 @@ def definition(name: str) -> ast.FunctionDef:
 
 def stage_function(name: str) -> Any:
     return STAGES[name.replace("_", "-")].function
+
+
+SECTIONS = {"generation": {"num_responses": 3}, "training": {"beta": 0.2}, "warm_start_training": {"beta": 0.3}}
+PLAN = {"seed": 5, "num_shards": 2, "promote_as": "p", "preferences_source": "a", "prompts_source": ""}
+PLAN |= {"exclude_source": "s3://b/exclude"}
 
 
 class FakeArtifact:
@@ -109,31 +117,37 @@ def test_each_body_calls_its_stage_with_the_addresses_of_the_run(
 
         return stage
 
-    expected = {
-        "import_model": "s3://b/models/org--model",
-        "prepare_data": "s3://b/runs/r/data",
-        "generate": "s3://b/runs/r/iteration-1/generate/shard-0-of-2",
-        "score": "s3://b/runs/r/iteration-1/score/shard-0-of-2",
-        "pair": "s3://b/runs/r/iteration-1/pair",
-        "train": "s3://b/runs/r/iteration-1/train",
-        "evaluate": "s3://b/runs/r/iteration-1/evaluate",
+    root = str(tmp_path / "root")
+    run = layout.run(root, "r")
+    places = {
+        "prepare_data": "data",
+        "generate": "iteration-1/generate/shard-0-of-2",
+        "score": "iteration-1/score/shard-0-of-2",
+        "pair": "iteration-1/pair",
+        "train": "iteration-1/train",
+        "evaluate": "iteration-1/evaluate",
     }
     tasks = {name: f"iteration 1: {name}" for name in ("pair", "train", "evaluate")}
     tasks |= {name: f"iteration 1: {name} 1 of 2" for name in ("generate", "score")}
     tasks |= {"import_model": "import model", "prepare_data": "prepare data"}
-    values = {"root": "s3://b", "run": "r", "iteration": 1, "shard": 0, "num_shards": 2, "seed": 5}
-    values |= {"source": "org/model", "promote_as": "p"}
-    for name, uri in expected.items():
+    settings_uri = write_settings(run, SECTIONS, PLAN)
+    for name in ("import_model", *places):
+        uri = f"{run}/{places[name]}" if name in places else f"{root}/models/org--model"
         monkeypatch.setattr(f"dice_core.stages.{name}.{name}", stand_in(name))
-        spec, metrics = component(name).component_spec, FakeArtifact(tmp_path / "metrics")
-        given = {key: values.get(key, {} if entry.type == "STRUCT" else key) for key, entry in spec.inputs.items()}
+        values = {"root": root, "run": "r", "source": "org/model", "run_uri": run, "settings_uri": settings_uri}
+        values["place"] = places.get(name, "")
+        metrics = FakeArtifact(tmp_path / "metrics")
+        given = {key: values.get(key, key) for key in component(name).component_spec.inputs}
         returned = component(name).python_func(**given, metrics=metrics)
         assert returned == ((uri, "refused") if name == "evaluate" else uri)
         assert metrics.metadata.pop("task") == tasks[name]
         assert metrics.metadata == {"count": 3, "status": "completed", "uri": uri}
-    assert called["pair"]["scores_uris"] == [f"s3://b/runs/r/iteration-1/score/shard-{i}-of-2" for i in (0, 1)]
-    assert called["pair"]["responses_uris"] == [f"s3://b/runs/r/iteration-1/generate/shard-{i}-of-2" for i in (0, 1)]
-    assert called["evaluate"]["promoted_uri"] == "s3://b/promoted/p.json"
+    assert called["pair"]["scores_uris"] == [f"{run}/iteration-1/score/shard-{i}-of-2" for i in (0, 1)]
+    assert called["pair"]["responses_uris"] == [f"{run}/iteration-1/generate/shard-{i}-of-2" for i in (0, 1)]
+    assert called["evaluate"]["promoted_uri"] == f"{root}/promoted/p.json"
+    assert called["generate"]["generation"] == {"num_responses": 3} and called["generate"]["seed"] == 5
+    assert (called["train"]["training"], called["train"]["pods"]) == ({"beta": 0.2}, {})
+    assert called["prepare_data"]["exclude_source"] == "s3://b/exclude"
 
 
 @pytest.mark.parametrize(
@@ -150,23 +164,39 @@ def test_evaluate_returns_its_decision_beside_the_address(
     monkeypatch.setattr(
         "dice_core.stages.evaluate.evaluate", lambda *args, **kwargs: StageReport(args[4], status, dict(metrics))
     )
-    spec = component("evaluate").component_spec
-    given = {key: {} if entry.type == "STRUCT" else key for key, entry in spec.inputs.items()}
-    given |= {"root": "s3://b", "run": "r", "iteration": 1}
+    run = layout.run(str(tmp_path), "r")
+    given = dict.fromkeys(component("evaluate").component_spec.inputs, "s3://b/x")
+    given |= {"run_uri": run, "settings_uri": write_settings(run, SECTIONS, PLAN), "place": "iteration-1/evaluate"}
     found = component("evaluate").python_func(**given, metrics=FakeArtifact(tmp_path / "metrics"))
-    assert found == ("s3://b/runs/r/iteration-1/evaluate", decision)
+    assert found == (f"{run}/iteration-1/evaluate", decision)
 
 
 @pytest.mark.parametrize("name", ["pair", "train"])
-def test_iteration_0_is_the_warm_start(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(
-        f"dice_core.stages.{name}.{name}", lambda *args, **kwargs: StageReport(args[2], "completed", {})
-    )
-    spec = component(name).component_spec
-    values = {"root": "s3://b", "run": "r", "iteration": 0, "num_shards": 0, "seed": 0}
-    given = {key: values.get(key, {} if entry.type == "STRUCT" else key) for key, entry in spec.inputs.items()}
+def test_the_warm_start_has_a_place_and_settings_of_its_own(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    called: dict[str, Any] = {}
+
+    def stage(*args: Any, **kwargs: Any) -> StageReport:
+        called.update(kwargs)
+        return StageReport(args[2], "completed", {})
+
+    monkeypatch.setattr(f"dice_core.stages.{name}.{name}", stage)
+    run = layout.run(str(tmp_path), "r")
+    given = dict.fromkeys(component(name).component_spec.inputs, "s3://b/x")
+    given |= {"run_uri": run, "settings_uri": write_settings(run, SECTIONS, PLAN), "place": f"warm-start/{name}"}
     uri = component(name).python_func(**given, metrics=FakeArtifact(tmp_path / "metrics"))
-    assert uri == f"s3://b/runs/r/warm-start/{name}"
+    assert uri == f"{run}/warm-start/{name}"
+    assert called.get("training", {"beta": 0.3}) == {"beta": 0.3} and not called.get("scores_uris")
+
+
+def test_settings_that_were_changed_since_they_were_checked_are_refused(tmp_path: Path) -> None:
+    run = layout.run(str(tmp_path), "r")
+    settings_uri = write_settings(run, SECTIONS, PLAN)
+    assert read_task(run, settings_uri, "iteration-1/train").plan == PLAN
+    Path(settings_uri).write_text(Path(settings_uri).read_text().replace("0.2", "0.4"))
+    with pytest.raises(StorageError, match="changed since check-settings wrote it"):
+        read_task(run, settings_uri, "iteration-1/train")
 
 
 def test_a_run_whose_first_task_failed_has_a_report_that_says_so(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_a_run_without_a_name_is_named_once_for_all_of_its_tasks(preset: str, tm
     assert spec["root"]["inputDefinitions"]["parameters"]["run"].get("defaultValue", "") == ""
     named = {origin(spec, reference, "run") for reference in spec["components"] if takes_run(spec, reference)}
     # Its own task takes what the person gave.
-    assert named == {"Output.check-settings", "run"}
+    assert named == {"run.check-settings", "run"}
     for task in ("check-settings", "report"):
         assert origin(spec, f"comp-{task}", "run") == "run"
         assert origin(spec, f"comp-{task}", "job_id") == "{{$.pipeline_job_uuid}}"
