@@ -24,6 +24,7 @@ from dice_core.evaluation.answers import Answer, sample_answers
 from dice_core.evaluation.estimates import Estimate, accuracy, accuracy_change, growth, mean
 from dice_core.evaluation.gate import Findings, Gate, decide
 from dice_core.evaluation.settings import EvaluationConfig
+from dice_core.logprobs.attention import use_checked_attention
 from dice_core.logprobs.forward import PromptGroup, group_logps
 from dice_core.models.loading import context_length, load_config, load_model, load_tokenizer
 from dice_core.preferences.generation import stop_token_ids
@@ -137,6 +138,7 @@ def evaluate_policy(
     for folder in dict.fromkeys([policy_folder, previous_folder, base_reference_folder]):
         role = "policy" if folder == policy_folder else "previous" if folder == previous_folder else "base reference"
         model = load_model(folder, evaluation.dtype, device=_device())
+        use_checked_attention(model)
         attention = model.config._attn_implementation
         log(f"evaluate: log-probs of {len(data.groups)} held-out pairs, {role}")
         logps[folder] = _pair_logps(model, data.groups, evaluation.tokens_per_batch)
