@@ -14,6 +14,7 @@ PACKAGES = ("components", "dice_core", "pipelines")
 
 # A room, and the rooms below it that it may use. `settings`, `data` and `progress` are leaves.
 ROOMS = {
+    "dice_core.accelerator": "",
     "dice_core.child_processes": "",
     "dice_core.hub_access": "",
     "dice_core.progress": "",
@@ -22,12 +23,13 @@ ROOMS = {
     "dice_core.storage": "data progress settings",
     "dice_core.models": "hub_access progress settings storage",
     "dice_core.logprobs": "models",
-    "dice_core.preferences": "data logprobs models progress settings storage",
-    "dice_core.training": "child_processes data logprobs models progress settings storage",
-    "dice_core.launch": "child_processes progress settings storage training",
-    "dice_core.evaluation": "data logprobs models preferences progress settings storage",
+    "dice_core.preferences": "accelerator data logprobs models progress settings storage",
+    "dice_core.training": "accelerator child_processes data logprobs models progress settings storage",
+    "dice_core.launch": "accelerator child_processes progress settings storage training",
+    "dice_core.evaluation": "accelerator data logprobs models preferences progress settings storage",
     "dice_core.report": "data evaluation preferences storage",
-    "dice_core.stages": "data evaluation launch models preferences progress report settings storage training",
+    "dice_core.stages": "accelerator data evaluation launch models preferences progress report settings storage "
+    "training",
     "dice_core.cli": "progress settings stages",
 }
 

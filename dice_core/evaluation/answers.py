@@ -12,6 +12,7 @@ import torch
 
 from dice_core.data.chat import ChatFormat
 from dice_core.models.files import ModelError
+from dice_core.models.rotary import reset_positions
 from dice_core.preferences.settings import GenerationConfig
 from dice_core.settings.seeds import derive_seed
 
@@ -91,6 +92,7 @@ def _generate(model: Any, prompts: list[list[int]], settings: Any, pad_id: int) 
     mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding])
     # generate() fills what a configuration leaves open from the model's own: replaced, so that nothing else decides.
     own, model.generation_config = model.generation_config, settings
+    reset_positions(model)
     try:
         with torch.inference_mode():
             output = model.generate(input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device))

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dice_core.accelerator import device_type
 from dice_core.data.chat import ChatFormat, chat_format
 from dice_core.data.records import PREFERENCES, RecordError, conform
 from dice_core.data.settings import ChatConfig
@@ -24,6 +25,7 @@ from dice_core.evaluation.answers import Answer, sample_answers
 from dice_core.evaluation.estimates import Estimate, accuracy, accuracy_change, growth, mean
 from dice_core.evaluation.gate import Findings, Gate, decide
 from dice_core.evaluation.settings import EvaluationConfig
+from dice_core.logprobs.attention import use_checked_attention
 from dice_core.logprobs.forward import PromptGroup, group_logps
 from dice_core.models.loading import context_length, load_config, load_model, load_tokenizer
 from dice_core.preferences.generation import stop_token_ids
@@ -136,7 +138,8 @@ def evaluate_policy(
     # Each model is in memory once and alone; the base may be the previous policy itself.
     for folder in dict.fromkeys([policy_folder, previous_folder, base_reference_folder]):
         role = "policy" if folder == policy_folder else "previous" if folder == previous_folder else "base reference"
-        model = load_model(folder, evaluation.dtype, device=_device())
+        model = load_model(folder, evaluation.dtype, device=device_type())
+        use_checked_attention(model)
         attention = model.config._attn_implementation
         log(f"evaluate: log-probs of {len(data.groups)} held-out pairs, {role}")
         logps[folder] = _pair_logps(model, data.groups, evaluation.tokens_per_batch)
@@ -264,12 +267,6 @@ def _tokenise(pairs: pa.Table, folder: Path, evaluation: EvaluationConfig, chat:
 def _pair_logps(model: Any, groups: Sequence[PromptGroup], tokens_per_batch: int) -> Floats:
     """Return summed log-probs in nats, chosen first. Shape: (pairs, 2)."""
     return np.array(group_logps(model, groups, tokens_per_batch=tokens_per_batch), dtype=np.float64).reshape(-1, 2)
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _free_memory() -> None:

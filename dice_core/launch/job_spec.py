@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dice_core.accelerator import GPU_VARIABLE
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.settings.quantities import quantity
 from dice_core.storage import layout
@@ -227,7 +228,9 @@ def _container(
 
 
 def _variables(num_processes: int, pods: PodConfig, environment: Mapping[str, str]) -> list[dict[str, Any]]:
-    values = {**_DEFAULT_VARIABLES, **_threads(num_processes, pods.cpu), **_copied(environment), **pods.env}
+    promised = {GPU_VARIABLE: "1"} if pods.gpu_resource else {}
+    threads = _threads(num_processes, pods.cpu)
+    values = {**_DEFAULT_VARIABLES, **promised, **threads, **_copied(environment), **pods.env}
     variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in values.items()]
     for name in CREDENTIALS if pods.credentials_secret else ():
         source = {"secretKeyRef": {"name": pods.credentials_secret, "key": name}}

@@ -4,11 +4,16 @@ Two kernels on a GPU, each for what it can do. FlexAttention, a part of torch, r
 of a prompt that several responses share. flash-attn knows causal attention and windows only, and takes no mask: it runs
 the models whose responses go in rows of their own, where it is installed. Elsewhere torch's SDPA runs everything.
 
+transformers hands its kernels whatever a model's attention has beside queries, keys and values (a soft cap, sinks, a
+bias), and its SDPA drops without a word what it does not know. Here it is the other way round: only what is known to be
+right is let through, for packed rows and for plain ones.
+
 Rows come from `packing.py`; `forward.py` runs the model.
 """
 
 import inspect
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +27,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from dice_core.logprobs.packing import Row, padded, windowed
+from dice_core.models.files import ModelError
 from dice_core.models.rotary import stretches_positions
 
 Mask = Tensor | BlockMask
@@ -31,6 +37,13 @@ BLOCK = 128
 _MASKED_LAYERS = {"full_attention", "sliding_attention"}
 _SEGMENTS = "dice_segments"
 _MASKED_ATTENTIONS = {"sdpa", "eager", "flex_attention", _SEGMENTS}
+# What tells a model's layers who sees whom, and is replaced by a mask of ours. (GPT-2 has the third for the states of
+# an encoder, which it does not get.) Under masks of other makers a token may see more or less than a prompt and itself.
+_MASK_MAKERS = {"create_causal_mask", "create_sliding_window_causal_mask", "create_bidirectional_mask"}
+# What attention may be given and need not heed: the mask says it, or it is about caches and outputs.
+_SAID_BY_MASK = {"sliding_window", "is_causal", "position_ids", "cache_position"}
+_OF_OUTPUTS = {"use_cache", "output_attentions", "output_hidden_states", "output_router_logits", "return_dict"}
+_NEED_NO_HEED = _SAID_BY_MASK | _OF_OUTPUTS
 # What flash-attn 2 has kernels for: Ampere, Ada and Hopper, 16 bits, heads of up to 256.
 _FLASH_GENERATIONS, _FLASH_DTYPES, _FLASH_HEAD_SIZE = {8, 9}, {torch.bfloat16, torch.float16}, 256
 
@@ -54,11 +67,20 @@ def packed_way(model: PreTrainedModel) -> Way:
         )
         _use_flash_attention(model)
         return "separate"
-    if model.config._attn_implementation == "sdpa":
+    if model.config._attn_implementation in ("sdpa", _SEGMENTS):
         has_flex = model.device.type == "cuda" and model._supports_flex_attn
         model.set_attn_implementation("flex_attention" if has_flex else _SEGMENTS)
     ways: dict[str, Way] = {"flex_attention": "flex", _SEGMENTS: "segments"}
     return ways.get(model.config._attn_implementation, "dense")
+
+
+def use_checked_attention(model: PreTrainedModel) -> None:
+    """Switch a model that is set to transformers' SDPA to the one below, which drops nothing without a word.
+
+    What a kernel of a GPU, chosen later, would drop is found too: `output_head.check_head` runs the model once before.
+    """
+    if model.config._attn_implementation == "sdpa" and model._supports_attention_backend:
+        model.set_attn_implementation(_SEGMENTS)
 
 
 def unmaskable(model: PreTrainedModel) -> str:
@@ -67,6 +89,8 @@ def unmaskable(model: PreTrainedModel) -> str:
     others = set(getattr(config, "layer_types", None) or ()) - _MASKED_LAYERS
     if model._is_stateful or others:
         return f"its layers ({', '.join(sorted(others)) or 'stateful'}) are not all attention"
+    if not _masks_are_known(model):
+        return "it makes its masks in a way of its own"
     if "position_ids" not in inspect.signature(model.get_decoder().forward).parameters:
         return "it takes no positions"
     if stretches_positions(model):
@@ -74,6 +98,13 @@ def unmaskable(model: PreTrainedModel) -> str:
     if not model._supports_attention_backend or model.config._attn_implementation not in _MASKED_ATTENTIONS:
         return "its attention takes no mask of ours"
     return ""
+
+
+def _masks_are_known(model: PreTrainedModel) -> bool:
+    """Return whether the model asks for the masks of all its layers by functions that a mask of ours stands for."""
+    code = getattr(inspect.unwrap(model.get_decoder().forward), "__code__", None)
+    makers = {name for name in code.co_names if "create" in name and "mask" in name} if code else set()
+    return bool(makers) and makers <= _MASK_MAKERS
 
 
 def takes_flash_attention(
@@ -88,7 +119,7 @@ def takes_flash_attention(
     """Return whether a model that runs in separate rows is switched to flash-attn.
 
     Args:
-        attention: what it has now; only SDPA, nobody's choice, is replaced.
+        attention: what it has now; only SDPA, transformers' or ours, is replaced.
         is_supported: transformers has it for this model.
         is_installed: the package is there.
         generation: of the GPU: the first number of its compute capability; None on a CPU.
@@ -97,11 +128,13 @@ def takes_flash_attention(
     """
     has_kernel = generation in _FLASH_GENERATIONS and dtype in _FLASH_DTYPES
     has_kernel = has_kernel and head_size is not None and head_size <= _FLASH_HEAD_SIZE
-    return attention == "sdpa" and is_supported and is_installed and has_kernel
+    return attention in ("sdpa", _SEGMENTS) and is_supported and is_installed and has_kernel
 
 
 def _use_flash_attention(model: PreTrainedModel) -> None:
-    config, on_gpu = model.config.get_text_config(), model.device.type == "cuda"
+    if model.device.type != "cuda":
+        return
+    config = model.config.get_text_config()
     size, num_heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
     head_size = getattr(config, "head_dim", None) or (size // num_heads if size and num_heads else None)
     if takes_flash_attention(
@@ -109,7 +142,7 @@ def _use_flash_attention(model: PreTrainedModel) -> None:
         # transformers refuses a bias by distance only when it runs.
         is_supported=model._supports_flash_attn and not getattr(config, "alibi", False),
         is_installed=is_flash_attn_2_available(),
-        generation=torch.cuda.get_device_capability(model.device)[0] if on_gpu else None,
+        generation=torch.cuda.get_device_capability(model.device)[0],
         dtype=model.dtype,
         head_size=head_size,
     ):
@@ -173,11 +206,12 @@ def segment_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend in a packed row segment by segment: each is the end of an ordinary causal sequence, its prompt and itself.
 
-    With any mask but a table of segments it is SDPA, so that a model set to it can do all else too.
+    With any mask but a table of segments it attends as SDPA does, so that a model set to it can do all else too.
 
     Args:
         module: the layer.
@@ -186,13 +220,20 @@ def segment_attention(
         value: as key.
         attention_mask: of segment_table.
         scaling: of the products.
-        kwargs: of other ways of attention.
+        softcap: c, where products x become c * tanh(x / c), as in Gemma 2.
+        kwargs: what else the model's attention has.
 
     Returns:
         (1, tokens, heads, head size), and no weights.
+
+    Raises:
+        ModelError: the model's attention has something that is not known here.
     """
+    _refuse_unknown(module, kwargs)
     if attention_mask is None or attention_mask.dtype != torch.int64:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        if softcap is None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return _softcapped(query, key, value, attention_mask, scaling, softcap).transpose(1, 2), None
     outputs = []
     for start, end, prompt_start, prompt_end, window in attention_mask[0, 0].tolist():
         # Each (1, key heads, keys, head size).
@@ -200,6 +241,9 @@ def segment_attention(
             torch.cat([part[:, :, prompt_start:prompt_end], part[:, :, start:end]], dim=2) for part in (key, value)
         )
         seen = _causal(end - start, keys.shape[2], window, query.device)  # (queries, keys)
+        if softcap is not None:
+            outputs.append(_softcapped(query[:, :, start:end], keys, values, seen, scaling, softcap))
+            continue
         options = {"is_causal": True} if seen is None else {"attn_mask": seen}
         is_grouped = query.shape[1] != key.shape[1]
         outputs.append(
@@ -208,6 +252,47 @@ def segment_attention(
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2), None  # (1, tokens, heads, head size)
+
+
+def _refuse_unknown(module: torch.nn.Module, given: Mapping[str, Any]) -> None:
+    """Raise ModelError if attention is given something that would be dropped."""
+    unknown = [
+        name for name, value in given.items() if value is not None and value is not False and name not in _NEED_NO_HEED
+    ]
+    if given.get("dropout") == 0:
+        unknown.remove("dropout")
+    if unknown:
+        raise ModelError(
+            f"{type(module).__name__}: its attention has {', '.join(sorted(unknown))}, which is not known here: "
+            "log-probs of this model would be wrong"
+        )
+
+
+def _softcapped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float
+) -> Tensor:
+    """Attend with capped products, which no kernel of SDPA does. Shapes as in segment_attention.
+
+    Args:
+        query: (rows, heads, queries, head size).
+        key: (rows, heads or fewer, keys, head size).
+        value: as key.
+        mask: who is seen, bool, or what is added to products; None is causal. Broadcast to (rows, 1, queries, keys).
+        scaling: of the products.
+        softcap: see there.
+    """
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    products = (query @ key.transpose(2, 3) * scaling / softcap).tanh() * softcap  # (rows, heads, queries, keys)
+    if mask is None:
+        num_before = key.shape[2] - query.shape[2]
+        mask = torch.ones(products.shape[2:], dtype=torch.bool, device=query.device).tril_(num_before)
+    if mask.dtype == torch.bool:
+        # Not minus infinity: a row of padding sees nothing.
+        products = products.masked_fill(~mask, torch.finfo(products.dtype).min)
+    else:
+        products = products + mask
+    return products.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
 
 
 def _causal(num_queries: int, num_keys: int, window: int, device: torch.device) -> Tensor | None:

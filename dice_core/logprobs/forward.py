@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dice_core.logprobs.attention import attention_masks, filled, packed_way
+from dice_core.logprobs.attention import attention_masks, filled, packed_way, use_checked_attention
 from dice_core.logprobs.output_head import check_head, target_logps
 from dice_core.logprobs.packing import Piece, PromptGroup, Row, fill_rows, length_batches, pack_row, split_groups
-from dice_core.models.rotary import stretches_positions
+from dice_core.models.rotary import reset_positions, stretches_positions
 
 __all__ = ["PromptGroup", "group_logps", "packed_token_logps"]
 
@@ -54,6 +54,7 @@ def packed_token_logps(
     sizes = [len(response) for group in groups for response in group.responses]
     if not groups or not sum(sizes):
         return [[torch.zeros(0, device=model.device) for _ in group.responses] for group in groups]
+    use_checked_attention(model)
     # Before the way is chosen: the check is a plain forward, and FlexAttention would be compiled for it.
     check_head(model)
     way = packed_way(model)
@@ -110,6 +111,7 @@ def _one_behind(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def _batches(model: PreTrainedModel, groups: Sequence[PromptGroup], tokens_per_batch: int) -> Iterator[Batch]:
+    use_checked_attention(model)
     check_head(model)
     way = packed_way(model)
     if way == "separate":
@@ -178,8 +180,11 @@ def _separate_logps(model: PreTrainedModel, responses: Sequence[tuple[PromptGrou
     """Run each response in a row of its own, after its prompt. Result: (response tokens of all,), float32."""
     if stretches_positions(model) and len(responses) > 1:
         return torch.cat([_separate_logps(model, [response]) for response in responses])
+    reset_positions(model)
     rows = [pack_row([PromptGroup(group.prompt_token_ids, [group.responses[index]])]) for group, index in responses]
-    ids = _padded_ids([row.input_ids.tolist() for row in rows])  # (rows, tokens)
+    # With the last token, which a packed row has no use for: positions may depend on how long a text is.
+    texts = [[*group.prompt_token_ids, *group.responses[index]] for group, index in responses]
+    ids = _padded_ids(texts)  # (rows, tokens)
     hidden = model.get_decoder()(input_ids=_tensor(ids, model.device), use_cache=False).last_hidden_state
     # Both (response tokens,); predictors count in hidden.flatten(0, 1), (rows x tokens, hidden size).
     predictors = np.concatenate([row.predictors + number * ids.shape[1] for number, row in enumerate(rows)])

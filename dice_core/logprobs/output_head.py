@@ -106,10 +106,13 @@ def check_head(model: PreTrainedModel) -> None:
         return
     if not isinstance(head, nn.Linear):
         raise ModelError(f"{model.config.model_type}: has no linear output head but {type(head).__name__}")
+    decoder = model.get_decoder()
+    if decoder is model or not isinstance(decoder, PreTrainedModel):
+        raise ModelError(f"{model.config.model_type}: transformers does not tell its decoder from its head")
     ids = torch.arange(8, device=model.device)[None] % head.out_features  # (1, 8)
     with torch.no_grad():
         expected = model(input_ids=ids, use_cache=False).logits.float()  # (1, 8, vocabulary)
-        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # (1, 8, hidden size)
+        hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state  # (1, 8, hidden size)
         found = logit_scale(model).apply(head(hidden).float().clone())  # (1, 8, vocabulary)
     # Broken weights give no numbers to compare; their log-probs are seen not to be finite later.
     difference, size = (values.nan_to_num(0, 0, 0).abs().max() for values in (found - expected, expected))

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dice_core.accelerator import device_type
 from dice_core.data import records
 from dice_core.models.files import ModelError
 from dice_core.preferences.settings import ScoringConfig
@@ -176,7 +177,7 @@ class _Models:
         from dice_core.models.loading import load_model, move
 
         self._config = config
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(device_type())
         self._models = [load_model(folder, config.dtype) for folder in folders]
         self._take_turns = len(folders) > 1 and (take_turns or (take_turns is None and not self._fit_together()))
         if not self._take_turns:

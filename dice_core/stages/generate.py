@@ -5,6 +5,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dice_core.accelerator import require_promised_gpu
 from dice_core.data import records
 from dice_core.data.settings import ChatConfig
 from dice_core.preferences.settings import GenerationConfig
@@ -95,6 +96,7 @@ def _sample_parts(
     for _, table in stored_parts(context, records.RESPONSES):
         _count_responses(counts, "", table)
     if wanted:
+        require_promised_gpu()
         policy = fetch_model(context.inputs["policy"].uri)
         # vLLM would sample from what are no numbers, without a word.
         check_finite(policy)

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dice_core.accelerator import device_type
+
 
 def num_processes() -> int:
     """Return how many processes train together, over all nodes."""
@@ -76,4 +78,4 @@ def close() -> None:
 
 def device() -> torch.device:
     """Return where this process computes."""
-    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device("cuda", local_rank()) if device_type() == "cuda" else torch.device("cpu")

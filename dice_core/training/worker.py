@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dice_core.accelerator import AcceleratorError, device_type
 from dice_core.child_processes import end_with_parent
 from dice_core.data import records
 from dice_core.progress import Progress, log
@@ -150,11 +151,10 @@ def _train_and_publish(
 
 def _quieten_libraries() -> None:
     """Leave the log to lines a person reads; call it before accelerate or DeepSpeed is imported."""
-    import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    if not torch.cuda.is_available():
+    if device_type() == "cpu":
         # DeepSpeed, which accelerate imports, otherwise warns at length that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -264,7 +264,7 @@ def _may_pass(error: Exception) -> bool:
     """
     cause = error.__context__
     has_errno = isinstance(cause, OSError) and cause.errno is not None
-    return isinstance(error, StorageError) or isinstance(cause, RuntimeError) or has_errno
+    return isinstance(error, StorageError | AcceleratorError) or isinstance(cause, RuntimeError) or has_errno
 
 
 def main(arguments: list[str] | None = None) -> int:

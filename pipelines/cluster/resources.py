@@ -8,6 +8,7 @@ from typing import Literal
 from kfp import dsl, kubernetes
 
 from components import images
+from dice_core.accelerator import GPU_VARIABLE
 from dice_core.launch.settings import LaunchConfig
 from dice_core.settings.durations import to_seconds
 from dice_core.stages.table import CHECK_SETTINGS, CHOOSE_INPUTS, REPORT, Stage
@@ -103,6 +104,8 @@ def _place(task: dsl.PipelineTask, stage: Stage, role: Role, preset: Preset, clu
     task.set_cpu_request(getattr(cluster, f"{role}_cpu")).set_memory_request(memory).set_memory_limit(memory)
     if has_gpu and cluster.gpu_resource:
         task.set_accelerator_type(cluster.gpu_resource)
+        # A stage that then sees none ends, and does not compute on the CPU.
+        task.set_env_variable(GPU_VARIABLE, "1")
         task.set_accelerator_limit(preset.launch.processes_per_node if role == "trainer" else cluster.gpus_per_task)
     if role == "launcher":
         # It starts pods and reads their logs: the image with vLLM or CUDA in it would be pulled for nothing.

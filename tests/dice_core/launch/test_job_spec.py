@@ -13,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from dice_core.accelerator import GPU_VARIABLE
 from dice_core.launch.job_spec import COPIED_VARIABLES, job_name, training_job
 from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
 from pipelines.cluster.resources import CACHE_FOLDER
@@ -233,6 +234,11 @@ def test_a_users_variables_win_over_the_built_in_ones() -> None:
 )
 def test_processes_share_the_cores_of_their_pod(settings: dict[str, Any], threads: str) -> None:
     assert values_of(spec_of(**settings)).get("OMP_NUM_THREADS", "") == threads
+
+
+def test_pods_that_ask_for_gpus_are_told_so() -> None:
+    assert values_of(spec_of(gpu_resource="nvidia.com/gpu"))[GPU_VARIABLE] == "1"
+    assert GPU_VARIABLE not in values_of(spec_of(gpu_resource=""))
 
 
 def test_place_access_and_queue_are_the_settings() -> None:

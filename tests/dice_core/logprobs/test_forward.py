@@ -20,6 +20,7 @@ from dice_core.logprobs.forward import PromptGroup, group_logps, packed_token_lo
 from dice_core.logprobs.output_head import target_logps
 from dice_core.models.files import ModelError
 from dice_core.models.loading import load_model
+from dice_core.models.rotary import reset_positions
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +40,8 @@ SHAPE: dict[str, Any] = {
 FALCON = {key: SHAPE[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
 ROPE = {"rope_theta": 10000.0, "original_max_position_embeddings": 14}
 TWO_KINDS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
+# Products far beyond the cap, so that it shows.
+CAPPED: dict[str, Any] = {"head_dim": 16, "attn_logit_softcapping": 0.05, "query_pre_attn_scalar": 1}
 
 PACKED = {
     "llama": transformers.LlamaConfig(**SHAPE),
@@ -46,15 +49,17 @@ PACKED = {
     "mistral, window shorter than the prompt": transformers.MistralConfig(**SHAPE, sliding_window=5),
     "qwen2, window in one layer": transformers.Qwen2Config(**SHAPE, use_sliding_window=True, **TWO_KINDS),
     "qwen3": transformers.Qwen3Config(**SHAPE, head_dim=16),
-    "gemma2, soft cap": transformers.Gemma2Config(
-        **SHAPE, head_dim=16, sliding_window=6, final_logit_softcapping=3.0, attn_logit_softcapping=None
-    ),
+    "gemma2, soft cap": transformers.Gemma2Config(**SHAPE, **CAPPED, sliding_window=6, final_logit_softcapping=3.0),
     "gemma3, windows": transformers.Gemma3TextConfig(**SHAPE, head_dim=16, **TWO_KINDS),
     "granite, divided logits": transformers.GraniteConfig(**SHAPE, logits_scaling=4.0),
     "cohere, multiplied logits": transformers.CohereConfig(**SHAPE, logit_scale=0.3),
     "gpt2, learned positions": transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4),
 }
 SEPARATE = {
+    "llama, positions stretched by what came before": transformers.LlamaConfig(
+        **{**SHAPE, "max_position_embeddings": 14},
+        rope_parameters={"rope_type": "dynamic", "factor": 8.0, "rope_theta": 10000.0},
+    ),
     "falcon, ALiBi": transformers.FalconConfig(**FALCON, alibi=True),
     "lfm2, convolutions": transformers.Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"]),
     # Stretched from 15 positions on: some of the rows are longer, and some are not.
@@ -100,14 +105,21 @@ GROUPS = make_groups([(7, [9, 1, 4]), (1, [3, 12]), (20, [2])])
 
 
 def plain_logps(model: PreTrainedModel, groups: Sequence[PromptGroup]) -> list[list[Tensor]]:
-    """One row at a time, all logits, no masks: the definition."""
+    """One row at a time, all logits, no masks, the model's own formula of attention, nothing kept: the definition."""
 
     def logps(prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+        reset_positions(model)
         ids = torch.tensor([[*prompt, *response]], device=model.device)
         found = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
         return found[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0]
 
-    return [[logps(group.prompt_token_ids, response) for response in group.responses] for group in groups]
+    attention = model.config._attn_implementation
+    if model._supports_attention_backend:
+        model.set_attn_implementation("eager")
+    found = [[logps(group.prompt_token_ids, response) for response in group.responses] for group in groups]
+    if model._supports_attention_backend:
+        model.set_attn_implementation(attention)
+    return found
 
 
 def flat(groups: list[list[Any]]) -> list[Any]:
@@ -143,6 +155,78 @@ def test_packed_log_probs_and_gradients_are_those_of_single_rows(config: Pretrai
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         check_against_plain(make_model(config))
+
+
+GEMMA2 = transformers.Gemma2Config(**SHAPE, **CAPPED, sliding_window=6)
+
+
+@pytest.mark.parametrize("attention_mask", [None, [[0, 0, 0, 1, 1, 1, 1, 1, 1], [1] * 9]], ids=["alone", "padded left"])
+def test_a_plain_forward_does_not_drop_the_soft_cap_of_attention_either(attention_mask: list[list[int]] | None) -> None:
+    """As answers are sampled. transformers' SDPA drops it without a word."""
+    model = make_model(GEMMA2, "eager")
+    ids = torch.arange(18).reshape(2, 9) + 3
+    given = {"input_ids": ids, "attention_mask": None if attention_mask is None else torch.tensor(attention_mask)}
+    with torch.no_grad():
+        expected = model(**given).logits
+        model.set_attn_implementation("sdpa")
+        assert float((model(**given).logits - expected)[:, 3:].abs().max()) > 0.01
+        attention.use_checked_attention(model)
+        assert float((model(**given).logits - expected)[:, 3:].abs().max()) < 1e-4
+        step = model.generate(**given, max_new_tokens=4, do_sample=False)
+        model.set_attn_implementation("eager")
+        assert torch.equal(step, model.generate(**given, max_new_tokens=4, do_sample=False))
+
+
+def test_what_an_attention_has_that_is_not_known_is_refused_and_not_dropped() -> None:
+    query, module = torch.randn(1, 4, 3, 8), nn.Identity()
+    known = {
+        "dropout": 0.0,
+        "sliding_window": 5,
+        "position_ids": torch.arange(3),
+        "output_attentions": False,
+        "s_aux": None,
+    }
+    attention.segment_attention(module, query, query, query, None, **known)
+    for name in ("s_aux", "position_bias", "indices", "something_new"):
+        with pytest.raises(ModelError, match=f"Identity: its attention has {name}, which is not known here"):
+            attention.segment_attention(module, query, query, query, None, **known | {name: torch.ones(4)})
+
+
+def test_sinks_run_by_the_model_s_own_formula() -> None:
+    """SDPA has none: transformers runs gpt-oss with eager attention, and a mask of all tokens by all tokens."""
+    config = transformers.GptOssConfig(**SHAPE, head_dim=16, num_local_experts=4, sliding_window=4)
+    check_against_plain(make_model(config))
+
+
+class _OwnMasks(transformers.LlamaModel):
+    """Asks for its masks in another way than by transformers' functions."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs)
+
+
+def test_a_model_that_makes_its_masks_in_a_way_of_its_own_runs_in_separate_rows() -> None:
+    model = make_model(PACKED["llama"])
+    model.model.__class__ = _OwnMasks
+    with pytest.warns(UserWarning, match="it makes its masks in a way of its own, so each response runs in a row"):
+        check_against_plain(model)
+
+
+def test_a_model_without_a_decoder_that_is_known_is_refused() -> None:
+    """Llama 4, with attention in chunks: transformers takes the whole model for its decoder."""
+    config = transformers.Llama4TextConfig(
+        **SHAPE, head_dim=16, attention_chunk_size=5, num_local_experts=2, intermediate_size_mlp=48
+    )
+    with pytest.raises(ModelError, match="llama4_text: transformers does not tell its decoder from its head"):
+        group_logps(make_model(config), GROUPS, tokens_per_batch=64)
+
+
+@pytest.mark.filterwarnings("ignore:llama. its positions")
+def test_stretched_positions_do_not_depend_on_the_order_of_texts() -> None:
+    model = make_model(SEPARATE["llama, positions stretched by what came before"])
+    forwards = group_logps(model, GROUPS, tokens_per_batch=64)
+    assert group_logps(model, GROUPS[::-1], tokens_per_batch=64)[::-1] == forwards
+    assert group_logps(model, GROUPS[1:2], tokens_per_batch=64) == forwards[1:2]
 
 
 # The smallest heads that FlexAttention has kernels for.

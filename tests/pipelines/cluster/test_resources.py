@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from components import images
+from dice_core.accelerator import GPU_VARIABLE
 from dice_core.stages.table import STAGES
 from pipelines.overrides import apply_overrides
 from pipelines.presets import PRESETS, on_this_machine
@@ -51,6 +52,19 @@ def test_tasks_that_compute_on_a_gpu_hold_one_on_the_pool(zephyr: Compiled) -> N
             {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
         ]
         assert resources(executor) == {"CpuRequest": "10", "MemoryRequest": "120Gi", "MemoryLimit": "120Gi"}
+
+
+def variables(executor: Executor) -> dict[str, str]:
+    return {entry["name"]: entry["value"] for entry in executor.container.get("env", ())}
+
+
+def test_pods_that_ask_for_gpus_are_told_so_and_no_others(zephyr: Compiled, demo: Compiled, tmp_path: Path) -> None:
+    assert all(variables(executor).get(GPU_VARIABLE) == "1" for executor in zephyr.executors(*GPU_STAGES))
+    # The launcher of training among them: the pods that it starts hold the GPUs.
+    assert all(GPU_VARIABLE not in variables(executor) for executor in zephyr.executors(*CPU_STAGES))
+    assert all(GPU_VARIABLE not in variables(executor) for executor in demo.executors())
+    without = compiled(tmp_path, "cluster.gpu_resource=")
+    assert all(GPU_VARIABLE not in variables(executor) for executor in without.executors())
 
 
 def test_a_toleration_may_have_an_end(tmp_path: Path) -> None:
@@ -163,8 +177,8 @@ def test_credentials_are_the_service_accounts_or_a_secrets(zephyr: Compiled, dem
 def test_variables_of_the_site_reach_every_task_and_the_training_pods(tmp_path: Path) -> None:
     changed = compiled(tmp_path, 'cluster.env={"HF_ENDPOINT":"https://hub","NCCL_DEBUG":"INFO"}')
     for executor in changed.executors():
-        variables = {entry["name"]: entry["value"] for entry in executor.container["env"]}
-        assert variables == {"HF_ENDPOINT": "https://hub", "NCCL_DEBUG": "INFO"}
+        given = {name: value for name, value in variables(executor).items() if name != GPU_VARIABLE}
+        assert given == {"HF_ENDPOINT": "https://hub", "NCCL_DEBUG": "INFO"}
     assert changed.pods["env"] == {"HF_ENDPOINT": "https://hub", "NCCL_DEBUG": "INFO"}
 
 
