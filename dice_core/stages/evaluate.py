@@ -16,7 +16,7 @@ from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import EVALUATE
 from dice_core.storage import layout
 from dice_core.storage.manifest import Manifest
-from dice_core.storage.promotion import promote
+from dice_core.storage.promotion import promote, require_promotable
 
 _RESULT = "evaluation.json"
 
@@ -96,6 +96,8 @@ def _measure_and_promote(
     from dice_core.models.cache import fetch_model
 
     if _RESULT not in context.parts:
+        if promoted_uri:
+            require_promotable(promoted_uri)
         held_out = read_input(context, context.inputs["data"], records.PREFERENCES, "held_out")
         names = ("policy", "previous", "base_reference")
         new, previous, base_reference = (fetch_model(context.inputs[name].uri) for name in names)

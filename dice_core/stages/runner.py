@@ -23,6 +23,7 @@ from dice_core.stages.identity import differences, fingerprint
 from dice_core.stages.table import Stage
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError, UnfitError
+from dice_core.storage.disk_space import full_disk_is_named
 from dice_core.storage.manifest import (
     Manifest,
     Metric,
@@ -37,6 +38,7 @@ from dice_core.storage.manifest import (
     require_manifest,
     require_stage,
 )
+from dice_core.storage.probe import require_writable
 
 Value = TypeVar("Value")
 
@@ -257,6 +259,8 @@ def _run(context: StageContext, work: Callable[[StageContext], Manifest]) -> Sta
         log(f"{stage}: {len(context.parts)} parts of an earlier attempt are kept")
     _delete_dead_uploads(stage, output_uri)
     skipped = next((entry.manifest.skipped for entry in context.inputs.values() if entry.manifest.skipped), "")
+    if not skipped:
+        require_writable(output_uri)
     with context.cleanup:
         manifest = context.skip(skipped) if skipped else work(context)
     if manifest.skipped:
@@ -299,6 +303,20 @@ def _reuse(
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Make a folder for files on their way, below DICE_SCRATCH where that is set; gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="dice-", dir=os.environ.get("DICE_SCRATCH")) as folder:
+    """Make a folder for files on their way, below DICE_SCRATCH where that is set; gone at the end.
+
+    Raises:
+        StorageError: it cannot be made, or its disk has filled up.
+    """
+    root = os.environ.get("DICE_SCRATCH") or None
+    try:
+        if root:
+            os.makedirs(root, exist_ok=True)
+        made = tempfile.TemporaryDirectory(prefix="dice-", dir=root)
+    except OSError as error:
+        raise StorageError(
+            f"{root or tempfile.gettempdir()}: no folder for files on their way can be made there ({error.strerror}): "
+            "set DICE_SCRATCH to a folder that this user can write"
+        ) from None
+    with made as folder, full_disk_is_named(Path(folder)):
         yield Path(folder)

@@ -1,5 +1,6 @@
 """A stage runs once for the same settings and inputs, resumes what was interrupted, and never mixes."""
 
+import errno
 import os
 from dataclasses import replace
 
@@ -180,6 +181,32 @@ def test_overwrite_deletes_nothing_when_an_input_is_wrong(uri, tmp_path):
     with pytest.raises(StorageError, match="has not finished"):
         run(uri, Work(), inputs={"data": str(tmp_path / "nothing")}, overwrite=True)
     assert run(uri, Work()).status == "already complete"
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    work = Work()
+    with pytest.raises(StorageError, match="a file is where a folder is needed"):
+        run(str(tmp_path / "file" / "out"), work)
+    assert work.done == []
+
+
+def test_a_scratch_folder_is_made_or_told(uri, tmp_path, monkeypatch):
+    monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "new" / "scratch"))
+    assert run(uri, Work()).status == "completed"
+    assert list((tmp_path / "new" / "scratch").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "file"))
+    with pytest.raises(StorageError, match=r"file: no folder for files .* set DICE_SCRATCH to a folder that this user"):
+        run(uri, Work(), seed=1)
+
+
+def test_a_scratch_disk_that_fills_up_is_told_with_what_to_set(uri):
+    def work(context):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StorageError, match=r"its disk is full .* or DICE_SCRATCH \(all other files"):
+        run(uri, work)
 
 
 def test_an_input_made_from_something_else_is_refused(uri, tmp_path):
