@@ -28,7 +28,7 @@ from dice_core.models.loading import context_length, load_config, load_model, lo
 from dice_core.preferences.generation import stop_token_ids
 from dice_core.preferences.reward import implicit_reward
 from dice_core.preferences.settings import GenerationConfig
-from dice_core.progress import log
+from dice_core.progress import Progress, doing, log
 from dice_core.storage.manifest import Metric
 
 Floats = NDArray[np.float64]
@@ -123,7 +123,8 @@ def evaluate_policy(
     # Each model is in memory once and alone; the base may be the previous policy itself.
     for folder in dict.fromkeys([base_reference_folder, previous_folder, policy_folder]):
         role = "policy" if folder == policy_folder else "previous" if folder == previous_folder else "base reference"
-        model = load_model(folder, evaluation.dtype, device=_device())
+        with doing(f"loading the {role}"):
+            model = load_model(folder, evaluation.dtype, device=_device())
         # Answers first: log-probs may leave the model with an attention made for packed rows, slow at sampling.
         if folder in (previous_folder, policy_folder):
             log(f"evaluate: answers to {len(data.prompts)} held-out prompts, {role}")
@@ -135,9 +136,11 @@ def evaluate_policy(
                 stop_ids=stop_ids,
                 max_new_tokens=evaluation.max_new_tokens or generation.max_new_tokens,
                 seed=seed,
+                on_progress=Progress(f"evaluate: answers, {role}", "prompts", tells_end=False),
             )
         log(f"evaluate: log-probs of {len(data.groups)} held-out pairs, {role}")
-        logps[folder] = _pair_logps(model, data.groups, evaluation.tokens_per_batch)
+        progress = Progress(f"evaluate: log-probs, {role}", "responses", tells_end=False)
+        logps[folder] = _pair_logps(model, data.groups, evaluation.tokens_per_batch, progress)
         del model
         _free_memory()
     texts = zip(data.prompts, answers[previous_folder], answers[policy_folder], strict=True)
@@ -254,9 +257,10 @@ def _tokenise(pairs: pa.Table, folder: Path, evaluation: EvaluationConfig, chat:
     return _HeldOut(groups, prompts[: evaluation.num_sample_prompts], template)
 
 
-def _pair_logps(model: Any, groups: Sequence[PromptGroup], tokens_per_batch: int) -> Floats:
+def _pair_logps(model: Any, groups: Sequence[PromptGroup], tokens_per_batch: int, progress: Progress) -> Floats:
     """Return summed log-probs in nats, chosen first. Shape: (pairs, 2)."""
-    return np.array(group_logps(model, groups, tokens_per_batch=tokens_per_batch), dtype=np.float64).reshape(-1, 2)
+    logps = group_logps(model, groups, tokens_per_batch=tokens_per_batch, on_progress=progress)
+    return np.array(logps, dtype=np.float64).reshape(-1, 2)
 
 
 def _device() -> str:

@@ -20,7 +20,7 @@ from dice_core.child_processes import end_with_parent
 from dice_core.launch.backend import FinalError, LaunchError
 from dice_core.launch.failure_report import find_cause
 from dice_core.launch.settings import LaunchConfig
-from dice_core.progress import log
+from dice_core.progress import heard, log
 from dice_core.training.job import FINAL_ERROR
 
 NUM_LAST_LINES = 12
@@ -119,6 +119,7 @@ def _show(line: str, last_lines: dict[str, deque[str]]) -> None:
     text = match[2] if match else line.rstrip("\n")
     last_lines.setdefault(name, deque(maxlen=NUM_LAST_LINES)).append(text)
     _write(sys.stderr, line)
+    heard()
 
 
 def _write(stream: IO[str], line: str) -> None:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from dice_core.models.files import ModelError, is_model_file, verify_model_folder
-from dice_core.progress import log
+from dice_core.progress import doing, log
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
 from dice_core.storage.folder import FolderStorage
@@ -45,7 +45,8 @@ def fetch_model(uri: str, cache_dir: Path | None = None) -> Path:
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(cache / f"{manifest.content_digest}.lock").acquire()
+        with doing(f"waiting for another process that downloads {uri}"):
+            lock = FileLock(cache / f"{manifest.content_digest}.lock").acquire()
     except OSError as error:
         raise StorageError(
             f"{cache}: user {os.geteuid()} cannot write the model cache ({error.strerror}): let it write there (a "
@@ -56,7 +57,8 @@ def fetch_model(uri: str, cache_dir: Path | None = None) -> Path:
             names = [name for name in manifest.files if is_model_file(name)]
             kept = _keep_whole_files(unfinished, manifest)
             log(f"model: downloading {len(names) - len(kept)} of {len(names)} files of {uri}")
-            fetch_files(uri, manifest, unfinished, [name for name in names if name not in kept])
+            with doing(f"downloading {uri}"):
+                fetch_files(uri, manifest, unfinished, [name for name in names if name not in kept])
             verify_model_folder(unfinished)
             os.replace(unfinished, folder)
     return folder
@@ -77,7 +79,8 @@ def _verified_in_place(uri: str, manifest: Manifest) -> Path | None:
         return None
     num_bytes = sum(manifest.files[name].size for name in names)
     log(f"model: {uri} is checked and used where it is ({num_bytes / 1e6:,.0f} MB)")
-    check_files(folder, manifest, names)
+    with doing(f"checking {uri}"):
+        check_files(folder, manifest, names)
     verify_model_folder(folder)
     return folder
 

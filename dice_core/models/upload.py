@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from dice_core.progress import log
+from dice_core.progress import doing, log
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import MissingObjectError, Storage, StorageError
 from dice_core.storage.manifest import FileEntry, Manifest, describe_file, publish_files
@@ -38,11 +38,13 @@ def upload_model(uri: str, files: Mapping[str, Path], manifest: Manifest) -> Man
     storage = open_storage(uri)
     uploaded, entries = _uploaded(storage, manifest.fingerprint), {}
     for name, path in files.items():
-        entries[name] = describe_file(path)
+        with doing(f"reading {name}"):
+            entries[name] = describe_file(path)
         if uploaded.get(name) == entries[name]:
             log(f"{manifest.stage}: {name} is there from an earlier attempt")
             continue
-        storage.upload(path, name)
+        with doing(f"uploading {name}"):
+            storage.upload(path, name)
         uploaded[name] = entries[name]
         note = _Note(manifest.fingerprint, uploaded)
         storage.write_bytes(NOTE, json.dumps(asdict(note)).encode())

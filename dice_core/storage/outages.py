@@ -37,7 +37,7 @@ class Patience:
     answer: float = 60.0
     """For the answer to one request; S3 puts a large file together before it answers."""
     tell_after: float = 10.0
-    """After which a line says that there is no answer yet."""
+    """After which a line says that there is no answer yet, or how much of a file has moved."""
 
     def pause(self, num_tries: int) -> float:
         """Return how long to wait after so many tries: twice as long each time."""

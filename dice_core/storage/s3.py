@@ -19,8 +19,10 @@ from botocore import exceptions as boto_errors
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import RetriesExceededError
+from s3transfer.subscribers import BaseSubscriber
 from s3transfer.utils import S3_RETRYABLE_DOWNLOAD_ERRORS
 
+from dice_core.progress import Progress, Throttle
 from dice_core.storage import layout
 from dice_core.storage.contract import (
     ConflictError,
@@ -44,7 +46,7 @@ _CONNECT_SECONDS = 15
 _NUM_STREAMS = 10
 # Several transfers of 10 threads each share one client.
 _NUM_CONNECTIONS = 40
-_MIB = 1024 * 1024
+_MIB, _MB = 1024 * 1024, 10**6
 
 
 class _Connection(NamedTuple):
@@ -159,7 +161,8 @@ class S3Storage:
             path.parent.mkdir(parents=True, exist_ok=True)
             transfers = create_transfer_manager(self._client, self._transfer)
             with full_disk_is_named(path.parent), transfers, waiting_ends_with_interrupt():
-                transfers.download(self._bucket, self._key(key), str(path)).result()
+                told = [_ToldTransfer(f"download {self._name(key)}", self._patience.tell_after)]
+                transfers.download(self._bucket, self._key(key), str(path), subscribers=told).result()
 
     def delete(self, prefix: str) -> int:
         """See Storage."""
@@ -193,7 +196,8 @@ class S3Storage:
 
     def _upload(self, path: Path, key: str) -> None:
         with create_transfer_manager(self._client, self._transfer) as transfers, waiting_ends_with_interrupt():
-            transfers.upload(str(path), self._bucket, self._key(key)).result()
+            told = [_ToldTransfer(f"upload {self._name(key)}", self._patience.tell_after)]
+            transfers.upload(str(path), self._bucket, self._key(key), subscribers=told).result()
 
     def _read(self, key: str) -> tuple[bytes, str]:
         with self._explained(key):
@@ -255,6 +259,20 @@ class S3Storage:
         if details.get("Code") in ("403", "404"):
             details = _failure_of(lambda: self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)) or details
         return _refused(self._name(key), self._bucket, error.operation_name, details)
+
+
+class _ToldTransfer(BaseSubscriber):  # type: ignore[misc]
+    """Counts the megabytes of a file that is long under way."""
+
+    def __init__(self, what: str, tell_after: float) -> None:
+        self._progress = Progress(what, "MB", tells_end=False, throttle=Throttle(tell_after))
+        self._lock, self._num_bytes = threading.Lock(), 0
+
+    def on_progress(self, future: Any, bytes_transferred: int, **_: Any) -> None:
+        """Take what a part has moved; negative where it begins anew."""
+        with self._lock:
+            self._num_bytes += bytes_transferred
+            self._progress(self._num_bytes // _MB, (future.meta.size or 0) // _MB)
 
 
 def _connection(patience: Patience) -> _Connection:

@@ -112,3 +112,20 @@ def test_a_block_that_fails_raises_its_own_error_after_the_write_under_way():
         begin(1)
         raise KeyError
     assert gauge.begun == [1]
+
+
+def test_a_file_that_is_long_under_way_says_how_much_has_moved_and_a_quick_one_nothing(
+    s3: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bucket, _, prefix = s3.removeprefix("s3://").partition("/")
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(33_000_000))
+    for tell_after in (10.0, 0.001):
+        storage = S3Storage(bucket, prefix, part_bytes=5 * 2**20, patience=Patience(tell_after=tell_after))
+        storage.upload(source, "big")
+        storage.download("big", tmp_path / "target")
+        said = capsys.readouterr().err
+        for way in ("upload", "download"):
+            moved = re.findall(rf" {way} {s3}/big: (\d+) of 33 MB", said)
+            assert bool(moved) == (tell_after < 1)
+            assert moved == sorted(moved, key=int)
