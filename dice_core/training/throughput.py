@@ -45,7 +45,7 @@ class Speedometer(TrainerCallback):
             work.num_tokens += num_tokens
             work.num_response_tokens += num_tokens - num_prompt_tokens
 
-    def on_step_begin(self, _: TrainingArguments, state: TrainerState, *__: object, **___: object) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Start the clock of a step."""
         self._step_start = self._clock()
         self._first_step = self._first_step or (self._step_start, state.global_step)

@@ -1,10 +1,14 @@
 """Several things at once: order, bounds, and what becomes of errors."""
 
+import os
+import re
 import threading
 import time
 
 import pytest
 
+from dice_core.storage.outages import Patience
+from dice_core.storage.s3 import S3Storage
 from dice_core.storage.transfers import read_ahead, side_by_side, write_behind
 
 WAIT_SECONDS = 30
@@ -114,9 +118,7 @@ def test_a_block_that_fails_raises_its_own_error_after_the_write_under_way():
     assert gauge.begun == [1]
 
 
-def test_a_file_that_is_long_under_way_says_how_much_has_moved_and_a_quick_one_nothing(
-    s3: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_that_is_long_under_way_says_how_much_has_moved_and_a_quick_one_nothing(s3, tmp_path, capsys):
     bucket, _, prefix = s3.removeprefix("s3://").partition("/")
     source = tmp_path / "source"
     source.write_bytes(os.urandom(33_000_000))
