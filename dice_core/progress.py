@@ -145,6 +145,11 @@ class Progress:
         self._throttle, self._clock = throttle or Throttle(), clock
         self._first: tuple[float, int] | None = None
 
+    def begin(self) -> "Progress":
+        """Let silence be told with this work, whose first count may be long in coming."""
+        _now.begin(self._what)
+        return self
+
     def __call__(self, num_done: int, num_all: int, *_: object) -> None:
         """Take the counts of now."""
         num_before, is_end = (self._num_all or num_all) - num_all, num_done == num_all

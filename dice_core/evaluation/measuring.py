@@ -136,10 +136,10 @@ def evaluate_policy(
                 stop_ids=stop_ids,
                 max_new_tokens=evaluation.max_new_tokens or generation.max_new_tokens,
                 seed=seed,
-                on_progress=Progress(f"evaluate: answers, {role}", "prompts", tells_end=False),
+                on_progress=Progress(f"evaluate: answers, {role}", "prompts", tells_end=False).begin(),
             )
         log(f"evaluate: log-probs of {len(data.groups)} held-out pairs, {role}")
-        progress = Progress(f"evaluate: log-probs, {role}", "responses", tells_end=False)
+        progress = Progress(f"evaluate: log-probs, {role}", "responses", tells_end=False).begin()
         logps[folder] = _pair_logps(model, data.groups, evaluation.tokens_per_batch, progress)
         del model
         _free_memory()

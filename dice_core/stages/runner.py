@@ -306,17 +306,8 @@ def scratch_folder() -> Iterator[Path]:
     """Make a folder for files on their way, below DICE_SCRATCH where that is set; gone at the end.
 
     Raises:
-        StorageError: it cannot be made, or its disk has filled up.
+        StorageError: its disk has filled up.
     """
-    root = os.environ.get("DICE_SCRATCH") or None
-    try:
-        if root:
-            os.makedirs(root, exist_ok=True)
-        made = tempfile.TemporaryDirectory(prefix="dice-", dir=root)
-    except OSError as error:
-        raise StorageError(
-            f"{root or tempfile.gettempdir()}: no folder for files on their way can be made there ({error.strerror}): "
-            "set DICE_SCRATCH to a folder that this user can write"
-        ) from None
-    with made as folder, full_disk_is_named(Path(folder)):
+    root = os.environ.get("DICE_SCRATCH")
+    with tempfile.TemporaryDirectory(prefix="dice-", dir=root) as folder, full_disk_is_named(Path(folder)):
         yield Path(folder)

@@ -82,9 +82,10 @@ def _run_training(job: TrainingJob, copies: Copies) -> None:
     # Cheap checks first: what is wrong with pairs or settings is said before torch and the model load.
     pairs = load_pairs(job, scratch / f"pairs-{os.environ.get('RANK', '0')}")
     _quieten_libraries()
-    from dice_core.training import ranks
-    from dice_core.training.arguments import training_arguments
-    from dice_core.training.checkpoints import CheckpointOwner, CheckpointStore
+    with doing("importing torch and transformers"):
+        from dice_core.training import ranks
+        from dice_core.training.arguments import training_arguments
+        from dice_core.training.checkpoints import CheckpointOwner, CheckpointStore
 
     config = job.training
     arguments = training_arguments(config, scratch / CHECKPOINTS, has_eval_pairs=bool(pairs.eval), seed=job.seed)

@@ -14,8 +14,9 @@ from dice_core.stages.report import report
 from dice_core.stages.runner import open_input, run_stage
 from dice_core.stages.table import GENERATE, PAIR, TRAIN
 from dice_core.storage.address import open_storage
-from dice_core.storage.contract import StorageError
+from dice_core.storage.contract import NoAccessError, StorageError
 from dice_core.storage.manifest import Manifest, clear_stage, publish_files, read_manifest
+from tests.faulty_store import line_to
 
 # Its inputs are those of all the stages that it stands for here.
 STAGE = replace(GENERATE, inputs={**TRAIN.inputs, **PAIR.inputs})
@@ -183,22 +184,20 @@ def test_overwrite_deletes_nothing_when_an_input_is_wrong(uri, tmp_path):
     assert run(uri, Work()).status == "already complete"
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path):
-    (tmp_path / "file").write_text("")
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(s3, object_store, monkeypatch):
     work = Work()
-    with pytest.raises(StorageError, match="a file is where a folder is needed"):
-        run(str(tmp_path / "file" / "out"), work)
-    assert work.done == []
-
-
-def test_a_scratch_folder_is_made_or_told(uri, tmp_path, monkeypatch):
-    monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "new" / "scratch"))
-    assert run(uri, Work()).status == "completed"
-    assert list((tmp_path / "new" / "scratch").iterdir()) == []
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "file"))
-    with pytest.raises(StorageError, match=r"file: no folder for files .* set DICE_SCRATCH to a folder that this user"):
-        run(uri, Work(), seed=1)
+    with line_to(object_store, monkeypatch) as line:
+        line.denied = b"PUT "
+        with pytest.raises(
+            NoAccessError, match=r"denied/\.probe: .* denies PutObject with these credentials: grant it"
+        ):
+            run(f"{s3}/denied", work)
+        assert work.done == []
+        line.denied = b""
+        assert run(f"{s3}/denied", work).status == "completed"
+        # What is there already needs no right to write.
+        line.denied = b"PUT "
+        assert run(f"{s3}/denied", work).status == "already complete"
 
 
 def test_a_scratch_disk_that_fills_up_is_told_with_what_to_set(uri):
