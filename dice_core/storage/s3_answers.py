@@ -11,11 +11,10 @@ PASSING_STATUS = {429, 500, 502, 503, 504}
 # By this name before botocore's own handler, which makes a 500 of a 200 that is no XML.
 BEFORE_PARSE = "before-parse.*"
 _WITH_ETAG = {"GetObject", "HeadObject", "PutObject", "UploadPart"}
-# What the XML of an answer is called.
+# What the XML of an answer is called. A deletion is asked for after a listing, and may be answered by nothing.
 _ROOTS = {
     "ListObjectsV2": b"ListBucketResult",
     "ListMultipartUploads": b"ListMultipartUploadsResult",
-    "DeleteObjects": b"DeleteResult",
     "CreateMultipartUpload": b"InitiateMultipartUploadResult",
     "CompleteMultipartUpload": b"CompleteMultipartUploadResult",
 }
