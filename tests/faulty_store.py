@@ -10,10 +10,11 @@ import pytest
 
 from pipelines.demo.object_store import Credentials, ObjectStore, start_object_store
 
-_SLOW_DOWN = (
-    b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
-)
-_SLOW_DOWN_BODY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+
+def _answer(status: str, code: str) -> bytes:
+    body = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>"
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close"
+    return f"{head}\r\n\r\n{body}".encode()
 
 
 class KillableStore:
@@ -73,6 +74,8 @@ class Line:
         """Of the next requests, how many are refused (503), have their answer lost, or cut."""
         self.lost_method = b""
         """The answers to requests of this method alone are lost; empty: to any."""
+        self.denied = b""
+        """Requests that begin so are denied; empty: none."""
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -119,7 +122,10 @@ class Line:
                     request[0] = data
                     if self.num_refused:
                         self.num_refused -= 1
-                        source.sendall(_SLOW_DOWN % (len(_SLOW_DOWN_BODY), _SLOW_DOWN_BODY))
+                        source.sendall(_answer("503 Slow Down", "SlowDown"))
+                        break
+                    if self.denied and data.startswith(self.denied):
+                        source.sendall(_answer("403 Forbidden", "AccessDenied"))
                         break
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)

@@ -4,7 +4,7 @@ transformers' generate and not vLLM: evaluation holds the model already, and a f
 start of an engine. Responses to train on come from generation.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ def sample_answers(
     stop_ids: tuple[int, ...],
     max_new_tokens: int,
     seed: int,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Answer]:
     """Sample one answer to each prompt, in order.
 
@@ -50,6 +51,7 @@ def sample_answers(
         stop_ids: each ends an answer (`preferences.generation.stop_token_ids`).
         max_new_tokens: of an answer, end-of-turn token included.
         seed: of all draws.
+        on_progress: called with (prompts answered, all prompts) after each batch.
 
     Raises:
         PromptTooLongError: a prompt exceeds chat.max_prompt_tokens.
@@ -64,6 +66,8 @@ def sample_answers(
             torch.manual_seed(derive_seed(seed, "answers", start))
             rows = _generate(model, ids, settings, stop_ids[0])
         answers += [_answer(row, stop_ids, template) for row in rows]
+        if on_progress:
+            on_progress(len(answers), len(prompts))
     return answers
 
 

@@ -32,7 +32,7 @@ from dice_core.preferences.generation import stop_token_ids
 from dice_core.preferences.reward import implicit_reward
 from dice_core.preferences.scoring import require_mostly_finite
 from dice_core.preferences.settings import GenerationConfig
-from dice_core.progress import log
+from dice_core.progress import Progress, doing, log
 from dice_core.storage.manifest import Metric
 
 Floats = NDArray[np.float64]
@@ -138,11 +138,13 @@ def evaluate_policy(
     # Each model is in memory once and alone; the base may be the previous policy itself.
     for folder in dict.fromkeys([policy_folder, previous_folder, base_reference_folder]):
         role = "policy" if folder == policy_folder else "previous" if folder == previous_folder else "base reference"
-        model = load_model(folder, evaluation.dtype, device=device_type())
+        with doing(f"loading the {role}"):
+            model = load_model(folder, evaluation.dtype, device=device_type())
         use_checked_attention(model)
         attention = model.config._attn_implementation
         log(f"evaluate: log-probs of {len(data.groups)} held-out pairs, {role}")
-        logps[folder] = _pair_logps(model, data.groups, evaluation.tokens_per_batch)
+        progress = Progress(f"evaluate: log-probs, {role}", "responses", tells_end=False).begin()
+        logps[folder] = _pair_logps(model, data.groups, evaluation.tokens_per_batch, progress)
         num_non_finite = int((~np.isfinite(logps[folder])).any(axis=1).sum())
         if num_non_finite and folder == policy_folder:
             # The gate refuses it. From what are no numbers nothing can be sampled.
@@ -153,7 +155,8 @@ def evaluate_policy(
             # An attention that is made for packed rows is slow at sampling.
             model.set_attn_implementation(attention)
             log(f"evaluate: answers to {len(data.prompts)} held-out prompts, {role}")
-            answers[folder] = sample(model)
+            told = Progress(f"evaluate: answers, {role}", "prompts", tells_end=False).begin()
+            answers[folder] = sample(model, on_progress=told)
         del model
         _free_memory()
     texts = zip(data.prompts, answers[previous_folder], answers[policy_folder], strict=True)
@@ -264,9 +267,10 @@ def _tokenise(pairs: pa.Table, folder: Path, evaluation: EvaluationConfig, chat:
     return _HeldOut(groups, prompts[: evaluation.num_sample_prompts], template)
 
 
-def _pair_logps(model: Any, groups: Sequence[PromptGroup], tokens_per_batch: int) -> Floats:
+def _pair_logps(model: Any, groups: Sequence[PromptGroup], tokens_per_batch: int, progress: Progress) -> Floats:
     """Return summed log-probs in nats, chosen first. Shape: (pairs, 2)."""
-    return np.array(group_logps(model, groups, tokens_per_batch=tokens_per_batch), dtype=np.float64).reshape(-1, 2)
+    logps = group_logps(model, groups, tokens_per_batch=tokens_per_batch, on_progress=progress)
+    return np.array(logps, dtype=np.float64).reshape(-1, 2)
 
 
 def _free_memory() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from dice_core.launch.failure_report import LastLines, Line, restarts
 from dice_core.launch.job_spec import CONTAINER, REPLICA_INDEX_LABEL, REPLICA_TYPE_LABEL
 from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
-from dice_core.progress import log
+from dice_core.progress import heard, log
 from dice_core.training.job import FINAL_ERROR
 
 NUM_LAST_LINES = 12
@@ -150,6 +150,7 @@ class _PodLog:
         self.last_lines.setdefault(name, deque(maxlen=NUM_LAST_LINES)).append(Line(stamp, text))
         sys.stderr.write(f"[{name}] {text}\n")
         sys.stderr.flush()
+        heard()
         if text.startswith(FINAL_ERROR):
             self.final_error = self.final_error or text.removeprefix(FINAL_ERROR)
 

@@ -20,7 +20,7 @@ from dice_core.child_processes import end_with_parent
 from dice_core.launch.backend import FinalError, LaunchError
 from dice_core.launch.failure_report import find_cause
 from dice_core.launch.settings import LaunchConfig
-from dice_core.progress import log
+from dice_core.progress import doing, heard, log
 from dice_core.training.job import ERROR, FINAL_ERROR
 
 NUM_LAST_LINES = 12
@@ -53,7 +53,7 @@ class TorchrunBackend:
             preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),
         )
         last_lines: dict[str, deque[str]] = {}
-        with process, _signals_forwarded(process) as received:
+        with process, doing("waiting for its processes"), _signals_forwarded(process) as received:
             for line in process.stdout or ():
                 _show(line, last_lines)
             exit_code = process.wait()
@@ -126,6 +126,7 @@ def _show(line: str, last_lines: dict[str, deque[str]]) -> None:
     is_told_later = name == _TORCHRUN or text.startswith((ERROR, FINAL_ERROR))
     if not is_told_later or os.environ.get("DICE_DEBUG"):
         _write(sys.stderr, line)
+        heard()
 
 
 def _write(stream: IO[str], line: str) -> None:

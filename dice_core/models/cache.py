@@ -1,5 +1,7 @@
 """Models from storage on this machine: downloaded and verified once, for every process and every stage.
 
+One that lies in a folder of this machine is verified and used there.
+
 `loading.py` loads them. Nothing is deleted here: whoever owns the disk empties it.
 """
 
@@ -7,15 +9,18 @@ import os
 from pathlib import Path
 
 from dice_core.models.files import ModelError, is_model_file, verify_model_folder
-from dice_core.progress import log
+from dice_core.progress import doing, log
+from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
-from dice_core.storage.manifest import Manifest, describe_file, fetch_files, require_manifest
+from dice_core.storage.folder import FolderStorage
+from dice_core.storage.manifest import Manifest, check_files, describe_file, fetch_files, require_manifest
 
 
 def fetch_model(uri: str, cache_dir: Path | None = None) -> Path:
     """Return a local folder with a model from storage, downloaded and verified once for each machine.
 
-    Models are kept by the digest of their content. Several processes may ask at once: one downloads, the others wait.
+    A model that lies in a folder is used in place, verified each time. Others are kept by the digest of their content.
+    Several processes may ask at once: one downloads, the others wait.
     A download that was cut goes on with the files it lacks.
 
     Args:
@@ -23,7 +28,7 @@ def fetch_model(uri: str, cache_dir: Path | None = None) -> Path:
         cache_dir: where models are kept; by default the variable DICE_CACHE, or ~/.cache/dice/models.
 
     Raises:
-        StorageError: no finished model is there, or the cache cannot be written.
+        StorageError: no finished model is there, it was changed, or the cache cannot be written.
         ModelError: what is there is no model.
     """
     from filelock import FileLock
@@ -31,6 +36,8 @@ def fetch_model(uri: str, cache_dir: Path | None = None) -> Path:
     manifest = require_manifest(uri)
     if manifest.skipped:
         raise ModelError(f"{uri}: holds no model: its stage was skipped ({manifest.skipped})")
+    if in_place := _verified_in_place(uri, manifest):
+        return in_place
     cache = cache_dir or Path(os.environ.get("DICE_CACHE") or "~/.cache/dice/models").expanduser()
     folder, unfinished = cache / manifest.content_digest, cache / f"{manifest.content_digest}.unfinished"
     # It got its name when it was complete.
@@ -38,7 +45,8 @@ def fetch_model(uri: str, cache_dir: Path | None = None) -> Path:
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(cache / f"{manifest.content_digest}.lock").acquire()
+        with doing(f"waiting for another process that downloads {uri}"):
+            lock = FileLock(cache / f"{manifest.content_digest}.lock").acquire()
     except OSError as error:
         raise StorageError(
             f"{cache}: user {os.geteuid()} cannot write the model cache ({error.strerror}): let it write there (a "
@@ -49,9 +57,31 @@ def fetch_model(uri: str, cache_dir: Path | None = None) -> Path:
             names = [name for name in manifest.files if is_model_file(name)]
             kept = _keep_whole_files(unfinished, manifest)
             log(f"model: downloading {len(names) - len(kept)} of {len(names)} files of {uri}")
-            fetch_files(uri, manifest, unfinished, [name for name in names if name not in kept])
+            with doing(f"downloading {uri}"):
+                fetch_files(uri, manifest, unfinished, [name for name in names if name not in kept])
             verify_model_folder(unfinished)
             os.replace(unfinished, folder)
+    return folder
+
+
+def _verified_in_place(uri: str, manifest: Manifest) -> Path | None:
+    """Return the folder that an address means, verified; None: it is elsewhere, or holds more than the manifest names.
+
+    A library that is given the folder would read the rest too.
+    """
+    storage = open_storage(uri)
+    if not isinstance(storage, FolderStorage):
+        return None
+    folder = Path(storage.uri)
+    names = [name for name in manifest.files if is_model_file(name)]
+    if foreign := sorted({path.name for path in folder.iterdir() if is_model_file(path.name)} - {*names}):
+        log(f"model: {uri} is copied, since its manifest does not name {foreign[0]}")
+        return None
+    num_bytes = sum(manifest.files[name].size for name in names)
+    log(f"model: {uri} is checked and used where it is ({num_bytes / 1e6:,.0f} MB)")
+    with doing(f"checking {uri}"):
+        check_files(folder, manifest, names)
+    verify_model_folder(folder)
     return folder
 
 

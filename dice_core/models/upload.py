@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dice_core.models.files import ModelError
 from dice_core.models.weights import describe_weights
-from dice_core.progress import log
+from dice_core.progress import doing, log
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import MissingObjectError, Storage, StorageError
 from dice_core.storage.manifest import FileEntry, Manifest, clear_stage, describe_file, publish_files
@@ -56,11 +56,13 @@ def _upload(storage: Storage, files: Mapping[str, Path], manifest: Manifest) -> 
     """Upload what is not there yet, each file after it was read and found good."""
     uploaded, entries = _uploaded(storage, manifest.fingerprint), {}
     for name, path in files.items():
-        entries[name] = describe_weights(path) if name.endswith(".safetensors") else describe_file(path)
+        with doing(f"reading {name}"):
+            entries[name] = describe_weights(path) if name.endswith(".safetensors") else describe_file(path)
         if uploaded.get(name) == entries[name]:
             log(f"{manifest.stage}: {name} is there from an earlier attempt")
             continue
-        storage.upload(path, name)
+        with doing(f"uploading {name}"):
+            storage.upload(path, name)
         uploaded[name] = entries[name]
         note = _Note(manifest.fingerprint, uploaded)
         storage.write_bytes(NOTE, json.dumps(asdict(note)).encode())

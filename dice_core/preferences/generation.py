@@ -27,7 +27,7 @@ from dice_core.data.chat import ChatFormat, chat_format
 from dice_core.data.records import PROMPTS, RESPONSES, RecordError, conform
 from dice_core.data.settings import ChatConfig
 from dice_core.preferences.settings import GenerationConfig
-from dice_core.progress import log
+from dice_core.progress import doing, log
 from dice_core.settings.base import ConfigError
 from dice_core.settings.seeds import derive_seed
 from dice_core.storage import layout
@@ -141,7 +141,8 @@ def generate_parts(
     if not wanted:
         return
     job = _Job.prepare(model_folder, prompts, wanted, config, chat, seed)
-    with _engine(model_folder, config, max_model_len=chat.max_prompt_tokens + config.max_new_tokens) as engine:
+    num_positions = chat.max_prompt_tokens + config.max_new_tokens
+    with _engine(model_folder, config, num_positions) as engine, doing("sampling the first responses"):
         yield from _run(engine, job, on_progress)
 
 
@@ -250,7 +251,8 @@ def _engine(model_folder: Path, config: GenerationConfig, max_model_len: int) ->
                 **settings,
             )
             # As vLLM's own LLM class: other contexts get smaller batches.
-            engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+            with doing("starting vLLM"):
+                engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         except (ValueError, RuntimeError) as error:
             raise GenerationError(_start_failure(model_folder, config, on_cpu, error)) from error
         log(f"generate: vLLM is ready ({config.dtype}) after {time.monotonic() - start:.0f} s")

@@ -15,7 +15,7 @@ from typing import Literal, ParamSpec
 
 from dice_core.launch.backend import FinalError
 from dice_core.models.files import ModelError
-from dice_core.progress import log, one_line
+from dice_core.progress import log, never_silent, one_line
 from dice_core.stages.runner import StageReport
 from dice_core.stages.table import EVALUATE, Stage
 from dice_core.storage import layout
@@ -60,7 +60,7 @@ def leaves_reason(
 
 @contextmanager
 def attempt(stage: Stage, uri: str) -> Iterator[None]:
-    """Surround an attempt of a stage that belongs to a run; of any other, do nothing.
+    """Surround an attempt of a stage: it is never silent for long, and one that belongs to a run leaves why it failed.
 
     Args:
         stage: its row of the table.
@@ -69,9 +69,16 @@ def attempt(stage: Stage, uri: str) -> Iterator[None]:
     Raises:
         RepeatError: this attempt need not be made.
     """
-    if not layout.run_of(uri):
-        yield
-        return
+    with never_silent(stage.name):
+        if layout.run_of(uri):
+            with _reason_left(stage, uri):
+                yield
+        else:
+            yield
+
+
+@contextmanager
+def _reason_left(stage: Stage, uri: str) -> Iterator[None]:
     before = read_failure(uri)
     if before:
         _refuse_repeat(stage, before)

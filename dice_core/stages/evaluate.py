@@ -17,7 +17,7 @@ from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import EVALUATE
 from dice_core.storage import layout
 from dice_core.storage.manifest import Manifest
-from dice_core.storage.promotion import promote
+from dice_core.storage.promotion import promote, require_promotable
 
 _RESULT = "evaluation.json"
 
@@ -98,6 +98,8 @@ def _measure_and_promote(
 
     if _RESULT not in context.parts:
         require_one_tokenizer(context, "policy", ("previous", "base_reference"))
+        if promoted_uri:
+            require_promotable(promoted_uri)
         held_out = read_input(context, context.inputs["data"], records.PREFERENCES, "held_out")
         names = ("policy", "previous", "base_reference")
         new, previous, base_reference = (fetch_model(context.inputs[name].uri) for name in names)

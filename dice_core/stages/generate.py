@@ -100,7 +100,7 @@ def _sample_parts(
         policy = fetch_model(context.inputs["policy"].uri)
         # vLLM would sample from what are no numbers, without a word.
         check_finite(policy)
-        progress = Progress(f"generate shard {shard + 1}/{num_shards}", "prompts")
+        progress = Progress(f"generate shard {shard + 1}/{num_shards}", "prompts", num_all=prompts.num_rows)
         with published_behind(context, records.RESPONSES, partial(_count_responses, counts)) as publish:
             for index, table in generate_parts(
                 policy, prompts, config=generation, chat=chat, seed=seed, parts=wanted, on_progress=progress

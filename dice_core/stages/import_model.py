@@ -7,6 +7,7 @@ from dice_core.stages.runner import StageReport
 from dice_core.stages.table import IMPORT_MODEL
 from dice_core.storage import layout
 from dice_core.storage.manifest import clear_stage, read_manifest
+from dice_core.storage.probe import require_writable
 
 
 def import_model(
@@ -35,6 +36,8 @@ def import_model(
         if overwrite:
             clear_stage(output_uri, IMPORT_MODEL.name)
         was_complete = read_manifest(output_uri) is not None
+        if not was_complete:
+            require_writable(output_uri)
         manifest = importing.import_model(source, output_uri, revision=revision, trust_remote_code=trust_remote_code)
     return StageReport(output_uri, "already complete" if was_complete else "completed", manifest.metrics)
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 from dice_core.data import records
 from dice_core.data.settings import ChatConfig
 from dice_core.preferences.settings import PairingConfig
+from dice_core.progress import Progress
 from dice_core.settings.base import ConfigError, Values
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.parts import group_tables, read_input
@@ -81,8 +82,17 @@ def _make_pairs(context: StageContext, *, pairing: PairingConfig, chat: ChatConf
     template = chat_format(load_tokenizer(context.fetch_tokenizer("policy")), chat)
     make = _mixed_pairs if context.group("scores") else _offline_pairs
     files, metrics, built = make(context, pairing, template, seed)
-    files["pairs.parquet"] = context.write_tables(built.tables, records.PAIRS, "pairs.parquet")
+    files["pairs.parquet"] = context.write_tables(_counted(built), records.PAIRS, "pairs.parquet")
     return context.publish(files, {**metrics, **built.counts, "seconds": context.seconds()})
+
+
+def _counted(built: "PairSet") -> Iterator[pa.Table]:
+    num_done, num_all = 0, built.counts["num_train_pairs"] + built.counts["num_eval_pairs"]
+    progress = Progress("pair", "pairs", tells_end=False)
+    for table in built.tables:
+        num_done += table.num_rows
+        progress(num_done, num_all)
+        yield table
 
 
 def _mixed_pairs(

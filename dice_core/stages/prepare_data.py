@@ -4,6 +4,7 @@ data.preparing decides what is kept, data.sources reads the rows.
 """
 
 import hashlib
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from dice_core.data import records
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.data.source_files import files_below, files_to_read
-from dice_core.progress import log
+from dice_core.progress import Progress, doing, log
 from dice_core.settings.base import ConfigError, Values
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.place import Artifact, show
@@ -99,7 +100,9 @@ class LocalSource:
 def local_sources(sources: Mapping[str, str]) -> Iterator[dict[str, LocalSource]]:
     """Bring the user's files to this machine, and identify each by its content; a Hub data set by its name."""
     with scratch_folder() as folder:
-        yield {name: _local_source(source, folder / name) for name, source in sources.items() if source}
+        with doing("bringing the user's files here, and reading them once"):
+            local = {name: _local_source(source, folder / name) for name, source in sources.items() if source}
+        yield local
 
 
 def _local_source(source: str, folder: Path) -> LocalSource:
@@ -144,12 +147,22 @@ def _prepare_tables(
         log(f"prepare-data: the chat template tells the model the date, in all stages {chat.date} (chat.date)")
     unlimited = replace(template, max_prompt_tokens=sys.maxsize)
     rows, benchmark = _read(sources, data)
+    num_all = sum(source.table.num_rows for source in rows.values())
+    progress, lengths = Progress("prepare-data", "rows", tells_end=False), itertools.count()
+
+    def num_prompt_tokens(prompts: list[str]) -> list[int]:
+        counted = []
+        for prompt in prompts:
+            counted.append(len(unlimited.prompt_token_ids(prompt)))
+            progress(next(lengths) + 1, num_all)
+        return counted
+
     prepared = prepare(
         rows.get("prompts"),
         rows["preferences"],
         data,
         seed=seed,
-        num_prompt_tokens=lambda prompts: [len(unlimited.prompt_token_ids(prompt)) for prompt in prompts],
+        num_prompt_tokens=num_prompt_tokens,
         max_prompt_tokens=chat.max_prompt_tokens,
         benchmark_prompts=benchmark.table["prompt"].to_pylist() if benchmark else (),
         control_tokens=template.control_tokens,

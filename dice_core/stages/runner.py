@@ -23,6 +23,7 @@ from dice_core.stages.identity import differences, fingerprint
 from dice_core.stages.table import Stage
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError, UnfitError
+from dice_core.storage.disk_space import full_disk_is_named
 from dice_core.storage.manifest import (
     Manifest,
     Metric,
@@ -37,6 +38,7 @@ from dice_core.storage.manifest import (
     require_manifest,
     require_stage,
 )
+from dice_core.storage.probe import require_writable
 from dice_core.storage.scratch import scratch_root
 
 Value = TypeVar("Value")
@@ -258,6 +260,8 @@ def _run(context: StageContext, work: Callable[[StageContext], Manifest]) -> Sta
         log(f"{stage}: {len(context.parts)} parts of an earlier attempt are kept")
     _delete_dead_uploads(stage, output_uri)
     skipped = next((entry.manifest.skipped for entry in context.inputs.values() if entry.manifest.skipped), "")
+    if not skipped:
+        require_writable(output_uri)
     with context.cleanup:
         manifest = context.skip(skipped) if skipped else work(context)
     if manifest.skipped:
@@ -300,6 +304,13 @@ def _reuse(
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Make a folder for files on their way, below DICE_SCRATCH where that is set; gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="dice-", dir=scratch_root()) as folder:
+    """Make a folder for files on their way, below DICE_SCRATCH where that is set; gone at the end.
+
+    Raises:
+        StorageError: its disk has filled up.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="dice-", dir=scratch_root()) as folder,
+        full_disk_is_named(Path(folder)),
+    ):
         yield Path(folder)

@@ -1,7 +1,7 @@
 """Stage score: the implicit rewards of a shard's valid responses."""
 
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dice_core.data import records
 from dice_core.preferences.reward import implicit_reward
 from dice_core.preferences.settings import ScoringConfig
-from dice_core.progress import Progress
+from dice_core.progress import Progress, doing
 from dice_core.settings.base import Values
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.models_agree import require_one_tokenizer, tell_same_weights
@@ -80,13 +80,33 @@ def _score_parts(context: StageContext, *, config: ScoringConfig) -> Manifest:
     valid = context.until_end(_valid_parts(context, names, wanted, config, counts))
     if wanted:
         policy, reference = (fetch_model(context.inputs[name].uri) for name in ("policy", "reference"))
-        progress = Progress("score", "responses")
-        with published_behind(context, records.SCORES, counts.add_scores) as publish:
-            for index, table in score_parts(policy, reference, valid, config, on_progress=progress):
+        files = context.inputs["responses"].manifest.files
+        progress = _PartsProgress([files[name].num_rows or 0 for name in names], wanted)
+        parts = score_parts(policy, reference, progress.begun(valid), config, on_progress=progress)
+        with doing("loading the models"), published_behind(context, records.SCORES, counts.add_scores) as publish:
+            for index, table in parts:
                 publish(index, table)
     for _ in valid:
         pass
     return context.publish({}, {**counts.metrics(), "seconds": context.seconds()})
+
+
+class _PartsProgress:
+    """Counts the responses of all parts, those of an earlier attempt and those that are dropped among them."""
+
+    def __init__(self, sizes: list[int], wanted: list[int]) -> None:
+        self._sizes, self._progress = sizes, Progress("score", "responses")
+        self._num_before, self._num_now = sum(sizes) - sum(sizes[index] for index in wanted), 0
+
+    def begun(self, parts: Iterable[tuple[int, pa.Table]]) -> Iterator[tuple[int, pa.Table]]:
+        """Yield the parts, and take note of each that begins."""
+        for index, table in parts:
+            self._num_before, self._num_now = self._num_before + self._num_now, self._sizes[index]
+            yield index, table
+
+    def __call__(self, num_done: int, num_all: int) -> None:
+        """Take how much of the part is done."""
+        self._progress(self._num_before + self._num_now * num_done // num_all, sum(self._sizes))
 
 
 @dataclass

@@ -136,6 +136,8 @@ def local_error(error: OSError, where: str) -> StorageError:
         errno.ENOTDIR: "a file is where a folder is needed: choose another place",
         errno.EEXIST: "a file is where a folder is needed: choose another place",
     }
-    path = f" ({error.filename})" if error.filename and str(error.filename) != where else ""
+    # Of a copy to a full disk, Python names the source.
+    is_named = error.filename and not error.filename2 and str(error.filename) != where
+    path = f" ({error.filename})" if is_named else ""
     remedy = f"; {remedies[error.errno]}" if error.errno in remedies else ""
     return StorageError(f"{where}: {error.strerror or error}{path}{remedy}")

@@ -25,6 +25,7 @@ from dice_core.storage.contract import (
     local_error,
     manifests_first,
 )
+from dice_core.storage.disk_space import full_disk_is_named
 
 # Files of this module in a folder, hidden from `list`: a write that is not complete, a lock.
 _UNFINISHED, _LOCK = ".unfinished", ".lock"
@@ -93,7 +94,7 @@ class FolderStorage:
 
     def download(self, key: str, path: Path) -> None:
         """See Storage."""
-        with self._explained(key), _written_beside(path) as unfinished:
+        with self._explained(key), full_disk_is_named(path.parent), _written_beside(path) as unfinished:
             shutil.copyfile(self._path(key), unfinished)
 
     def delete(self, prefix: str) -> int:

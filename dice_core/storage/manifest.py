@@ -18,6 +18,7 @@ from dice_core.data.records import RecordError
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import ConflictError, MissingObjectError, Storage, StorageError, UnfitError
+from dice_core.storage.disk_space import require_space
 from dice_core.storage.stored_record import read_record
 from dice_core.storage.transfers import side_by_side
 
@@ -167,13 +168,15 @@ def fetch_files(uri: str, manifest: Manifest, folder: Path, names: Iterable[str]
         names: only these; all by default.
 
     Raises:
-        StorageError: a file is not named by the manifest, is missing, or differs in size or digest.
+        StorageError: a file is not named by the manifest, is missing, or differs in size or digest; or the disk of the
+            folder has no room for them.
     """
     storage, paths = open_storage(uri), {}
     for name in manifest.files if names is None else names:
         if name not in manifest.files:
             raise UnfitError(f"{uri}: its manifest names no file {name!r}, it names {', '.join(manifest.files)}")
         paths[name] = folder / name
+    require_space(folder, sum(manifest.files[name].size for name in paths))
     side_by_side(lambda name: _fetch(storage, name, paths[name], manifest.files[name]), paths)
     return paths
 
@@ -182,11 +185,30 @@ def _fetch(storage: Storage, name: str, path: Path, expected: FileEntry) -> None
     """Download a file; one that is not what it should be does not stay."""
     path.parent.mkdir(parents=True, exist_ok=True)
     storage.download(name, path)
-    found = _size_and_digest(path)
-    if found != (expected.size, expected.sha256):
+    try:
+        _require_same(path, expected, layout.join(storage.uri, name))
+    except StorageError:
         path.unlink()
+        raise
+
+
+def check_files(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
+    """Check files that are on this machine already against their manifest, several at a time.
+
+    Raises:
+        StorageError: a file is missing, or differs in size or digest.
+    """
+    side_by_side(lambda name: _require_same(folder / name, manifest.files[name], str(folder / name)), names)
+
+
+def _require_same(path: Path, expected: FileEntry, where: str) -> None:
+    try:
+        found = _size_and_digest(path)
+    except FileNotFoundError:
+        raise MissingObjectError(f"{where}: no such file, but its manifest names it") from None
+    if found != (expected.size, expected.sha256):
         raise StorageError(
-            f"{layout.join(storage.uri, name)}: {found[0]} bytes, sha256 {found[1][:12]}, but its manifest says "
+            f"{where}: {found[0]} bytes, sha256 {found[1][:12]}, but its manifest says "
             f"{expected.size} bytes, {expected.sha256[:12]}: it was changed or cut; run its stage again elsewhere"
         )
 

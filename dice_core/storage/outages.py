@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from dice_core.progress import log
+from dice_core.storage.s3_answers import PASSING_STATUS
 
-# 501 says that the server will never do it.
-_PASSING_STATUS, _PASSING_CODES = {429, 500, 502, 503, 504}, {"SlowDown", "RequestTimeout"}
+_PASSING_CODES = {"SlowDown", "RequestTimeout"}
 _FIRST_FAULT = "dice_first_fault"
 # A blip of a second is no news, and a first contact is not tried more often.
 _NUM_QUIET_TRIES, _NUM_QUICK_TRIES = 2, 4
-# Requests of one outage fail at most so far apart: a read times out after 60 s.
+# Requests of one outage fail at most so far apart: one waits for its answer for half as long.
 _SAME_OUTAGE_SECONDS = 120.0
 
 _interrupted = threading.Event()
@@ -34,6 +34,10 @@ class Patience:
     """A pod whose node is drained, or that is killed for want of memory, is back within two minutes."""
     first_pause: float = 0.5
     longest_pause: float = 15.0
+    answer: float = 60.0
+    """For the answer to one request; S3 puts a large file together before it answers."""
+    tell_after: float = 10.0
+    """After which a line says that there is no answer yet, or how much of a file has moved."""
 
     def pause(self, num_tries: int) -> float:
         """Return how long to wait after so many tries: twice as long each time."""
@@ -133,7 +137,8 @@ def _passing_fault(response: Any, error: Exception | None) -> str:
     if response is None:
         return ""
     status, code = response[0].status_code, str(response[1].get("Error", {}).get("Code", ""))
-    return f"answers {status} {code}".rstrip() if status in _PASSING_STATUS or code in _PASSING_CODES else ""
+    passes = status in PASSING_STATUS or code in _PASSING_CODES
+    return f"answers {status} {code.removeprefix(str(status))}".rstrip() if passes else ""
 
 
 def _is_timeout(error: Exception | None) -> bool:

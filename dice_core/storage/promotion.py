@@ -10,6 +10,7 @@ from dice_core import __version__
 from dice_core.progress import log
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import Storage, StorageError
+from dice_core.storage.probe import require_writable
 from dice_core.storage.stored_record import read_record
 
 
@@ -38,6 +39,16 @@ def read_promotion(uri: str) -> Promotion | None:
     storage, name = _place(uri)
     found = storage.read_versioned(name)
     return None if found is None else _parse(found[0], uri)
+
+
+def require_promotable(uri: str) -> None:
+    """Check that a pointer can be moved, before the work that decides whether it is.
+
+    Raises:
+        StorageError: what is there is not a promotion, or nothing can be written beside it.
+    """
+    read_promotion(uri)
+    require_writable(_place(uri)[0].uri)
 
 
 def promote(

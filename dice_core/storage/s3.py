@@ -11,15 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import boto3
 from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore import exceptions as boto_errors
 from botocore.config import Config
+from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import RetriesExceededError
+from s3transfer.subscribers import BaseSubscriber
 from s3transfer.utils import S3_RETRYABLE_DOWNLOAD_ERRORS
 
+from dice_core.progress import Progress, Throttle
 from dice_core.storage import layout
 from dice_core.storage.contract import (
     ConflictError,
@@ -32,7 +35,10 @@ from dice_core.storage.contract import (
     local_error,
     manifests_first,
 )
+from dice_core.storage.disk_space import full_disk_is_named
 from dice_core.storage.outages import Outages, Patience, waiting_ends_with_interrupt
+from dice_core.storage.s3_answers import NotS3Error, refuse_other_answers
+from dice_core.storage.waits import Waits
 
 # urllib3 gives the sending of a part as long as the connecting: a busy server takes nothing for seconds.
 _CONNECT_SECONDS = 15
@@ -40,9 +46,18 @@ _CONNECT_SECONDS = 15
 _NUM_STREAMS = 10
 # Several transfers of 10 threads each share one client.
 _NUM_CONNECTIONS = 40
-_MIB = 1024 * 1024
+_MIB, _MB = 1024 * 1024, 10**6
 
-_clients: dict[tuple[Any, ...], tuple[Any, Outages]] = {}
+
+class _Connection(NamedTuple):
+    """A client, and what is known of its server."""
+
+    client: Any
+    outages: Outages
+    waits: Waits
+
+
+_clients: dict[tuple[Any, ...], _Connection] = {}
 _clients_lock = threading.Lock()
 
 
@@ -144,8 +159,10 @@ class S3Storage:
         """See Storage. Ranges come down in parallel to a temporary name beside the path."""
         with self._explained(key):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with create_transfer_manager(self._client, self._transfer) as transfers, waiting_ends_with_interrupt():
-                transfers.download(self._bucket, self._key(key), str(path)).result()
+            transfers = create_transfer_manager(self._client, self._transfer)
+            with full_disk_is_named(path.parent), transfers, waiting_ends_with_interrupt():
+                told = [_ToldTransfer(f"download {self._name(key)}", self._patience.tell_after)]
+                transfers.download(self._bucket, self._key(key), str(path), subscribers=told).result()
 
     def delete(self, prefix: str) -> int:
         """See Storage."""
@@ -179,14 +196,16 @@ class S3Storage:
 
     def _upload(self, path: Path, key: str) -> None:
         with create_transfer_manager(self._client, self._transfer) as transfers, waiting_ends_with_interrupt():
-            transfers.upload(str(path), self._bucket, self._key(key)).result()
+            told = [_ToldTransfer(f"upload {self._name(key)}", self._patience.tell_after)]
+            transfers.upload(str(path), self._bucket, self._key(key), subscribers=told).result()
 
     def _read(self, key: str) -> tuple[bytes, str]:
         with self._explained(key):
             for num_broken in range(1, _NUM_STREAMS + 1):
                 answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
                 try:
-                    return answer["Body"].read(), answer["ETag"]
+                    with self._connection.waits.awaiting(f"the rest of GET {self._name(key)}"):
+                        return answer["Body"].read(), answer["ETag"]
                 except S3_RETRYABLE_DOWNLOAD_ERRORS:
                     if num_broken == _NUM_STREAMS:
                         raise
@@ -197,8 +216,12 @@ class S3Storage:
         return found is not None and found[0] == data
 
     @property
+    def _connection(self) -> _Connection:
+        return _connection(self._patience)
+
+    @property
     def _client(self) -> Any:
-        return _client(self._patience)[0]
+        return self._connection.client
 
     def _key(self, key: str) -> str:
         return self._prefix + check_key(self.uri, key)
@@ -213,6 +236,8 @@ class S3Storage:
             yield
         except boto_errors.ClientError as error:
             raise self._explain_refusal(error, key) from None
+        except (NotS3Error, ResponseParserError) as error:
+            raise _speaks_no_s3(self._name(key), error) from None
         except (boto_errors.BotoCoreError, boto_errors.HTTPClientError) as error:
             raise self._unreachable(key, error) from None
         except RetriesExceededError as error:
@@ -221,10 +246,14 @@ class S3Storage:
             raise local_error(error, self._name(key)) from None
 
     def _unreachable(self, key: str, error: Exception) -> StorageError:
-        return _unreachable(self._name(key), error, _client(self._patience)[1].seconds_waited_for)
+        waited = self._connection.outages.seconds_waited_for
+        if isinstance(error, boto_errors.ReadTimeoutError):
+            return _unanswered(self._name(key), waited or self._patience.answer)
+        return _unreachable(self._name(key), error, waited)
 
     def _explain_refusal(self, error: boto_errors.ClientError, key: str) -> StorageError:
-        details = error.response.get("Error", {})
+        status = {"Status": error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")}
+        details = {**error.response.get("Error", {}), **status}
         # The answer to a HEAD request has no body and so no reason; listing the bucket finds out whether it is the
         # key, the bucket or the credentials.
         if details.get("Code") in ("403", "404"):
@@ -232,7 +261,21 @@ class S3Storage:
         return _refused(self._name(key), self._bucket, error.operation_name, details)
 
 
-def _client(patience: Patience) -> tuple[Any, Outages]:
+class _ToldTransfer(BaseSubscriber):  # type: ignore[misc]
+    """Counts the megabytes of a file that is long under way."""
+
+    def __init__(self, what: str, tell_after: float) -> None:
+        self._progress = Progress(what, "MB", tells_end=False, throttle=Throttle(tell_after))
+        self._lock, self._num_bytes = threading.Lock(), 0
+
+    def on_progress(self, future: Any, bytes_transferred: int, **_: Any) -> None:
+        """Take what a part has moved; negative where it begins anew."""
+        with self._lock:
+            self._num_bytes += bytes_transferred
+            self._progress(self._num_bytes // _MB, (future.meta.size or 0) // _MB)
+
+
+def _connection(patience: Patience) -> _Connection:
     """Return the client for the AWS variables as they are now; made once for each set of them and each process."""
     # Connections do not survive a fork, hence the process id.
     identity = (
@@ -242,18 +285,18 @@ def _client(patience: Patience) -> tuple[Any, Outages]:
     )
     with _clients_lock:
         if identity not in _clients:
-            _clients[identity] = _new_client(patience)
+            _clients[identity] = _connect(patience)
         return _clients[identity]
 
 
-def _new_client(patience: Patience) -> tuple[Any, Outages]:
-    endpoint, outages = _endpoint(), Outages(_endpoint() or "AWS", patience)
+def _connect(patience: Patience) -> _Connection:
+    endpoint, outages = _endpoint(), Outages(_server(), patience)
     retries: dict[str, Any] = {"mode": "standard"}
     if "AWS_MAX_ATTEMPTS" not in os.environ:
         retries["total_max_attempts"] = 1
     config = Config(
         connect_timeout=_CONNECT_SECONDS,
-        read_timeout=60,
+        read_timeout=patience.answer,
         retries=retries,
         max_pool_connections=_NUM_CONNECTIONS,
         tcp_keepalive=True,
@@ -270,11 +313,18 @@ def _new_client(patience: Patience) -> tuple[Any, Outages]:
         raise StorageError(f"AWS_ENDPOINT_URL: {error}; write it as http://host:port or https://host") from None
     if "AWS_MAX_ATTEMPTS" not in os.environ:
         outages.watch(client)
-    return client, outages
+    # The order in which they see an answer: a wait is over before its answer is refused.
+    (waits := Waits(_server(), patience.tell_after)).watch(client)
+    refuse_other_answers(client)
+    return _Connection(client, outages, waits)
 
 
 def _endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def _server() -> str:
+    return _endpoint() or "AWS"
 
 
 def _is_conflict(error: boto_errors.ClientError) -> bool:
@@ -300,7 +350,7 @@ def _failure_of(call: Callable[[], Any]) -> dict[str, str] | None:
 
 def _refused(where: str, bucket: str, operation: str, details: dict[str, Any]) -> StorageError:
     """Return one line for a request that the server answered with a refusal."""
-    code, server = str(details.get("Code", "")), _endpoint() or "AWS"
+    code, server = str(details.get("Code", "")), _server()
     if code in ("NoSuchKey", "404"):
         return MissingObjectError(f"{where}: no such object")
     causes = {
@@ -315,12 +365,34 @@ def _refused(where: str, bucket: str, operation: str, details: dict[str, Any]) -
     if code in ("AccessDenied", "AllAccessDisabled", "403"):
         remedy = f"grant it for bucket {bucket!r}, or use others"
         return NoAccessError(f"{where}: {server} denies {operation} with these credentials: {remedy}")
-    return StorageError(f"{where}: {causes.get(code) or f'{operation} failed: {code} {_one_line(details)}'}")
+    return StorageError(f"{where}: {causes.get(code) or _unexplained(server, operation, code, details)}")
+
+
+def _unexplained(server: str, operation: str, code: str, details: dict[str, Any]) -> str:
+    status = str(details.get("Status", ""))
+    answer = " ".join(filter(None, [status, code if code != status else "", _one_line(details)]))
+    remedy = ": its own log says why; try again when it is well" if status.startswith("5") else ""
+    return f"{server} answers {operation} with {answer}{remedy}"
+
+
+def _speaks_no_s3(where: str, error: Exception) -> StorageError:
+    what = str(error) if isinstance(error, NotS3Error) else "its XML cannot be read"
+    return StorageError(
+        f"{where}: {_server()} answers, but not as S3 does: {what}: check AWS_ENDPOINT_URL (a web page, a console or a "
+        "proxy is at another port or host than S3)"
+    )
+
+
+def _unanswered(where: str, seconds: float) -> StorageError:
+    return StorageError(
+        f"{where}: {_server()} takes connections and has answered nothing for {seconds:.0f} s: check AWS_ENDPOINT_URL, "
+        "and the server"
+    )
 
 
 def _unreachable(where: str, error: Exception, seconds: float) -> StorageError:
     """Return one line for a request that got no answer for so many seconds, or could not be made."""
-    server = _endpoint() or "AWS"
+    server = _server()
     if isinstance(error, boto_errors.NoCredentialsError):
         return NoAccessError(f"{where}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if isinstance(error, boto_errors.PartialCredentialsError):

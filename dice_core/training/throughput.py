@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dice_core.progress import Throttle, log
+from dice_core.progress import Throttle, log, pace
 from dice_core.storage.manifest import Metric
 from dice_core.training import ranks
 from dice_core.training.batches import TrainingPair
@@ -33,6 +33,8 @@ class Speedometer(TrainerCallback):
         self._clock = clock
         self._throttle = Throttle(5.0)
         self._step_start = 0.0
+        self._first_step: tuple[float, int] | None = None
+        """When this attempt began its first step, and how many an earlier one had made."""
         self._all, self._since = _Work(), _Work()
 
     def count(self, pairs: Sequence[TrainingPair]) -> None:
@@ -43,9 +45,10 @@ class Speedometer(TrainerCallback):
             work.num_tokens += num_tokens
             work.num_response_tokens += num_tokens - num_prompt_tokens
 
-    def on_step_begin(self, *_: object, **__: object) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Start the clock of a step."""
         self._step_start = self._clock()
+        self._first_step = self._first_step or (self._step_start, state.global_step)
 
     def on_step_end(self, *_: object, **__: object) -> None:
         """Stop the clock of a step."""
@@ -79,8 +82,15 @@ class Speedometer(TrainerCallback):
             log(
                 f"train: step {state.global_step} of {state.max_steps}{' (eval pairs)' if prefix else ''}: "
                 f"loss {values[f'{prefix}loss']:.4f}, reward accuracy {values[f'{prefix}rewards/accuracies']:.2f}, "
-                f"margin {values[f'{prefix}rewards/margins']:.4f}{_speed_text(values)}"
+                f"margin {values[f'{prefix}rewards/margins']:.4f}{_speed_text(values)}{self._time_left(state)}"
             )
+
+    def _time_left(self, state: TrainerState) -> str:
+        """Return how long the steps still take, with what lies between them (evaluation, checkpoints)."""
+        if self._first_step is None:
+            return ""
+        start, num_before = self._first_step
+        return pace(state.global_step - num_before, self._clock() - start, state.max_steps - state.global_step)
 
     def totals(self, policy: PreTrainedModel) -> dict[str, Metric]:
         """Return the numbers of a line for the whole run, and the seconds of a step. Every process calls it."""

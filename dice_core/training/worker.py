@@ -12,13 +12,14 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dice_core.accelerator import AcceleratorError, device_type
 from dice_core.child_processes import end_with_parent
 from dice_core.data import records
-from dice_core.progress import Progress, log
+from dice_core.progress import Progress, doing, log, never_silent
 from dice_core.settings.base import ConfigError
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 # torchrun sets it for its workers.
 _TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
+# Before the launcher, which shows these lines, would say that nothing is said.
+_SILENT_SECONDS = 9.0
 METRICS_FILE, PAIRS_FILE = "metrics.jsonl", "pairs.parquet"
 
 
@@ -71,15 +74,20 @@ def run_training(job: TrainingJob, copies: Copies | None = None) -> None:
     Raises:
         ConfigError, RecordError, StorageError, ModelError, NonFiniteError: one line each.
     """
+    with never_silent("train", _SILENT_SECONDS) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        _run_training(job, copies or copies_of(job))
+
+
+def _run_training(job: TrainingJob, copies: Copies) -> None:
     scratch = job.scratch_folder()
     # Cheap checks first: what is wrong with pairs or settings is said before torch and the model load.
     pairs = load_pairs(job, scratch / f"pairs-{os.environ.get('RANK', '0')}")
     _quieten_libraries()
-    from dice_core.training import ranks
-    from dice_core.training.arguments import training_arguments
-    from dice_core.training.checkpoints import CheckpointOwner, CheckpointStore
+    with doing("importing torch and transformers"):
+        from dice_core.training import ranks
+        from dice_core.training.arguments import training_arguments
+        from dice_core.training.checkpoints import CheckpointOwner, CheckpointStore
 
-    copies = copies or copies_of(job)
     config = job.training
     arguments = training_arguments(config, scratch / CHECKPOINTS, has_eval_pairs=bool(pairs.eval), seed=job.seed)
     try:
@@ -114,7 +122,8 @@ def _train_and_publish(
     if is_first:
         log(f"train: {len(pairs.train)} pairs, {pairs.num_dropped} dropped, {config.max_steps} steps")
         log(f"train: resuming from {checkpoint.name}" if checkpoint else "train: starting at step 0")
-    policy = load_model(policy_folder, "float32")
+    with doing("loading the policy"):
+        policy = load_model(policy_folder, "float32")
     check_context(job, pairs, context_length(policy.config))
     if config.deepspeed == "zero3" and stretches_positions(policy):
         # Each response then runs alone, and processes that collect weights together must make as many forwards.
@@ -138,7 +147,8 @@ def _train_and_publish(
         callbacks=[callback for callback in callbacks if callback],
         on_reference_progress=Progress("train: reference log-probs", "pairs") if is_first else None,
     )
-    trainer.train(str(checkpoint) if checkpoint else None)
+    with doing("training"):
+        trainer.train(str(checkpoint) if checkpoint else None)
     if average:
         average.copy_to(trainer.scorer)
     metrics = {**_training_metrics(trainer), **trainer.speed.totals(trainer.policy)}

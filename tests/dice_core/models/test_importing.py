@@ -247,12 +247,12 @@ def test_two_processes_at_once_download_once(
     assert capfd.readouterr().err.count("model: downloading") == 1
 
 
-def test_a_fetched_model_is_taken_from_the_cache(model_copy: Path, tmp_path: Path) -> None:
-    uri = str(tmp_path / "imported")
+def test_a_fetched_model_is_taken_from_the_cache(model_copy: Path, s3: str, tmp_path: Path) -> None:
+    uri = f"{s3}/models/cached"
     import_model(str(model_copy), uri)
     first = fetch_model(uri, tmp_path / "cache")
     # Downloaded again, it would be missed.
-    (tmp_path / "imported" / "model.safetensors").unlink()
+    assert open_storage(uri).delete("model.safetensors") == 1
 
     assert fetch_model(uri, tmp_path / "cache") == first
 
@@ -285,18 +285,18 @@ def test_a_cache_that_the_user_may_not_write_is_told_with_the_user(
 
 
 def test_the_cache_is_where_the_variable_says(
-    model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_copy: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import_model(str(model_copy), str(tmp_path / "imported"))
+    import_model(str(model_copy), uri := f"{s3}/models/elsewhere")
     monkeypatch.setenv("DICE_CACHE", str(tmp_path / "elsewhere"))
 
-    assert fetch_model(str(tmp_path / "imported")).parent == tmp_path / "elsewhere"
+    assert fetch_model(uri).parent == tmp_path / "elsewhere"
 
 
 def test_a_cut_download_is_not_trusted_and_goes_on(
-    model_copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    model_copy: Path, s3: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    uri, cache = str(tmp_path / "imported"), tmp_path / "cache"
+    uri, cache = f"{s3}/models/cut", tmp_path / "cache"
     imported = import_model(str(model_copy), uri)
     unfinished = cache / f"{imported.content_digest}.unfinished"
     unfinished.mkdir(parents=True)

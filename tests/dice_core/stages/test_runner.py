@@ -1,5 +1,6 @@
 """A stage runs once for the same settings and inputs, resumes what was interrupted, and never mixes."""
 
+import errno
 import os
 from dataclasses import replace
 
@@ -13,8 +14,9 @@ from dice_core.stages.report import report
 from dice_core.stages.runner import open_input, run_stage
 from dice_core.stages.table import GENERATE, PAIR, TRAIN
 from dice_core.storage.address import open_storage
-from dice_core.storage.contract import StorageError
+from dice_core.storage.contract import NoAccessError, StorageError
 from dice_core.storage.manifest import Manifest, clear_stage, publish_files, read_manifest
+from tests.faulty_store import line_to
 
 # Its inputs are those of all the stages that it stands for here.
 STAGE = replace(GENERATE, inputs={**TRAIN.inputs, **PAIR.inputs})
@@ -180,6 +182,30 @@ def test_overwrite_deletes_nothing_when_an_input_is_wrong(uri, tmp_path):
     with pytest.raises(StorageError, match="has not finished"):
         run(uri, Work(), inputs={"data": str(tmp_path / "nothing")}, overwrite=True)
     assert run(uri, Work()).status == "already complete"
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(s3, object_store, monkeypatch):
+    work = Work()
+    with line_to(object_store, monkeypatch) as line:
+        line.denied = b"PUT "
+        with pytest.raises(
+            NoAccessError, match=r"denied/\.probe: .* denies PutObject with these credentials: grant it"
+        ):
+            run(f"{s3}/denied", work)
+        assert work.done == []
+        line.denied = b""
+        assert run(f"{s3}/denied", work).status == "completed"
+        # What is there already needs no right to write.
+        line.denied = b"PUT "
+        assert run(f"{s3}/denied", work).status == "already complete"
+
+
+def test_a_scratch_disk_that_fills_up_is_told_with_what_to_set(uri):
+    def work(context):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StorageError, match=r"its disk is full .* or DICE_SCRATCH \(all other files"):
+        run(uri, work)
 
 
 def test_an_input_made_from_something_else_is_refused(uri, tmp_path):

@@ -184,7 +184,9 @@ def test_a_prompt_left_with_too_few_finite_log_probs_is_dropped_and_each_row_has
     assert (metrics["num_dropped_few_finite_responses"], metrics["num_dropped_few_valid_responses"]) == (3, 0)
 
 
-def test_scoring_that_was_killed_goes_on_and_counts_every_part_once(run, warm_start, scored, tmp_path, monkeypatch):
+def test_scoring_that_was_killed_goes_on_and_counts_every_part_once(
+    run, warm_start, scored, tmp_path, monkeypatch, capsys
+):
     table = records.read_table(run.folder / "responses.parquet", records.RESPONSES)
     files = {}
     for index in range(3):
@@ -202,7 +204,10 @@ def test_scoring_that_was_killed_goes_on_and_counts_every_part_once(run, warm_st
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(scoring, "score_parts", killed)
         score(*arguments, str(tmp_path / "killed"), scoring=SCORING)
+    capsys.readouterr()
     resumed = score(*arguments, str(tmp_path / "killed"), scoring=SCORING).metrics
+    # Of all three parts, though this attempt scored fewer.
+    assert "score: 36 of 36 responses" in capsys.readouterr().err
     whole = score(*arguments, str(tmp_path / "whole"), scoring=SCORING).metrics
     assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
     assert resumed["num_scored"] == scored[1].metrics["num_scored"]

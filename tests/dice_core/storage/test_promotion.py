@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dice_core.storage.contract import StorageError
-from dice_core.storage.promotion import promote, read_promotion
+from dice_core.storage.promotion import promote, read_promotion, require_promotable
 
 
 @pytest.fixture
@@ -47,3 +47,16 @@ def test_a_pointer_of_a_later_version_is_read(uri, tmp_path):
     path = tmp_path / "promoted" / "zephyr.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"win_rate": 0.6}))
     assert read_promotion(uri).policy_uri == "runs/a/train"
+
+
+def test_a_pointer_that_cannot_be_moved_is_known_before_the_work_that_decides_on_it(uri, tmp_path):
+    require_promotable(uri)
+    assert not (tmp_path / "promoted").exists()
+    promote(uri, "runs/a/train", "1", evaluated="runs/a/evaluate", iteration=1)
+    require_promotable(uri)
+    (tmp_path / "promoted" / "zephyr.json").write_text("s3://bucket/my-model")
+    with pytest.raises(StorageError, match="not a pointer to a promoted policy"):
+        require_promotable(uri)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="a file is where a folder is needed"):
+        require_promotable(str(tmp_path / "file" / "zephyr.json"))

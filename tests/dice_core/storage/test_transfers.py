@@ -1,10 +1,14 @@
 """Several things at once: order, bounds, and what becomes of errors."""
 
+import os
+import re
 import threading
 import time
 
 import pytest
 
+from dice_core.storage.outages import Patience
+from dice_core.storage.s3 import S3Storage
 from dice_core.storage.transfers import read_ahead, side_by_side, write_behind
 
 WAIT_SECONDS = 30
@@ -112,3 +116,18 @@ def test_a_block_that_fails_raises_its_own_error_after_the_write_under_way():
         begin(1)
         raise KeyError
     assert gauge.begun == [1]
+
+
+def test_a_file_that_is_long_under_way_says_how_much_has_moved_and_a_quick_one_nothing(s3, tmp_path, capsys):
+    bucket, _, prefix = s3.removeprefix("s3://").partition("/")
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(33_000_000))
+    for tell_after in (10.0, 0.001):
+        storage = S3Storage(bucket, prefix, part_bytes=5 * 2**20, patience=Patience(tell_after=tell_after))
+        storage.upload(source, "big")
+        storage.download("big", tmp_path / "target")
+        said = capsys.readouterr().err
+        for way in ("upload", "download"):
+            moved = re.findall(rf" {way} {s3}/big: (\d+) of 33 MB", said)
+            assert bool(moved) == (tell_after < 1)
+            assert moved == sorted(moved, key=int)

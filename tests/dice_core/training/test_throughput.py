@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from dice_core.training.batches import TrainingPair
 from dice_core.training.throughput import Speedometer, num_operations
@@ -39,12 +40,13 @@ def pair(num_prompt_tokens: int, num_response_tokens: int) -> TrainingPair:
 
 
 def test_lines_count_what_came_since_the_last_and_the_totals_count_all() -> None:
+    arguments, state, control = TrainingArguments(report_to=[]), TrainerState(), TrainerControl()
     # Steps from 0 to 2, from 10 to 11 and from 20 to 22 seconds: what lies between is no training.
     clock: Iterator[float] = iter([0.0, 2.0, 10.0, 11.0, 20.0, 22.0])
     speed, policy = Speedometer(lambda: next(clock)), model(tie=True)
 
     def step(*pairs: TrainingPair) -> None:
-        speed.on_step_begin()
+        speed.on_step_begin(arguments, state, control)
         speed.count(pairs)
         speed.on_step_end()
 
@@ -58,3 +60,22 @@ def test_lines_count_what_came_since_the_last_and_the_totals_count_all() -> None
     totals = speed.totals(policy)
     assert (totals["tokens_per_second"], totals["seconds_per_step"]) == (75 / 5, round(5 / 3, 3))
     assert totals["num_processes"] == 1
+
+
+def test_a_line_of_a_resumed_training_counts_its_time_from_where_it_resumed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # 80 of 100 steps were made before; two more took 50 seconds, with what lay between them.
+    clock = iter([0.0, 20.0, 30.0, 50.0, 50.0])
+    speed = Speedometer(lambda: next(clock))
+    arguments, control = TrainingArguments(report_to=[]), TrainerControl()
+    state = TrainerState(global_step=80, max_steps=100)
+    for step in (81, 82):
+        speed.on_step_begin(arguments, state, control)
+        speed.on_step_end()
+        state.global_step = step
+    values = {"eval_loss": 0.5, "eval_rewards/accuracies": 0.75, "eval_rewards/margins": 0.25}
+    speed.on_log(arguments, state, control, values)
+    assert capsys.readouterr().err[9:] == (
+        "train: step 82 of 100 (eval pairs): loss 0.5000, reward accuracy 0.75, margin 0.2500, 2.4/min, 8 min left\n"
+    )
