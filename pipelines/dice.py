@@ -5,8 +5,9 @@
     report: at the end, whatever happened
     a recurring run chooses its name, policy, reference and prompts first
 
-A person may edit every setting of a stage in the UI: they are parameters, a JSON object per stage. How many iterations
-and shards there are decides the graph, so that is fixed at compile time. Addresses travel as strings. What a gate
+A person may edit every setting of a stage in the UI: they are parameters, a JSON object per stage. check-settings
+writes them to one file, whose address the other tasks get. How many iterations and shards there are decides the graph,
+so that is fixed at compile time. Addresses travel as strings. What a gate
 decides is read by the stages themselves, so that the pipeline runs the same where conditions are not supported; on a
 cluster a condition saves the pods of the iterations after a refused policy as well.
 """

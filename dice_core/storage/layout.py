@@ -4,8 +4,9 @@
       models/<name>/                           imported models, shared by runs
       promoted/<name>.json                     pointer to the last policy that passed its gate
       runs/<run>/
-        check-settings/                        what the run was last started with
-        choose-inputs/  import-model/<name>/   only why one of these failed
+        check-settings/                        what the run was last started with, and its settings for the tasks
+        choose-inputs/                         of a recurring run: what it chose
+        import-model/<name>/                   only why it failed
         data/                                  prompts, preferences, held_out
         warm-start/{pair,train}/
         iteration-<t>/
