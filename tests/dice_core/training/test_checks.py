@@ -17,7 +17,7 @@ TRAINING = {"max_steps": 1, "global_batch_size": 1}
 
 def write_pairs(path: Path, num_tokens: int) -> str:
     row = {"prompt_id": "p", "prompt": "q", "chosen": "a", "rejected": "b", "source": "generated", "split": "train"}
-    row |= {f"{name}_token_ids": [1] * num_tokens for name in ("prompt", "chosen", "rejected")}
+    row |= {f"{name}_token_ids": [token] * num_tokens for token, name in enumerate(("prompt", "chosen", "rejected"))}
     records.write_table(pa.Table.from_pylist([row], records.PAIRS), records.PAIRS, path)
     return str(path)
 
