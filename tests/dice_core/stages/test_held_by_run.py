@@ -162,7 +162,7 @@ def others(section: str, name: str, value: Any) -> Iterator[Any]:
         yield [*value, 7]
     annotation = SECTIONS[section].model_fields[name].annotation
     yield from (word for word in words(annotation) if word != value)
-    yield "another"
+    yield from ("another", "2026-01-31")
 
 
 def words(annotation: Any) -> list[Any]:
