@@ -79,11 +79,17 @@ def report(run_uri: str, output_uri: str, *, num_iterations: int, allow_empty: b
 
 
 def _refuse_misplaced(contents: RunContents) -> None:
-    """Refuse results at places that are not a run's own: the page would say that they are missing."""
-    for place, manifest in contents.manifests.items():
-        stage = STAGES.get(manifest.stage)
+    """Refuse results at places that are not a run's own: the page would say that they are missing.
+
+    Shards that a stage at its own place has read are found by its manifest, wherever they lie.
+    """
+    stages = {place: STAGES.get(manifest.stage) for place, manifest in contents.manifests.items()}
+    in_place = [place for place, stage in stages.items() if stage and is_place_of(stage, place)]
+    inputs = (uri for place in in_place for uri in contents.manifests[place].inputs.values())
+    read = {uri.rpartition("@")[0] for uri in inputs}
+    for place, stage in stages.items():
         # A model may lie anywhere, and so may a page.
-        if stage in (None, IMPORT_MODEL, REPORT) or is_place_of(stage, place):
+        if stage in (None, IMPORT_MODEL, REPORT) or place in in_place or layout.join(contents.uri, place) in read:
             continue
         iteration = None if stage.scope == "run" else 1
         wanted = Place(stage.name, iteration, 0 if stage.scope == "shard" else None).below
