@@ -128,11 +128,13 @@ def test_each_run_chooses_its_name_its_policy_and_its_prompts(server: KfpServer)
     tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     chosen = {
         name: value["taskOutputParameter"]["outputParameterKey"]
-        for task in ("import-policy", "import-reference", "prepare-data", "iteration-1")
+        for task in ("check-settings", "import-policy", "import-reference")
         for name, value in tasks[task]["inputs"]["parameters"].items()
         if value.get("taskOutputParameter", {}).get("producerTask") == "choose-inputs"
     }
-    assert chosen == {"source": "reference_source", "run": "run", "prompts_source": "prompts_source"}
+    # check-settings writes them down for the tasks after it.
+    names = ("run", "policy_source", "reference_source", "prompts_source")
+    assert chosen == {**{name: name for name in names}, "source": "reference_source"}
     job = {"runtimeValue": {"constant": "{{$.pipeline_job_uuid}}"}}
     assert tasks["choose-inputs"]["inputs"]["parameters"]["job_id"] == job
     assert spec["root"]["dag"]["tasks"]["report"]["inputs"]["parameters"]["job_id"] == job
