@@ -70,8 +70,10 @@ def ours_with_texts(folder: Path) -> Timed:
     work = Work(folder)
     config = PairingConfig(length_penalty="grid", replay_ratio=0, num_eval_pairs=0)
     table = pq.read_table(work.scores(work.size.num_pairing_prompts))
-    ids, texts = pa.array([[1]] * table.num_rows, pa.list_(pa.int32())), _texts(table)
-    columns = [table["prompt_id"], table["sample_index"], ids, ids, pa.array(texts), ["stop"] * table.num_rows]
+    prompt_ids, texts = pa.array([[1]] * table.num_rows, pa.list_(pa.int32())), _texts(table)
+    # Pairs of the same token ids would be dropped.
+    ids = pa.array([[index] for index in table["sample_index"].to_pylist()], pa.list_(pa.int32()))
+    columns = [table["prompt_id"], table["sample_index"], prompt_ids, ids, pa.array(texts), ["stop"] * table.num_rows]
     responses = conform(pa.table(columns, RESPONSES.names[: len(columns)]), RESPONSES, "responses")
     names = table["prompt_id"].unique()
     prompts = pa.Table.from_arrays([names, names], schema=PROMPTS)
