@@ -350,6 +350,7 @@ def test_only_responses_that_may_be_used_need_be_at_hand():
     assert again.pairs.equals(built.pairs)
 
 
+@pytest.mark.slow
 def test_prompts_and_offline_pairs_may_be_more_than_two_gibibytes():
     """One chunk of 64 MiB, 33 times: an Arrow array of `string` holds 2 GiB."""
     chunk = pa.array([f"{number:02d}" + "x" * (2**20 - 2) for number in range(64)])

@@ -227,6 +227,7 @@ def test_results_tell_what_nothing_else_does_and_reasons_why_it_failed() -> None
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_shards", [1, 8, 64])
 def test_the_pipeline_of_today_is_read_with_any_number_of_shards(num_shards: int) -> None:
     tasks = graph_tasks(compiled_spec("demo", [f"num_shards={num_shards}"]))
