@@ -268,7 +268,7 @@ def test_a_restarted_pod_may_succeed_and_one_that_fails_too_often_is_an_error(
 ) -> None:
     body = 'attempt = len(list(folder.glob("try-*")))\nfolder.joinpath(f"try-{attempt}").touch()\n'
     body += 'print("attempt", attempt, flush=True)\nsys.exit(attempt < FAILURES)'
-    # Longer than a look takes on a very busy machine: of two restarts between two looks, the first one's words are lost.
+    # Longer than a look takes on a busy machine: of two restarts between two looks, the first one's words are lost.
     operator.kubelet.restart_seconds = 4.0
     Launcher(job_uri, worker(body.replace("FAILURES", "2")), backoff_limit=3).result()
     said = capfd.readouterr().err
