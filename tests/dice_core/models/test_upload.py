@@ -29,6 +29,7 @@ def inodes(place: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in place.iterdir()}
 
 
+@pytest.mark.slow
 def test_an_import_that_was_cut_uploads_only_what_is_missing(model_copy: Path, tmp_path: Path) -> None:
     place = tmp_path / "imported"
     with weights_are_refused(place):
@@ -45,6 +46,7 @@ def test_an_import_that_was_cut_uploads_only_what_is_missing(model_copy: Path, t
     fetch_model(str(place), tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_what_an_import_of_another_model_left_is_not_taken(model_copy: Path, tmp_path: Path) -> None:
     place = tmp_path / "imported"
     with weights_are_refused(place):

@@ -273,6 +273,7 @@ def test_no_credentials_are_named(s3: str, monkeypatch: pytest.MonkeyPatch, tmp_
     assert "no credentials: set AWS_ACCESS_KEY_ID" in _one_line(error)
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_does_not_answer_fails_in_seconds(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     start = time.monotonic()

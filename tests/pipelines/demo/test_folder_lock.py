@@ -34,6 +34,7 @@ def start_owner(path: Path, seconds: float) -> "subprocess.Popen[str]":
     return owner
 
 
+@pytest.mark.slow
 def test_a_lock_whose_owner_is_dead_but_not_yet_let_go_is_waited_for(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
