@@ -4,6 +4,7 @@ For commands that look, and at most delete; what runs training is tested against
 """
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,6 +106,8 @@ def _rules(path: Path) -> list[Object]:
 
 def _selected(item: Object, selector: str) -> bool:
     labels = item["metadata"].get("labels", {})
+    if match := re.fullmatch(r"(\S+) in \((.*)\)", selector):
+        return labels.get(match[1]) in match[2].split(",")
     for term in filter(None, selector.split(",")):
         name, equals, value = term.partition("=")
         if name not in labels or (equals and labels[name] != value):

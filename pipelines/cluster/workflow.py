@@ -7,14 +7,15 @@ import base64
 import gzip
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dice_core.launch.kubernetes import KubernetesApi
 
 _GROUP, _VERSION, _RESOURCE = "argoproj.io", "v1alpha1", "workflows"
-_RUN_LABEL = "pipeline/runid"
+RUN_LABEL = "pipeline/runid"
+"""KFP's label of whatever belongs to a run."""
 _ATTEMPT = re.compile(r"\((\d+)\)(?=\.|$)")
 
 
@@ -26,7 +27,6 @@ class Node:
     """Keys joined by dots, below the workflow's own."""
     attempt: int | None
     """Of a node that is one attempt of the node with its path; from 0."""
-    kind: str
     phase: str
     message: str
     started: str
@@ -38,10 +38,7 @@ class Node:
 class Workflow:
     """The workflow of a run."""
 
-    name: str
     phase: str
-    is_stopping: bool
-    """Somebody has ended it."""
     nodes: tuple[Node, ...] | None
     """None: they are kept where they cannot be read from here."""
 
@@ -57,14 +54,18 @@ def workflow_of(cluster: KubernetesApi, run_id: str) -> Workflow | None:
     Raises:
         KubernetesError: it may not be read, or the cluster does not answer.
     """
-    found = cluster.list(_path(cluster), labelSelector=f"{_RUN_LABEL}={run_id}")
+    found = cluster.list(_path(cluster), labelSelector=f"{RUN_LABEL}={run_id}")
     return parse_workflow(found[0]) if found else None
 
 
-def runs_with_workflows(cluster: KubernetesApi) -> set[str]:
-    """Return the ids of the runs that have a workflow in this namespace, some hundred at most."""
-    found = cluster.list(_path(cluster), labelSelector=_RUN_LABEL, limit="200")
-    return {str(body["metadata"]["labels"][_RUN_LABEL]) for body in found}
+def has_workflow_of_any(cluster: KubernetesApi, run_ids: Iterable[str]) -> bool:
+    """Return whether one of some runs has a workflow in this namespace.
+
+    Raises:
+        KubernetesError: as workflow_of.
+    """
+    # One is enough: a workflow may have a megabyte.
+    return bool(cluster.list(_path(cluster), labelSelector=f"{RUN_LABEL} in ({','.join(run_ids)})", limit="1"))
 
 
 def _path(cluster: KubernetesApi) -> str:
@@ -73,14 +74,10 @@ def _path(cluster: KubernetesApi) -> str:
 
 def parse_workflow(body: Mapping[str, Any]) -> Workflow:
     """Return a workflow as the API has it."""
-    spec, status, name = body.get("spec", {}), body.get("status", {}), str(body["metadata"]["name"])
+    status, name = body.get("status", {}), str(body["metadata"]["name"])
     nodes = _nodes(status)
-    return Workflow(
-        name,
-        str(status.get("phase") or ""),
-        is_stopping=spec.get("activeDeadlineSeconds") == 0 or bool(spec.get("shutdown")),
-        nodes=None if nodes is None else tuple(_parse_node(name, node) for node in nodes.values()),
-    )
+    parsed = None if nodes is None else tuple(_parse_node(name, node) for node in nodes.values())
+    return Workflow(str(status.get("phase") or ""), parsed)
 
 
 def _nodes(status: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -103,7 +100,6 @@ def _parse_node(workflow: str, node: Mapping[str, Any]) -> Node:
     return Node(
         path=path_of(str(node["name"]), workflow),
         attempt=int(attempts[0][1]) if attempts else None,
-        kind=str(node.get("type", "")),
         phase=str(node.get("phase", "")),
         message=str(node.get("message") or ""),
         started=str(node.get("startedAt") or ""),

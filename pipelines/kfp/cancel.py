@@ -7,7 +7,8 @@ from typing import Any
 
 from pipelines.cluster.jobs import delete_pods_not_started, stop_training
 from pipelines.kfp.api import Connection, KfpApi, KfpError
-from pipelines.kfp.runs import FINAL, newest
+from pipelines.kfp.runs import newest
+from pipelines.kfp.task_states import run_facts
 
 
 def cancel(options: argparse.Namespace) -> int:
@@ -42,7 +43,7 @@ def stop(api: KfpApi, run: Any, name: str, context: str, namespace: str) -> bool
 
 
 def _terminate(api: KfpApi, run: Any, name: str) -> bool:
-    if run.state in FINAL:
+    if run_facts(run).is_final:
         print(f"run {name}: is {run.state} already")
         return True
     try:

@@ -11,13 +11,13 @@ from typing import Any
 
 from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.storage import layout
+from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
-from dice_core.storage.failures import StageFailure
-from dice_core.storage.run_contents import RunContents, read_contents
+from dice_core.storage.failures import StageFailure, failures_among
 from pipelines.cluster.config import CONFIG_MAP
 from pipelines.cluster.jobs import own_name, parameters_of
 from pipelines.cluster.pods import last_line, stage_pods, task_path, waiting_pods
-from pipelines.cluster.workflow import Workflow, runs_with_workflows, workflow_of
+from pipelines.cluster.workflow import Workflow, has_workflow_of_any, workflow_of
 from pipelines.kfp.api import KfpApi, KfpError
 from pipelines.kfp.task_graph import GraphTask, graph_tasks
 from pipelines.kfp.task_states import (
@@ -90,9 +90,8 @@ class Observer:
         else:
             states = kfp_states(graph, run, facts, now)
             sources.append("KFP's answer, which ends where a workflow grows past 1 MiB")
-        if is_any(states, (UNKNOWN, FAILED)) and (contents := self._contents(run)):
-            before, reasons = states, {failure.place: _reason(failure) for failure in contents.failures}
-            states = with_results(states, graph, contents.manifests, reasons)
+        if is_any(states, (UNKNOWN, FAILED)) and (results := self._results(run)):
+            before, states = states, with_results(states, graph, *results)
             sources += ["the results in S3"] if states != before and sources else []
         is_lost = has_none and not facts.is_final and self._is_its_cluster(run)
         return RunView(run, facts, is_lost, tuple(states), tuple(graph), tuple(sources))
@@ -147,7 +146,7 @@ class Observer:
         """
         cluster, root = self._kubernetes(), str(parameters_of(run).get("root", ""))
         try:
-            if runs_with_workflows(cluster) & {str(known.run_id) for known in self.api.runs()}:
+            if has_workflow_of_any(cluster, [str(known.run_id) for known in self.api.runs()]):
                 return True
             deployed = (cluster.named("configmaps", CONFIG_MAP) or {}).get("data") or {}
         except KubernetesError as error:
@@ -161,15 +160,23 @@ class Observer:
         )
         return False
 
-    def _contents(self, run: Any) -> RunContents | None:
+    def _results(self, run: Any) -> tuple[set[str], dict[str, str]] | None:
+        """Return the places below a run with complete results, and why stages failed by their places.
+
+        Costs a listing and a request for each failure: it is asked again at every look.
+        """
         root, name = str(parameters_of(run).get("root", "")), own_name(run)
         if not (root and name):
             return None
         try:
-            return read_contents(layout.run(root, name))
+            run_uri = layout.run(root, name)
+            keys = [found.key for found in open_storage(run_uri).list()]
+            reasons = {failure.place: _reason(failure) for failure in failures_among(run_uri, keys)}
         except (StorageError, ValueError) as error:
             self._tell(f"{error}; what the run has left there is not shown")
             return None
+        end = f"/{layout.MANIFEST}"
+        return {key.removesuffix(end) for key in keys if key.endswith(end)}, reasons
 
     def _tell(self, line: str) -> None:
         if line not in self._told:

@@ -7,9 +7,6 @@ from dice_core.stages import recurring_name as recurring
 from pipelines.cluster.jobs import own_name
 from pipelines.kfp.api import KfpApi, KfpError
 
-FINAL = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
-"""States of a run that KFP takes for ended."""
-
 
 def newest(api: KfpApi, name: str) -> Any:
     """Return the newest run of a name, as runs_of has them.
