@@ -15,7 +15,7 @@ from dice_core.launch.jobs import TrainingJobs
 from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.stages import recurring_name as recurring
 from dice_core.storage import layout
-from pipelines.cluster.workflow import RUN_LABEL
+from pipelines.cluster.workflow import KFP_RUN_LABEL
 
 _DELETE = "kubectl --namespace {} delete pytorchjobs --selector {}={}"
 _DELETE_PODS = "kubectl --namespace {} delete pods --selector {}={} --field-selector status.phase=Pending"
@@ -57,12 +57,12 @@ def delete_pods_not_started(context: str, namespace: str, run: Any) -> None:
     """
     try:
         cluster = KubernetesApi(namespace, context=context)
-        for pod in cluster.list(cluster.path("pods"), labelSelector=f"{RUN_LABEL}={run.run_id}"):
+        for pod in cluster.list(cluster.path("pods"), labelSelector=f"{KFP_RUN_LABEL}={run.run_id}"):
             name, phase = pod["metadata"]["name"], pod.get("status", {}).get("phase")
             if phase == "Pending" and cluster.delete(cluster.path("pods", name), pod["metadata"]["uid"]):
                 print(f"pod {namespace}/{name}, which had not started, is deleted")
     except KubernetesError as error:
-        by_hand = _DELETE_PODS.format(namespace, RUN_LABEL, run.run_id)
+        by_hand = _DELETE_PODS.format(namespace, KFP_RUN_LABEL, run.run_id)
         print(f"pipelines: {error}; pods that never started may stay, to delete them: {by_hand}", file=sys.stderr)
 
 

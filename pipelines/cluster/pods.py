@@ -6,7 +6,7 @@ from typing import Any
 from dice_core.launch.failure_report import why_waiting
 from dice_core.launch.kubernetes import KubernetesApi
 from pipelines.cluster.log_lines import own_lines
-from pipelines.cluster.workflow import RUN_LABEL, path_of
+from pipelines.cluster.workflow import KFP_RUN_LABEL, path_of
 
 _NUM_LATE_LINES = 50
 STAGE_LABEL = "app.kubernetes.io/component"
@@ -15,14 +15,14 @@ _WORKFLOW_LABEL, _NODE_ANNOTATION = "workflows.argoproj.io/workflow", "workflows
 
 def stage_pods(cluster: KubernetesApi, run_id: str, stage: str = "") -> list[dict[str, Any]]:
     """Return the pods of a run that do the work of a stage, oldest first, without KFP's own beside them."""
-    return _pods(cluster, f"{RUN_LABEL}={run_id},{STAGE_LABEL}" + (f"={stage}" if stage else ""))
+    return _pods(cluster, f"{KFP_RUN_LABEL}={run_id},{STAGE_LABEL}" + (f"={stage}" if stage else ""))
 
 
 def waiting_pods(cluster: KubernetesApi, run_id: str) -> list[tuple[str, str]]:
     """Return (stage, or a pod's name where it is KFP's own; why it waits) for the pods of a run that do not run yet."""
     return [
         (pod["metadata"]["labels"].get(STAGE_LABEL) or pod["metadata"]["name"], why_waiting(pod))
-        for pod in _pods(cluster, f"{RUN_LABEL}={run_id}")
+        for pod in _pods(cluster, f"{KFP_RUN_LABEL}={run_id}")
         if pod.get("status", {}).get("phase") == "Pending"
     ]
 

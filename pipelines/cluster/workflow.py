@@ -14,7 +14,7 @@ from typing import Any
 from dice_core.launch.kubernetes import KubernetesApi
 
 _GROUP, _VERSION, _RESOURCE = "argoproj.io", "v1alpha1", "workflows"
-RUN_LABEL = "pipeline/runid"
+KFP_RUN_LABEL = "pipeline/runid"
 """KFP's label of whatever belongs to a run."""
 _ATTEMPT = re.compile(r"\((\d+)\)(?=\.|$)")
 
@@ -54,7 +54,7 @@ def workflow_of(cluster: KubernetesApi, run_id: str) -> Workflow | None:
     Raises:
         KubernetesError: it may not be read, or the cluster does not answer.
     """
-    found = cluster.list(_path(cluster), labelSelector=f"{RUN_LABEL}={run_id}")
+    found = cluster.list(_path(cluster), labelSelector=f"{KFP_RUN_LABEL}={run_id}")
     return parse_workflow(found[0]) if found else None
 
 
@@ -65,7 +65,7 @@ def has_workflow_of_any(cluster: KubernetesApi, run_ids: Iterable[str]) -> bool:
         KubernetesError: as workflow_of.
     """
     # One is enough: a workflow may have a megabyte.
-    return bool(cluster.list(_path(cluster), labelSelector=f"{RUN_LABEL} in ({','.join(run_ids)})", limit="1"))
+    return bool(cluster.list(_path(cluster), labelSelector=f"{KFP_RUN_LABEL} in ({','.join(run_ids)})", limit="1"))
 
 
 def _path(cluster: KubernetesApi) -> str:
