@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.evaluation.settings import EvaluationConfig
+from dice_core.generation.settings import GenerationConfig
 from dice_core.launch.settings import LaunchConfig
-from dice_core.preferences.settings import GenerationConfig, PairingConfig, ScoringConfig
+from dice_core.preferences.settings import PairingConfig, ScoringConfig
 from dice_core.settings.base import Settings
 from dice_core.storage import layout
 from dice_core.training.settings import TrainingConfig

@@ -7,7 +7,7 @@ The framed text is tokenised with `add_special_tokens=False`: a BOS is there bec
 Words of a person or of a model are data: a `</s>` inside a prompt is tokenised as those four characters, not as the
 token that ends a turn. (A SentencePiece tokenizer then reads a space beside it: pieces are tokenised apart there.)
 
-Loads no torch. What else ends a response, `preferences/generation.py` decides (`stop_token_ids`).
+Loads no torch. What else ends a response, `generation/responses.py` decides (`stop_token_ids`).
 """
 
 import datetime

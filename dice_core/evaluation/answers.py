@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from dice_core.data.chat import ChatFormat
+from dice_core.generation.settings import GenerationConfig
 from dice_core.models.files import ModelError
 from dice_core.models.rotary import reset_positions
-from dice_core.preferences.settings import GenerationConfig
 from dice_core.settings.seeds import derive_seed
 
 # Fixed, not a setting: which random numbers a prompt gets depends on its place in a batch.
@@ -48,7 +48,7 @@ def sample_answers(
         template: the chat format of its tokenizer.
         prompts: texts of persons.
         generation: temperature, top_p and repetition_penalty are read.
-        stop_ids: each ends an answer (`preferences.generation.stop_token_ids`).
+        stop_ids: each ends an answer (`generation.responses.stop_token_ids`).
         max_new_tokens: of an answer, end-of-turn token included.
         seed: of all draws.
         on_progress: called with (prompts answered, all prompts) after each batch.

@@ -25,13 +25,13 @@ from dice_core.evaluation.answers import Answer, sample_answers
 from dice_core.evaluation.estimates import Estimate, accuracy, accuracy_change, growth, mean
 from dice_core.evaluation.gate import Findings, Gate, decide
 from dice_core.evaluation.settings import EvaluationConfig
+from dice_core.generation.responses import stop_token_ids
+from dice_core.generation.settings import GenerationConfig
 from dice_core.logprobs.attention import use_checked_attention
 from dice_core.logprobs.forward import PromptGroup, group_logps
 from dice_core.models.loading import context_length, load_config, load_model, load_tokenizer
-from dice_core.preferences.generation import stop_token_ids
 from dice_core.preferences.reward import implicit_reward
 from dice_core.preferences.scoring import require_mostly_finite
-from dice_core.preferences.settings import GenerationConfig
 from dice_core.progress import Progress, doing, log
 from dice_core.storage.manifest import Metric
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dice_core.generation.settings import GenerationConfig
 from dice_core.launch.settings import LaunchConfig, parse_launch
-from dice_core.preferences.settings import GenerationConfig, ScoringConfig
+from dice_core.preferences.settings import ScoringConfig
 from dice_core.settings.base import ConfigError, Settings
 from dice_core.stages.recurring_name import given_or_new
 from dice_core.stages.table import CHECK_SETTINGS, SECTIONS, WARM_START_TRAINING

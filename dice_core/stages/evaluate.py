@@ -6,7 +6,7 @@ from functools import partial
 from dice_core.data import records
 from dice_core.data.settings import ChatConfig
 from dice_core.evaluation.settings import EvaluationConfig
-from dice_core.preferences.settings import GenerationConfig
+from dice_core.generation.settings import GenerationConfig
 from dice_core.settings.base import Values
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.models_agree import require_one_tokenizer

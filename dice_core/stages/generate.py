@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from dice_core.accelerator import require_promised_gpu
 from dice_core.data import records
 from dice_core.data.settings import ChatConfig
-from dice_core.preferences.settings import GenerationConfig
+from dice_core.generation.settings import GenerationConfig
 from dice_core.progress import Progress
 from dice_core.settings.base import Values
 from dice_core.stages.attempts import leaves_reason
@@ -79,9 +79,9 @@ def _sample_parts(
     context: StageContext, *, shard: int, num_shards: int, seed: int, generation: GenerationConfig, chat: ChatConfig
 ) -> Manifest:
     """Sample the responses of the parts that are not stored yet."""
+    from dice_core.generation.responses import generate_parts, num_parts, shard_rows
     from dice_core.models.cache import fetch_model
     from dice_core.models.weights import check_finite
-    from dice_core.preferences.generation import generate_parts, num_parts, shard_rows
 
     gate = context.inputs.get("gate")
     if gate and not gate.manifest.metrics.get("accepted"):
@@ -110,7 +110,7 @@ def _sample_parts(
 
 
 def _count_responses(counts: dict[str, int], _: str, table: pa.Table) -> None:
-    from dice_core.preferences.generation import num_duplicate_responses
+    from dice_core.generation.responses import num_duplicate_responses
 
     counts["num_responses"] += table.num_rows
     counts["num_response_tokens"] += pc.sum(pc.list_value_length(table["response_token_ids"])).as_py() or 0

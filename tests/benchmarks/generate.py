@@ -22,7 +22,7 @@ LEAST_SAME = 0.9
 
 def _settings(work: Work) -> tuple[Any, Any]:
     from dice_core.data.settings import ChatConfig
-    from dice_core.preferences.settings import GenerationConfig
+    from dice_core.generation.settings import GenerationConfig
 
     size = work.size
     config = GenerationConfig(
@@ -44,7 +44,7 @@ def ours_many(folder: Path, num_prompts: str = "") -> Timed:
 def _ours(work: Work, num_prompts: int) -> Timed:
     import pyarrow as pa
 
-    from dice_core.preferences.generation import generate_parts, num_parts
+    from dice_core.generation.responses import generate_parts, num_parts
 
     config, chat = _settings(work)
     prompts = work.prompts(num_prompts)
@@ -93,8 +93,8 @@ def _raw(work: Work, num_prompts: int, num_samples: int, first_seed: int, prefix
     from vllm.sampling_params import RequestOutputKind
 
     from dice_core.data.chat import chat_format
+    from dice_core.generation.responses import request_seed
     from dice_core.models.loading import load_tokenizer
-    from dice_core.preferences.generation import request_seed
 
     config, chat = _settings(work)
     prompts = work.prompts(num_prompts).to_pylist()

@@ -10,8 +10,9 @@ from dice_core.data import records
 from dice_core.data.settings import ChatConfig
 from dice_core.evaluation.measuring import evaluate_policy
 from dice_core.evaluation.settings import EvaluationConfig
+from dice_core.generation.settings import GenerationConfig
 from dice_core.preferences.scoring import score_parts
-from dice_core.preferences.settings import GenerationConfig, ScoringConfig
+from dice_core.preferences.settings import ScoringConfig
 from dice_core.stages.generate import generate
 from dice_core.stages.import_model import import_model
 from dice_core.training import ranks

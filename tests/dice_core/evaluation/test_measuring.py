@@ -19,10 +19,10 @@ from dice_core.data.settings import ChatConfig
 from dice_core.evaluation.answers import Answer, sample_answers
 from dice_core.evaluation.measuring import Evaluation, Sample, evaluate_policy, summarise
 from dice_core.evaluation.settings import EvaluationConfig
+from dice_core.generation.settings import GenerationConfig
 from dice_core.models.files import TRUST_KEY, ModelError
 from dice_core.models.loading import load_model, load_tokenizer
 from dice_core.models.saving import save_model
-from dice_core.preferences.settings import GenerationConfig
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.evaluation.settings import EvaluationConfig
+from dice_core.generation.settings import GenerationConfig
 from dice_core.launch.settings import LaunchConfig, PodConfig
-from dice_core.preferences.settings import GenerationConfig, PairingConfig, ScoringConfig
+from dice_core.preferences.settings import PairingConfig, ScoringConfig
 from dice_core.settings.base import ConfigError
 from dice_core.settings.seeds import derive_seed
 from dice_core.training.settings import TrainingConfig

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from dice_core.data import records
-from dice_core.preferences.settings import GenerationConfig
+from dice_core.generation.settings import GenerationConfig
 from dice_core.stages.parts import read_input
 from dice_core.stages.report import report
 from dice_core.stages.runner import open_input, run_stage

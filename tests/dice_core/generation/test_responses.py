@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dice_core.data.chat import PromptTooLongError, chat_format
 from dice_core.data.records import PROMPTS, RESPONSES, RecordError, prompt_id
 from dice_core.data.settings import ChatConfig
-from dice_core.preferences.generation import (
+from dice_core.generation.responses import (
     generate_parts,
     num_duplicate_responses,
     num_parts,
@@ -25,7 +25,7 @@ from dice_core.preferences.generation import (
     shard_rows,
     stop_token_ids,
 )
-from dice_core.preferences.settings import GenerationConfig
+from dice_core.generation.settings import GenerationConfig
 from dice_core.settings.base import ConfigError
 
 pytestmark = pytest.mark.slow
@@ -229,8 +229,8 @@ def test_a_resumed_task_draws_the_same_responses(run, smollm, tmp_path):
     pq.write_table(prompts_of(QUESTIONS), prompts)
     script = (
         "import sys; from pathlib import Path; import pyarrow.parquet as pq\n"
-        "from dice_core.data.settings import ChatConfig\nfrom dice_core.preferences.settings import GenerationConfig\n"
-        "from dice_core.preferences.generation import generate_parts\n"
+        "from dice_core.data.settings import ChatConfig\nfrom dice_core.generation.settings import GenerationConfig\n"
+        "from dice_core.generation.responses import generate_parts\n"
         "model, folder, config, chat = sys.argv[1:]\n"
         "for i, table in generate_parts(Path(model), pq.read_table(folder + '/prompts.parquet'),\n"
         "        config=GenerationConfig.model_validate_json(config), chat=ChatConfig.model_validate_json(chat),\n"

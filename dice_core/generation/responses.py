@@ -2,19 +2,15 @@
 
 One engine serves all parts of a shard, and new prompts join before old ones end, so that a part's last long response
 keeps no device idle. vLLM is imported when the first part is asked for, never with this module. The stage knows which
-parts are still wanted and stores them; `scoring.py` decides which responses are valid.
+parts are still wanted and stores them; `preferences/scoring.py` decides which responses are valid.
 
 The seed of a request depends on the run, the iteration and the prompt, and on nothing else: the same prompt draws the
 same random numbers in any shard, part or resumed task. The text is then the same as far as the arithmetic is: logits
 depend in their last bits on what else is in the batch, in bfloat16 often enough to change a token.
 """
 
-import gc
-import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -26,8 +22,9 @@ from numpy.typing import NDArray
 from dice_core.data.chat import ChatFormat, chat_format
 from dice_core.data.records import PROMPTS, RESPONSES, RecordError, conform
 from dice_core.data.settings import ChatConfig
-from dice_core.preferences.settings import GenerationConfig
-from dice_core.progress import doing, log
+from dice_core.generation.engine import GenerationError, started_engine
+from dice_core.generation.settings import GenerationConfig
+from dice_core.progress import doing
 from dice_core.settings.base import ConfigError
 from dice_core.settings.seeds import derive_seed
 from dice_core.storage import layout
@@ -35,14 +32,8 @@ from dice_core.storage import layout
 if TYPE_CHECKING:
     from vllm import LLMEngine, RequestOutput
 
-_CPU_BLOCK_TOKENS = 32
-
 Progress = Callable[[int, int, int], None]
 """Called with the prompts done, all prompts, and the response tokens so far (of this call)."""
-
-
-class GenerationError(RuntimeError):
-    """vLLM could not start, or gave no usable answer. The message is one line."""
 
 
 def num_parts(num_prompts: int, config: GenerationConfig) -> int:
@@ -142,7 +133,7 @@ def generate_parts(
         return
     job = _Job.prepare(model_folder, prompts, wanted, config, chat, seed)
     num_positions = chat.max_prompt_tokens + config.max_new_tokens
-    with _engine(model_folder, config, num_positions) as engine, doing("sampling the first responses"):
+    with started_engine(model_folder, config, num_positions) as engine, doing("sampling the first responses"):
         yield from _run(engine, job, on_progress)
 
 
@@ -214,90 +205,6 @@ def _check_context(model_folder: Path, config: GenerationConfig, chat: ChatConfi
             f"generation.max_new_tokens: chat.max_prompt_tokens {chat.max_prompt_tokens} and {config.max_new_tokens} "
             f"new tokens need a context of {needed} tokens, {model_folder} has one of {context}: lower one of the two"
         )
-
-
-@contextmanager
-def _engine(model_folder: Path, config: GenerationConfig, max_model_len: int) -> Iterator["LLMEngine"]:
-    """Start vLLM, and leave this process as it was: no engine process, no distributed state, threads as before."""
-    start = time.monotonic()
-    on_cpu = _prepare_vllm()
-    import torch
-    from vllm import EngineArgs, LLMEngine
-    from vllm.distributed import cleanup_dist_env_and_memory
-    from vllm.usage.usage_lib import UsageContext
-
-    from dice_core.models.files import trusts_remote_code
-
-    settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
-    if on_cpu:
-        # Chunked prefill: vLLM's sampler fails on CPU when it meets a request that has a seed and a partial prompt.
-        memory = config.cpu_kv_cache_gib << 30
-        settings = {"enforce_eager": True, "enable_chunked_prefill": False, "kv_cache_memory_bytes": memory}
-        # Prefix caching works in whole blocks, and vLLM's 128 tokens are longer than most prompts.
-        settings["block_size"] = _CPU_BLOCK_TOKENS
-    set_num_threads = torch.set_num_threads
-    engine = None
-    try:
-        try:
-            arguments = EngineArgs(
-                model=str(model_folder),
-                trust_remote_code=trusts_remote_code(model_folder),
-                dtype=config.dtype,
-                max_model_len=max_model_len,
-                max_num_seqs=config.max_concurrent_sequences or None,
-                enable_prefix_caching=True,
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                **settings,
-            )
-            # As vLLM's own LLM class: other contexts get smaller batches.
-            with doing("starting vLLM"):
-                engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
-        except (ValueError, RuntimeError) as error:
-            raise GenerationError(_start_failure(model_folder, config, on_cpu, error)) from error
-        log(f"generate: vLLM is ready ({config.dtype}) after {time.monotonic() - start:.0f} s")
-        yield engine
-    finally:
-        if engine is not None:
-            engine.engine_core.shutdown()
-        del engine
-        # What vLLM's CPU worker leaves behind: a set_num_threads that does nothing, and a variable it warns about.
-        torch.set_num_threads = set_num_threads
-        os.environ.pop("VLLM_DIST_IDENT", None)
-        cleanup_dist_env_and_memory()
-        gc.collect()
-
-
-def _prepare_vllm() -> bool:
-    """Set the environment that vLLM reads, and return whether it runs on the CPU.
-
-    What the person has set stands, but for one: on CPU, an engine process of its own would leave one core idle and
-    start later.
-    """
-    quiet = "VLLM_LOGGING_LEVEL" not in os.environ
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    from vllm.platforms import current_platform
-
-    on_cpu = bool(current_platform.is_cpu())
-    if on_cpu:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        if quiet:
-            # Its CPU warnings are about settings made here on purpose and libraries that are not there.
-            os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
-    return on_cpu
-
-
-def _start_failure(model_folder: Path, config: GenerationConfig, on_cpu: bool, error: Exception) -> str:
-    memory = (
-        f"generation.cpu_kv_cache_gib {config.cpu_kv_cache_gib}"
-        if on_cpu
-        else f"generation.gpu_memory_utilization {config.gpu_memory_utilization}"
-    )
-    return (
-        f"vLLM could not start with {model_folder}: {' '.join(str(error).split())[:500]} "
-        f"(memory is set by {memory} and generation.max_concurrent_sequences {config.max_concurrent_sequences})"
-    )
 
 
 def _run(engine: "LLMEngine", job: _Job, on_progress: Progress | None) -> Iterator[tuple[int, pa.Table]]:
