@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import TrainOutput
 
 from dice_core.logprobs.forward import PromptGroup, packed_token_logps
@@ -26,7 +27,9 @@ from dice_core.training import loss as dpo
 from dice_core.training import ranks
 from dice_core.training.activations import keep_fewer_activations
 from dice_core.training.batches import TrainingPair, TrainingPairs, measured_pairs, packed_rows, step_order
+from dice_core.training.checkpoints import CheckpointStore
 from dice_core.training.settings import TrainingConfig
+from dice_core.training.staging import load_state
 from dice_core.training.throughput import Speedometer
 
 REFERENCE_FILE, WEIGHTS_FILE = "reference_logps.npy", "policy.safetensors"
@@ -92,10 +95,12 @@ class DPOTrainer(Trainer):
         pairs: TrainingPairs,
         config: TrainingConfig,
         arguments: TrainingArguments,
+        store: CheckpointStore,
         callbacks: list[TrainerCallback] | None = None,
         on_reference_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Take a policy with float32 weights and dropout off, and the pairs."""
+        """Take a policy with float32 weights and dropout off, the pairs, and where checkpoints go."""
+        self._store = store
         self.pairs, self.dpo_config, self.reference_logps = pairs, config, pairs.reference_logps.copy()
         self._on_reference_progress = on_reference_progress
         self._resume_folder: Path | None = None
@@ -304,7 +309,22 @@ class DPOTrainer(Trainer):
             return
         np.save(folder / REFERENCE_FILE, self.reference_logps)
         if not self.is_deepspeed_enabled:
-            save_model(self.policy, str(folder / WEIGHTS_FILE))
+            self._store.stage_tensors(_by_first_name(self.policy.state_dict()), folder / WEIGHTS_FILE)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            # By way of checkpoint_engine.py.
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save and self.optimizer and self.lr_scheduler:
+            self._store.stage_state(self.optimizer.state_dict(), Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None and self.optimizer and self.lr_scheduler:
+            self.optimizer.load_state_dict(load_state(Path(checkpoint) / OPTIMIZER_NAME))
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_model(self.policy, str(Path(resume_from_checkpoint) / WEIGHTS_FILE))
@@ -320,6 +340,14 @@ class DPOTrainer(Trainer):
                 "lower training.learning_rate, or try training.precision 'float32'"
             )
         return norm
+
+
+def _by_first_name(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return each tensor once, where modules share one: safetensors keeps no second name."""
+    names: dict[tuple[int, torch.Size], str] = {}
+    for name, tensor in state.items():
+        names.setdefault((tensor.data_ptr(), tensor.shape), name)
+    return {name: state[name] for name in names.values()}
 
 
 class _MeasureBefore(TrainerCallback):

@@ -87,17 +87,19 @@ def _run_training(job: TrainingJob, copies: Copies) -> None:
     with doing("importing torch and transformers"):
         from dice_core.training import ranks
         from dice_core.training.arguments import training_arguments
-        from dice_core.training.checkpoints import CheckpointOwner, CheckpointStore
+        from dice_core.training.checkpoint_files import CheckpointOwner
+        from dice_core.training.checkpoints import CheckpointStore
 
     config = job.training
     arguments = training_arguments(config, scratch / CHECKPOINTS, has_eval_pairs=bool(pairs.eval), seed=job.seed)
+    owner = CheckpointOwner(job.fingerprint, ranks.num_processes(), ranks.num_nodes(), config.deepspeed)
+    store = CheckpointStore(layout.join(job.output_uri, CHECKPOINTS), scratch / CHECKPOINTS, owner, copies)
     try:
-        owner = CheckpointOwner(job.fingerprint, ranks.num_processes(), ranks.num_nodes(), config.deepspeed)
-        store = CheckpointStore(layout.join(job.output_uri, CHECKPOINTS), scratch / CHECKPOINTS, owner, copies)
         _train_and_publish(job, pairs, arguments, store, copies)
         if ranks.local_rank() == 0:
             shutil.rmtree(scratch, ignore_errors=True)
     finally:
+        store.close()
         ranks.close()
 
 
@@ -134,19 +136,24 @@ def _train_and_publish(
             f"training.deepspeed: 'zero3' cannot train {policy.config.model_type}, whose positions depend on the "
             "longest row of a batch: set 'zero2' or 'none'"
         )
-    average = WeightAverage(config.ema_decay, checkpoint) if config.ema_decay else None
+    average = WeightAverage(config.ema_decay, checkpoint, store.stage_tensors) if config.ema_decay else None
+    if config.deepspeed != "none":
+        from dice_core.training.checkpoint_engine import use_staged_checkpoints
+
+        use_staged_checkpoints(store)
     needs_masters = config.deepspeed != "none" and config.precision == "bf16"
     # The store comes after what adds files to a checkpoint.
     callbacks = [
         average,
         ExactMasterWeights(policy_folder) if needs_masters else None,
-        CheckpointCallback(store),
+        CheckpointCallback(store, copies, config),
     ]
     trainer = DPOTrainer(
         policy,
         pairs,
         config,
         arguments,
+        store,
         callbacks=[callback for callback in callbacks if callback],
         on_reference_progress=Progress("train: reference log-probs", "pairs") if is_first else None,
     )

@@ -46,6 +46,7 @@ _TRAINING = {
     "per_device_batch_size": "2",
     "deepspeed": "zero2",
     "eval_steps": "21",
+    "save_minutes": "12.5",
     "save_steps": "51",
     "logging_steps": "2",
 }

@@ -104,7 +104,7 @@ def test_a_pod_told_to_stop_stores_its_newest_checkpoint_before_it_ends(
     rest, _ = process.communicate(timeout=60)
     assert process.returncode != 0 and "published" not in rest
     stored = open_storage("s3://dice/train/checkpoints").list()
-    assert "checkpoint-10/node-0/manifest.json" in [found.key for found in stored]
+    assert "checkpoint-10/rank-0/manifest.json" in [found.key for found in stored]
 
     # Another machine goes on from it, and ends with the weights of a run that nothing stopped.
     monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "machine-2"))
