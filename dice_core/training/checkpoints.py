@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import IO, Any
@@ -102,8 +103,9 @@ class CheckpointStore:
         self._staged = []
         self._memory.clear()
         # In this thread: Linux ends the process with the thread that started it.
-        process = self._process = self._process or _start(self._memory.descriptor)
-        self._follower = Thread(target=_follow, args=(process, order, self._copies.begin()), daemon=True)
+        if self._process is None or self._process.poll() is not None:
+            self._process = _start(self._memory.descriptor)
+        self._follower = Thread(target=_follow, args=(self._process, order, self._copies.begin()), daemon=True)
         self._follower.start()
 
     def delete_older(self) -> None:
@@ -121,9 +123,10 @@ class CheckpointStore:
     def close(self) -> None:
         """Wait, and end the process that writes."""
         self.wait()
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-            self._process.wait()
+        if self._process is not None:
+            # Orders end with the pipe, which is closed at the other end where the process was killed.
+            with suppress(BrokenPipeError):
+                self._process.communicate()
             self._process = None
 
     def delete_all(self) -> None:
@@ -183,9 +186,12 @@ def _follow(process: "subprocess.Popen[bytes]", order: Order, under_way: IO[str]
         except OSError:
             has_ended = False
         if not has_ended:
+            # Its pipe is closed a moment before it is gone; the next checkpoint has another process.
+            process.kill()
+            process.wait()
             log(
                 f"train: checkpoint {order.step} is not stored, for the process that writes it has ended "
-                f"(exit code {process.poll()}): training goes on without checkpoints"
+                f"(exit code {process.returncode}): training goes on and stores the next one"
             )
 
 

@@ -1,5 +1,6 @@
 """What is copied in memory is written by the other process as it was, whatever its structure."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,16 @@ def test_the_memory_serves_one_checkpoint_after_another_and_grows(store: Checkpo
             assert torch.equal(load_file(folder / f"{name}.safetensors")[name], torch.full((size,), float(step)))
 
 
-def test_a_process_that_was_killed_is_told_and_training_goes_on(
+def test_a_process_that_was_killed_is_told_and_the_next_checkpoint_has_another(
     store: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written(store, tmp_path, 1)
     assert store._process is not None
+    store._process.send_signal(signal.SIGSTOP)
+    (tmp_path / "machine/checkpoint-2").mkdir()
+    store.save(2)
     store._process.kill()
-    store._process.wait()
-    written(store, tmp_path, 2)
+    store.wait()
     assert "checkpoint 2 is not stored, for the process that writes it has ended" in capsys.readouterr().err
-    assert store.is_idle
+    written(store, tmp_path, 3)
+    assert (tmp_path / "stored/checkpoint-3/rank-0/manifest.json").exists()

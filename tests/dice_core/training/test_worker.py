@@ -22,7 +22,7 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dice_core.data import records
@@ -293,7 +293,7 @@ def test_a_killed_zero3_run_goes_on_elsewhere_from_its_stored_checkpoint(
     process = subprocess.Popen(
         [*torchrun, "--module", "dice_core.training.worker", job_uri], cwd=Path(__file__).parents[3]
     )
-    while not list(uri.glob("checkpoints/*/rank-0/manifest.json")):
+    while not all(list(uri.glob(f"checkpoints/*/rank-{rank}/manifest.json")) for rank in range(2)):
         assert process.poll() is None, "the run ended before its first checkpoint"
         time.sleep(0.01)
     process.kill()
@@ -461,13 +461,13 @@ def test_the_average_of_weights_follows_its_formula_and_survives_a_checkpoint(tm
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     rest = (arguments, TrainerState(global_step=1), TrainerControl())
     (tmp_path / "checkpoint-1").mkdir()
-    average = WeightAverage(0.75, None)
+    average = WeightAverage(0.75, None, save_file)
     model.weight.data.fill_(4.0)
     average.on_train_begin(*rest, model=model)
     model.weight.data.fill_(8.0)
     average.on_step_end(*rest, model=model)  # 0.75 x 4 + 0.25 x 8 = 5
     average.on_save(*rest)
-    resumed = WeightAverage(0.75, tmp_path / "checkpoint-1")
+    resumed = WeightAverage(0.75, tmp_path / "checkpoint-1", save_file)
     resumed.on_train_begin(*rest, model=model)
     model.weight.data.fill_(1.0)
     resumed.on_step_end(*rest, model=model)  # 0.75 x 5 + 0.25 x 1 = 4
