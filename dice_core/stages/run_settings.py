@@ -7,7 +7,7 @@ another file, and a retried task reads what it read before. Loads no torch.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -40,6 +40,10 @@ class Task:
     def root(self) -> str:
         """Where all runs keep their data."""
         return self.run_uri.rpartition("/runs/")[0]
+
+    def of(self, stage: Stage) -> "Task":
+        """Return what one of the stages has to do that this task runs."""
+        return replace(self, place=self.place.of(stage))
 
     def settings(self, stage: Stage) -> dict[str, Any]:
         """Return the sections of a stage, by name; the warm start trains with settings of its own."""
