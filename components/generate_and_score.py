@@ -7,7 +7,6 @@ from components import images
 
 @dsl.component(base_image=images.GENERATE, install_kfp_package=False)
 def generate_and_score(
-    run_uri: str,
     settings_uri: str,
     place: str,
     policy_uri: str,

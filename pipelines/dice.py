@@ -72,8 +72,8 @@ DESCRIPTIONS = {
     "launch": "Which processes train (LaunchConfig).",
 }
 
-_COMMON = ("run_uri", "settings_uri")
-"""Of every task behind check-settings: where the run is, and what it was started with."""
+_COMMON = ("settings_uri",)
+"""Of every task behind check-settings: what the run was started with, and by its place where the run is."""
 _DATA_SOURCES = ("preferences_source", "prompts_source", "exclude_source")
 _HANDED_ON = ("policy_uri", "reference_uri", "base_reference_uri", "data_uri", "gate_uri")
 

@@ -101,7 +101,6 @@ def _end_by(number: int) -> NoReturn:
 
 
 def generate_and_score_task(
-    run_uri: str,
     settings_uri: str,
     place: str,
     policy_uri: str,
@@ -115,6 +114,6 @@ def generate_and_score_task(
     Returns:
         The address of the scores.
     """
-    task = read_task(run_uri, settings_uri, place)
+    task = read_task(settings_uri, place)
     responses, scores = generate_and_score(task, policy_uri, reference_uri, data_uri, gate_uri)
     return show_parts([(GENERATE, responses), (SCORE, scores)], task.place, metrics)

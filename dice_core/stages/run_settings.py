@@ -61,11 +61,10 @@ def write_settings(run_uri: str, sections: Mapping[str, Any], plan: Mapping[str,
     return layout.join(place, name)
 
 
-def read_task(run_uri: str, settings_uri: str, place: str) -> Task:
+def read_task(settings_uri: str, place: str) -> Task:
     """Return a task of a run.
 
     Args:
-        run_uri: where the run is.
         settings_uri: as write_settings returned it.
         place: of the task's stage below the run, such as iteration-1/train.
 
@@ -79,7 +78,7 @@ def read_task(run_uri: str, settings_uri: str, place: str) -> Task:
             f"{settings_uri}: changed since check-settings wrote it: make submit RUN= with the same name"
         )
     found = json.loads(data)
-    return Task(run_uri, Place.parse(place), found["sections"], found["plan"])
+    return Task(layout.run_uri_of(settings_uri), Place.parse(place), found["sections"], found["plan"])
 
 
 def _digest(data: bytes) -> str:

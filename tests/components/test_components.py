@@ -132,7 +132,7 @@ def test_each_body_calls_its_stage_with_the_addresses_of_the_run(
     for name in ("import_model", *places):
         uri = f"{run}/{places[name]}" if name in places else f"{root}/models/org--model"
         monkeypatch.setattr(f"dice_core.stages.{name}.{name}", stand_in(name))
-        values = {"root": root, "run": "r", "source": "org/model", "run_uri": run, "settings_uri": settings_uri}
+        values = {"root": root, "run": "r", "source": "org/model", "settings_uri": settings_uri}
         values["place"] = places.get(name, "")
         metrics = FakeArtifact(tmp_path / "metrics")
         given = {key: values.get(key, key) for key in component(name).component_spec.inputs}
@@ -168,7 +168,7 @@ def test_the_task_of_two_stages_calls_both_and_shows_the_metrics_of_both(
     responses, scores = (layout.shard(run, 2, name, 0, 2) for name in ("generate", "score"))
     publish_files(responses, {}, Manifest(stage="generate", fingerprint="f", files={}))
     metrics = FakeArtifact(tmp_path / "metrics")
-    values = {"run_uri": run, "settings_uri": write_settings(run, SECTIONS, PLAN), "metrics": metrics}
+    values = {"settings_uri": write_settings(run, SECTIONS, PLAN), "metrics": metrics}
     values["place"] = "iteration-2/generate-and-score/shard-0-of-2"
     body = component("generate_and_score")
     given = {key: values.get(key, key) for key in body.component_spec.inputs}
@@ -206,7 +206,7 @@ def test_evaluate_returns_its_decision_beside_the_address(
     )
     run = layout.run(str(tmp_path), "r")
     given = dict.fromkeys(component("evaluate").component_spec.inputs, "s3://b/x")
-    given |= {"run_uri": run, "settings_uri": write_settings(run, SECTIONS, PLAN), "place": "iteration-1/evaluate"}
+    given |= {"settings_uri": write_settings(run, SECTIONS, PLAN), "place": "iteration-1/evaluate"}
     found = component("evaluate").python_func(**given, metrics=FakeArtifact(tmp_path / "metrics"))
     assert found == (f"{run}/iteration-1/evaluate", decision)
 
@@ -224,7 +224,7 @@ def test_the_warm_start_has_a_place_and_settings_of_its_own(
     monkeypatch.setattr(f"dice_core.stages.{name}.{name}", stage)
     run = layout.run(str(tmp_path), "r")
     given = dict.fromkeys(component(name).component_spec.inputs, "s3://b/x")
-    given |= {"run_uri": run, "settings_uri": write_settings(run, SECTIONS, PLAN), "place": f"warm-start/{name}"}
+    given |= {"settings_uri": write_settings(run, SECTIONS, PLAN), "place": f"warm-start/{name}"}
     uri = component(name).python_func(**given, metrics=FakeArtifact(tmp_path / "metrics"))
     assert uri == f"{run}/warm-start/{name}"
     assert called.get("training", {"beta": 0.3}) == {"beta": 0.3} and not called.get("scores_uris")
@@ -233,10 +233,10 @@ def test_the_warm_start_has_a_place_and_settings_of_its_own(
 def test_settings_that_were_changed_since_they_were_checked_are_refused(tmp_path: Path) -> None:
     run = layout.run(str(tmp_path), "r")
     settings_uri = write_settings(run, SECTIONS, PLAN)
-    assert read_task(run, settings_uri, "iteration-1/train").plan == PLAN
+    assert read_task(settings_uri, "iteration-1/train").plan == PLAN
     Path(settings_uri).write_text(Path(settings_uri).read_text().replace("0.2", "0.4"))
     with pytest.raises(StorageError, match="changed since check-settings wrote it"):
-        read_task(run, settings_uri, "iteration-1/train")
+        read_task(settings_uri, "iteration-1/train")
 
 
 def test_a_run_whose_first_task_failed_has_a_report_that_says_so(tmp_path: Path) -> None:

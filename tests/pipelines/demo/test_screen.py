@@ -87,9 +87,13 @@ def test_every_task_of_the_demo_has_a_label() -> None:
     pipeline = build_pipeline(on_this_machine(demo()))
     labels = [label for values in task_labels(pipeline.pipeline_spec).values() for label in values]
     assert len(labels) == len(set(labels)) == 14
-    assert {"check settings", "import policy", "warm start: train", "iteration 2: generate and score 1 of 1", "report"} <= set(
-        labels
-    )
+    assert {
+        "check settings",
+        "import policy",
+        "warm start: train",
+        "iteration 2: generate and score 1 of 1",
+        "report",
+    } <= set(labels)
 
 
 def test_counts_are_put_in_words() -> None:
