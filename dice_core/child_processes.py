@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
+_MAX_MESSAGE = 10_000
 
 
 class ChildError(RuntimeError):
@@ -95,13 +96,15 @@ def _work(work: Callable[[], object], sender: Connection, parent: int) -> None:
     try:
         work()
     except Exception as error:
-        sender.send(str(error))
+        # The pipe takes so much before anybody reads it.
+        sender.send(str(error)[:_MAX_MESSAGE])
         raise
 
 
 def _received(receiver: Connection) -> str:
+    # A process that outlives the function's may hold the other end open.
     try:
-        return str(receiver.recv())
+        return str(receiver.recv()) if receiver.poll() else ""
     except EOFError:
         return ""
 

@@ -5,7 +5,6 @@ runs in a process of its own: what vLLM holds of memory and of the GPU is gone f
 models.
 """
 
-import importlib
 import os
 import signal
 from collections.abc import Callable
@@ -24,8 +23,6 @@ from dice_core.stages.score import score_in_run
 from dice_core.stages.table import GENERATE, SCORE
 from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import read_manifest, require_manifest
-
-_OF_SCORING = ("transformers.modeling_utils", "dice_core.preferences.scoring", "dice_core.logprobs.forward")
 
 
 def generate_and_score(
@@ -81,11 +78,10 @@ def _in_child(work: Callable[[], StageReport], uri: str) -> None:
 
 
 def _load_what_scores() -> None:
-    """Import what scoring needs while vLLM starts: after generation, that would be seconds with an idle GPU."""
-    # What is missing here is told by the stage.
+    """Import torch and what comes with it while vLLM starts: after generation, the GPU would wait for it."""
+    # Where it is missing, the stage says so. It is not imported before the fork: on a GPU that may begin CUDA.
     with suppress(ImportError):
-        for name in _OF_SCORING:
-            importlib.import_module(name)
+        import transformers.modeling_utils  # noqa: F401
 
 
 def _in_words(error: ChildKilledError) -> RuntimeError:
@@ -95,7 +91,8 @@ def _in_words(error: ChildKilledError) -> RuntimeError:
 
 def _end_by(number: int) -> NoReturn:
     """End as the process of generation did: whoever started this one sees the signal."""
-    signal.signal(number, signal.SIG_DFL) if number not in (signal.SIGKILL, signal.SIGSTOP) else None
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     raise AssertionError(f"signal {number} ends a process")
 

@@ -41,6 +41,14 @@ def test_an_error_comes_back_as_its_message_and_its_traceback_is_shown(capfd: py
     assert "ValueError: data: no prompts" in capfd.readouterr().err
 
 
+def test_an_error_of_any_length_ends_the_process() -> None:
+    def fail() -> None:
+        raise ValueError("x" * 1_000_000)
+
+    with pytest.raises(ChildError, match="^x{10000}$"):
+        run_in_child(fail)
+
+
 def test_an_exit_code_is_an_error_too() -> None:
     with pytest.raises(ChildError, match="ended with exit code 3"):
         run_in_child(lambda: sys.exit(3))

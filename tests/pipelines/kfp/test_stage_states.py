@@ -3,9 +3,11 @@
 import pytest
 
 from dice_core.stages.place import Place
+from pipelines.cluster.workflow import Node, Workflow
 from pipelines.kfp.stage_states import Results, stage_states, tell_more
 from pipelines.kfp.task_graph import GraphTask, graph_tasks
-from pipelines.kfp.task_states import TaskState
+from pipelines.kfp.task_states import RunFacts, TaskState, moment, workflow_states
+from tests.compiled_pipeline import compiled_spec
 from tests.kfp_recordings import recorded_pipeline
 
 BOTH = Place("generate-and-score", 1, 2, 8)
@@ -93,6 +95,28 @@ def test_the_time_of_a_task_stands_at_its_last_stage_with_whose_it_is() -> None:
     assert [row[2:] for row in rows(task, None)] == [(0.0, ""), (7200.0, "with generate")]
     running = TaskState(BOTH.label, "running", 60.0)
     assert [row[2:] for row in rows(running, Results((), {}))] == [(60.0, ""), (0.0, "")]
+
+
+@pytest.mark.slow
+def test_the_pipeline_of_today_under_way_tells_the_stages_of_each_shard() -> None:
+    tasks = graph_tasks(compiled_spec("demo", ["num_shards=2"]))
+    first, second = [task for task in tasks if task.label.startswith("iteration 1: generate and score")]
+    since = "2026-11-28T23:32:00Z"
+    nodes = [Node(path, None, "Running", "", since, "", {}) for path in (first.path, second.path)]
+    nodes += [Node(f"{path}.executor", 0, "Running", "", since, "", {}) for path in (first.path, second.path)]
+    facts = RunFacts("RUNNING", is_final=False)
+    states = workflow_states(tasks, Workflow("Running", tuple(nodes)), facts, moment(since))
+    assert tell_more(states, tasks)
+    results = Results({"iteration-1/generate/shard-1-of-2"}, {})
+    found = {state.label: state.state for state in stage_states(states, tasks, results)}
+    assert len(found) == 3 + 2 + 2 * (2 * 2 + 3) + 1
+    assert {label: state for label, state in found.items() if state != "waiting"} == {
+        "iteration 1: generate 1 of 2": "running",
+        "iteration 1: generate 2 of 2": "ok",
+        "iteration 1: score 2 of 2": "running",
+    }
+    whole = {state.label: state.state for state in stage_states(states, tasks)}
+    assert [label for label, state in whole.items() if state == "running"] == [first.label, second.label]
 
 
 def test_tasks_of_one_stage_are_told_as_pipelines_of_older_versions_have_them() -> None:
