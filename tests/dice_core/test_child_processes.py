@@ -45,7 +45,7 @@ def test_an_error_of_any_length_ends_the_process() -> None:
     def fail() -> None:
         raise ValueError("x" * 1_000_000)
 
-    with pytest.raises(ChildError, match="^x{10000}$"):
+    with pytest.raises(ChildError, match=r"^x{10000}$"):
         run_in_child(fail)
 
 
