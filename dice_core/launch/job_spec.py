@@ -202,7 +202,7 @@ def _replica(number: int, container: Mapping[str, Any], restart_policy: str, pod
 def _container(
     command: list[str], num_processes: int, pods: PodConfig, environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    requests = {"cpu": pods.cpu, "memory": pods.memory, **pods.extra_resources}
+    requests = {"cpu": pods.cpu, "memory": pods.memory, "ephemeral-storage": pods.disk, **pods.extra_resources}
     # A limit of CPUs would only slow training down; one of memory protects the other pods of the node.
     limits = {"memory": pods.memory, **pods.extra_resources}
     if pods.gpu_resource:

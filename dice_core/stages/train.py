@@ -1,5 +1,6 @@
 """Stage train: write the job down, launch it, and accept only what its manifest says it finished."""
 
+from collections.abc import Mapping
 from functools import partial
 
 from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
@@ -11,7 +12,8 @@ from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import TRAIN
 from dice_core.storage import layout
 from dice_core.storage.contract import UnfitError
-from dice_core.storage.manifest import Manifest, require_manifest
+from dice_core.storage.manifest import Manifest, Metric, require_manifest
+from dice_core.training.disk import node_bytes
 from dice_core.training.settings import TrainingConfig
 
 
@@ -94,11 +96,28 @@ def _run_job(
     if launch.backend == "torchrun":
         # A launcher in a small pod does not hold the pairs: the training pods say the same, one line as well.
         check_job(job, context.folder / "pairs")
-    launch_training(job.write(), launch, pods)
+    launch_training(job.write(), launch, _with_disk(pods, context.inputs["policy"].manifest.metrics, training, launch))
     manifest = require_manifest(context.uri)
     if manifest.fingerprint != context.fingerprint:
         raise UnfitError(f"{context.uri}: another training published here while this one ran: take a new run name")
     return manifest
+
+
+def _with_disk(
+    pods: PodConfig, policy: Mapping[str, Metric], training: TrainingConfig, launch: LaunchConfig
+) -> PodConfig:
+    """Return what the pods look like, with a request for the disk that the model needs where nobody chose one."""
+    num_parameters = policy.get("num_parameters")
+    if pods.disk or not isinstance(num_parameters, int | float):
+        return pods
+    num_bytes = node_bytes(
+        int(num_parameters),
+        training,
+        launch.num_nodes,
+        has_scratch_volume=bool(pods.scratch_volume),
+        has_cache_volume=bool(pods.model_cache_claim),
+    )
+    return pods.model_copy(update={"disk": f"{-(-num_bytes >> 30)}Gi"})
 
 
 def train_task(settings_uri: str, place: str, policy_uri: str, pairs_uri: str, metrics: Artifact) -> str:

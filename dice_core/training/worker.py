@@ -248,6 +248,7 @@ def _publish(
     change = save_trained_model(weights, policy_folder, tokenizer, folder, job.training.saved_dtype)
     _write_lines(trainer, folder / METRICS_FILE)
     metrics |= {
+        "num_parameters": sum(weight.numel() for weight in weights.values()),
         "relative_update": change.relative_update,
         "update_rounding_loss": change.rounding_loss,
         "seconds": round(time.monotonic() - start, 1),

@@ -85,6 +85,9 @@ class ClusterConfig(Settings):
     """Request of one training pod; it has launch.processes_per_node GPUs."""
     trainer_memory: Quantity = "400Gi"
     """Request and limit of one training pod. Where it is not given, training.deepspeed=zero2 makes it 600Gi."""
+    trainer_disk: OptionalQuantity = ""
+    """Request of one training pod for its node's disk (ephemeral-storage); empty: what checkpoints, the finished model
+    and, without a cache, the policy take, by the number of parameters."""
     trainer_shm_size: OptionalQuantity = "64Gi"
     """/dev/shm of one training pod: memory of its own, counted in its memory limit. Empty: the 64 MiB of Kubernetes."""
     trainer_extra_resources: Resources = Field(default={})

@@ -10,6 +10,7 @@ OWNERS = {
     "gpu_resource": "gpu_resource",
     "cpu": "trainer_cpu",
     "memory": "trainer_memory",
+    "disk": "trainer_disk",
     "shm_size": "trainer_shm_size",
     "extra_resources": "trainer_extra_resources",
     "capabilities": "trainer_capabilities",
