@@ -127,9 +127,7 @@ def check_disk(cluster: KubernetesApi, config: ClusterConfig) -> str:
     offers = [node["status"].get("allocatable", {}).get("ephemeral-storage") for node in labelled]
     sizes = [quantity(offer) for offer in offers if offer]
     if not sizes:
-        raise UncertainError(
-            "no node of the pool says how large its disk is; two checkpoints take 24 bytes a parameter"
-        )
+        raise UncertainError("no node of the pool tells its disk; two checkpoints take 24 bytes a parameter")
     return (
         f"the smallest offers {min(sizes) / 1e9:.0f} GB: two checkpoints and the finished model of up to "
         f"{most_parameters(min(sizes)) / 1e9:.1f} billion parameters fit, on one node"
