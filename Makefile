@@ -5,8 +5,6 @@ SHELL = bash -o pipefail
 
 VENV ?= .venv
 LOCK := requirements/cpu.lock
-# Of the server that the tests of tracking run: it does not fit into the other.
-MLFLOW_LOCK := tests/mlflow.lock
 # Of what serves the curves, in an environment of its own.
 BOARD_LOCK := requirements/board.lock
 BOARD := .cache/board
@@ -129,7 +127,7 @@ typecheck: $(STAMP) ## Check the types of dice_core, components and pipelines wi
 check: lint typecheck ## Lint and typecheck: what CI runs before the tests.
 
 .PHONY: lock
-lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml, and those of the tests' MLflow and of make board; UPGRADE=1 takes the newest releases that fit.
+lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml, and those of make board and of the tests' trackers; UPGRADE=1 takes the newest releases that fit.
 	@links="$$($(PY) -m pip config get global.find-links 2>/dev/null || true)"; \
 	$(PY) -m uv pip compile --quiet --python $(PY) --python-version 3.11 $(if $(call on,UPGRADE),--upgrade) $${links:+--find-links $$links} \
 	  --excludes requirements/excludes.txt --constraints requirements/constraints.txt --annotation-style line \
@@ -138,9 +136,9 @@ lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml, and those of 
 	  pyproject.toml --output-file $(LOCK)
 	@compile="$(PY) -m uv pip compile --quiet --python-version 3.11 $(if $(call on,UPGRADE),--upgrade) --annotation-style line"; \
 	export UV_CUSTOM_COMPILE_COMMAND="make lock"; \
-	echo mlflow | $$compile - --output-file $(MLFLOW_LOCK); \
-	echo tensorboard | $$compile - --output-file $(BOARD_LOCK)
-	@echo "$(LOCK): $$(grep -c == $(LOCK)) packages; $(MLFLOW_LOCK): $$(grep -c == $(MLFLOW_LOCK)); $(BOARD_LOCK): $$(grep -c == $(BOARD_LOCK))"
+	for name in mlflow wandb; do echo $$name | $$compile - --output-file tests/$$name.lock; done; \
+	echo tensorboard | $$compile --constraints requirements/constraints.txt - --output-file $(BOARD_LOCK)
+	@echo "$(LOCK): $$(grep -c == $(LOCK)) packages"
 
 ##@ Pipelines
 
