@@ -21,16 +21,17 @@ ROOMS = {
     "dice_core.settings": "",
     "dice_core.data": "hub_access settings",
     "dice_core.storage": "data progress settings",
+    "dice_core.tracking": "progress storage",
     "dice_core.models": "hub_access progress settings storage",
     "dice_core.logprobs": "models",
     "dice_core.generation": "data models progress settings storage",
     "dice_core.preferences": "accelerator data logprobs models progress settings storage",
-    "dice_core.training": "accelerator child_processes data logprobs models progress settings storage",
-    "dice_core.launch": "accelerator child_processes progress settings storage training",
+    "dice_core.training": "accelerator child_processes data logprobs models progress settings storage tracking",
+    "dice_core.launch": "accelerator child_processes progress settings storage tracking training",
     "dice_core.evaluation": "accelerator data generation logprobs models preferences progress settings storage",
     "dice_core.report": "data evaluation preferences storage",
     "dice_core.stages": "accelerator child_processes data evaluation generation launch models preferences progress "
-    "report settings storage training",
+    "report settings storage tracking training",
     "dice_core.cli": "progress settings stages",
 }
 
