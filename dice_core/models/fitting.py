@@ -6,7 +6,7 @@ need after training is tried here too. `files.py` checks names and headers, `wei
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,12 +39,15 @@ _ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _PLACEHOLDERS = ("image", "audio", "video", "boi", "eoi")
 
 
-def check_parts_fit(folder: Path, trust_remote_code: bool) -> "GenerationConfig | None":
+def check_parts_fit(
+    folder: Path, trust_remote_code: bool, check_model: "Callable[[PreTrainedModel], None] | None" = None
+) -> "GenerationConfig | None":
     """Check that a whole model folder can be loaded, spoken to, and saved again.
 
     Args:
         folder: verified by files.verify_model_folder.
         trust_remote_code: whether code inside the model may run.
+        check_model: raises ModelError for a model, on the meta device, that its users cannot run.
 
     Returns:
         The generation config to store, where transformers would refuse to write the one that is there.
@@ -62,6 +65,8 @@ def check_parts_fit(folder: Path, trust_remote_code: bool) -> "GenerationConfig 
     with _quiet():
         tokenizer = load_tokenizer_files(folder, trust_remote_code)
         model = _fit_weights(folder, _config(folder, trust_remote_code), trust_remote_code)
+        if check_model is not None:
+            check_model(model)
         given = _generation_config(folder)
         stored = savable(given) if given is not None else None
         embedding: Any = model.get_input_embeddings()
