@@ -27,4 +27,4 @@ CORE = _image("core")
 GENERATE = _image("generate")
 """vLLM: sampling."""
 TRAIN = _image("train")
-"""torch and DeepSpeed: training and scoring."""
+"""torch and DeepSpeed: training, scoring, imports of models."""

@@ -8,7 +8,8 @@ One that lies in a folder of this machine is verified and used there.
 import os
 from pathlib import Path
 
-from dice_core.models.files import ModelError, is_model_file, verify_model_folder
+from dice_core.models.files import ModelError, is_model_file, trusts_remote_code, verify_model_folder
+from dice_core.models.fitting import check_parts_fit, needs_check
 from dice_core.progress import doing, log
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
@@ -29,13 +30,24 @@ def fetch_model(uri: str, cache_dir: Path | None = None) -> Path:
 
     Raises:
         StorageError: no finished model is there, it was changed, or the cache cannot be written.
-        ModelError: what is there is no model.
+        ModelError: what is there is no model, or it was imported by a version that checked less, and fails now.
     """
-    from filelock import FileLock
-
     manifest = require_manifest(uri)
     if manifest.skipped:
         raise ModelError(f"{uri}: holds no model: its stage was skipped ({manifest.skipped})")
+    folder = fetch_as_it_is(uri, manifest, cache_dir)
+    if needs_check(manifest):
+        try:
+            check_parts_fit(folder, trusts_remote_code(folder))
+        except ModelError as error:
+            raise ModelError(f"{uri}: imported by an earlier version, which checked less: {error}") from None
+    return folder
+
+
+def fetch_as_it_is(uri: str, manifest: Manifest, cache_dir: Path | None = None) -> Path:
+    """Return a local folder with a model whose files are those of its manifest; see fetch_model."""
+    from filelock import FileLock
+
     if in_place := _verified_in_place(uri, manifest):
         return in_place
     cache = cache_dir or Path(os.environ.get("DICE_CACHE") or "~/.cache/dice/models").expanduser()

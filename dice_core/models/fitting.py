@@ -24,10 +24,15 @@ from dice_core.models.files import (
 from dice_core.models.generation_config import savable
 from dice_core.models.loading import load_tokenizer_files, require_fit, unloadable
 from dice_core.progress import log
+from dice_core.storage.manifest import Manifest
 
 if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+IMPORT_STAGE = "import-model"
+CHECKS = 1
+"""Raised when an import begins to check what a model in storage may fail: that one is then checked when it is read."""
 
 # By safetensors' names. The floating types are those that can be trained and checked to be finite.
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -37,6 +42,11 @@ _PROBE = "Hello, world: 1 + 1 = 2.\n"
 _ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Placeholders of pictures and sounds that a text model's tokenizer has from its family: no text becomes them.
 _PLACEHOLDERS = ("image", "audio", "video", "boi", "eoi")
+
+
+def needs_check(manifest: Manifest) -> bool:
+    """Return whether a model was imported by a version that checked less. What training saves, it has tried itself."""
+    return manifest.stage == IMPORT_STAGE and manifest.checks < CHECKS
 
 
 def check_parts_fit(
@@ -76,7 +86,7 @@ def check_parts_fit(
         _try_to_save(folder, model, tokenizer, stored)
     if given is None or stored is given:
         return None
-    log(f"import-model: {GENERATION_CONFIG} is cleaned: transformers could not save it with a trained model")
+    log(f"{IMPORT_STAGE}: {GENERATION_CONFIG} is cleaned: transformers could not save it with a trained model")
     return stored
 
 
@@ -250,7 +260,7 @@ def _check_template(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
         ) from None
     # Jinja's own errors and whatever a template raises.
     except Exception as error:
-        log(f"import-model: the chat template of {folder} cannot be used: {' '.join(str(error).split())[:300]}")
+        log(f"{IMPORT_STAGE}: the chat template of {folder} cannot be used: {' '.join(str(error).split())[:300]}")
 
 
 def _try_to_save(

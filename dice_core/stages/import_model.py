@@ -1,5 +1,7 @@
 """Stage import-model: bring a model into storage once."""
 
+from typing import TYPE_CHECKING
+
 from dice_core.models import importing
 from dice_core.stages.attempts import attempt
 from dice_core.stages.place import Artifact, Place, show
@@ -8,6 +10,9 @@ from dice_core.stages.table import IMPORT_MODEL
 from dice_core.storage import layout
 from dice_core.storage.manifest import clear_stage, read_manifest
 from dice_core.storage.probe import require_writable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def import_model(
@@ -38,8 +43,21 @@ def import_model(
         was_complete = read_manifest(output_uri) is not None
         if not was_complete:
             require_writable(output_uri)
-        manifest = importing.import_model(source, output_uri, revision=revision, trust_remote_code=trust_remote_code)
+        manifest = importing.import_model(
+            source,
+            output_uri,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            check_model=_check_structure,
+        )
     return StageReport(output_uri, "already complete" if was_complete else "completed", manifest.metrics)
+
+
+def _check_structure(model: "PreTrainedModel") -> None:
+    # Loads torch, which the check before it has asked for.
+    from dice_core.logprobs.trial import check_structure
+
+    check_structure(model)
 
 
 def import_model_task(root: str, run: str, source: str, metrics: Artifact) -> str:

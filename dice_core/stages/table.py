@@ -68,6 +68,7 @@ PREPARE_DATA = Stage(
     name="prepare-data",
     inputs={"policy": _MODEL},
     sections={"data": DataConfig, "chat": ChatConfig},
+    format_version=2,
     shown=("num_prompts", "num_preferences", "num_held_out"),
 )
 GENERATE = Stage(
@@ -76,6 +77,7 @@ GENERATE = Stage(
     sections={"generation": GenerationConfig, "chat": ChatConfig},
     pod="gpu",
     scope="shard",
+    format_version=2,
     shown=("num_prompts", "num_responses", "num_response_tokens"),
 )
 IMPORT_RESPONSES = Stage(
@@ -91,6 +93,7 @@ SCORE = Stage(
     sections={"scoring": ScoringConfig},
     pod="gpu",
     scope="shard",
+    format_version=2,
     shown=("num_scored", "reward_mean", "reward_std"),
 )
 PAIR = Stage(
@@ -99,6 +102,7 @@ PAIR = Stage(
     sections={"pairing": PairingConfig, "chat": ChatConfig},
     scope="iteration",
     in_warm_start=True,
+    format_version=2,
     shown=("num_generated_pairs", "num_replayed_pairs", "length_penalty", "length_gap"),
 )
 TRAIN = Stage(
@@ -108,7 +112,7 @@ TRAIN = Stage(
     pod="train",
     scope="iteration",
     in_warm_start=True,
-    format_version=2,
+    format_version=3,
     shown=("num_steps", "first_loss", "last_loss"),
 )
 EVALUATE = Stage(
@@ -117,7 +121,7 @@ EVALUATE = Stage(
     sections={"evaluation": EvaluationConfig, "generation": GenerationConfig, "chat": ChatConfig},
     pod="gpu",
     scope="iteration",
-    format_version=2,
+    format_version=3,
     shown=("heldout_reward_accuracy_previous", "heldout_reward_accuracy", "reason"),
 )
 REPORT = Stage(name="report")
