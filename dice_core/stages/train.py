@@ -5,17 +5,18 @@ from functools import partial
 from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
 from dice_core.settings.base import Values
 from dice_core.stages.attempts import leaves_reason
-from dice_core.stages.place import Artifact, show
+from dice_core.stages.place import WARM_START, Artifact, show
 from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
-from dice_core.stages.table import TRAIN
+from dice_core.stages.table import TRAIN, WARM_START_TRAINING
 from dice_core.storage import layout
 from dice_core.storage.contract import UnfitError
 from dice_core.storage.manifest import Manifest, require_manifest
 from dice_core.training.settings import TrainingConfig
 
+_SECTION = "training"
 
-@leaves_reason(TRAIN)
+
 def train(
     policy_uri: str,
     pairs_uri: str,
@@ -44,15 +45,45 @@ def train(
     Raises:
         LaunchError: a process failed; its last lines are in the message.
     """
+    return _train(
+        policy_uri,
+        pairs_uri,
+        output_uri,
+        iteration=iteration,
+        training=training,
+        launch=launch,
+        pods=pods,
+        seed=seed,
+        overwrite=overwrite,
+        section=_SECTION,
+    )
+
+
+@leaves_reason(TRAIN)
+def _train(
+    policy_uri: str,
+    pairs_uri: str,
+    output_uri: str,
+    *,
+    iteration: int,
+    training: Values,
+    launch: Values,
+    pods: Values,
+    seed: int,
+    overwrite: bool,
+    section: str,
+) -> StageReport:
+    """See train; section is what the person calls the settings of training."""
     from dice_core.training.job import delete_leftovers
 
     layout.check_count(iteration, "iteration", 0)
-    config = TrainingConfig.parse(training, "training")
+    config = TrainingConfig.parse(training, section)
     launch_config, pod_config = parse_launch(launch, pods)
-    config.accumulation_steps(launch_config.num_nodes * launch_config.processes_per_node)
+    config.accumulation_steps(launch_config.num_nodes * launch_config.processes_per_node, section)
     work = partial(
         _run_job,
         training=config,
+        section=section,
         launch=launch_config,
         pods=pod_config,
         seed=TRAIN.seed(seed, iteration),
@@ -73,7 +104,7 @@ def train(
 
 
 def _run_job(
-    context: StageContext, *, training: TrainingConfig, launch: LaunchConfig, pods: PodConfig, seed: int
+    context: StageContext, *, training: TrainingConfig, section: str, launch: LaunchConfig, pods: PodConfig, seed: int
 ) -> Manifest:
     """Write the job down, launch it, and accept only what its manifest says it finished."""
     from dice_core.launch.launch import launch_training
@@ -89,6 +120,7 @@ def _run_job(
         training=training,
         seed=seed,
         manifest_fields=context.manifest_fields,
+        section=section,
     )
     pairs.require_same("policy", context.inputs["policy"])
     if launch.backend == "torchrun":
@@ -108,12 +140,14 @@ def train_task(run_uri: str, settings_uri: str, place: str, policy_uri: str, pai
         The address of the new policy.
     """
     task = read_task(run_uri, settings_uri, place)
-    report = train(
+    report = _train(
         policy_uri,
         pairs_uri,
         task.uri,
         iteration=task.place.iteration or 0,
         seed=task.plan["seed"],
+        overwrite=False,
+        section=WARM_START_TRAINING if task.place.iteration == WARM_START else _SECTION,
         **task.settings(TRAIN),
     )
     return show(report, task.place, metrics)

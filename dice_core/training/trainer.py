@@ -92,10 +92,23 @@ class DPOTrainer(Trainer):
         pairs: TrainingPairs,
         config: TrainingConfig,
         arguments: TrainingArguments,
+        *,
+        section: str = "training",
         callbacks: list[TrainerCallback] | None = None,
         on_reference_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Take a policy with float32 weights and dropout off, and the pairs."""
+        """Take a policy with float32 weights and dropout off, and the pairs.
+
+        Args:
+            policy: on the CPU or a device.
+            pairs: both splits.
+            config: of DPO.
+            arguments: of transformers, made from the same settings.
+            section: what a person calls these settings.
+            callbacks: beside those for measuring.
+            on_reference_progress: called with (pairs done, all pairs) while reference log-probs are computed.
+        """
+        self._section = section
         self.pairs, self.dpo_config, self.reference_logps = pairs, config, pairs.reference_logps.copy()
         self._on_reference_progress = on_reference_progress
         self._resume_folder: Path | None = None
@@ -150,7 +163,7 @@ class DPOTrainer(Trainer):
             )
             raise NonFiniteError(
                 f"stopped at step {self.state.global_step + 1}: the loss is not finite for the pairs of prompts "
-                f"{names}; look at these pairs, lower training.learning_rate, or try training.precision 'float32'"
+                f"{names}; look at these pairs, {self._advice}"
             )
         self._count(pairs, logps.detach(), losses.detach(), metrics)
         share: Tensor = losses.sum() * self._rows_per_step / self.dpo_config.global_batch_size  # ()
@@ -309,6 +322,10 @@ class DPOTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_model(self.policy, str(Path(resume_from_checkpoint) / WEIGHTS_FILE))
 
+    @property
+    def _advice(self) -> str:
+        return f"lower {self._section}.learning_rate, or try {self._section}.precision 'float32'"
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
         return SequentialSampler(self._train_rows)
 
@@ -316,8 +333,7 @@ class DPOTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         if norm is not None and not math.isfinite(float(norm)):
             raise NonFiniteError(
-                f"stopped at step {self.state.global_step + 1}: the gradient's norm is {float(norm)}; "
-                "lower training.learning_rate, or try training.precision 'float32'"
+                f"stopped at step {self.state.global_step + 1}: the gradient's norm is {float(norm)}; {self._advice}"
             )
         return norm
 

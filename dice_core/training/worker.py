@@ -61,7 +61,7 @@ def load_pairs(job: TrainingJob, folder: Path) -> TrainingPairs:
         fetch_files(uri or ".", manifest, folder, [name])
     table = records.read_table(path, records.PAIRS)
     path.unlink()
-    return read_pairs(table, job.training.max_length, job.pairs_uri)
+    return read_pairs(table, job.training.max_length, job.pairs_uri, job.section)
 
 
 def run_training(job: TrainingJob, copies: Copies | None = None) -> None:
@@ -128,7 +128,7 @@ def _train_and_publish(
     if config.deepspeed == "zero3" and stretches_positions(policy):
         # Each response then runs alone, and processes that collect weights together must make as many forwards.
         raise ConfigError(
-            f"training.deepspeed: 'zero3' cannot train {policy.config.model_type}, whose positions depend on the "
+            f"{job.section}.deepspeed: 'zero3' cannot train {policy.config.model_type}, whose positions depend on the "
             "longest row of a batch: set 'zero2' or 'none'"
         )
     average = WeightAverage(config.ema_decay, checkpoint) if config.ema_decay else None
@@ -144,6 +144,7 @@ def _train_and_publish(
         pairs,
         config,
         arguments,
+        section=job.section,
         callbacks=[callback for callback in callbacks if callback],
         on_reference_progress=Progress("train: reference log-probs", "pairs") if is_first else None,
     )
@@ -178,8 +179,8 @@ def check_context(job: TrainingJob, pairs: TrainingPairs, context_length: int) -
     longest = max(pair.length for pair in pairs.all)
     if longest > context_length:
         raise ConfigError(
-            f"training.max_length: the model has {context_length} positions and the longest pair {longest} tokens; "
-            f"set it to {context_length} or less, got {job.training.max_length}"
+            f"{job.section}.max_length: the model has {context_length} positions and the longest pair {longest} "
+            f"tokens; set it to {context_length} or less, got {job.training.max_length}"
         )
 
 
