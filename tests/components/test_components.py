@@ -133,7 +133,7 @@ def test_each_body_calls_its_stage_with_the_addresses_of_the_run(
     settings_uri = write_settings(run, SECTIONS, PLAN)
     for name in ("import_model", *places):
         uri = f"{run}/{places[name]}" if name in places else f"{root}/models/org--model"
-        monkeypatch.setattr(f"dice_core.stages.{name}.{name}", stand_in(name))
+        monkeypatch.setattr(called_by_task(name), stand_in(name))
         values = {"root": root, "run": "r", "source": "org/model", "run_uri": run, "settings_uri": settings_uri}
         values["place"] = places.get(name, "")
         metrics = FakeArtifact(tmp_path / "metrics")
@@ -171,6 +171,11 @@ def test_evaluate_returns_its_decision_beside_the_address(
     assert found == (f"{run}/iteration-1/evaluate", decision)
 
 
+def called_by_task(name: str) -> str:
+    """Return the function of a stage that its task calls: that of train is told how its settings are called."""
+    return f"dice_core.stages.{name}.{'_train' if name == 'train' else name}"
+
+
 @pytest.mark.parametrize("name", ["pair", "train"])
 def test_the_warm_start_has_a_place_and_settings_of_its_own(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -181,13 +186,14 @@ def test_the_warm_start_has_a_place_and_settings_of_its_own(
         called.update(kwargs)
         return StageReport(args[2], "completed", {})
 
-    monkeypatch.setattr(f"dice_core.stages.{name}.{name}", stage)
+    monkeypatch.setattr(called_by_task(name), stage)
     run = layout.run(str(tmp_path), "r")
     given = dict.fromkeys(component(name).component_spec.inputs, "s3://b/x")
     given |= {"run_uri": run, "settings_uri": write_settings(run, SECTIONS, PLAN), "place": f"warm-start/{name}"}
     uri = component(name).python_func(**given, metrics=FakeArtifact(tmp_path / "metrics"))
     assert uri == f"{run}/warm-start/{name}"
     assert called.get("training", {"beta": 0.3}) == {"beta": 0.3} and not called.get("scores_uris")
+    assert called.get("section", "warm_start_training") == "warm_start_training"
 
 
 def test_settings_that_were_changed_since_they_were_checked_are_refused(tmp_path: Path) -> None:
