@@ -4,6 +4,7 @@ import ast
 import builtins
 import importlib
 import inspect
+import pkgutil
 import re
 import shutil
 import symtable
@@ -109,7 +110,7 @@ def test_each_body_calls_its_stage_with_the_addresses_of_the_run(
     called = {}
 
     def stand_in(name: str) -> Any:
-        signature = inspect.signature(stage_function(name))
+        signature = inspect.signature(pkgutil.resolve_name(called_by_task(name)))
 
         def stage(*args: Any, **kwargs: Any) -> StageReport:
             called[name] = signature.bind(*args, **kwargs).arguments
