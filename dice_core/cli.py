@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dice_core import __version__
+from dice_core import __version__, interrupts
 from dice_core.progress import one_line
 from dice_core.settings.base import ConfigError
 from dice_core.settings.documentation import settings_help
@@ -34,11 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         named = [stage for stage in COMMANDS.values() if stage.name in words[:1]]
         options = vars(build_parser(named or COMMANDS.values()).parse_args(words))
         print(json.dumps(run_command(COMMANDS[options.pop("stage")], options), indent=1))
-    except KeyboardInterrupt:
-        print("dice: stopped; the same command goes on", file=sys.stderr)
-        return 130
     except (ValueError, RuntimeError, OSError, ImportError) as error:
-        if os.environ.get("DICE_DEBUG"):
+        # A library may make another error of Ctrl-C: whoever called tells of that.
+        if os.environ.get("DICE_DEBUG") or interrupts.is_pressed():
             raise
         print(f"dice: error: {one_line(error)}", file=sys.stderr)
         return 1
@@ -141,4 +139,5 @@ def _read_config(path: str | None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with interrupts.told_in_one_line(interrupts.LINE.format("dice")):
+        sys.exit(main())

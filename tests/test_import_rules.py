@@ -17,6 +17,7 @@ ROOMS = {
     "dice_core.accelerator": "",
     "dice_core.child_processes": "",
     "dice_core.hub_access": "",
+    "dice_core.interrupts": "",
     "dice_core.progress": "",
     "dice_core.settings": "",
     "dice_core.data": "hub_access settings",
@@ -31,7 +32,8 @@ ROOMS = {
     "dice_core.report": "data evaluation preferences storage",
     "dice_core.stages": "accelerator data evaluation generation launch logprobs models preferences progress report "
     "settings storage training",
-    "dice_core.cli": "progress settings stages",
+    "dice_core.cli": "interrupts progress settings stages",
+    "dice_core.__main__": "cli interrupts",
 }
 
 

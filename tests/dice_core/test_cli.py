@@ -119,7 +119,7 @@ def test_ctrl_c_is_one_line_and_says_that_the_same_command_goes_on(stage, option
     (tmp_path / "p.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     words = options.format(manifest.parent).split()
     process = subprocess.Popen(
-        [sys.executable, "-m", "dice_core.cli", stage, *words, "--output", str(tmp_path / "out")],
+        [sys.executable, "-m", "dice_core", stage, *words, "--output", str(tmp_path / "out")],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stderr=subprocess.PIPE,
@@ -135,6 +135,29 @@ def test_ctrl_c_is_one_line_and_says_that_the_same_command_goes_on(stage, option
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "dice: stopped; the same command goes on\n")
+
+
+def test_ctrl_c_ends_a_command_with_one_line_while_it_is_still_loading(tmp_path):
+    """The last thing that is loaded waits for ever, in code that makes another error of an interrupt."""
+    (tmp_path / "pyarrow.py").write_text(
+        "import sys\n"
+        "print('loading', flush=True)\n"
+        "try:\n    sys.stdin.read()\n"
+        "except KeyboardInterrupt:\n    raise ImportError('half of it is there')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dice_core", "pair", "--data", "d", "--policy", "p", "--output", "o"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert process.stderr.read() == "dice: stopped; the same command goes on\n"
 
 
 def test_repeated_options_add_up():
