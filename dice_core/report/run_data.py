@@ -4,7 +4,6 @@ A run may be unfinished or stopped by its gate: what is not there is shown as su
 """
 
 import json
-import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +28,6 @@ from dice_core.storage.manifest import Manifest, Metric, fetch_files
 from dice_core.storage.run_contents import RunContents
 
 State = Literal["completed", "skipped", "partial", "missing"]
-_SHARD = re.compile(r"(shard-\d+-of-(\d+))/(.+)")
 _BATCH_ROWS = 4096
 _PAIR_COLUMNS = ["source", "chosen", "rejected", "chosen_reward", "rejected_reward"]
 
@@ -261,8 +259,8 @@ def _is_in(name: str, group: str) -> bool:
 
 def _shard_uris(run: RunContents, stage_uri: str) -> list[str]:
     """Return the places of all shards of a stage, those that have not begun too."""
-    keys = [_SHARD.fullmatch(key) for key in run.keys_below(stage_uri)]
-    counts = [int(match[2]) for match in keys if match]
+    shards = [layout.shard_of(folder) for folder in (key.partition("/")[0] for key in run.keys_below(stage_uri))]
+    counts = [shard[1] for shard in shards if shard]
     if not counts:
         return []
     # Shards of another number of them are an attempt that was given up.

@@ -3,7 +3,6 @@
 A pipeline, the state of a run and a stage's own task all ask here. Loads no torch.
 """
 
-import re
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from math import isfinite
@@ -22,10 +21,6 @@ _OF_RUN = {
     REPORT.name: layout.report,
 }
 
-_IN_ITERATION = re.compile(
-    r"(?:warm-start|iteration-(?P<iteration>\d+))/(?P<stage>[a-z-]+)(?:/shard-(?P<shard>\d+)-of-(?P<of>\d+))?"
-)
-
 
 @dataclass(frozen=True)
 class Place:
@@ -41,9 +36,10 @@ class Place:
     @classmethod
     def parse(cls, below: str) -> "Place":
         """Return the place that has an address below its run, such as iteration-1/score/shard-2-of-8."""
-        if match := _IN_ITERATION.fullmatch(below):
-            shard = {"shard": int(match["shard"]), "num_shards": int(match["of"])} if match["shard"] else {}
-            return cls(match["stage"], int(match["iteration"] or WARM_START), **shard)
+        found = layout.parse_place(below)
+        if found and found.iteration is not None:
+            shard, num_shards = found.shard or (None, 1)
+            return cls(found.stage, found.iteration, shard, num_shards)
         return cls(next((name for name, place in _OF_RUN.items() if place("") == f"/{below}"), below))
 
     def uri(self, root: str, run: str) -> str:
@@ -91,8 +87,10 @@ def is_place_of(stage: Stage, below: str) -> bool:
     """Return whether a place below a run is one of a stage's own."""
     if stage.scope == "run":
         return below == Place(stage.name).below
-    shard = r"/shard-\d+-of-\d+" if stage.scope == "shard" else ""
-    return re.fullmatch(rf"(warm-start|iteration-\d+)/{stage.name}{shard}", below) is not None
+    found = layout.parse_place(below)
+    if found is None or found.stage != stage.name or found.iteration is None:
+        return False
+    return (found.shard is not None) == (stage.scope == "shard")
 
 
 class Artifact(Protocol):
