@@ -231,7 +231,7 @@ def merge_shards(manifests: Mapping[str, Manifest], num_shards: int) -> StageDat
 
 def _one(run: RunContents, uri: str) -> StageData:
     manifest = run.manifest(uri)
-    return merge_shards({uri: manifest} if manifest else {}, 1)
+    return merge_shards({run.address(uri): manifest} if manifest else {}, 1)
 
 
 def _warm_start(run: RunContents, stages: Sequence[ReportedStage]) -> dict[str, StageData]:
@@ -249,7 +249,7 @@ def _stage(run: RunContents, uri: str, group: str, pair: Manifest | None) -> Sta
     # The pair stage says exactly which shards it read; before it has ended, what lies there has to do.
     used = [value.rpartition("@")[0] for key, value in (pair.inputs if pair else {}).items() if _is_in(key, group)]
     uris = used or _shard_uris(run, uri)
-    found = {uri: manifest for uri in uris if (manifest := run.manifest(uri))}
+    found = {run.address(uri): manifest for uri in uris if (manifest := run.manifest(uri))}
     return merge_shards(found, max(len(uris), 1))
 
 

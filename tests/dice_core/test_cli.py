@@ -189,8 +189,9 @@ def test_a_config_file_of_another_form_is_one_line(text, tmp_path, capsys):
         ("pair", "--scores a b --responses c", "1 responses for 2 scores: give one for each, in order"),
         ("train", "--iteration -1", "iteration must be at least 0, got -1"),
         ("evaluate", "--iteration 0", "iteration must be at least 1, got 0"),
-        ("report", "--num-iterations 0", "num_iterations must be at least 1, got 0"),
-        ("report", "--num-iterations -1 --allow-empty", "num_iterations must be at least 1, got -1"),
+        ("report", "--num-iterations -1 --allow-empty", "num_iterations must be at least 0, got -1"),
+        ("report", "", "report: give either the run (--run ROOT/runs/NAME) or addresses of stages (--stages)"),
+        ("report", "--run r --stages a b", "report: give either the run (--run ROOT/runs/NAME) or addresses"),
         ("prepare-data", "--preferences=", "preferences_source: is empty"),
         ("import-model", "--source=", "source: is empty; allowed: a Hub id"),
     ],
@@ -244,7 +245,7 @@ def test_a_report_names_a_result_that_lies_where_it_does_not_look(capsys, tmp_pa
         publish_files(f"{run_uri}/{place}", {}, Manifest(stage=stage, fingerprint="f", files={}))
     code, _, err = run(capsys, "report", "--run", run_uri, "--output", f"{run_uri}/report", "--num-iterations", "1")
     assert code == 1 and err.count("\n") == 1
-    assert "run/responses: holds the result of generate, and a report does not look there: move it to" in err
+    assert "run/responses: holds the result of generate, and a report does not look there: give the addresses" in err
     assert f"{run_uri}/iteration-1/generate/shard-0-of-1" in err
     (tmp_path / "run" / "iteration-1" / "generate").mkdir(parents=True)
     shutil.move(f"{run_uri}/responses", f"{run_uri}/iteration-1/generate/shard-0-of-1")
