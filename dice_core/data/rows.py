@@ -175,7 +175,7 @@ class _Reader:
 
     def without_prompt(self, prompt: str, answer: str) -> str:
         """Return the answer alone, where it repeats the prompt in front of it."""
-        rest = None if self.config.repeated_prompts == "keep" else _after_prompt(prompt.strip(), answer)
+        rest = None if self.config.repeated_prompts == "keep" else after_prompt(prompt.strip(), answer)
         if rest is None:
             return answer
         if self.config.repeated_prompts == "drop":
@@ -245,7 +245,7 @@ class _Reader:
         self.cleaned.add("system_prompt")
 
 
-def _after_prompt(prompt: str, answer: str) -> str | None:
+def after_prompt(prompt: str, answer: str) -> str | None:
     """Return what follows the prompt that an answer begins with; None where it surely or perhaps begins otherwise."""
     start = answer.find(prompt, 0, len(prompt) + _LONGEST_LABEL)
     if start < 0:

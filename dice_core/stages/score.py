@@ -1,7 +1,7 @@
 """Stage score: the implicit rewards of a shard's valid responses."""
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dice_core.data import records
+from dice_core.data.settings import ChatConfig
 from dice_core.preferences.reward import implicit_reward
 from dice_core.preferences.settings import ScoringConfig
 from dice_core.progress import Progress, doing
@@ -22,6 +23,7 @@ from dice_core.stages.place import Artifact, show
 from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import SCORE
+from dice_core.storage import layout
 from dice_core.storage.manifest import Manifest, Metric
 from dice_core.storage.transfers import read_ahead
 
@@ -152,13 +154,31 @@ def _valid_parts(
 ) -> Generator[tuple[int, pa.Table], None, None]:
     from dice_core.preferences.scoring import filter_responses
 
+    source = context.inputs["responses"]
+    look = _own_responses_checked(context) if source.is_users_file else lambda table: table
+
     def read(name: str) -> "Filtered":
-        return filter_responses(read_input(context, context.inputs["responses"], records.RESPONSES, name), config)
+        return filter_responses(look(read_input(context, source, records.RESPONSES, name)), config)
 
     for index, filtered in enumerate(read_ahead(read, names, _NUM_AHEAD)):
         counts.add_responses(filtered)
         if index in wanted:
             yield index, filtered.responses
+
+
+def _own_responses_checked(context: StageContext) -> Callable[[pa.Table], pa.Table]:
+    """Return what looks at a user's own responses as pair does: their token ids must be their texts.
+
+    Nothing of that depends on the chat settings: pair has them, and compares the prompts.
+    """
+    from dice_core.data.chat import chat_format
+    from dice_core.models.loading import load_tokenizer
+    from dice_core.preferences.own_responses import checked
+
+    source = context.inputs["responses"]
+    where = layout.join(source.uri, source.tables()[0])
+    template = chat_format(load_tokenizer(context.fetch_tokenizer("policy")), ChatConfig())
+    return lambda table: next(checked([table], records.PROMPTS.empty_table(), template, where))
 
 
 def score_task(

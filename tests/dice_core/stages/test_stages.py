@@ -161,7 +161,8 @@ def test_a_prompt_left_with_too_few_finite_log_probs_is_dropped_and_each_row_has
         paths = [*(tmp_path / name).iterdir(), *tiny_model.glob("tokenizer*")]
         files = {path.name: path for path in paths}
         uris[name] = str(tmp_path / f"{name}-model")
-        publish_files(uris[name], files, Manifest(stage="import-model", fingerprint="", files={}))
+        # Training ran into it: an import would refuse such weights.
+        publish_files(uris[name], files, Manifest(stage="train", fingerprint="", files={}))
     # A response with token 5 has no finite log-prob: a keeps two of three responses, b one.
     # Of c all have one: so few responses of all are odd ones, and no broken model.
     tokens = {"a": [7, 8, 5], "b": [5, 7, 5], "c": [7] * 40}
@@ -179,7 +180,9 @@ def test_a_prompt_left_with_too_few_finite_log_probs_is_dropped_and_each_row_has
     ]
     path = tmp_path / "responses.parquet"
     records.write_table(pa.Table.from_pylist(rows, schema=records.RESPONSES), records.RESPONSES, path)
-    metrics = score(uris["policy"], uris["reference"], str(path), str(tmp_path / "out"), scoring=SCORING).metrics
+    responses = str(tmp_path / "responses")
+    publish_files(responses, {"part-00000.parquet": path}, Manifest(stage="generate", fingerprint="", files={}))
+    metrics = score(uris["policy"], uris["reference"], responses, str(tmp_path / "out"), scoring=SCORING).metrics
     assert (metrics["num_scored"], metrics["num_dropped_non_finite"]) == (42, 1)
     assert (metrics["num_dropped_few_finite_responses"], metrics["num_dropped_few_valid_responses"]) == (3, 0)
 

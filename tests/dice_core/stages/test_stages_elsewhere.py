@@ -1,4 +1,4 @@
-"""A report on single stages whose results lie anywhere: their iterations and shards follow from what they were made of."""
+"""A report on single stages whose results lie anywhere: iterations and shards follow from what they were made of."""
 
 import json
 from pathlib import Path
