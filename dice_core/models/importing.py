@@ -103,8 +103,7 @@ def _checked_anew(uri: str, present: Manifest, check_model: Check | None) -> Man
     folder = fetch_as_it_is(uri, present)
     try:
         check_parts_fit(folder, trusts_remote_code(folder), check_model)
-        with doing("checking that its weights are finite"):
-            check_finite(folder)
+        check_finite(folder)
     except ModelError as error:
         raise ModelError(f"{uri}: imported by an earlier version, which checked less: {error}") from None
     return publish_files(uri, {}, replace(present, checks=CHECKS, text_digests=text_digests(load_tokenizer(folder))))
@@ -143,7 +142,8 @@ def _import(
         config[TRUST_KEY] = trust_remote_code
         files[CONFIG] = scratch / CONFIG
         files[CONFIG].write_text(json.dumps(config, indent=2))
-    cleaned = check_parts_fit(folder, trust_remote_code, check_model)
+    with doing("checking that its parts fit each other"):
+        cleaned = check_parts_fit(folder, trust_remote_code, check_model)
     if cleaned is not None:
         cleaned.save_pretrained(scratch)
         files[GENERATION_CONFIG] = scratch / GENERATION_CONFIG
