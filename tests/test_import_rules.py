@@ -30,8 +30,8 @@ ROOMS = {
     "dice_core.launch": "accelerator child_processes progress settings storage training",
     "dice_core.evaluation": "accelerator data generation logprobs models preferences progress settings storage",
     "dice_core.report": "data evaluation preferences storage",
-    "dice_core.stages": "accelerator data evaluation generation launch logprobs models preferences progress report "
-    "settings storage training",
+    "dice_core.stages": "accelerator child_processes data evaluation generation launch logprobs models preferences "
+    "progress report settings storage training",
     "dice_core.cli": "interrupts progress settings stages",
     "dice_core.__main__": "cli interrupts",
 }

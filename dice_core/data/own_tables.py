@@ -10,9 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from dice_core.data.preparing import control_token_pattern
 from dice_core.data.records import ROWS_AT_A_TIME, RecordError
-from dice_core.data.rows import after_prompt
+from dice_core.data.rows import after_prompt, control_token_pattern
 from dice_core.data.settings import DataConfig
 
 _ANSWERS = ("chosen", "rejected")

@@ -9,7 +9,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -340,3 +340,9 @@ def kind(value: object) -> str:
 def _show(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def control_token_pattern(tokens: Iterable[str], config: DataConfig) -> re.Pattern[str] | None:
+    """Return a pattern that finds any of the tokens; None where config.control_tokens keeps them."""
+    wanted = sorted(tokens) if config.control_tokens == "drop" else []
+    return re.compile("|".join(map(re.escape, wanted))) if wanted else None

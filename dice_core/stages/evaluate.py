@@ -132,7 +132,6 @@ def _measure_and_promote(
 
 
 def evaluate_task(
-    run_uri: str,
     settings_uri: str,
     place: str,
     policy_uri: str,
@@ -146,7 +145,7 @@ def evaluate_task(
     Returns:
         The address of the evaluation, and `accepted` or `refused`; the latter of a policy that was never made too.
     """
-    task = read_task(run_uri, settings_uri, place)
+    task = read_task(settings_uri, place)
     pointer = task.plan["promote_as"]
     report = evaluate(
         policy_uri,

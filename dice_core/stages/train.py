@@ -1,5 +1,8 @@
 """Stage train: write the job down, launch it, and accept only what its manifest says it finished."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
@@ -14,9 +17,11 @@ from dice_core.storage.contract import UnfitError
 from dice_core.storage.manifest import Manifest, require_manifest
 from dice_core.training.settings import TrainingConfig
 
-_SECTION = "training"
+_section: ContextVar[str] = ContextVar("section", default="training")
+"""What a person calls the settings of the training that is under way."""
 
 
+@leaves_reason(TRAIN)
 def train(
     policy_uri: str,
     pairs_uri: str,
@@ -45,38 +50,10 @@ def train(
     Raises:
         LaunchError: a process failed; its last lines are in the message.
     """
-    return _train(
-        policy_uri,
-        pairs_uri,
-        output_uri,
-        iteration=iteration,
-        training=training,
-        launch=launch,
-        pods=pods,
-        seed=seed,
-        overwrite=overwrite,
-        section=_SECTION,
-    )
-
-
-@leaves_reason(TRAIN)
-def _train(
-    policy_uri: str,
-    pairs_uri: str,
-    output_uri: str,
-    *,
-    iteration: int,
-    training: Values,
-    launch: Values,
-    pods: Values,
-    seed: int,
-    overwrite: bool,
-    section: str,
-) -> StageReport:
-    """See train; section is what the person calls the settings of training."""
     from dice_core.training.job import delete_leftovers
 
     layout.check_count(iteration, "iteration", 0)
+    section = _section.get()
     config = TrainingConfig.parse(training, section)
     launch_config, pod_config = parse_launch(launch, pods)
     config.accumulation_steps(launch_config.num_nodes * launch_config.processes_per_node, section)
@@ -101,6 +78,15 @@ def _train(
         # An attempt that was killed after it published: checkpoints are many times the model's size.
         delete_leftovers(output_uri)
     return report
+
+
+@contextmanager
+def _called(section: str) -> Iterator[None]:
+    before = _section.set(section)
+    try:
+        yield
+    finally:
+        _section.reset(before)
 
 
 def _run_job(
@@ -133,21 +119,20 @@ def _run_job(
     return manifest
 
 
-def train_task(run_uri: str, settings_uri: str, place: str, policy_uri: str, pairs_uri: str, metrics: Artifact) -> str:
+def train_task(settings_uri: str, place: str, policy_uri: str, pairs_uri: str, metrics: Artifact) -> str:
     """Train the policy of an iteration, as a task of a pipeline; see train.
 
     Returns:
         The address of the new policy.
     """
-    task = read_task(run_uri, settings_uri, place)
-    report = _train(
-        policy_uri,
-        pairs_uri,
-        task.uri,
-        iteration=task.place.iteration or 0,
-        seed=task.plan["seed"],
-        overwrite=False,
-        section=WARM_START_TRAINING if task.place.iteration == WARM_START else _SECTION,
-        **task.settings(TRAIN),
-    )
+    task = read_task(settings_uri, place)
+    with _called(WARM_START_TRAINING if task.place.iteration == WARM_START else _section.get()):
+        report = train(
+            policy_uri,
+            pairs_uri,
+            task.uri,
+            iteration=task.place.iteration or 0,
+            seed=task.plan["seed"],
+            **task.settings(TRAIN),
+        )
     return show(report, task.place, metrics)

@@ -12,6 +12,7 @@ import pytest
 
 from dice_core.settings.base import ConfigError, Settings
 from dice_core.settings.durations import to_seconds
+from pipelines.cluster.config import STAYS_ON_ITS_NODE
 from pipelines.overrides import apply_overrides
 from pipelines.presets import Preset, zephyr
 from tests.compiled_pipeline import Compiled, Executor
@@ -127,7 +128,11 @@ OTHER = {
         "launcher_cpu": "200m",
         "launcher_memory": "1500Mi",
         "trainer_cpu": "40",
-        "trainer_memory": "400Gi",
+        "trainer_memory": "500Gi",
+        "trainer_extra_resources": '{"vpc.amazonaws.com/efa":"4"}',
+        "trainer_capabilities": '["IPC_LOCK"]',
+        "trainer_volumes": '[{"name":"huge","mount_path":"/huge","source":{"emptyDir":{"medium":"HugePages"}}}]',
+        "trainer_scratch_volume": '{"hostPath":{"path":"/mnt/nvme"}}',
         "trainer_shm_size": "40Gi",
         "trainer_service_account": "trainer",
         "trainer_priority_class": "high",
@@ -216,6 +221,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
     return compile_batch
 
 
+_OF_ONE_TASK = ("generate_timeout", "score_timeout")
+"""One task runs both stages, and may take both times."""
+
 View = Callable[[Compiled], Any]
 
 
@@ -300,10 +308,10 @@ def pull_secrets(executor: Executor) -> list[str]:
 
 
 VIEWS: dict[str, list[View]] = {
-    "gpu_resource": [of("generate", accelerator("Type", "")), of_pods("gpu_resource")],
-    "gpus_per_task": [of("generate", lambda executor: int(accelerator("Count", "0")(executor)))],
-    "gpu_node_selector": [of("score", selector), of_pods("node_selector")],
-    "gpu_tolerations": [of("score", tolerations), of_pods("tolerations")],
+    "gpu_resource": [of("generate-and-score", accelerator("Type", "")), of_pods("gpu_resource")],
+    "gpus_per_task": [of("generate-and-score", lambda executor: int(accelerator("Count", "0")(executor)))],
+    "gpu_node_selector": [of("generate-and-score", selector), of_pods("node_selector")],
+    "gpu_tolerations": [of("generate-and-score", tolerations), of_pods("tolerations")],
     "cpu_node_selector": [of("pair", selector), of("train", selector)],
     "cpu_tolerations": [of("pair", tolerations), of("train", tolerations)],
     "gpu_task_cpu": [of("evaluate", resource("CpuRequest"))],
@@ -316,6 +324,10 @@ VIEWS: dict[str, list[View]] = {
     "launcher_memory": [of("train", resource("MemoryRequest")), of("train", resource("MemoryLimit"))],
     "trainer_cpu": [of_pods("cpu")],
     "trainer_memory": [of_pods("memory")],
+    "trainer_extra_resources": [of_pods("extra_resources")],
+    "trainer_capabilities": [of_pods("capabilities")],
+    "trainer_volumes": [of_pods("volumes")],
+    "trainer_scratch_volume": [of_pods("scratch_volume")],
     "trainer_shm_size": [of_pods("shm_size")],
     "trainer_service_account": [of_pods("service_account")],
     "trainer_priority_class": [of_pods("priority_class")],
@@ -323,8 +335,8 @@ VIEWS: dict[str, list[View]] = {
     "clean_pod_policy": [of_pods("clean_pod_policy")],
     "job_ttl": [of_pods("ttl_seconds_after_finished")],
     "cpu_task_timeout": [of("pair", seconds), of("report", seconds)],
-    "generate_timeout": [of("generate", seconds)],
-    "score_timeout": [of("score", seconds)],
+    "generate_timeout": [of("generate-and-score", seconds)],
+    "score_timeout": [of("generate-and-score", seconds)],
     "train_timeout": [of_pods("active_deadline_seconds")],
     "evaluate_timeout": [of("evaluate", seconds)],
     "pending_timeout": [of_pods("pending_deadline_seconds")],
@@ -342,14 +354,19 @@ VIEWS: dict[str, list[View]] = {
     "env_secret": [of("pair", lambda executor: secret(is_s3=False)(executor)[0])],
     "env_secret_keys": [of("pair", lambda executor: secret(is_s3=False)(executor)[1])],
     "image_pull_secrets": [of("pair", pull_secrets), of_pods("image_pull_secrets")],
-    "model_cache_claim": [of("score", claim), of("import-model", claim), of_pods("model_cache_claim")],
+    "model_cache_claim": [of("generate-and-score", claim), of("import-model", claim), of_pods("model_cache_claim")],
     "scratch_size": [of("pair", mount("/tmp"))],
     "run_as_user": [
         of("pair", lambda executor: int(executor.platform["securityContext"].get("runAsUser", 0))),
         of_pods("run_as_user"),
     ],
     "labels": [of("pair", chosen("labels")), of_pods("labels")],
-    "annotations": [of("pair", chosen("annotations")), of_pods("annotations")],
+    "annotations": [
+        of("pair", chosen("annotations")),
+        lambda compiled: {
+            name: value for name, value in of_pods("annotations")(compiled).items() if name not in STAYS_ON_ITS_NODE
+        },
+    ],
 }
 """Where each setting of the cluster ends up."""
 
@@ -362,7 +379,10 @@ def seen(section: str, name: str, compiled: Compiled) -> list[Any]:
 
 
 def expected(preset: Preset, section: str, name: str) -> Any:
-    value = preset.sections()[section].to_dict()[name]
+    values = preset.sections()[section].to_dict()
+    if section == "cluster" and name in _OF_ONE_TASK:
+        return sum(to_seconds(values[name]) for name in _OF_ONE_TASK)
+    value = values[name]
     return to_seconds(value) if section == "cluster" and name.endswith(("_timeout", "_ttl")) else value
 
 

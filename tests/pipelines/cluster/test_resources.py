@@ -8,14 +8,16 @@ import pytest
 
 from components import images
 from dice_core.accelerator import GPU_VARIABLE
+from dice_core.settings.base import ConfigError
 from dice_core.stages.table import STAGES
+from pipelines.cluster.config import STAYS_ON_ITS_NODE
 from pipelines.overrides import apply_overrides
 from pipelines.presets import PRESETS, on_this_machine
 from tests.compiled_pipeline import Compiled, Executor
 
 pytestmark = pytest.mark.slow
 
-GPU_STAGES = [stage.name for stage in STAGES.values() if stage.pod == "gpu"]
+GPU_STAGES = [stage.name for stage in STAGES.values() if stage.pod == "gpu" and stage.is_task]
 CPU_STAGES = [stage.name for stage in STAGES.values() if stage.pod != "gpu" and stage.is_task]
 TINY = ["iterations=1", "num_shards=2"]
 
@@ -51,7 +53,7 @@ def test_tasks_that_compute_on_a_gpu_hold_one_on_the_pool(zephyr: Compiled) -> N
         assert executor.platform["tolerations"] == [
             {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
         ]
-        assert resources(executor) == {"CpuRequest": "10", "MemoryRequest": "120Gi", "MemoryLimit": "120Gi"}
+        assert resources(executor) == {"CpuRequest": "10", "MemoryRequest": "80Gi", "MemoryLimit": "80Gi"}
 
 
 def variables(executor: Executor) -> dict[str, str]:
@@ -70,7 +72,9 @@ def test_pods_that_ask_for_gpus_are_told_so_and_no_others(zephyr: Compiled, demo
 def test_a_toleration_may_have_an_end(tmp_path: Path) -> None:
     toleration = {"key": "x", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}
     changed = compiled(tmp_path, f"cluster.gpu_tolerations={json.dumps([toleration])}")
-    assert changed.executors("score")[0].platform["tolerations"] == [toleration | {"tolerationSeconds": "300"}]
+    assert changed.executors("generate-and-score")[0].platform["tolerations"] == [
+        toleration | {"tolerationSeconds": "300"}
+    ]
 
 
 def test_no_other_task_holds_a_gpu_or_sits_on_its_nodes(zephyr: Compiled) -> None:
@@ -86,9 +90,10 @@ def test_the_launcher_of_training_is_small_and_runs_in_the_image_without_cuda(ze
 
 
 def test_the_other_images_are_those_of_the_stages(zephyr: Compiled) -> None:
-    assert {executor.container["image"] for executor in zephyr.executors("generate", "evaluate")} == {images.GENERATE}
+    with_vllm = zephyr.executors("generate-and-score", "evaluate")
+    assert {executor.container["image"] for executor in with_vllm} == {images.GENERATE}
     # An import builds the model without values, which takes torch and no GPU.
-    assert {executor.container["image"] for executor in zephyr.executors("import-model", "score")} == {images.TRAIN}
+    assert {executor.container["image"] for executor in zephyr.executors("import-model")} == {images.TRAIN}
     assert {executor.container["image"] for executor in zephyr.executors("prepare-data", "pair")} == {images.CORE}
 
 
@@ -113,8 +118,10 @@ def test_models_are_kept_on_the_claim_by_the_tasks_that_load_or_import_them(zeph
 
 
 def test_every_task_has_a_timeout(zephyr: Compiled) -> None:
-    seconds = {stage: zephyr.executors(stage)[0].platform["activeDeadlineSeconds"] for stage in ("generate", "pair")}
-    assert seconds == {"generate": str(12 * 3600), "pair": str(6 * 3600)}
+    stages = ("generate-and-score", "pair")
+    seconds = {stage: zephyr.executors(stage)[0].platform["activeDeadlineSeconds"] for stage in stages}
+    # Of both stages together.
+    assert seconds == {"generate-and-score": str((12 + 6) * 3600), "pair": str(6 * 3600)}
     assert all(int(executor.platform["activeDeadlineSeconds"]) > 0 for executor in zephyr.executors())
 
 
@@ -148,12 +155,50 @@ def test_every_pod_is_one_of_the_suite_and_has_no_sidecar(zephyr: Compiled, tmp_
     marked = compiled(tmp_path, 'cluster.labels={"team":"a"}', 'cluster.annotations={"note":"b"}')
     metadata = marked.executors("pair")[0].platform["podMetadata"]
     assert metadata["labels"]["team"] == "a" and metadata["annotations"]["note"] == "b"
-    assert (marked.pods["labels"], marked.pods["annotations"]) == ({"team": "a"}, {"note": "b"})
+    assert (marked.pods["labels"], marked.pods["annotations"]) == ({"team": "a"}, {**STAYS_ON_ITS_NODE, "note": "b"})
+
+
+def test_no_autoscaler_tidies_a_pod_away_that_works_for_hours(zephyr: Compiled) -> None:
+    for executor in zephyr.executors():
+        annotations = executor.platform["podMetadata"]["annotations"]
+        works_long = executor.platform["podMetadata"]["labels"]["app.kubernetes.io/component"] in (*GPU_STAGES, "train")
+        assert (STAYS_ON_ITS_NODE.items() <= annotations.items()) == works_long
+    assert zephyr.pods["annotations"] == {
+        "karpenter.sh/do-not-disrupt": "true",
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    }
+
+
+@pytest.mark.parametrize(
+    ("pool", "instance_type", "cpus"),
+    [("p4de", "p4de.24xlarge", "80"), ("a2-ultragpu", "a2-ultragpu-8g", "80"), ("p5", "p5.48xlarge", "176")],
+)
+def test_a_pool_is_chosen_by_its_name(pool: str, instance_type: str, cpus: str, tmp_path: Path) -> None:
+    chosen = compiled(tmp_path, "cluster.trainer_memory=300Gi", f"pool={pool}")
+    assert chosen.pods["node_selector"] == {"node.kubernetes.io/instance-type": instance_type}
+    assert (chosen.pods["cpu"], chosen.pods["memory"]) == (cpus, "300Gi")
+
+
+def test_zero2_asks_for_more_memory_where_nobody_chose(tmp_path: Path) -> None:
+    assert compiled(tmp_path, "training.deepspeed=zero2").pods["memory"] == "600Gi"
+    assert compiled(tmp_path, "training.deepspeed=zero2", "cluster.trainer_memory=450Gi").pods["memory"] == "450Gi"
+
+
+def test_a_pool_that_is_not_there_is_refused_with_the_names_of_those_that_are() -> None:
+    names = r"did you mean 'p4d'\? allowed: p4d, p4de, a2-ultragpu, p5, kind"
+    with pytest.raises(ConfigError, match=f"pool: unknown name 'p4', {names}"):
+        apply_overrides(PRESETS["zephyr"](), ["pool=p4"])
+    with pytest.raises(ConfigError, match="pool: a run on this machine has no nodes to choose"):
+        apply_overrides(on_this_machine(PRESETS["zephyr"]()), ["pool=p4d"])
 
 
 def test_no_pod_runs_as_root(zephyr: Compiled, tmp_path: Path) -> None:
     for executor in zephyr.executors():
-        assert executor.platform["securityContext"] == {"runAsUser": "10001", "runAsNonRoot": True}
+        assert executor.platform["securityContext"] == {
+            "runAsUser": "10001",
+            "runAsGroup": "10001",
+            "runAsNonRoot": True,
+        }
     chosen = compiled(tmp_path, "cluster.run_as_user=0")
     assert chosen.executors("pair")[0].platform["securityContext"] == {"runAsNonRoot": True}
     assert (zephyr.pods["run_as_user"], chosen.pods["run_as_user"]) == (10001, 0)
@@ -210,7 +255,7 @@ def test_training_in_the_tasks_own_pod_takes_the_gpus_of_a_node(tmp_path: Path) 
     assert (changed.section("launch")["backend"], changed.pods) == ("torchrun", {})
     assert trainer.container["image"] == images.TRAIN
     assert trainer.container["resources"]["accelerator"]["resourceCount"] == "8"
-    assert resources(trainer)["MemoryLimit"] == "900Gi"
+    assert resources(trainer)["MemoryLimit"] == "400Gi"
     assert mounts(trainer)["/dev/shm"]["sizeLimit"] == "64Gi"
     assert trainer.platform["nodeSelector"]["labels"] == {"node.kubernetes.io/instance-type": "p4d.24xlarge"}
 
@@ -223,7 +268,7 @@ def test_training_pods_get_the_pool_of_the_cluster_section(zephyr: Compiled) -> 
         "service_account": "dice-trainer",
         "gpu_resource": "nvidia.com/gpu",
         "cpu": "80",
-        "memory": "900Gi",
+        "memory": "400Gi",
         "shm_size": "64Gi",
         "node_selector": {"node.kubernetes.io/instance-type": "p4d.24xlarge"},
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
