@@ -26,18 +26,25 @@ def clean_table(table: pa.Table, control_tokens: Iterable[str], where: str) -> t
         where: what messages call the table.
 
     Returns:
-        The table, and num_dropped_own_control_tokens, num_dropped_own_empty, num_cleaned_own_repeated_prompt.
+        The table, and num_dropped_own_<reason> (control_tokens, empty, duplicate) and num_cleaned_own_repeated_prompt.
 
     Raises:
-        RecordError: no row is left.
+        RecordError: no row is left, or a prompt_id stands for two prompts.
     """
     pattern, counts = control_token_pattern(control_tokens, DataConfig()), Counter[str]()
+    seen: dict[str, str] = {}
     pieces = []
     for batch in table.to_batches(max_chunksize=ROWS_AT_A_TIME):
         kept = []
         for row in batch.to_pylist():
             answers = _without_prompt(row)
             texts = [row["prompt"], *answers.values()]
+            if seen.get(row["prompt_id"], row["prompt"]) != row["prompt"]:
+                raise RecordError(f"{where}: prompt_id {row['prompt_id']!r} stands for two prompts: give each its own")
+            if not answers and row["prompt_id"] in seen:
+                counts["num_dropped_own_duplicate"] += 1
+                continue
+            seen[row["prompt_id"]] = row["prompt"]
             if pattern and any(map(pattern.search, texts)):
                 counts["num_dropped_own_control_tokens"] += 1
             elif not all(text.strip() for text in texts):

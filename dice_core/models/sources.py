@@ -71,6 +71,8 @@ def find_source(source: str, revision: str) -> Source:
         if not path.is_file():
             raise ModelError(f"{source}: no such file; a GGUF file must be on this machine")
         return Source("gguf", str(path), "", f"gguf {describe_file(path).sha256}")
+    if not is_address and path.is_file():
+        raise ModelError(f"{source!r}: a file that is no model; allowed: {_ALLOWED}")
     if not is_address and not path.is_dir():
         raise ModelError(f"{source!r}: no such folder; allowed: {_ALLOWED}")
     address = source if is_address else str(path.absolute())

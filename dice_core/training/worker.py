@@ -60,7 +60,7 @@ def load_pairs(job: TrainingJob, folder: Path) -> TrainingPairs:
         open_storage(uri or ".").download(name, path)
     else:
         fetch_files(uri or ".", manifest, folder, [name])
-    table = records.read_table(path, records.PAIRS)
+    table = records.read_table(path, records.PAIRS, where=job.pairs_uri)
     path.unlink()
     return read_pairs(table, job.training.max_length, job.pairs_uri, job.section)
 

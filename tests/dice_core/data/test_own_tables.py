@@ -39,6 +39,15 @@ def test_a_good_table_stays_as_it_is() -> None:
     assert clean_table(PROMPTS.empty_table(), [], "p.parquet") == (PROMPTS.empty_table(), {})
 
 
+def test_a_prompt_twice_is_one_and_an_identity_of_two_prompts_is_refused() -> None:
+    twice = pa.table({"prompt_id": ["a", "a"], "prompt": ["x", "x"]}, schema=PROMPTS)
+    kept, counts = clean_table(twice, [], "p.parquet")
+    assert (kept.num_rows, counts) == (1, {"num_dropped_own_duplicate": 1})
+    two = pa.table({"prompt_id": ["a", "a"], "prompt": ["x", "y"]}, schema=PROMPTS)
+    with pytest.raises(RecordError, match=r"^p\.parquet: prompt_id 'a' stands for two prompts: give each its own$"):
+        clean_table(two, [], "p.parquet")
+
+
 def test_a_table_of_which_nothing_is_left_says_where_it_went() -> None:
     table = pa.table({"prompt_id": ["a"], "prompt": ["<|im_start|>user"]}, schema=PROMPTS)
     with pytest.raises(RecordError, match=r"^p\.parquet: no row is left, dropped: 1 control_tokens$"):
