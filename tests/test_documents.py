@@ -28,6 +28,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "docs/stages.md",
     "docs/kubeflow.md",
+    "docs/tracking.md",
     "manifests/README.md",
     "images/README.md",
 ]
@@ -162,6 +163,7 @@ CHECKS: dict[str, Callable[[tuple[str, ...], Path], object]] = {
     "make schedule": is_run_dry,
     "make preflight": is_understood,
     "make status": is_understood,
+    "make board": is_understood,
     "make logs": is_understood,
     "make cancel": is_understood,
     "make retry": is_understood,

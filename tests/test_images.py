@@ -26,6 +26,8 @@ from tests.test_import_rules import MODULES, imports, our_imports, packages_of, 
 PROJECT = Path(__file__).parents[1]
 IMAGES = ["core", "generate", "train", "cpu"]
 LOCKS = {"core": "core.lock", "generate": "generate-gpu.lock", "train": "train-gpu.lock"}
+# What runs use where somebody has put it into an image of theirs.
+OPTIONAL = {"wandb"}
 LABELS = ["title", "description", "licenses", "version", "revision", "base.name"]
 # Variables that name a place where something is written when a pod runs.
 WRITTEN = re.compile(
@@ -204,7 +206,10 @@ def test_nothing_else_is_sent(path: str) -> None:
 def test_an_image_installs_its_lock_and_nothing_beside_it(name: str) -> None:
     installs = re.findall(r"pip (?:install|wheel) [^&;|]*", "\n".join(_arguments(_build(name), "RUN")))
     assert installs
-    for command in installs:
+    # What a site names, none by default, keeps to the lock's versions.
+    extra = [command for command in installs if "${EXTRA_PACKAGES}" in command]
+    assert all("--constraint locked.txt" in command for command in extra)
+    for command in set(installs) - set(extra):
         assert "--no-deps" in command
         assert "--require-hashes" in command or " . " in command or " {} +" in command, command
 
@@ -261,7 +266,7 @@ def test_an_image_with_torch_has_every_package_that_the_code_of_its_stages_impor
     owners = packages_distributions()
     wanted = {
         owners[package][0].lower().replace("_", "-").removesuffix("-cpu")
-        for package in used - sys.stdlib_module_names - {"dice_core"}
+        for package in used - sys.stdlib_module_names - {"dice_core"} - OPTIONAL
     }
     assert "torch" in wanted
     assert wanted <= set(_pins(lock))

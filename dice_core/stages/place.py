@@ -15,7 +15,7 @@ from dice_core.storage import layout
 WARM_START = 0
 """The iteration that makes a run's first policy."""
 MAX_SHOWN = 15
-"""Metrics of a task that runs several stages: more than these nobody reads in the UI."""
+"""Numbers of a task: more than these nobody reads in the UI, and the page has them all."""
 _OF_RUN = {
     CHECK_SETTINGS.name: layout.check_settings,
     CHOOSE_INPUTS.name: layout.choose_inputs,
@@ -112,8 +112,16 @@ class Artifact(Protocol):
 
 
 def show(report: StageReport, place: Place, artifact: Artifact) -> str:
-    """Put a stage's metrics into its task's artifact, with whose they are; return the stage's address."""
-    return _fill(artifact, report.metrics, report.status, report.uri, place)
+    """Put a stage's metrics into its task's artifact, with whose they are; return the stage's address.
+
+    Of the numbers the first MAX_SHOWN are shown: the stage's own choice, then the others in their order.
+    """
+    first = [name for name in STAGES[place.stage].shown if name in report.metrics]
+    ordered = {name: report.metrics[name] for name in [*first, *report.metrics]}
+    numbers = [name for name, value in ordered.items() if isinstance(value, int | float) and isfinite(value)]
+    left_out = set(numbers[MAX_SHOWN:])
+    shown = {name: value for name, value in ordered.items() if name not in left_out}
+    return _fill(artifact, shown, report.status, report.uri, place)
 
 
 def show_parts(reports: Sequence[tuple[Stage, StageReport]], place: Place, artifact: Artifact) -> str:
