@@ -12,12 +12,13 @@ from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.models_agree import require_one_tokenizer
 from dice_core.stages.parts import read_input
 from dice_core.stages.place import Artifact, show
+from dice_core.stages.promoting import settle
 from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import EVALUATE
 from dice_core.storage import layout
 from dice_core.storage.manifest import Manifest
-from dice_core.storage.promotion import promote, require_promotable
+from dice_core.storage.promotion import require_promotable
 
 _RESULT = "evaluation.json"
 
@@ -118,16 +119,17 @@ def _measure_and_promote(
         context.publish_part(_RESULT, context.write_json(values, _RESULT))
     key = context.parts[_RESULT].key
     values = json.loads(context.stored.fetch(context.folder / "part", [key])[key].read_text())
-    policy = context.inputs["policy"]
-    if promoted_uri and values["promotable"]:
-        promote(
-            promoted_uri,
-            policy.uri,
-            policy.manifest.content_digest,
-            evaluated=context.uri,
-            iteration=iteration,
-            reference_uri=context.inputs["previous"].uri,
-        )
+    settle(
+        context.inputs["policy"],
+        evaluated_uri=context.uri,
+        previous_uri=context.inputs["previous"].uri,
+        incumbent=None,
+        iteration=iteration,
+        verdict=values["metrics"],
+        is_promotable=values["promotable"],
+        promoted_uri=promoted_uri,
+        config=evaluation,
+    )
     return context.publish({}, {**values["metrics"], "seconds": values["seconds"]})
 
 

@@ -172,7 +172,7 @@ def roll_back(uri: str, sequence: int | None = None, *, by: str = "", reason: st
 
 
 def require_content(policy_uri: str, content_digest: str, said_by: str) -> None:
-    """Check that a policy is there and still is the one that was meant.
+    """Check that a policy is there and still is the one that was promoted.
 
     Raises:
         UnfitError: it is not.
@@ -182,8 +182,9 @@ def require_content(policy_uri: str, content_digest: str, said_by: str) -> None:
         raise UnfitError(f"{policy_uri}: holds no model: its stage was skipped ({manifest.skipped})")
     if manifest.content_digest != content_digest:
         raise UnfitError(
-            f"{policy_uri}: not the policy that was meant (content {manifest.content_digest[:12]}, {said_by} says "
-            f"{content_digest[:12]}): it was made anew since, evaluate it and promote that"
+            f"{policy_uri}: not the policy that was promoted (content {manifest.content_digest[:12]}, {said_by} says "
+            f"{content_digest[:12]}): it was made anew since; `dice rollback` goes back to another one, `dice promote` "
+            "takes this one once it is evaluated"
         )
 
 

@@ -295,7 +295,7 @@ def test_a_policy_that_is_gone_or_was_made_anew_is_not_gone_back_to(tmp_path):
     policy = promote_model(pointer, root, "a")
     promote_model(pointer, root, "b")
     model(root, "a", 1, "others")
-    with pytest.raises(UnfitError, match="not the policy that was meant"):
+    with pytest.raises(UnfitError, match="not the policy that was promoted"):
         roll_back(pointer)
     open_storage(policy).delete("")
     with pytest.raises(UnfitError, match=r"no manifest\.json there"):
