@@ -28,7 +28,7 @@ ROOMS = {
     "dice_core.training": "accelerator child_processes data logprobs models progress settings storage",
     "dice_core.launch": "accelerator child_processes progress settings storage training",
     "dice_core.evaluation": "accelerator data generation logprobs models preferences progress settings storage",
-    "dice_core.release": "progress storage",
+    "dice_core.release": "models progress storage",
     "dice_core.report": "data evaluation preferences storage",
     "dice_core.stages": "accelerator data evaluation generation launch models preferences progress release report "
     "settings storage training",
