@@ -62,6 +62,7 @@ def _compare_and_record(root: str, run: str, sections: Mapping[str, Settings], p
     from dice_core.stages.held_by_run import RunPlan, describe, find_differences
     from dice_core.storage.manifest import Manifest, publish_files
     from dice_core.storage.run_contents import read_contents
+    from dice_core.tracking.run_tracking import begin_run
 
     chosen = RunPlan(root=root, run=run, sections=sections, **plan)
     if chosen.has_warm_start and WARM_START_TRAINING not in sections:
@@ -72,6 +73,7 @@ def _compare_and_record(root: str, run: str, sections: Mapping[str, Settings], p
         )
     record = Manifest(stage=CHECK_SETTINGS.name, fingerprint="", files={}, settings=chosen.to_dict())
     publish_files(layout.check_settings(chosen.uri), {}, record)
+    begin_run(chosen.uri, chosen.to_dict())
 
 
 def check_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Settings]:

@@ -18,6 +18,7 @@ from dice_core.report.run_data import Details, Histogram, ReportedStage, RunData
 from dice_core.report.summary import summary
 from dice_core.stages.place import Artifact, Place, is_place_of
 from dice_core.stages.recurring_name import continued_or_new, given_or_new
+from dice_core.stages.run_status import run_status
 from dice_core.stages.runner import StageReport
 from dice_core.stages.table import CHECK_SETTINGS, IMPORT_MODEL, PAIR, REPORT, STAGES
 from dice_core.storage import layout
@@ -26,6 +27,7 @@ from dice_core.storage.contract import MissingObjectError, StorageError
 from dice_core.storage.manifest import Manifest, publish_files, read_manifest, require_stage
 from dice_core.storage.run_contents import RunContents, read_contents
 from dice_core.storage.stored_record import read_record
+from dice_core.tracking.run_tracking import end_run
 
 NUM_ITERATIONS = "num_iterations"
 """What check-settings writes down of the plan, for the pages that stages write."""
@@ -75,6 +77,8 @@ def report(run_uri: str, output_uri: str, *, num_iterations: int, allow_empty: b
             "--allow-empty for a page that says so"
         )
     _publish(data, output_uri)
+    if status := run_status(contents, num_iterations):
+        end_run(run_uri, status)
     return StageReport(output_uri, "completed", {})
 
 
@@ -183,5 +187,8 @@ def report_task(
     uri = layout.run(root, name)
     # The run may have failed at its first task: its page says that there is nothing.
     written = report(uri, layout.report(uri), num_iterations=num_iterations, allow_empty=True)
+    if run_status(read_contents(uri), num_iterations) is None:
+        # It comes last: nobody works on the run any more.
+        end_run(uri, "KILLED")
     open_storage(written.uri).download(_PAGE, Path(page.path))
     page.metadata.update(written.metrics, uri=written.uri)
