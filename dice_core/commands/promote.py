@@ -3,6 +3,7 @@
 from dice_core.commands.person import person
 from dice_core.commands.table import Answer
 from dice_core.release.evaluated import Evaluated, find_evaluation, read_evaluation, require_model
+from dice_core.release.mlflow_registry import register_or_tell
 from dice_core.settings.base import ConfigError
 from dice_core.storage.contract import UnfitError
 from dice_core.storage.manifest import Manifest
@@ -60,7 +61,9 @@ def promote(
     )
     was_there = before is not None and before.content_digest == promotion.content_digest
     text = f"{pointer_uri} {'already named' if was_there else 'names'} {promotion.policy_uri}"
-    return Answer(text, vars(promotion) | {"pointer": pointer_uri, "changed": not was_there})
+    registry = register_or_tell(pointer_uri)
+    values = vars(promotion) | {"pointer": pointer_uri, "changed": not was_there, "registry": registry}
+    return Answer(text, values)
 
 
 def _proposed(pointer_uri: str, evaluation_uri: str) -> tuple[str, str]:
