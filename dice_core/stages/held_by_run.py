@@ -111,6 +111,8 @@ class _Held(NamedTuple):
 
 def _is_wanted(plan: RunPlan, held: _Held) -> bool:
     """Return whether a run by this plan would go on with a result."""
+    if not held.stage.is_task:
+        return False
     if held.iteration is None:
         return held.stage is PREPARE_DATA
     if held.stage.scope == "shard" and not held.place.endswith(f"-of-{plan.num_shards}"):
