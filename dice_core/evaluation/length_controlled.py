@@ -5,10 +5,9 @@ that is known), and by the model itself; with the length term at 0 it predicts t
 length. From alpaca_eval/metrics/glm_winrate.py are the terms, L1 as the penalty, no intercept beside the model's term,
 and the choice of C. Its two artificial baselines, which belong to one data set, are left out.
 
-    P(candidate preferred) = sigmoid(b_length tanh(D / sd(D)) + b_difficulty d + b_model)      D: difference in characters
+    P(candidate preferred) = sigmoid(b_length tanh(D / sd(D)) + b_difficulty d + b_model),  D: characters more
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +100,7 @@ def fit(
 
 
 def folds(num_prompts: int) -> NDArray[np.int64]:
-    """Return the fold of each prompt, as scikit-learn's GroupKFold splits prompts of one row each. Shape: (prompts,)"""
+    """Return the fold of each prompt, as scikit-learn's GroupKFold has it. Shape: (prompts,)."""
     return np.arange(num_prompts)[::-1] % min(NUM_FOLDS, num_prompts)
 
 
@@ -111,7 +110,7 @@ def _weights(found: Fit) -> Floats:
 
 
 def _features(lengths: ArrayLike, incumbent_lengths: ArrayLike, difficulty: ArrayLike | None) -> Floats:
-    """Return length term, model's term, difficulty. Shape: (prompts, 2 or 3)"""
+    """Return length term, model's term, difficulty. Shape: (prompts, 2 or 3)."""
     difference = np.subtract(lengths, incumbent_lengths, dtype=np.float64)  # (prompts,)
     scale = float(difference.std(ddof=1)) if difference.size > 1 else 0.0
     columns = [np.tanh(difference / scale) if scale else np.zeros_like(difference), np.ones_like(difference)]
@@ -136,7 +135,7 @@ def _log_loss(predicted: Floats, targets: Floats) -> Floats:
 
 
 def _win_rates(weights: Floats, features: Floats, counts: Floats) -> Floats:
-    """Return the mean prediction at equal lengths of each problem. Shape: (problems,)"""
+    """Return the mean prediction at equal lengths of each problem. Shape: (problems,)."""
     if features.shape[1] == 2:
         return _sigmoid(weights[:, 1])
     predicted = _sigmoid(weights[:, 1:] @ features[:, 1:].T)  # (problems, prompts)
@@ -148,9 +147,7 @@ def _sigmoid(values: Floats) -> Floats:
     return np.where(values < 0, likely, 1) / (1 + likely)
 
 
-def _minimise(
-    features: Floats, targets: Floats, counts: Floats, c: Floats, start: Floats | None = None
-) -> Floats:
+def _minimise(features: Floats, targets: Floats, counts: Floats, c: Floats, start: Floats | None = None) -> Floats:
     """Minimise liblinear's L1 objective, sum |w| + C sum_i n_i logloss_i, of many problems at once.
 
     A target between 0 and 1 is what scikit-learn is given as a row of each class with weights: the log loss is linear
@@ -197,7 +194,7 @@ def _objective(weights: Floats, features: Floats, targets: Floats, scaled: Float
 
 
 def _proximal_step(weights: Floats, gradient: Floats, curvature: Floats) -> Floats:
-    """Minimise gradient d + d curvature d / 2 + |weights + d| for each problem. Shape: (problems, terms)"""
+    """Minimise gradient d + d curvature d / 2 + |weights + d| for each problem. Shape: (problems, terms)."""
     step = np.zeros_like(weights)
     for _ in range(_MAX_SWEEPS):
         before = step.copy()

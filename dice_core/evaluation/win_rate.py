@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from dice_core.evaluation.estimates import UNKNOWN, Estimate, Floats
 
@@ -81,8 +81,7 @@ def resampled(value: float, sums: Floats, sizes: Floats, *, seed: int) -> Estima
     """
     counts = resample_counts(len(sums), seed)  # (resamples, prompts)
     ratios = (counts @ sums) / (counts @ sizes)  # (resamples,)
-    low, high = np.percentile(ratios, _LEVELS)
-    return Estimate(value, float(ratios.std()), (float(low), float(high)))
+    return Estimate(value, float(ratios.std()), percentile_interval(ratios))
 
 
 def resample_counts(num_prompts: int, seed: int, num_resamples: int = NUM_RESAMPLES) -> Floats:
@@ -92,7 +91,11 @@ def resample_counts(num_prompts: int, seed: int, num_resamples: int = NUM_RESAMP
 
 
 def percentile_interval(values: Floats) -> tuple[float, float]:
-    """Return the middle 95 % of what resampling gave. Shape: (resamples,)"""
+    """Return the middle 95 % of what resampling gave.
+
+    Args:
+        values: Shape: (resamples,)
+    """
     low, high = np.percentile(values, _LEVELS)
     return float(low), float(high)
 
@@ -144,9 +147,3 @@ def detectable_difference(num: int, spread: float) -> float:
 def num_needed(difference: float, spread: float) -> int:
     """Return how many prompts or pairs show such a true difference in 80 % of runs, two-sided at 5 %."""
     return math.ceil((_STANDARD_ERRORS_TO_SEE * spread / difference) ** 2)
-
-
-def preferences_of(found: Sequence[float | None]) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return the preferences that are there, and which ones are. Shapes: (found,) and (all,)"""
-    is_there = np.array([value is not None for value in found], dtype=bool)
-    return np.array([value for value in found if value is not None], dtype=np.float64), is_there

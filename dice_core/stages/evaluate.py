@@ -1,25 +1,34 @@
-"""Stage evaluate: measure the new policy, decide, and point to it where people look for the last good one."""
+"""Stage evaluate: measure the new policy, decide, and point to it where people look for the last good one.
+
+What it is compared with is read from the promoted pointer once, when the stage begins, and kept: a retry compares with
+the same model. evaluation_steps.py measures.
+"""
 
 import json
+from dataclasses import asdict, replace
 from functools import partial
 
-from dice_core.data import records
 from dice_core.data.settings import ChatConfig
+from dice_core.evaluation.result import SHOWN, ComparedWith
 from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.generation.settings import GenerationConfig
-from dice_core.settings.base import Values
+from dice_core.judges.settings import JudgingConfig
+from dice_core.progress import log
+from dice_core.settings.base import ConfigError, Values
 from dice_core.stages.attempts import leaves_reason
-from dice_core.stages.models_agree import require_one_tokenizer
-from dice_core.stages.parts import read_input
 from dice_core.stages.place import Artifact, show
 from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import EVALUATE
 from dice_core.storage import layout
-from dice_core.storage.manifest import Manifest
-from dice_core.storage.promotion import promote, require_promotable
+from dice_core.storage.address import open_storage
+from dice_core.storage.contract import ConflictError, StorageError
+from dice_core.storage.manifest import Manifest, Metric, require_manifest
+from dice_core.storage.promotion import promote, read_promotion, require_promotable
+from dice_core.storage.stored_record import read_record
 
 _RESULT = "evaluation.json"
+_INCUMBENT = "incumbent.json"
 
 
 @leaves_reason(EVALUATE)
@@ -31,132 +40,72 @@ def evaluate(
     output_uri: str,
     *,
     iteration: int = 1,
+    first_uri: str = "",
+    incumbent_uri: str = "",
+    judge_uri: str = "",
     promoted_uri: str = "",
+    earlier_uri: str = "",
     evaluation: Values = None,
+    judging: Values = None,
     generation: Values = None,
     chat: Values = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> StageReport:
-    """Measure the new policy against the one before it; move the promoted pointer only if it is accepted and better.
+    """Compare the new policy with the promoted one; move the promoted pointer only if it is better and breaks no guard.
 
     Args:
         policy_uri: the new policy, pi_t.
         previous_uri: the policy before it, pi_{t-1}.
-        base_reference_uri: first reference of the run, for the held-out rewards of both policies.
+        base_reference_uri: first reference of the run, for the held-out rewards of all policies.
         data_uri: prepare-data's output (held_out.parquet).
         output_uri: where evaluation.json goes.
         iteration: number of the iteration, from 1.
-        promoted_uri: JSON pointer to move if the policy is accepted and better; none by default.
+        first_uri: first policy of the run, from which drift is measured; by default the previous one.
+        incumbent_uri: what the policy is compared with; by default what promoted_uri points to, and the first policy
+            while nothing is promoted.
+        judge_uri: the model of judging.judge, if that is one.
+        promoted_uri: JSON pointer to move if the policy is better and breaks no guard; none by default.
+        earlier_uri: the evaluation of the iteration before; what it has sampled and scored of the same models is taken.
         evaluation: settings, see EvaluationConfig.
+        judging: settings, see JudgingConfig.
         generation: GenerationConfig: answers are sampled as in generate.
         chat: settings, see ChatConfig.
         seed: seed of the run.
         overwrite: first delete what this stage left at its output.
     """
     layout.check_count(iteration, "iteration")
-    evaluation_config = EvaluationConfig.parse(evaluation, "evaluation")
-    generation_config, chat_config = GenerationConfig.parse(generation, "generation"), ChatConfig.parse(chat, "chat")
-    work = partial(
-        _measure_and_promote,
-        seed=EVALUATE.seed(seed, iteration),
-        iteration=iteration,
-        promoted_uri=promoted_uri,
-        evaluation=evaluation_config,
-        generation=generation_config,
-        chat=chat_config,
-    )
+    sections = {
+        "evaluation": EvaluationConfig.parse(evaluation, "evaluation"),
+        "judging": JudgingConfig.parse(judging, "judging"),
+        "generation": GenerationConfig.parse(generation, "generation"),
+        "chat": ChatConfig.parse(chat, "chat"),
+    }
+    _require_judge(sections["judging"], judge_uri)
+    first_uri = first_uri or previous_uri
+    compared_with = _incumbent(output_uri, incumbent_uri, promoted_uri, first_uri, anew=overwrite)
     return run_stage(
         EVALUATE,
         output_uri,
-        work,
-        settings={"evaluation": evaluation_config, "generation": generation_config, "chat": chat_config},
+        partial(
+            _measure_and_promote,
+            compared_with=compared_with,
+            earlier_uri=earlier_uri,
+            # Not of the iteration: a prompt is answered with the same random numbers in all of them.
+            seed=EVALUATE.seed(seed),
+            iteration=iteration,
+            **sections,
+        ),
+        settings=sections,
         arguments={"seed": seed, "iteration": iteration, "promoted_uri": promoted_uri},
         overwrite=overwrite,
         inputs={
             "policy": policy_uri,
             "previous": previous_uri,
             "base_reference": base_reference_uri,
+            "first": first_uri,
+            "incumbent": compared_with.uri,
             "data": data_uri,
+            **({"judge": judge_uri} if judge_uri else {}),
         },
     )
-
-
-def _measure_and_promote(
-    context: StageContext,
-    *,
-    evaluation: EvaluationConfig,
-    generation: GenerationConfig,
-    chat: ChatConfig,
-    seed: int,
-    iteration: int,
-    promoted_uri: str,
-) -> Manifest:
-    """Measure the new policy, decide, and point to it where people look for the last good one."""
-    from dice_core.evaluation.measuring import evaluate_policy
-    from dice_core.models.cache import fetch_model
-
-    if _RESULT not in context.parts:
-        require_one_tokenizer(context, "policy", ("previous", "base_reference"))
-        if promoted_uri:
-            require_promotable(promoted_uri)
-        held_out = read_input(context, context.inputs["data"], records.PREFERENCES, "held_out")
-        names = ("policy", "previous", "base_reference")
-        new, previous, base_reference = (fetch_model(context.inputs[name].uri) for name in names)
-        result = evaluate_policy(
-            new,
-            previous,
-            base_reference,
-            held_out,
-            evaluation=evaluation,
-            chat=chat,
-            generation=generation,
-            seed=seed,
-        )
-        values = {**result.to_dict(), "promotable": result.promotable, "seconds": context.seconds()}
-        # Stored before the pointer moves: another attempt finds this decision, and does not measure again.
-        context.publish_part(_RESULT, context.write_json(values, _RESULT))
-    key = context.parts[_RESULT].key
-    values = json.loads(context.stored.fetch(context.folder / "part", [key])[key].read_text())
-    policy = context.inputs["policy"]
-    if promoted_uri and values["promotable"]:
-        promote(
-            promoted_uri,
-            policy.uri,
-            policy.manifest.content_digest,
-            evaluated=context.uri,
-            iteration=iteration,
-            reference_uri=context.inputs["previous"].uri,
-        )
-    return context.publish({}, {**values["metrics"], "seconds": values["seconds"]})
-
-
-def evaluate_task(
-    run_uri: str,
-    settings_uri: str,
-    place: str,
-    policy_uri: str,
-    previous_uri: str,
-    base_reference_uri: str,
-    data_uri: str,
-    metrics: Artifact,
-) -> tuple[str, str]:
-    """Evaluate the policy of an iteration, as a task of a pipeline; see evaluate.
-
-    Returns:
-        The address of the evaluation, and `accepted` or `refused`; the latter of a policy that was never made too.
-    """
-    task = read_task(run_uri, settings_uri, place)
-    pointer = task.plan["promote_as"]
-    report = evaluate(
-        policy_uri,
-        previous_uri,
-        base_reference_uri,
-        data_uri,
-        task.uri,
-        iteration=task.place.iteration or 0,
-        promoted_uri=layout.promoted(task.root, pointer) if pointer else "",
-        seed=task.plan["seed"],
-        **task.settings(EVALUATE),
-    )
-    return show(report, task.place, metrics), "accepted" if report.metrics.get("accepted") else "refused"
