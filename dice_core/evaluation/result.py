@@ -51,7 +51,8 @@ that no number is null or not finite. `measuring.py` fills this in; it stores no
         passed      true, false (of a guard: beyond the bound by more than chance), or null: not shown either way
     judging         judge, wanted_difference, and from the metrics: num_prompts, num_missing, flip_rate,
                     detectable_difference, num_needed, win, tie, loss; null where not known
-    compared_with   uri, what: "promoted model" | "first policy" | "given model"; promoted_uri: the pointer, or empty
+    compared_with   uri, what: "promoted model" | "first policy" | "given model"; promoted_uri: the pointer, or empty;
+                    promoted_digest: of the model it named when the stage began, empty where this is not the incumbent
     samples         one a prompt, in the order of the held-out prompts:
                     {prompt_id, prompt, incumbent: ANSWER, policy: ANSWER, verdict: null or
                     {candidate_first, candidate_second, preference, flipped}}
@@ -134,6 +135,8 @@ class ComparedWith:
     what: What
     promoted_uri: str = ""
     """The pointer that was read; empty: none."""
+    promoted_digest: str = ""
+    """Content digest of the promoted model; empty: the incumbent is another one."""
 
 
 @dataclass(frozen=True)

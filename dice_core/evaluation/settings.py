@@ -1,5 +1,7 @@
 """Settings of evaluation: what is measured of a new policy, when it is accepted, and when it is better."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from dice_core.settings.base import OPERATIONAL, DType, Int, Settings
@@ -35,3 +37,8 @@ class EvaluationConfig(Settings):
     """Share of comparisons with a verdict, below which nothing is promoted."""
     tokens_per_batch: Int = Field(default=16384, ge=64, json_schema_extra=OPERATIONAL)
     """Tokens of one forward pass. Fewer take less memory."""
+    promote: Literal["auto", "manual"] = Field(default="auto", json_schema_extra=OPERATIONAL)
+    """What becomes of a better policy: `auto` moves the promoted pointer to it, `manual` proposes it to a person, who
+    does that with `dice promote`."""
+    registered_model: str = Field(default="", json_schema_extra=OPERATIONAL)
+    """Name of the model in MLflow's registry, where MLFLOW_TRACKING_URI is set; empty: that of the promoted pointer."""
