@@ -131,7 +131,8 @@ def _choose_c(features: Floats, targets: Floats) -> float:
 
 def _log_loss(predicted: Floats, targets: Floats) -> Floats:
     likely = np.clip(predicted, _TINY, 1 - _TINY)
-    return -(targets * np.log(likely) + (1 - targets) * np.log(1 - likely))
+    losses: Floats = -(targets * np.log(likely) + (1 - targets) * np.log(1 - likely))
+    return losses
 
 
 def _win_rates(weights: Floats, features: Floats, counts: Floats) -> Floats:
@@ -139,7 +140,8 @@ def _win_rates(weights: Floats, features: Floats, counts: Floats) -> Floats:
     if features.shape[1] == 2:
         return _sigmoid(weights[:, 1])
     predicted = _sigmoid(weights[:, 1:] @ features[:, 1:].T)  # (problems, prompts)
-    return (counts * predicted).sum(axis=1) / counts.sum(axis=1)
+    rates: Floats = (counts * predicted).sum(axis=1) / counts.sum(axis=1)
+    return rates
 
 
 def _sigmoid(values: Floats) -> Floats:
@@ -190,7 +192,8 @@ def _minimise(features: Floats, targets: Floats, counts: Floats, c: Floats, star
 def _objective(weights: Floats, features: Floats, targets: Floats, scaled: Floats) -> Floats:
     logits = weights @ features.T  # (problems, prompts)
     losses = np.maximum(logits, 0) + np.log1p(np.exp(-np.abs(logits))) - targets * logits
-    return np.abs(weights).sum(axis=1) + (scaled * losses).sum(axis=1)
+    costs: Floats = np.abs(weights).sum(axis=1) + (scaled * losses).sum(axis=1)
+    return costs
 
 
 def _proximal_step(weights: Floats, gradient: Floats, curvature: Floats) -> Floats:

@@ -103,7 +103,7 @@ def percentile_interval(values: Floats) -> tuple[float, float]:
 def _by_prompt(values: Floats, prompts: Sequence[Hashable]) -> tuple[Floats, Floats]:
     places: dict[Hashable, int] = {}
     owners = np.array([places.setdefault(prompt, len(places)) for prompt in prompts])  # (verdicts,)
-    return np.bincount(owners, values), np.bincount(owners).astype(np.float64)
+    return np.bincount(owners, values), np.bincount(owners, np.ones_like(values))
 
 
 def _with_added(sums: Floats, sizes: Floats) -> tuple[Floats, Floats]:
@@ -119,7 +119,7 @@ def sign_test(wins: int, losses: int) -> float:
     """
     num = wins + losses
     fewer = sum(math.comb(num, count) for count in range(min(wins, losses) + 1))
-    return min(1.0, 2 * fewer / 2**num)
+    return min(1.0, float(2 * fewer / 2**num))
 
 
 def flip_rate(flipped: Sequence[bool]) -> float:

@@ -15,7 +15,7 @@ from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.generation.settings import GenerationConfig
 from dice_core.judges.settings import JudgingConfig
 from dice_core.progress import log
-from dice_core.settings.base import ConfigError, Settings, Values
+from dice_core.settings.base import ConfigError, Values
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.place import Artifact, show
 from dice_core.stages.promoting import settle
@@ -79,13 +79,11 @@ def evaluate(
         overwrite: first delete what this stage left at its output.
     """
     layout.check_count(iteration, "iteration")
-    judging_config = JudgingConfig.parse(judging, "judging")
-    sections: dict[str, Settings] = {
-        "evaluation": EvaluationConfig.parse(evaluation, "evaluation"),
-        "judging": judging_config,
-        "generation": GenerationConfig.parse(generation, "generation"),
-        "chat": ChatConfig.parse(chat, "chat"),
-    }
+    evaluation_config, judging_config = (
+        EvaluationConfig.parse(evaluation, "evaluation"),
+        JudgingConfig.parse(judging, "judging"),
+    )
+    generation_config, chat_config = GenerationConfig.parse(generation, "generation"), ChatConfig.parse(chat, "chat")
     has_model = _has_judge_model(judging_config, judge_uri)
     first_uri = first_uri or previous_uri
     compared_with = _compared_with(output_uri, incumbent_uri, promoted_uri, first_uri, anew=overwrite)
@@ -107,9 +105,17 @@ def evaluate(
             # Not of the iteration: a prompt is answered with the same random numbers in all of them.
             seed=EVALUATE.seed(seed),
             iteration=iteration,
-            **sections,
+            evaluation=evaluation_config,
+            judging=judging_config,
+            generation=generation_config,
+            chat=chat_config,
         ),
-        settings=sections,
+        settings={
+            "evaluation": evaluation_config,
+            "judging": judging_config,
+            "generation": generation_config,
+            "chat": chat_config,
+        },
         arguments={"seed": seed, "iteration": iteration, "promoted_uri": promoted_uri},
         overwrite=overwrite,
         inputs=inputs | ({"judge": judge_uri} if has_model else {}),
@@ -205,8 +211,9 @@ def _require_unchanged(context: StageContext, compared_with: ComparedWith) -> No
     found = context.inputs["incumbent"].manifest.content_digest
     if compared_with.promoted_digest and found != compared_with.promoted_digest:
         raise StorageError(
-            f"{compared_with.uri}: not the policy that was promoted (content {found[:12]}, {compared_with.promoted_uri} "
-            f"says {compared_with.promoted_digest[:12]}): it was made anew since; `dice rollback` points to another"
+            f"{compared_with.uri}: not the policy that was promoted (content {found[:12]}, "
+            f"{compared_with.promoted_uri} says {compared_with.promoted_digest[:12]}): it was made anew since; "
+            "`dice rollback` points to another"
         )
 
 

@@ -162,7 +162,12 @@ class _Steps:
         }
 
     def _under(
-        self, roles: Sequence[str], name: str, answers_name: str, pairs: HeldOutPairs, answers: tuple[pa.Table, pa.Table]
+        self,
+        roles: Sequence[str],
+        name: str,
+        answers_name: str,
+        pairs: HeldOutPairs,
+        answers: tuple[pa.Table, pa.Table],
     ) -> "_Logps":
         """Return the log-probs under a model; a table without a name is not wanted."""
         known = _Logps(self._tables.find(name, PAIR_LOGPS), self._tables.find(answers_name, ANSWER_LOGPS))
