@@ -103,7 +103,8 @@ def percentile_interval(values: Floats) -> tuple[float, float]:
 def _by_prompt(values: Floats, prompts: Sequence[Hashable]) -> tuple[Floats, Floats]:
     places: dict[Hashable, int] = {}
     owners = np.array([places.setdefault(prompt, len(places)) for prompt in prompts])  # (verdicts,)
-    return np.bincount(owners, values), np.bincount(owners, np.ones_like(values))
+    sums: Floats = np.bincount(owners, values).astype(np.float64)
+    return sums, np.bincount(owners).astype(np.float64)
 
 
 def _with_added(sums: Floats, sizes: Floats) -> tuple[Floats, Floats]:
