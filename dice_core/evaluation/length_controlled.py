@@ -5,10 +5,9 @@ that is known), and by the model itself; with the length term at 0 it predicts t
 length. From alpaca_eval/metrics/glm_winrate.py are the terms, L1 as the penalty, no intercept beside the model's term,
 and the choice of C. Its two artificial baselines, which belong to one data set, are left out.
 
-    P(candidate preferred) = sigmoid(b_length tanh(D / sd(D)) + b_difficulty d + b_model)      D: difference in characters
+    P(candidate preferred) = sigmoid(b_length tanh(D / sd(D)) + b_difficulty d + b_model),  D: characters more
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +20,8 @@ GRID = np.logspace(-4, 4, 10)
 """Of C, the weight of the data against the penalty: scikit-learn's own for Cs=10."""
 NUM_FOLDS = 5
 _MAX_STEPS = 100
-_ENOUGH = 1e-10
+_ENOUGH = 1e-9
+_ROUNDING = 1e-13
 _MAX_SWEEPS = 60
 _MAX_HALVINGS = 30
 _RESAMPLES_AT_A_TIME = 250
@@ -101,7 +101,7 @@ def fit(
 
 
 def folds(num_prompts: int) -> NDArray[np.int64]:
-    """Return the fold of each prompt, as scikit-learn's GroupKFold splits prompts of one row each. Shape: (prompts,)"""
+    """Return the fold of each prompt, as scikit-learn's GroupKFold has it. Shape: (prompts,)."""
     return np.arange(num_prompts)[::-1] % min(NUM_FOLDS, num_prompts)
 
 
@@ -111,7 +111,7 @@ def _weights(found: Fit) -> Floats:
 
 
 def _features(lengths: ArrayLike, incumbent_lengths: ArrayLike, difficulty: ArrayLike | None) -> Floats:
-    """Return length term, model's term, difficulty. Shape: (prompts, 2 or 3)"""
+    """Return length term, model's term, difficulty. Shape: (prompts, 2 or 3)."""
     difference = np.subtract(lengths, incumbent_lengths, dtype=np.float64)  # (prompts,)
     scale = float(difference.std(ddof=1)) if difference.size > 1 else 0.0
     columns = [np.tanh(difference / scale) if scale else np.zeros_like(difference), np.ones_like(difference)]
@@ -132,15 +132,17 @@ def _choose_c(features: Floats, targets: Floats) -> float:
 
 def _log_loss(predicted: Floats, targets: Floats) -> Floats:
     likely = np.clip(predicted, _TINY, 1 - _TINY)
-    return -(targets * np.log(likely) + (1 - targets) * np.log(1 - likely))
+    losses: Floats = -(targets * np.log(likely) + (1 - targets) * np.log(1 - likely))
+    return losses
 
 
 def _win_rates(weights: Floats, features: Floats, counts: Floats) -> Floats:
-    """Return the mean prediction at equal lengths of each problem. Shape: (problems,)"""
+    """Return the mean prediction at equal lengths of each problem. Shape: (problems,)."""
     if features.shape[1] == 2:
         return _sigmoid(weights[:, 1])
     predicted = _sigmoid(weights[:, 1:] @ features[:, 1:].T)  # (problems, prompts)
-    return (counts * predicted).sum(axis=1) / counts.sum(axis=1)
+    rates: Floats = (counts * predicted).sum(axis=1) / counts.sum(axis=1)
+    return rates
 
 
 def _sigmoid(values: Floats) -> Floats:
@@ -148,9 +150,7 @@ def _sigmoid(values: Floats) -> Floats:
     return np.where(values < 0, likely, 1) / (1 + likely)
 
 
-def _minimise(
-    features: Floats, targets: Floats, counts: Floats, c: Floats, start: Floats | None = None
-) -> Floats:
+def _minimise(features: Floats, targets: Floats, counts: Floats, c: Floats, start: Floats | None = None) -> Floats:
     """Minimise liblinear's L1 objective, sum |w| + C sum_i n_i logloss_i, of many problems at once.
 
     A target between 0 and 1 is what scikit-learn is given as a row of each class with weights: the log loss is linear
@@ -170,34 +170,45 @@ def _minimise(
     num_terms = features.shape[1]
     products = (features[:, :, None] * features[:, None, :]).reshape(len(features), -1)  # (prompts, terms x terms)
     weights = np.tile(np.zeros(num_terms) if start is None else start, (len(counts), 1))
-    scaled = counts * c[:, None]  # (problems, prompts)
-    cost = _objective(weights, features, targets, scaled)  # (problems,)
+    goals = np.broadcast_to(targets, counts.shape)
+    open_ones = np.arange(len(counts))
     for _ in range(_MAX_STEPS):
-        likely = _sigmoid(weights @ features.T)  # (problems, prompts)
-        gradient = (scaled * (likely - targets)) @ features  # (problems, terms)
+        # Of the problems that are not solved yet.
+        scaled, goal, old = counts[open_ones] * c[open_ones, None], goals[open_ones], weights[open_ones]
+        likely = _sigmoid(old @ features.T)  # (problems, prompts)
+        gradient = (scaled * (likely - goal)) @ features  # (problems, terms)
         curvature = ((scaled * likely * (1 - likely)) @ products).reshape(-1, num_terms, num_terms)
-        step = _proximal_step(weights, gradient, curvature)  # (problems, terms)
-        for _ in range(_MAX_HALVINGS):
-            reached = _objective(weights + step, features, targets, scaled)
-            is_worse = reached > cost + _TINY * np.abs(cost)
-            if not is_worse.any():
-                break
-            step = np.where(is_worse[:, None], step / 2, step)
-        step = np.where((reached > cost + _TINY * np.abs(cost))[:, None], 0, step)
-        weights, cost = weights + step, np.minimum(reached, cost)
-        if np.abs(step).max() < _ENOUGH:
+        step = _no_rise(old, _proximal_step(old, gradient, curvature), features, goal, scaled)
+        weights[open_ones] = old + step
+        open_ones = open_ones[(np.abs(step) > _ENOUGH * (1 + np.abs(old))).any(axis=1)]
+        if not open_ones.size:
             break
     return weights
+
+
+def _no_rise(weights: Floats, step: Floats, features: Floats, targets: Floats, scaled: Floats) -> Floats:
+    """Halve the steps with which the objective would rise. Shape: (problems, terms)."""
+    highest = _objective(weights, features, targets, scaled) * (1 + _ROUNDING)  # (problems,)
+    rises = np.arange(len(weights))
+    for _ in range(_MAX_HALVINGS):
+        reached = _objective((weights + step)[rises], features, targets[rises], scaled[rises])
+        rises = rises[reached > highest[rises]]
+        if not rises.size:
+            return step
+        step[rises] /= 2
+    step[rises] = 0
+    return step
 
 
 def _objective(weights: Floats, features: Floats, targets: Floats, scaled: Floats) -> Floats:
     logits = weights @ features.T  # (problems, prompts)
     losses = np.maximum(logits, 0) + np.log1p(np.exp(-np.abs(logits))) - targets * logits
-    return np.abs(weights).sum(axis=1) + (scaled * losses).sum(axis=1)
+    costs: Floats = np.abs(weights).sum(axis=1) + (scaled * losses).sum(axis=1)
+    return costs
 
 
 def _proximal_step(weights: Floats, gradient: Floats, curvature: Floats) -> Floats:
-    """Minimise gradient d + d curvature d / 2 + |weights + d| for each problem. Shape: (problems, terms)"""
+    """Minimise gradient d + d curvature d / 2 + |weights + d| for each problem. Shape: (problems, terms)."""
     step = np.zeros_like(weights)
     for _ in range(_MAX_SWEEPS):
         before = step.copy()

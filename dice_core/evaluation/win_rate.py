@@ -9,12 +9,14 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from dice_core.evaluation.estimates import UNKNOWN, Estimate, Floats
 
 NUM_RESAMPLES = 2000
 _LEVELS = (2.5, 97.5)
+# A win rate lies on it: one minus it is then that of the swapped models to the last bit.
+_GRID = 2.0**40
 # Two wins and two losses beside the measured prompts, as Agresti and Coull have it: where all of few prompts agree,
 # resampling them alone would claim certainty. At a thousand prompts they move the interval by 0.1 points at most.
 ADDED = np.array([1.0, 1.0, 0.0, 0.0])
@@ -67,7 +69,8 @@ def win_rate(preferences: ArrayLike, prompts: Sequence[Hashable] | None = None, 
     if not values.size:
         return UNKNOWN
     sums, sizes = (values, np.ones_like(values)) if prompts is None else _by_prompt(values, prompts)  # (prompts,)
-    return resampled(float(sums.sum() / sizes.sum()), *_with_added(sums, sizes), seed=seed)
+    value = round(float(sums.sum() / sizes.sum()) * _GRID) / _GRID
+    return resampled(value, *_with_added(sums, sizes), seed=seed)
 
 
 def resampled(value: float, sums: Floats, sizes: Floats, *, seed: int) -> Estimate:
@@ -81,8 +84,7 @@ def resampled(value: float, sums: Floats, sizes: Floats, *, seed: int) -> Estima
     """
     counts = resample_counts(len(sums), seed)  # (resamples, prompts)
     ratios = (counts @ sums) / (counts @ sizes)  # (resamples,)
-    low, high = np.percentile(ratios, _LEVELS)
-    return Estimate(value, float(ratios.std()), (float(low), float(high)))
+    return Estimate(value, float(ratios.std()), percentile_interval(ratios))
 
 
 def resample_counts(num_prompts: int, seed: int, num_resamples: int = NUM_RESAMPLES) -> Floats:
@@ -92,7 +94,11 @@ def resample_counts(num_prompts: int, seed: int, num_resamples: int = NUM_RESAMP
 
 
 def percentile_interval(values: Floats) -> tuple[float, float]:
-    """Return the middle 95 % of what resampling gave. Shape: (resamples,)"""
+    """Return the middle 95 % of what resampling gave.
+
+    Args:
+        values: Shape: (resamples,)
+    """
     low, high = np.percentile(values, _LEVELS)
     return float(low), float(high)
 
@@ -100,7 +106,8 @@ def percentile_interval(values: Floats) -> tuple[float, float]:
 def _by_prompt(values: Floats, prompts: Sequence[Hashable]) -> tuple[Floats, Floats]:
     places: dict[Hashable, int] = {}
     owners = np.array([places.setdefault(prompt, len(places)) for prompt in prompts])  # (verdicts,)
-    return np.bincount(owners, values), np.bincount(owners).astype(np.float64)
+    sums: Floats = np.bincount(owners, values).astype(np.float64)
+    return sums, np.bincount(owners).astype(np.float64)
 
 
 def _with_added(sums: Floats, sizes: Floats) -> tuple[Floats, Floats]:
@@ -116,7 +123,7 @@ def sign_test(wins: int, losses: int) -> float:
     """
     num = wins + losses
     fewer = sum(math.comb(num, count) for count in range(min(wins, losses) + 1))
-    return min(1.0, 2 * fewer / 2**num)
+    return min(1.0, float(2 * fewer / 2**num))
 
 
 def flip_rate(flipped: Sequence[bool]) -> float:
@@ -144,9 +151,3 @@ def detectable_difference(num: int, spread: float) -> float:
 def num_needed(difference: float, spread: float) -> int:
     """Return how many prompts or pairs show such a true difference in 80 % of runs, two-sided at 5 %."""
     return math.ceil((_STANDARD_ERRORS_TO_SEE * spread / difference) ** 2)
-
-
-def preferences_of(found: Sequence[float | None]) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return the preferences that are there, and which ones are. Shapes: (found,) and (all,)"""
-    is_there = np.array([value is not None for value in found], dtype=bool)
-    return np.array([value for value in found if value is not None], dtype=np.float64), is_there

@@ -1,4 +1,4 @@
-"""`dice alpaca-eval`: real answers of vLLM, resumed; the real alpaca_eval in an environment of its own, on a judge here."""
+"""`dice alpaca-eval`: real answers of vLLM, resumed; the real alpaca_eval, in its own environment, on a judge here."""
 
 import csv
 import json
