@@ -59,6 +59,9 @@ EVERY ?=
 PROMPTS ?=
 WAIT ?=
 DRY_RUN ?=
+POLICY ?=
+REASON ?=
+TO ?=
 CLUSTER_OPTIONS = $(if $(CONTEXT),--context "$(CONTEXT)")
 # The shell takes SET from the environment, so that the quotes of JSON in it stay; `set -f` before it keeps its brackets.
 SET_OPTION = $(if $(SET),--set $$SET)
@@ -257,6 +260,25 @@ schedule: $(STAMP) ## Run PRESET on a schedule: CRON="0 0 3 * * 1" (seconds firs
 .PHONY: unschedule
 unschedule: $(STAMP) ## Disable the schedule NAME (by default the preset's), and delete it when no run of it is under way; FORCE=1 ends that run.
 	@exec $(PY) -m pipelines unschedule $(CLUSTER_OPTIONS) --name "$(or $(NAME),$(PRESET))" $(if $(call on,FORCE),--force)
+
+##@ Promoted models
+
+# Of the pointer NAME, by default the preset's, below DICE_ROOT.
+POINTER = "$${DICE_ROOT%/}/promoted/$(or $(NAME),$(PRESET)).json"
+REQUIRE_ROOT = test -n "$$DICE_ROOT" || { echo "make: DICE_ROOT is not set: s3://bucket/prefix, where all runs keep their data" >&2; exit 1; }
+
+.PHONY: history
+history: $(STAMP) ## Show which models the pointer NAME (by default the preset's) has named, since when, by whom and on what evidence.
+	@$(REQUIRE_ROOT); exec $(PY) -m dice_core.cli history --pointer $(POINTER)
+
+.PHONY: promote
+promote: $(STAMP) ## Point NAME to the model that a run has proposed, or to POLICY=s3://...; FORCE=1 REASON="why" goes against its evaluation.
+	@$(REQUIRE_ROOT); exec $(PY) -m dice_core.cli promote --pointer $(POINTER) $(if $(POLICY),--policy "$(POLICY)") \
+	  $(if $(call on,FORCE),--force) $(if $(REASON),--reason "$$REASON")
+
+.PHONY: rollback
+rollback: $(STAMP) ## Let NAME say again what it said before, or as entry TO= of its history wrote; REASON="why".
+	@$(REQUIRE_ROOT); exec $(PY) -m dice_core.cli rollback --pointer $(POINTER) $(if $(TO),--to "$(TO)") $(if $(REASON),--reason "$$REASON")
 
 ##@ Cleaning
 

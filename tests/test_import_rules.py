@@ -29,7 +29,8 @@ ROOMS = {
     "dice_core.preferences": "accelerator data judges logprobs models progress settings storage",
     "dice_core.training": "accelerator child_processes data logprobs models progress settings storage tracking",
     "dice_core.launch": "accelerator child_processes progress settings storage tracking training",
-    "dice_core.evaluation": "accelerator data generation judges logprobs models preferences progress settings storage",
+    "dice_core.evaluation": "accelerator child_processes data generation judges logprobs models preferences progress "
+    "settings storage",
     "dice_core.release": "models progress storage tracking",
     "dice_core.report": "data evaluation preferences storage",
     "dice_core.stages": "accelerator data evaluation generation judges launch models preferences progress release "

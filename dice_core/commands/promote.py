@@ -81,8 +81,9 @@ def _against(evaluated: Evaluated | None, current_digest: str) -> str:
     if not evaluated.is_promotable:
         what = "does not show that it is better" if evaluated.is_accepted else "refused it"
         return f"{evaluated.uri} {what} ({evaluated.reason})"
-    if evaluated.incumbent_digest is not None and evaluated.incumbent_digest != current_digest:
-        return f"{evaluated.uri} compared it with a policy that the pointer does not name any more"
+    # Where nothing is promoted yet, there is nothing to be better than.
+    if current_digest and evaluated.incumbent_digest not in (None, current_digest):
+        return f"{evaluated.uri} compared it with another policy than the pointer names"
     return ""
 
 

@@ -1,22 +1,16 @@
 """Stage alpaca-scores: AlpacaEval's annotator judges the answers of alpaca-eval, or has; no stage of a pipeline.
 
-The package alpaca_eval runs as a program of its own environment (requirements/alpaca.lock), for it does not fit the
-others. What it has paid for is kept on this machine until the scores are stored, so that a killed one goes on.
+evaluation/annotator.py runs the package. The verdicts that it has paid for are kept on this machine until the scores are
+stored, so that one that was killed goes on.
 """
 
 import json
 import os
-import shutil
-import signal
-import subprocess
-from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-from dice_core.child_processes import end_with_parent
-from dice_core.progress import doing, log
+from dice_core.evaluation.annotator import annotate, find_program
 from dice_core.settings.base import ConfigError
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.prepare_data import LocalSource, local_sources
@@ -27,14 +21,8 @@ from dice_core.storage.address import open_storage
 from dice_core.storage.contract import UnfitError
 from dice_core.storage.manifest import Manifest
 
-PROGRAM_VARIABLE = "DICE_ALPACA_EVAL"
-"""The program of AlpacaEval, in an environment of its own."""
 _SCORES, _OUTPUTS = "scores.json", "model_outputs.json"
 _LEADERBOARD, _ANNOTATIONS = "leaderboard.csv", "annotations.json"
-
-
-class AnnotatorError(RuntimeError):
-    """alpaca_eval ended without a result. The message is one line; what it said stands above it."""
 
 
 @leaves_reason(ALPACA_SCORES)
@@ -86,15 +74,8 @@ def require_judge(annotator: str, results_source: str) -> None:
         raise ConfigError(
             "annotator, results_source: give one of the two: who judges, or where alpaca_eval has written"
         )
-    if annotator and _program() is None:
-        raise ConfigError(
-            f"annotator: no program alpaca_eval here: install requirements/alpaca.lock into an environment of its own "
-            f"(pip install --no-deps -r), and set {PROGRAM_VARIABLE} to its bin/alpaca_eval"
-        )
-
-
-def _program() -> str | None:
-    return shutil.which(os.environ.get(PROGRAM_VARIABLE) or "alpaca_eval")
+    if annotator:
+        find_program()
 
 
 def _result_keys(source: str) -> dict[str, str]:
@@ -157,7 +138,7 @@ def _kept(fingerprint: str) -> Path:
 def _annotate(
     path: Path, annotator: str, folder: Path, baseline: LocalSource | None, answers: Manifest, kept: Path
 ) -> None:
-    """Run alpaca_eval on the answers and the baseline's outputs."""
+    """Have alpaca_eval compare the answers with the baseline's outputs."""
     from dice_core.evaluation.alpaca import read_prompts
 
     assert baseline is not None
@@ -165,39 +146,4 @@ def _annotate(
         raise UnfitError(f"{baseline.shown}: not the file whose prompts were answered: give that one")
     if not all(prompt.baseline_output for prompt in read_prompts(Path(baseline.path), baseline.shown)):
         raise UnfitError(f"{baseline.shown}: has no outputs of a baseline to compare with: give the file that has them")
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir()
-    options: Mapping[str, Any] = {
-        "model_outputs": path,
-        "reference_outputs": baseline.path,
-        "annotators_config": annotator,
-        "output_path": folder,
-        "caching_path": kept,
-        # It would read other models' results, and write into its own package.
-        "precomputed_leaderboard": None,
-        "is_cache_leaderboard": False,
-        "metric_kwargs": {"save_weights_dir": None},
-    }
-    _run([_program() or "alpaca_eval", *(f"--{name}={value}" for name, value in options.items())])
-
-
-def _run(command: Sequence[str]) -> None:
-    log(f"alpaca-scores: {command[0]} begins")
-    last = ""
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),
-    )
-    with doing("waiting for the annotator"), process:
-        for line in process.stdout or ():
-            # Progress bars write over their line; each call of an API would be one more.
-            said = line.rpartition("\r")[2].strip()
-            if said and "HTTP Request" not in said and "it/s]" not in said:
-                last = said
-                log(f"alpaca_eval: {said}")
-    if process.returncode:
-        raise AnnotatorError(f"alpaca_eval ended with {process.returncode}: {last or 'it said nothing'}")
+    annotate(path, Path(baseline.path), annotator, folder, kept)
