@@ -11,7 +11,8 @@ def rollback(pointer_uri: str, *, to: int = 0, reason: str = "") -> Answer:
 
     Args:
         pointer_uri: the pointer to move, ROOT/promoted/NAME.json.
-        to: number of the entry to go back to, as `dice history` shows it; 0: the one before the current.
+        to: number of the entry to go back to, as `dice history` shows it; 0: what was there before the current policy
+            was promoted.
         reason: why, for the history.
     """
     target = roll_back(pointer_uri, to or None, by=person(), reason=reason)

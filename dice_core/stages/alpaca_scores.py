@@ -1,7 +1,7 @@
 """Stage alpaca-scores: AlpacaEval's annotator judges the answers of alpaca-eval, or has; no stage of a pipeline.
 
-evaluation/annotator.py runs the package. The verdicts that it has paid for are kept on this machine until the scores are
-stored, so that one that was killed goes on.
+evaluation/annotator.py runs the package. The verdicts that it has paid for are kept on this machine until the scores
+are stored, so that one that was killed goes on.
 """
 
 import json

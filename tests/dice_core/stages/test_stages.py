@@ -141,6 +141,12 @@ def test_the_warm_start_trains_on_offline_pairs_and_makes_another_model(run, war
     assert abs(warm_start.metrics["step0_loss"] - 0.693147) < 1e-4
 
 
+def test_a_trained_model_has_a_card_that_its_manifest_does_not_name(run, warm_start):
+    card = open_storage(warm_start.uri).read_bytes("README.md").decode()
+    assert "The policy of the warm start of run `stages`" in card and f"`{run.policy}`" in card
+    assert "README.md" not in require_manifest(warm_start.uri).files
+
+
 def test_cut_responses_are_counted_and_not_scored(scored):
     metrics = scored[1].metrics
     assert (metrics["num_scored"], metrics["num_dropped_length_limit"]) == (27, 9)
