@@ -48,6 +48,11 @@ class JudgeModelConfig(EngineConfig):
                 f"endpoint_url must be http:// or https://, such as https://api.example.com/v1, got "
                 f"{self.endpoint_url!r}"
             )
+        if set("@?#") & set(self.endpoint_url):
+            raise ValueError(
+                "endpoint_url must hold no name, password or query, for it is shown: a key belongs into the variable "
+                "of endpoint_key_variable"
+            )
         return self
 
 
