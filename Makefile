@@ -31,7 +31,8 @@ INDEX_URL ?=
 BUILD_FLAGS ?=
 IMAGE_NAMES := core generate train
 IMAGE_ARGS = --build-arg VERSION=$(TAG) --build-arg REVISION=$$($(call IMAGE_COMMIT,%H)) \
-  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(INDEX_URL),--build-arg INDEX_URL=$(INDEX_URL)) $(BUILD_FLAGS) --file images/Dockerfile
+  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(INDEX_URL),--build-arg INDEX_URL=$(INDEX_URL)) \
+  $(if $(EFA_INSTALLER),--build-arg EFA_INSTALLER=$(EFA_INSTALLER)) $(BUILD_FLAGS) --file images/Dockerfile
 
 # The cluster: which overlay of manifests/, and the releases that manifests/README.md tells of.
 # kind, a100 or kueue; to deploy one it must be named
@@ -148,12 +149,13 @@ compile submit schedule preflight: export DICE_TAG = $(TAG)
 ##@ Images
 
 .PHONY: images
-images: ## Build the images as REGISTRY/dice-NAME:TAG (the commit). BUILDER=docker|podman|buildah, ACCELERATOR=cpu for kind, BASE_IMAGE=, INDEX_URL=.
+images: ## Build the images as REGISTRY/dice-NAME:TAG (the commit). BUILDER=docker|podman|buildah, ACCELERATOR=cpu for kind, BASE_IMAGE=, INDEX_URL=, EFA_INSTALLER=.
 ifeq ($(ACCELERATOR),cpu)
 	@$(BUILDER) build $(IMAGE_ARGS) --target cpu $(IMAGE_NAMES:%=--tag $(REGISTRY)/dice-%:$(TAG)) .
 else
 	@for name in $(IMAGE_NAMES); do \
-	  $(BUILDER) build $(IMAGE_ARGS) --target $$name --tag $(REGISTRY)/dice-$$name:$(TAG) .; \
+	  target=$$name; if [ $$name = train ]; then target=train$(if $(EFA_INSTALLER),-efa); fi; \
+	  $(BUILDER) build $(IMAGE_ARGS) --target $$target --tag $(REGISTRY)/dice-$$name:$(TAG) .; \
 	done
 endif
 	@echo "built: $(IMAGE_NAMES:%=$(REGISTRY)/dice-%:$(TAG))"

@@ -16,7 +16,8 @@ from dice_core.preferences.settings import PairingConfig, ScoringConfig
 from dice_core.settings.base import Settings
 from dice_core.storage import layout
 from dice_core.training.settings import TrainingConfig
-from pipelines.cluster.config import ClusterConfig, a100, kind
+from pipelines.cluster.config import ClusterConfig
+from pipelines.cluster.pools import POOLS
 
 NO_POINTER = "none"
 """Value of `promote_as` of a run whose policies are promoted nowhere, and which starts from no promoted one."""
@@ -52,13 +53,17 @@ class Preset:
     warm_start_training: TrainingConfig | None = None
     evaluation: EvaluationConfig
     launch: LaunchConfig
-    cluster: ClusterConfig | None
+    pool: str
+    """The kind of nodes (cluster.pools), which decides section `cluster`. Empty in a run on this machine."""
+    cluster: ClusterConfig | None = None
     """None in a run on this machine, see on_this_machine."""
 
     def __post_init__(self) -> None:
-        """Train the first policy like the others where nothing else is said."""
+        """Train the first policy like the others, and run on the pool's nodes, where nothing else is said."""
         if self.has_warm_start and self.warm_start_training is None:
             object.__setattr__(self, "warm_start_training", self.training)
+        if self.pool and self.cluster is None:
+            object.__setattr__(self, "cluster", POOLS[self.pool]())
 
     @property
     def description(self) -> str:
@@ -120,7 +125,7 @@ def zephyr() -> Preset:
         # Fewer answers, or shorter ones, and the length gate would miss a policy that has doubled its answers.
         evaluation=EvaluationConfig(num_sample_prompts=128),
         launch=LaunchConfig(backend="pytorchjob", num_nodes=1, processes_per_node=8),  # upstream: 8 x A100
-        cluster=a100(),
+        pool="p4d",  # upstream: A100; the smallest node with 8 of them
     )
 
 
@@ -192,7 +197,7 @@ def demo() -> Preset:
             dtype="float32",
         ),
         launch=LaunchConfig(backend="pytorchjob", num_nodes=1, processes_per_node=1),
-        cluster=kind(),
+        pool="kind",
     )
 
 
@@ -204,7 +209,7 @@ def counted(number: int, noun: str) -> str:
 def on_this_machine(preset: Preset) -> Preset:
     """Return the preset for a run on this machine: no cluster, and the task of training trains itself."""
     launch = preset.launch.model_copy(update={"backend": "torchrun", "num_nodes": 1})
-    return dataclasses.replace(preset, cluster=None, launch=launch)
+    return dataclasses.replace(preset, pool="", cluster=None, launch=launch)
 
 
 PRESETS: dict[str, Callable[[], Preset]] = {"zephyr": zephyr, "llama3": llama3, "demo": demo}
