@@ -5,6 +5,8 @@ SHELL = bash -o pipefail
 
 VENV ?= .venv
 LOCK := requirements/cpu.lock
+# Of the server that the tests of tracking run: it does not fit into the other.
+MLFLOW_LOCK := tests/mlflow.lock
 # Rewritten only after a complete installation, so that an interrupted one is made again.
 STAMP := $(VENV)/.installed
 PY := $(VENV)/bin/python
@@ -123,14 +125,16 @@ typecheck: $(STAMP) ## Check the types of dice_core, components and pipelines wi
 check: lint typecheck ## Lint and typecheck: what CI runs before the tests.
 
 .PHONY: lock
-lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml; UPGRADE=1 takes the newest releases that fit.
+lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml, and the lock of the tests' MLflow; UPGRADE=1 takes the newest releases that fit.
 	@links="$$($(PY) -m pip config get global.find-links 2>/dev/null || true)"; \
 	$(PY) -m uv pip compile --quiet --python $(PY) --python-version 3.11 $(if $(call on,UPGRADE),--upgrade) $${links:+--find-links $$links} \
 	  --excludes requirements/excludes.txt --constraints requirements/constraints.txt --annotation-style line \
 	  --custom-compile-command "make lock" \
 	  --extra core --extra train --extra generate-cpu --extra pipelines --extra demo --extra test \
 	  pyproject.toml --output-file $(LOCK)
-	@echo "$(LOCK): $$(grep -c == $(LOCK)) packages"
+	@echo mlflow | $(PY) -m uv pip compile --quiet --python-version 3.11 $(if $(call on,UPGRADE),--upgrade) --annotation-style line \
+	  --custom-compile-command "make lock" - --output-file $(MLFLOW_LOCK)
+	@echo "$(LOCK): $$(grep -c == $(LOCK)) packages; $(MLFLOW_LOCK): $$(grep -c == $(MLFLOW_LOCK))"
 
 ##@ Pipelines
 

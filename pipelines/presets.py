@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.generation.settings import GenerationConfig
+from dice_core.judges.settings import JudgingConfig
 from dice_core.launch.settings import LaunchConfig
 from dice_core.preferences.settings import PairingConfig, ScoringConfig
 from dice_core.settings.base import Settings
@@ -52,6 +53,7 @@ class Preset:
     training: TrainingConfig
     warm_start_training: TrainingConfig | None = None
     evaluation: EvaluationConfig
+    judging: JudgingConfig
     launch: LaunchConfig
     pool: str
     """The kind of nodes (cluster.pools), which decides section `cluster`. Empty in a run on this machine."""
@@ -122,8 +124,9 @@ def zephyr() -> Preset:
         scoring=_scoring(),
         pairing=_pairing(),
         training=_training(),
-        # Fewer answers, or shorter ones, and the length gate would miss a policy that has doubled its answers.
-        evaluation=EvaluationConfig(num_sample_prompts=128),
+        # 1,024 prompts show 3.7 points of win rate (ties 30 %); the paper's iterations gain 2 to 10.
+        evaluation=EvaluationConfig(num_sample_prompts=1024),
+        judging=JudgingConfig(),
         launch=LaunchConfig(backend="pytorchjob", num_nodes=1, processes_per_node=8),  # upstream: 8 x A100
         pool="p4d",  # upstream: A100; the smallest node with 8 of them
     )
@@ -196,6 +199,7 @@ def demo() -> Preset:
             tokens_per_batch=2048,
             dtype="float32",
         ),
+        judging=JudgingConfig(judge="none"),  # a judge that is worth asking does not run on two cores
         launch=LaunchConfig(backend="pytorchjob", num_nodes=1, processes_per_node=1),
         pool="kind",
     )
@@ -223,8 +227,9 @@ def _title(source: str) -> str:
 
 
 def _ultrafeedback() -> DataConfig:
-    # paper: around 10k random preference pairs of UltraFeedback; prompts of the same rows
-    return DataConfig(max_preferences=10_000, num_held_out=256)
+    # paper: around 10k random preference pairs of UltraFeedback; prompts of the same rows. Held out beside them: pairs
+    # with the 1,024 prompts that evaluation answers, and some more, since a prompt may have several pairs.
+    return DataConfig(max_preferences=10_000, num_held_out=1_100)
 
 
 def _generation(*, temperature: float, top_p: float) -> GenerationConfig:
