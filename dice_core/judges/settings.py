@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dice_core.generation.settings import EngineConfig
+from dice_core.models.files import ModelKind
 from dice_core.settings.base import OPERATIONAL, Int
 
 Judge = Literal["none", "reward-model", "chat-logprob", "endpoint"]
@@ -65,6 +66,12 @@ class JudgingConfig(JudgeModelConfig):
     judge_source. none: no answers are compared."""
     min_label_mass: float = Field(default=0.5, ge=0, le=1)
     """A verdict is missing where the judge gives the two answer letters less probability than this together."""
+
+    @property
+    def model_kind(self) -> ModelKind | None:
+        """What the judge's own model has to be; None: the judge is no model of this suite's storage."""
+        kinds: dict[str, ModelKind] = {"reward-model": "reward-model", "chat-logprob": "language-model"}
+        return kinds.get(self.judge)
 
 
 class GradingConfig(JudgeModelConfig):
