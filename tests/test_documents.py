@@ -211,7 +211,7 @@ CHECKS: dict[str, Callable[[tuple[str, ...], Path], object]] = {
     "make kind-load": is_planned,
     "make deploy": is_planned,
     "kubectl": is_of_others,
-    # tests/locked_environment.py makes such an environment.
+    # tests/mlflow_server.py makes such an environment.
     "python3.11": is_of_others,
     "pip": is_of_others,
     "dice": is_a_stage_or_command,

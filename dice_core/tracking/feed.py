@@ -74,6 +74,7 @@ class Feed:
         self._num_dropped = self._num_under_way = 0
         self._status: Status | None = None
         self._summary: Mapping[str, float] = {}
+        self._asked = 0.0
         self._has_begun = self._is_away = self._has_given_up = False
         self._thread = threading.Thread(target=self._work, daemon=True, name="dice-tracking")
         self._thread.start()
@@ -93,19 +94,21 @@ class Feed:
         seconds: float = _END_SECONDS,
         tells: bool = True,
     ) -> None:
-        """Send what is left, and how the work ended. A tracker that is away is not waited for.
+        """Send what is left, and how the work ended. A tracker that is away, or silent for so long, is not waited for.
 
         Args:
             status: of the work.
             summary: the numbers that describe it.
-            seconds: that it may take.
+            seconds: that it may take, with those that the tracker has been thinking already.
             tells: whether a line says what was not sent.
         """
         with self._changed:
             self._status, self._summary = status, summary or {}
             self._changed.notify_all()
+            asked = self._asked
+        silent = time.monotonic() - asked if asked else 0.0
         # The thread goes on beside what follows, and ends with the process.
-        self._thread.join(0.0 if self._is_away else seconds)
+        self._thread.join(0.0 if self._is_away else max(0.0, seconds - silent))
         num_missing = self._num_dropped + self._num_under_way + len(self._lines)
         if num_missing and tells and not self._has_given_up:
             log(f"{self._tracker.title}: {num_missing} lines of metrics were not sent")
@@ -116,7 +119,7 @@ class Feed:
             with self._changed:
                 self._changed.wait_for(lambda: self._status is not None, pause)
                 status = self._status
-            start = time.monotonic()
+            start = self._asked = time.monotonic()
             try:
                 self._send(status)
                 failures = 0
@@ -124,6 +127,7 @@ class Feed:
             except Exception as error:
                 failures += 1
                 self._failed(error)
+            self._asked = 0.0
             if self._has_given_up or status is not None:
                 return
             taken = time.monotonic() - start

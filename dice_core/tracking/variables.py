@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+PREFIXES = ("MLFLOW_", "WANDB_")
 SECRETS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "WANDB_API_KEY")
 """Never in the text of a pipeline or of a job, which more people read than a secret."""
 

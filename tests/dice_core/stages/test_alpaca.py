@@ -22,7 +22,7 @@ from dice_core.storage.address import open_storage
 from dice_core.storage.contract import UnfitError
 from dice_core.storage.manifest import Manifest, publish_files, require_manifest
 from tests.finished_run import publish
-from tests.locked_environment import ROOT, python_of
+from tests.mlflow_server import ROOT, python_of
 
 NUM_PROMPTS = 10
 CHAT = {"prompt_format": "model", "max_prompt_tokens": 64}

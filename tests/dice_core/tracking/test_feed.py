@@ -108,6 +108,16 @@ def test_one_that_is_away_is_not_waited_for_at_all(gate: threading.Event) -> Non
     assert not away.lines
 
 
+def test_one_that_has_been_silent_for_long_is_not_waited_for_either(gate: threading.Event) -> None:
+    silent = Recorder(gate=gate)
+    feed = Feed(silent)
+    feed.put(lines(1)[0])
+    assert silent.is_sending.wait(_LONG)
+    feed._asked -= 10 * _LONG
+    feed.end("FINISHED", seconds=10 * _LONG)
+    assert not silent.lines
+
+
 @pytest.mark.parametrize("error", [TrackerError("403 forbidden", is_final=True), ValueError("a fault of the client")])
 def test_what_would_fail_again_is_told_once_and_nothing_more_is_sent(
     error: Exception, capfd: pytest.CaptureFixture[str]
