@@ -14,6 +14,7 @@
           generate/shard-<i>-of-<n>/
           score/shard-<i>-of-<n>/
           pair/  train/  evaluate/
+          alpaca-eval/  alpaca-scores/         where a person has asked for them
         report/
 
 Each of these folders belongs to one stage, which writes `manifest.json` there last. Where its last attempt failed,

@@ -128,15 +128,17 @@ class History:
 
     def _state(self, entry: Entry, chain: Sequence[int]) -> State:
         if entry.how == "proposal":
-            return self._state_of_proposal(entry)
+            return self._state_of_proposal(entry, chain)
         if entry.sequence in chain:
             return "current" if entry.sequence == chain[0] else "replaced"
         # What was there before the first entry that can be followed is not known.
         return "never in effect" if chain and entry.sequence > chain[-1] else "?"
 
-    def _state_of_proposal(self, proposal: Entry) -> State:
+    def _state_of_proposal(self, proposal: Entry, chain: Sequence[int]) -> State:
         later = [entry for entry in self.entries if entry.sequence > proposal.sequence]
-        if any(entry.content_digest == proposal.content_digest for entry in later if entry.how != "proposal"):
+        taken = [entry for entry in later if entry.content_digest == proposal.content_digest]
+        # A promotion that was interrupted leaves the proposal open: the same command finishes it.
+        if any(self._state(entry, chain) != "never in effect" for entry in taken if entry.how != "proposal"):
             return "promoted"
         # Another policy took the place that the proposal was measured against, or another one is proposed by now.
         current = self.chain[0].content_digest if self.chain else ""

@@ -292,6 +292,16 @@ def test_a_proposal_leaves_the_pointer_and_is_open_until_something_else_happens(
     assert read_promotion_history(pointer).open_proposal() is None
 
 
+def test_a_proposal_stays_open_when_its_promotion_was_killed(tmp_path, monkeypatch):
+    root, pointer = str(tmp_path), layout.promoted(str(tmp_path), "zephyr")
+    promote_model(pointer, root, "a")
+    propose(pointer, *model(root, "b", 1, "b 1"), evaluated="e", iteration=1)
+    killed(monkeypatch, pointer, root, "b")
+    assert states(pointer) == [("auto", "current"), ("proposal", "open"), ("auto", "never in effect")]
+    promote_model(pointer, root, "b")
+    assert states(pointer) == [("auto", "replaced"), ("proposal", "promoted"), ("auto", "current")]
+
+
 def test_a_policy_that_is_gone_or_was_made_anew_is_not_gone_back_to(tmp_path):
     root, pointer = str(tmp_path), layout.promoted(str(tmp_path), "zephyr")
     policy = promote_model(pointer, root, "a")
