@@ -187,7 +187,9 @@ def _measure_and_promote(
         context.publish_part(_RESULT, context.write_json(values, _RESULT))
     key = context.parts[_RESULT].key
     values = json.loads(context.stored.fetch(context.folder / "part", [key])[key].read_text())
-    log(f"evaluate: {values['gate']['reason']}")
+    for said in dict.fromkeys([values["gate"]["reason"], values["gate"]["power"], *values["gate"]["warnings"]]):
+        if said:
+            log(f"evaluate: {said}")
     outcome = settle(
         context.inputs["policy"],
         evaluated_uri=context.uri,

@@ -132,7 +132,7 @@ EVALUATE = Stage(
     pod="gpu",
     scope="iteration",
     format_version=3,
-    shown=("win_rate", "heldout_reward_accuracy_incumbent", "heldout_reward_accuracy", "reason"),
+    shown=("outcome", "win_rate", "heldout_reward_accuracy_incumbent", "heldout_reward_accuracy"),
 )
 ALPACA_EVAL = Stage(
     name="alpaca-eval",
