@@ -24,6 +24,7 @@ from dice_core.stages.table import (
     TRAIN,
     WARM_START_TRAINING,
     Stage,
+    is_of_pipeline,
 )
 from dice_core.storage import layout
 from dice_core.storage.manifest import Manifest
@@ -115,7 +116,7 @@ class _Held(NamedTuple):
 
 def _is_wanted(plan: RunPlan, held: _Held) -> bool:
     """Return whether a run by this plan would go on with a result."""
-    if not held.stage.is_task:
+    if not is_of_pipeline(held.stage.name):
         return False
     if held.iteration is None:
         return held.stage is PREPARE_DATA
