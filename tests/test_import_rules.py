@@ -26,14 +26,18 @@ ROOMS = {
     "dice_core.models": "hub_access progress settings storage",
     "dice_core.logprobs": "models",
     "dice_core.generation": "data models progress settings storage",
-    "dice_core.preferences": "accelerator data logprobs models progress settings storage",
+    "dice_core.judges": "accelerator data generation hub_access models progress settings storage",
+    "dice_core.preferences": "accelerator data judges logprobs models progress settings storage",
     "dice_core.training": "accelerator child_processes data logprobs models progress settings storage tracking",
     "dice_core.launch": "accelerator child_processes progress settings storage tracking training",
-    "dice_core.evaluation": "accelerator data generation logprobs models preferences progress settings storage",
+    "dice_core.evaluation": "accelerator child_processes data generation judges logprobs models preferences progress "
+    "settings storage",
+    "dice_core.release": "models progress storage tracking",
     "dice_core.report": "data evaluation preferences storage",
-    "dice_core.stages": "accelerator child_processes data evaluation generation launch logprobs models preferences "
-    "progress report settings storage tracking training",
-    "dice_core.cli": "interrupts progress settings stages",
+    "dice_core.stages": "accelerator child_processes data evaluation generation judges launch logprobs models "
+    "preferences progress release report settings storage tracking training",
+    "dice_core.commands": "release settings storage",
+    "dice_core.cli": "commands interrupts progress settings stages",
     "dice_core.__main__": "cli interrupts",
 }
 

@@ -13,12 +13,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dice_core.models.cache import fetch_as_it_is
+from dice_core.models.cache import fetch_as_it_is, require_kind
 from dice_core.models.files import (
     CONFIG,
     GENERATION_CONFIG,
     TRUST_KEY,
     ModelError,
+    ModelKind,
     model_file_names,
     read_config,
     shard_names,
@@ -46,7 +47,13 @@ Check = Callable[["PreTrainedModel"], None]
 
 
 def import_model(
-    source: str, uri: str, *, revision: str = "", trust_remote_code: bool = False, check_model: Check | None = None
+    source: str,
+    uri: str,
+    *,
+    revision: str = "",
+    trust_remote_code: bool = False,
+    kind: ModelKind = "language-model",
+    check_model: Check | None = None,
 ) -> Manifest:
     """Bring a model into storage as verified safetensors with config and tokenizer; the manifest comes last.
 
@@ -59,6 +66,7 @@ def import_model(
         revision: branch, tag or commit of a Hub model.
         trust_remote_code: allow code inside the model to run, here and wherever the model or one trained from it is
             loaded.
+        kind: what it has to be; no other kind is taken from the place either.
         check_model: a further check, of rooms that run the model.
 
     Returns:
@@ -70,13 +78,16 @@ def import_model(
         StorageError: storage cannot be used, or the place holds another model.
     """
     found = find_source(source, revision)
-    fingerprint = sha256(f"{IMPORT_STAGE} {_FORMAT_VERSION} {found.identity} {trust_remote_code}".encode()).hexdigest()
+    identity = f"{IMPORT_STAGE} {_FORMAT_VERSION} {found.identity} {trust_remote_code}"
+    identity += f" {kind}" if kind != "language-model" else ""
+    fingerprint = sha256(identity.encode()).hexdigest()
     present = read_manifest(uri)
     if present is not None:
+        require_kind(present, uri, kind)
         # Whoever asks for no revision of a Hub model takes what somebody has imported of it, without asking the Hub.
         is_any = found.kind == "hub" and not revision and present.settings.get("source") == source
         if is_any or fingerprint == present.fingerprint or _published_digest(found) == present.content_digest:
-            return _checked_anew(uri, present, check_model) if needs_check(present) else present
+            return _checked_anew(uri, present, kind, check_model) if needs_check(present) else present
         require_stage(present, IMPORT_STAGE, uri)
         raise UnfitError(
             f"{uri}: holds a model from {_named(present.settings)}, not from "
@@ -88,13 +99,13 @@ def import_model(
         fields = {
             "stage": IMPORT_STAGE,
             "fingerprint": fingerprint,
-            "settings": {"source": source, "revision": revision, "trust_remote_code": trust_remote_code},
+            "settings": {"source": source, "revision": revision, "trust_remote_code": trust_remote_code, "kind": kind},
             "inputs": {"model": f"{source}@{found.manifest.content_digest}"} if found.manifest else {},
         }
-        return _import(found, uri, Path(scratch), trust_remote_code, fields, start, check_model)
+        return _import(found, uri, Path(scratch), trust_remote_code, kind, fields, start, check_model)
 
 
-def _checked_anew(uri: str, present: Manifest, check_model: Check | None) -> Manifest:
+def _checked_anew(uri: str, present: Manifest, kind: ModelKind, check_model: Check | None) -> Manifest:
     """Check a model in storage that was imported by a version that checked less, and write down that it passed.
 
     Its files stay as they are, and so do the results that were made with it.
@@ -102,7 +113,7 @@ def _checked_anew(uri: str, present: Manifest, check_model: Check | None) -> Man
     log(f"{IMPORT_STAGE}: {uri}: imported by an earlier version, which checked less: checked anew")
     folder = fetch_as_it_is(uri, present)
     try:
-        check_parts_fit(folder, trusts_remote_code(folder), check_model)
+        check_parts_fit(folder, trusts_remote_code(folder), check_model, kind=kind)
         check_finite(folder)
     except ModelError as error:
         raise ModelError(f"{uri}: imported by an earlier version, which checked less: {error}") from None
@@ -124,6 +135,7 @@ def _import(
     uri: str,
     scratch: Path,
     trust_remote_code: bool,
+    kind: ModelKind,
     fields: dict[str, Any],
     start: float,
     check_model: Check | None,
@@ -143,7 +155,7 @@ def _import(
         files[CONFIG] = scratch / CONFIG
         files[CONFIG].write_text(json.dumps(config, indent=2))
     with doing("checking that its parts fit each other"):
-        cleaned = check_parts_fit(folder, trust_remote_code, check_model)
+        cleaned = check_parts_fit(folder, trust_remote_code, check_model, kind=kind)
     if cleaned is not None:
         cleaned.save_pretrained(scratch)
         files[GENERATION_CONFIG] = scratch / GENERATION_CONFIG

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from dice_core.stages.runner import StageReport
 from dice_core.stages.table import CHECK_SETTINGS, CHOOSE_INPUTS, PREPARE_DATA, REPORT, STAGES, Stage
 from dice_core.storage import layout
+from dice_core.storage.manifest import Metric
 
 WARM_START = 0
 """The iteration that makes a run's first policy."""
@@ -112,16 +113,17 @@ class Artifact(Protocol):
 
 
 def show(report: StageReport, place: Place, artifact: Artifact) -> str:
-    """Put a stage's metrics into its task's artifact, with whose they are; return the stage's address.
+    """Put a stage's metrics into its task's artifact, with whose they are; return the stage's address."""
+    return _fill(artifact, _of_most_interest(report.metrics, place.stage), report.status, report.uri, place)
 
-    Of the numbers the first MAX_SHOWN are shown: the stage's own choice, then the others in their order.
-    """
-    first = [name for name in STAGES[place.stage].shown if name in report.metrics]
-    ordered = {name: report.metrics[name] for name in [*first, *report.metrics]}
+
+def _of_most_interest(metrics: Mapping[str, Metric], stage: str) -> dict[str, Metric]:
+    """Return the stage's own choice first, then the others in their order, with at most so many numbers."""
+    first = [name for name in STAGES[stage].shown if name in metrics]
+    ordered = {name: metrics[name] for name in [*first, *metrics]}
     numbers = [name for name, value in ordered.items() if isinstance(value, int | float) and isfinite(value)]
     left_out = set(numbers[MAX_SHOWN:])
-    shown = {name: value for name, value in ordered.items() if name not in left_out}
-    return _fill(artifact, shown, report.status, report.uri, place)
+    return {name: value for name, value in ordered.items() if name not in left_out}
 
 
 def show_parts(reports: Sequence[tuple[Stage, StageReport]], place: Place, artifact: Artifact) -> str:

@@ -22,7 +22,7 @@ from dice_core.stages.recurring_name import continued_or_new, given_or_new
 from dice_core.stages.run_status import run_status
 from dice_core.stages.runner import StageReport
 from dice_core.stages.stages_elsewhere import gathered
-from dice_core.stages.table import CHECK_SETTINGS, IMPORT_MODEL, PAIR, REPORT, STAGES
+from dice_core.stages.table import CHECK_SETTINGS, IMPORT_MODEL, PAIR, REPORT, STAGES, is_of_pipeline
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import MissingObjectError, StorageError
@@ -149,7 +149,7 @@ def _collect(
     stages = [
         ReportedStage(stage.name, stage.in_warm_start, groups[stage.name] if stage.scope == "shard" else "")
         for stage in STAGES.values()
-        if stage.scope != "run" and not stage.parts
+        if stage.scope != "run" and not stage.parts and is_of_pipeline(stage.name)
     ]
     return collect(contents, num_iterations, stages, details=details, known=known or {})
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.generation.settings import GenerationConfig
+from dice_core.judges.settings import JudgingConfig
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.preferences.settings import PairingConfig, ScoringConfig
 from dice_core.settings.base import Settings
@@ -124,12 +125,43 @@ TRAIN = Stage(
 )
 EVALUATE = Stage(
     name="evaluate",
-    inputs={"policy": _MODEL, "previous": _MODEL, "base_reference": _MODEL, "data": ("prepare-data",)},
-    sections={"evaluation": EvaluationConfig, "generation": GenerationConfig, "chat": ChatConfig},
+    inputs={
+        "policy": _MODEL,
+        "previous": _MODEL,
+        "base_reference": _MODEL,
+        "first": _MODEL,
+        "incumbent": _MODEL,
+        "data": ("prepare-data",),
+        "judge": ("import-model",),
+    },
+    sections={
+        "evaluation": EvaluationConfig,
+        "judging": JudgingConfig,
+        "generation": GenerationConfig,
+        "chat": ChatConfig,
+    },
     pod="gpu",
     scope="iteration",
     format_version=3,
-    shown=("heldout_reward_accuracy_previous", "heldout_reward_accuracy", "reason"),
+    shown=("outcome", "win_rate", "heldout_reward_accuracy_incumbent", "heldout_reward_accuracy"),
+)
+ALPACA_EVAL = Stage(
+    name="alpaca-eval",
+    inputs={"policy": _MODEL},
+    sections={"generation": GenerationConfig, "chat": ChatConfig},
+    pod="gpu",
+    scope="iteration",
+    in_warm_start=True,
+    shown=("num_prompts", "num_cut_answers", "mean_characters"),
+    is_task=False,
+)
+ALPACA_SCORES = Stage(
+    name="alpaca-scores",
+    inputs={"answers": ("alpaca-eval",)},
+    scope="iteration",
+    in_warm_start=True,
+    shown=("length_controlled_win_rate_percent", "win_rate_percent", "num_annotated"),
+    is_task=False,
 )
 REPORT = Stage(name="report")
 
@@ -147,6 +179,8 @@ STAGES: dict[str, Stage] = {
         PAIR,
         TRAIN,
         EVALUATE,
+        ALPACA_EVAL,
+        ALPACA_SCORES,
         REPORT,
     )
 }
@@ -156,6 +190,11 @@ STAGES: dict[str, Stage] = {
 def tasks_of(stage: str) -> list[str]:
     """Return the names of the tasks that run a stage: its own, which pipelines of older versions have, and others."""
     return [name for name, row in STAGES.items() if stage in (name, *row.parts)]
+
+
+def is_of_pipeline(stage: str) -> bool:
+    """Return whether a pipeline runs a stage, in a task of its own or as a part of one; a person runs the others."""
+    return any(STAGES[name].is_task for name in tasks_of(stage))
 
 
 WARM_START_TRAINING = "warm_start_training"

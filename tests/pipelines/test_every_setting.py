@@ -103,6 +103,8 @@ OTHER = {
         "max_length_growth": "1",
         "max_accuracy_drop": "0",
         "tokens_per_batch": "512",
+        "promote": "manual",
+        "registered_model": "aligned-zephyr",
     },
     "launch": {
         "backend": "pytorchjob",
