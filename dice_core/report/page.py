@@ -252,8 +252,10 @@ def _samples(iteration: IterationData, budget: int) -> dict[str, Any]:
     for sample in everything[:wanted]:
         entry = {"prompt": _shorten(sample["prompt"])}
         for side in ("previous", "policy"):
-            text = sample[side]["text"]
-            entry[side] = {**_shorten(text), "num_characters": len(text), "is_cut": sample[side]["is_cut"]}
+            # Until version 0.1 the previous policy was compared with.
+            answer = sample.get(side, sample.get("incumbent"))
+            text = answer["text"]
+            entry[side] = {**_shorten(text), "num_characters": len(text), "is_cut": answer["is_cut"]}
         budget -= sum(_page_bytes(part["text"]) for part in entry.values())
         if budget < 0:
             break

@@ -80,7 +80,7 @@ def measure(context: StageContext, plan: EvaluationPlan) -> Evaluation:
         UnfitError: a model has another tokenizer than the policy.
         ModelError: another model than the policy is broken.
     """
-    require_one_tokenizer(context, "policy", ("incumbent", "previous", "base_reference", "first"))
+    require_one_tokenizer(context, "policy", ("previous", "base_reference", "first", "incumbent"))
     return _Steps(context, plan).run()
 
 
