@@ -31,6 +31,7 @@ DOCUMENTS = [
     "docs/kubeflow.md",
     "docs/tracking.md",
     "docs/promotion.md",
+    "docs/judges.md",
     "manifests/README.md",
     "images/README.md",
 ]
