@@ -87,7 +87,7 @@ def test_the_graph_reads_as_iterations_with_shards_inside(tmp_path: Path) -> Non
     iteration = dict.fromkeys(
         ["generate 1 of 2", "score 1 of 2", "generate 2 of 2", "score 2 of 2", "pair", "train", "evaluate"]
     )
-    start = dict.fromkeys(["check settings", "import policy", "prepare data", "import reference"])
+    start = dict.fromkeys(["check settings", "import policy", "import judge", "prepare data", "import reference"])
     assert outline(compiled(preset, tmp_path)) == {
         "zephyr": start | {"iteration 1": iteration, "if iteration 1 is accepted": {"iteration 2": iteration}},
         "report": None,
