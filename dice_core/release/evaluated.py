@@ -114,5 +114,5 @@ def _incumbent_digest(
 ) -> str | None:
     """Return what the pointer must name; empty: nothing, since the policy was compared with the run's first one."""
     if compared_with is None:
-        return None
+        return inputs["incumbent"][2] if "incumbent" in inputs else None
     return inputs["incumbent"][2] if compared_with["what"] == "given model" else compared_with["promoted_digest"]
