@@ -70,12 +70,27 @@ def _compare_and_record(root: str, run: str, sections: Mapping[str, Settings], p
     if chosen.has_warm_start and WARM_START_TRAINING not in sections:
         raise ConfigError("reference_source: is empty, name what the policy's own DPO started from")
     check_judge_models(sections, chosen.judge_source, chosen.reward_source, needs_keys=True)
+    _require_incumbent(chosen.root, chosen.promote_as)
     if found := find_differences(chosen, read_contents(chosen.uri)):
         raise ConfigError(
             f"run {run}: holds results of other settings: {describe(found)}: take another run name, or the old values"
         )
     record = Manifest(stage=CHECK_SETTINGS.name, fingerprint="", files={}, settings=chosen.to_dict())
     publish_files(layout.check_settings(chosen.uri), {}, record)
+
+
+def _require_incumbent(root: str, promote_as: str) -> None:
+    """Check that the promoted model is there: each evaluation compares its policy with it.
+
+    Raises:
+        StorageError: it is gone, or was made anew.
+    """
+    from dice_core.storage.promotion import read_promotion, require_content
+
+    pointer = layout.promoted(root, promote_as) if promote_as else ""
+    promotion = read_promotion(pointer) if pointer else None
+    if promotion:
+        require_content(promotion.policy_uri, promotion.content_digest, pointer)
 
 
 def check_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Settings]:
