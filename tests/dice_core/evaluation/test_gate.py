@@ -2,23 +2,21 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from dice_core.evaluation.estimates import UNKNOWN, Estimate
-from dice_core.evaluation.gate import Findings, Gate, Judged, decide
+from dice_core.evaluation.gate import Changes, Findings, Gate, Judged, decide
 from dice_core.evaluation.settings import EvaluationConfig
 
 CONFIG = EvaluationConfig(max_accuracy_drop=0.05, max_length_growth=0.5, max_cut_growth=0.2, max_drift_per_token=0.5)
 FINE = Findings(
     accuracy=0.66,
     accuracy_incumbent=0.6,
-    accuracy_change=Estimate(0.06, 0.02),
-    length_growth=Estimate(0.1, 0.1),
+    incumbent=Changes(Estimate(0.06, 0.02), Estimate(0.1, 0.1), Estimate(0.0, 0.05), share_cut=0.1),
     drift=Estimate(0.05, 0.01),
     share_cut=0.1,
-    share_cut_incumbent=0.1,
-    cut_growth=Estimate(0.0, 0.05),
     share_empty=0.0,
     num_answers=1024,
     num_distinct_answers=1024,
@@ -33,6 +31,11 @@ JUDGED = replace(
     detectable_difference=0.0364,
     num_needed=829,
 )
+
+
+def against(findings: Findings, **changes: Any) -> Findings:
+    """Return findings with other changes against the incumbent."""
+    return replace(findings, incumbent=replace(findings.incumbent, **changes))
 
 
 def judged(win_rate: Estimate, length_controlled: Estimate, **others: float) -> Gate:
@@ -50,7 +53,7 @@ def test_a_candidate_whose_accuracy_rises_by_more_than_chance_is_better_where_no
 
 
 def test_a_gain_within_chance_is_not_shown_and_the_reason_says_what_would_show_it() -> None:
-    few = replace(FINE, accuracy_change=Estimate(0.0625, 0.077), num_pairs=16, detectable_difference=0.216)
+    few = replace(against(FINE, accuracy=Estimate(0.0625, 0.077)), num_pairs=16, detectable_difference=0.216)
     gate = decide(replace(few, accuracy=0.8125, accuracy_incumbent=0.75, num_needed=465), CONFIG)
     assert (gate.outcome, gate.accepted, gate.promotable) == ("not shown", True, False)
     assert gate.rule("accuracy_gain").passed is None
@@ -61,7 +64,7 @@ def test_a_gain_within_chance_is_not_shown_and_the_reason_says_what_would_show_i
 
 
 def test_a_fall_beyond_chance_within_the_bound_goes_on_and_is_worse() -> None:
-    gate = decide(replace(FINE, accuracy_change=Estimate(-0.04, 0.01)), CONFIG)
+    gate = decide(against(FINE, accuracy=Estimate(-0.04, 0.01)), CONFIG)
     assert (gate.outcome, gate.accepted, gate.promotable) == ("worse", True, False)
     assert gate.rule("accuracy_gain").passed is False
 
@@ -94,7 +97,7 @@ def test_both_win_rates_decide(win_rate: Estimate, length_controlled: Estimate, 
 
 
 def test_a_judge_decides_where_there_is_one_whatever_the_implicit_reward_says() -> None:
-    gate = decide(replace(JUDGED, accuracy_change=Estimate(-0.01, 0.02)), CONFIG)
+    gate = decide(against(JUDGED, accuracy=Estimate(-0.01, 0.02)), CONFIG)
     assert gate.outcome == "better" and gate.promotable
 
 
@@ -107,7 +110,7 @@ def test_a_judge_that_fails_too_often_bars_a_promotion_and_refuses_nobody(share:
 
 
 def test_a_drop_beyond_the_bound_with_its_whole_interval_is_refused() -> None:
-    gate = decide(replace(FINE, accuracy_change=Estimate(-0.12, 0.03)), CONFIG)
+    gate = decide(against(FINE, accuracy=Estimate(-0.12, 0.03)), CONFIG)
     assert not gate.accepted
     assert gate.reason == (
         "held-out reward accuracy fell by 12.0 points (6.1 to 17.9), evaluation.max_accuracy_drop allows 5.0 points"
@@ -115,7 +118,7 @@ def test_a_drop_beyond_the_bound_with_its_whole_interval_is_refused() -> None:
 
 
 def test_a_drop_beyond_the_bound_by_less_is_accepted_with_a_warning() -> None:
-    gate = decide(replace(JUDGED, accuracy_change=Estimate(-0.12, 0.04)), CONFIG)
+    gate = decide(against(JUDGED, accuracy=Estimate(-0.12, 0.04)), CONFIG)
     assert gate.accepted and gate.outcome == "better" and not gate.promotable
     assert gate.rule("accuracy_drop").passed is None
     assert len(gate.warnings) == 1 and "beyond by less than chance; not promoted either" in gate.warnings[0]
@@ -124,11 +127,11 @@ def test_a_drop_beyond_the_bound_by_less_is_accepted_with_a_warning() -> None:
 @pytest.mark.parametrize(
     ("change", "broken", "words"),
     [
-        ({"length_growth": Estimate(0.8, 0.1)}, "length_growth", "answers grew by 80.0% (60.4 to 99.6)"),
+        ({"length": Estimate(0.8, 0.1)}, "length_growth", "answers grew by 80.0% (60.4 to 99.6)"),
         (
-            {"cut_growth": Estimate(0.5, 0.1), "share_cut": 0.6},
+            {"cut": Estimate(0.5, 0.1)},
             "cut_answers",
-            "the token limit cuts 60.0 % of the answers (the incumbent's 10.0 %), more by 50.0 points (30.4 to 69.6)",
+            "the token limit cuts 10.0 % of the answers (the incumbent's 10.0 %), more by 50.0 points (30.4 to 69.6)",
         ),
         ({"drift": Estimate(0.8, 0.1)}, "drift", "drift from the first policy is 0.8 nats per token (0.604 to 0.996)"),
         ({"share_empty": 0.75}, "empty_answers", "75% of its answers are empty"),
@@ -138,20 +141,21 @@ def test_a_drop_beyond_the_bound_by_less_is_accepted_with_a_warning() -> None:
     ],
 )
 def test_a_broken_guard_refuses_a_better_candidate_and_names_itself(
-    change: dict[str, float], broken: str, words: str
+    change: dict[str, Any], broken: str, words: str
 ) -> None:
-    gate = decide(replace(JUDGED, **change), CONFIG)
+    changed = against(JUDGED, **change) if set(change) <= {"length", "cut"} else replace(JUDGED, **change)
+    gate = decide(changed, CONFIG)
     assert (gate.outcome, gate.accepted, gate.promotable) == ("better", False, False)
     assert [rule.name for rule in gate.rules if rule.passed is False] == [broken]
     assert words in gate.reason
 
 
 def test_shorter_answers_and_fewer_cut_ones_are_welcome() -> None:
-    assert decide(replace(FINE, length_growth=Estimate(-0.8, 0.1), cut_growth=Estimate(-0.5, 0.1)), CONFIG).promotable
+    assert decide(against(FINE, length=Estimate(-0.8, 0.1), cut=Estimate(-0.5, 0.1)), CONFIG).promotable
 
 
 def test_one_answer_tells_nothing_about_growth() -> None:
-    gate = decide(replace(FINE, length_growth=Estimate(3.0, math.inf)), CONFIG)
+    gate = decide(against(FINE, length=Estimate(3.0, math.inf)), CONFIG)
     assert gate.accepted and not gate.promotable and "interval unknown" in gate.warnings[0]
 
 
@@ -161,13 +165,39 @@ def test_few_prompts_with_one_answer_are_no_proof_of_a_broken_candidate() -> Non
 
 
 def test_a_token_limit_that_cuts_both_models_is_a_warning_and_no_reason() -> None:
-    gate = decide(replace(FINE, share_cut=1.0, share_cut_incumbent=0.875), CONFIG)
+    gate = decide(replace(against(FINE, share_cut=0.875), share_cut=1.0), CONFIG)
     assert gate.promotable and "cuts 100% of the answers (88% of the incumbent's)" in gate.warnings[0]
 
 
 def test_what_could_not_be_measured_is_said_and_never_promoted() -> None:
-    gate = decide(replace(FINE, accuracy_change=UNKNOWN, length_growth=UNKNOWN, drift=UNKNOWN), CONFIG)
+    gate = decide(replace(against(FINE, accuracy=UNKNOWN, length=UNKNOWN), drift=UNKNOWN), CONFIG)
     assert gate.accepted and not gate.promotable
     assert gate.outcome == "not shown" and gate.reason.startswith("not shown: held-out accuracy: no pair could be")
     assert [warning.endswith("?: not measured") for warning in gate.warnings] == [True] * 3
     assert gate.rule("length_growth").value is None
+
+
+FAR_AHEAD = Changes(Estimate(-0.3, 0.02), Estimate(1.5, 0.1), Estimate(0.0, 0.05), share_cut=0.1)
+"""Against an incumbent that several iterations of another run made."""
+
+
+def test_a_young_run_goes_on_however_far_it_is_from_a_promoted_model_of_another_run() -> None:
+    gate = decide(replace(FINE, incumbent=FAR_AHEAD, previous=FINE.incumbent), CONFIG)
+    assert (gate.outcome, gate.accepted, gate.promotable) == ("worse", True, False)
+    assert gate.rule("accuracy_drop").passed and gate.rule("length_growth").passed
+    assert gate.rule("incumbent_accuracy_drop").passed is gate.rule("incumbent_length_growth").passed is False
+    assert gate.rule("incumbent_length_growth").sentence.startswith("answers against the incumbent grew by 150.0%")
+
+
+def test_a_candidate_that_is_better_and_much_longer_than_the_incumbent_goes_on_and_is_not_promoted() -> None:
+    longer = replace(JUDGED.incumbent, length=Estimate(0.8, 0.1))
+    gate = decide(replace(JUDGED, incumbent=longer, previous=JUDGED.incumbent), CONFIG)
+    assert (gate.outcome, gate.accepted, gate.promotable) == ("better", True, False)
+    assert gate.reason.startswith("better, not promoted: answers against the incumbent grew by 80.0%")
+
+
+def test_a_guard_against_the_previous_policy_refuses_whatever_the_incumbent_was() -> None:
+    worse = replace(FINE.incumbent, accuracy=Estimate(-0.2, 0.02))
+    gate = decide(replace(FINE, previous=worse), CONFIG)
+    assert (gate.outcome, gate.accepted, gate.promotable) == ("better", False, False)
+    assert gate.reason.startswith("held-out reward accuracy against the previous policy fell by 20.0 points")

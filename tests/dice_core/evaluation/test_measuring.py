@@ -54,9 +54,15 @@ def test_accuracies_margins_and_their_change_by_hand() -> None:
 def test_the_previous_policy_need_not_be_the_incumbent() -> None:
     better, worse = np.tile([-1.0, -2.0], (4, 1)), np.tile([-2.0, -1.0], (4, 1))
     pairs = PairLogps(policy=better, incumbent=worse, previous=better, base=BASE)
-    metrics = summarise(pairs, SAMPLES, CONFIG).metrics()
+    before = [Answer("a" * 6, False), Answer("b" * 4, True)]
+    found = summarise(pairs, SAMPLES, CONFIG, previous=before)
+    metrics = found.metrics()
     assert metrics["heldout_reward_accuracy_incumbent"] == 0
     assert metrics["heldout_reward_accuracy_previous"] == 1
+    assert metrics["heldout_reward_accuracy_change_previous"] == 0
+    assert (metrics["mean_response_characters_previous"], metrics["response_characters_growth_previous"]) == (5, 2)
+    assert (metrics["share_cut_responses_previous"], metrics["share_cut_responses_change_previous"]) == (0.5, -0.5)
+    assert found.gate.rule("length_growth").value == 2 and found.gate.rule("incumbent_length_growth").value == 0
     assert metrics["heldout_step_accuracy"] == 0.5, "all tie"
 
 
