@@ -87,6 +87,8 @@ OTHER = {
         "tokens_per_batch": "512",
     },
     "pairing": {
+        "selection": "margin",
+        "margin_share": "0.5",
         "length_penalty": "0.02",
         "length_unit": "tokens",
         "replay_ratio": "0",

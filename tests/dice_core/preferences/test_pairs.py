@@ -126,6 +126,7 @@ def test_pairs_have_the_schema_and_the_counts():
         "num_scores": 120,
         "num_non_finite_scores": 0,
         "num_few_responses_prompts": 0,
+        "num_small_margin_prompts": 0,
         "num_tied_prompts": 0,
     }
     assert built.pairs["split"].to_pylist().count("eval") == 3
