@@ -24,13 +24,14 @@ ROOMS = {
     "dice_core.models": "hub_access progress settings storage",
     "dice_core.logprobs": "models",
     "dice_core.generation": "data models progress settings storage",
-    "dice_core.preferences": "accelerator data logprobs models progress settings storage",
+    "dice_core.judges": "accelerator data generation hub_access models progress settings storage",
+    "dice_core.preferences": "accelerator data judges logprobs models progress settings storage",
     "dice_core.training": "accelerator child_processes data logprobs models progress settings storage",
     "dice_core.launch": "accelerator child_processes progress settings storage training",
-    "dice_core.evaluation": "accelerator data generation logprobs models preferences progress settings storage",
+    "dice_core.evaluation": "accelerator data generation judges logprobs models preferences progress settings storage",
     "dice_core.report": "data evaluation preferences storage",
-    "dice_core.stages": "accelerator data evaluation generation launch models preferences progress report settings "
-    "storage training",
+    "dice_core.stages": "accelerator data evaluation generation judges launch models preferences progress report "
+    "settings storage training",
     "dice_core.cli": "progress settings stages",
 }
 
