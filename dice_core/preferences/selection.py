@@ -103,6 +103,7 @@ class ScoredPrompts:
         counts: num_scores, num_non_finite_scores (rows dropped), num_few_responses_prompts (prompts dropped).
         rule: which two responses make a pair.
         share: of the prompts that keep their pairs, those of the largest margins; 1 with all rules but `margin`.
+        is_implicit: whether the rewards are implicit ones, and not those of column `reward`.
     """
 
     prompt_ids: pa.Array
@@ -114,6 +115,7 @@ class ScoredPrompts:
     counts: dict[str, int]
     rule: Rule = "best-worst"
     share: float = 1.0
+    is_implicit: bool = True
 
     @property
     def has_envelopes(self) -> bool:
@@ -187,10 +189,9 @@ def group_scores(scores: pa.Table | Iterable[pa.Table], config: PairingConfig) -
         PairError: fewer than two prompts have two responses, or a response was scored twice.
         RecordError: a table without the columns of SCORES.
     """
-    codes, prompt_ids, numbers = _read_columns(scores, config)
+    codes, prompt_ids, numbers, is_implicit = _read_columns(scores, config)
     num_scores = len(codes)
-    reward = implicit_reward(numbers["policy_logps"], numbers.pop("reference_logps"))
-    finite = np.isfinite(reward)
+    finite = np.isfinite(numbers["reward"])
     # One integer a row that sorts as (prompt_id, sample_index): much faster than a two-column sort.
     key = (codes[finite].astype(np.int64) << 32) + (numbers["sample_index"][finite].astype(np.int64) + 2**31)
     order = np.argsort(key)
@@ -203,7 +204,7 @@ def group_scores(scores: pa.Table | Iterable[pa.Table], config: PairingConfig) -
     del key, owner
     rows = np.flatnonzero(finite)[order]
     del order
-    flat = {name: column[rows] for name, column in numbers.items()} | {"reward": reward[rows]}
+    flat = {name: column[rows] for name, column in numbers.items()}
     enough = sizes >= _MIN_RESPONSES
     if enough.sum() < 2:
         raise PairError(_too_few(len(prompt_ids), int(enough.sum()), sizes, num_scores))
@@ -219,6 +220,7 @@ def group_scores(scores: pa.Table | Iterable[pa.Table], config: PairingConfig) -
         counts=counts,
         rule=config.selection,
         share=config.margin_share if config.selection == "margin" else 1.0,
+        is_implicit=is_implicit,
         **flat,
     )
 
@@ -270,10 +272,13 @@ def select_pairs(
 
 def _read_columns(
     scores: pa.Table | Iterable[pa.Table], config: PairingConfig
-) -> tuple[NDArray[np.int32], pa.Array, dict[str, NDArray[Any]]]:
-    """Return each row's rank of its prompt_id [rows], the sorted ids, and the number columns [rows]."""
+) -> tuple[NDArray[np.int32], pa.Array, dict[str, NDArray[Any]], bool]:
+    """Return each row's rank of its prompt_id [rows], the sorted ids, the number columns [rows], and whose rewards.
+
+    The last is True where they are the implicit ones, and False where the tables bring their own.
+    """
     length = {"characters": "num_chars", "tokens": "num_tokens"}[config.length_unit]
-    columns = ["prompt_id", "sample_index", "policy_logps", "reference_logps", length]
+    columns = ["prompt_id", "sample_index", "policy_logps", "reference_logps", length, "reward"]
     parts = []
     for part in [scores] if isinstance(scores, pa.Table) else scores:
         part = conform(part, pa.schema([SCORES.field(name) for name in columns]), "scores")
@@ -293,7 +298,21 @@ def _read_columns(
     codes = np.concatenate([rank[chunk.indices.to_numpy()] for chunk in chunks])
     numbers = {name: table[name].to_numpy() for name in columns[1:]}
     numbers["length"] = numbers.pop(length)
-    return codes, ids.take(order), numbers
+    is_implicit = _has_implicit_rewards(table["reward"])
+    if is_implicit:
+        numbers["reward"] = implicit_reward(numbers["policy_logps"], numbers["reference_logps"])
+    del numbers["reference_logps"]
+    return codes, ids.take(order), numbers, is_implicit
+
+
+def _has_implicit_rewards(rewards: pa.ChunkedArray) -> bool:
+    """Return whether no row has a reward of another kind; all or none may."""
+    if 0 < rewards.null_count < len(rewards):
+        raise PairError(
+            f"pair: {rewards.null_count} of {len(rewards)} scores have no value in column 'reward' and the others have "
+            "one, and two kinds of rewards cannot be compared: give scores that were made with one scoring.reward"
+        )
+    return bool(rewards.null_count)
 
 
 def _refuse_duplicates(key: Ints, prompt_ids: pa.Array) -> None:

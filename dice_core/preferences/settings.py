@@ -8,7 +8,12 @@ from dice_core.settings.base import OPERATIONAL, DType, Int, Settings
 
 
 class ScoringConfig(Settings):
-    """Which responses are valid, and how their log-probs are computed."""
+    """Which responses are valid, how their log-probs are computed, and what ranks them."""
+
+    reward: Literal["implicit", "reward-model", "judge"] = "implicit"
+    """What ranks the responses of a prompt: `implicit` is DICE's, from the log-probs of the policy and the one before
+    it; `reward-model` a sequence classification model; `judge` a chat model that grades each response from 0 to 5. The
+    log-probs are computed in either case: training starts from them, and the report compares both rewards."""
 
     min_characters: Int = Field(default=4, ge=0)
     """Shortest valid response, stripped. Upstream keeps 3 < characters (generate_dpo_scores.py)."""

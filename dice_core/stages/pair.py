@@ -19,6 +19,7 @@ from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import GENERATE, PAIR, SCORE
 from dice_core.storage import layout
+from dice_core.storage.contract import UnfitError
 from dice_core.storage.manifest import Manifest, Metric
 
 if TYPE_CHECKING:
@@ -118,11 +119,27 @@ def _mixed_pairs(
     )
     curve = {"length_penalties": penalty.curve[0].tolist(), "length_gaps": penalty.curve[1].tolist()}
     metrics: dict[str, Metric] = {
+        "reward": "implicit" if scores.is_implicit else _given_reward(context),
         "length_penalty": penalty.value,
         "length_gap": penalty.gap,
         "length_gap_unpenalised": penalty.unpenalised_gap,
     }
     return {"length_penalty.json": context.write_json(curve, "length_penalty.json")}, metrics, built
+
+
+def _given_reward(context: StageContext) -> str:
+    """Return which reward the scores bring, by the settings they were made with; ? in tables of nobody's run.
+
+    Raises:
+        UnfitError: different ones.
+    """
+    kinds = {source.manifest.settings.get("scoring", {}).get("reward", "?") for source in context.group("scores")}
+    if len(kinds) > 1:
+        raise UnfitError(
+            f"{context.group('scores')[0].uri}: scores of different rewards ({', '.join(sorted(kinds))}) cannot be "
+            "compared: give scores that were made with one scoring.reward"
+        )
+    return str(kinds.pop())
 
 
 def _responses(context: StageContext, prompts: pa.Table, template: "ChatFormat") -> Iterator[pa.Table]:

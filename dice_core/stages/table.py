@@ -11,6 +11,7 @@ from typing import Any, Literal
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.generation.settings import GenerationConfig
+from dice_core.judges.settings import GradingConfig
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.preferences.settings import PairingConfig, ScoringConfig
 from dice_core.settings.base import Settings
@@ -87,10 +88,17 @@ IMPORT_RESPONSES = Stage(
 )
 SCORE = Stage(
     name="score",
-    inputs={"policy": _MODEL, "reference": _MODEL, "responses": _RESPONSES},
-    sections={"scoring": ScoringConfig},
+    inputs={
+        "policy": _MODEL,
+        "reference": _MODEL,
+        "responses": _RESPONSES,
+        "reward": ("import-model",),
+        "data": ("prepare-data",),
+    },
+    sections={"scoring": ScoringConfig, "grading": GradingConfig},
     pod="gpu",
     scope="shard",
+    format_version=2,
     shown=("num_scored", "reward_mean", "reward_std"),
 )
 PAIR = Stage(

@@ -68,7 +68,7 @@ def scores_table(responses: pa.Table) -> pa.Table:
         pc.utf8_length(responses["response"]),
         pc.cast(pc.list_value_length(responses["response_token_ids"]), pa.int32()),
     ]
-    return conform(pa.Table.from_arrays(columns, names=SCORES.names), SCORES, "scores")
+    return conform(pa.Table.from_arrays(columns, names=SCORES.names[:-1]), SCORES, "scores")
 
 
 def preferences_table(prompts: pa.Table) -> pa.Table:
