@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from dice_core.data import records
 from dice_core.judges.settings import GradingConfig
 from dice_core.judges.verdicts import Response
+from dice_core.models.files import ModelKind
 from dice_core.preferences.settings import ScoringConfig
 from dice_core.settings.base import ConfigError
 from dice_core.stages.parts import read_input
@@ -122,12 +123,13 @@ def make_grades(
     from dice_core.judges.judging import grading as started_grading
     from dice_core.models.cache import fetch_model
 
-    reward = context.inputs.get("reward")
+    model, is_judge = context.inputs.get("reward"), scoring.reward == "judge"
+    kind: ModelKind = "language-model" if is_judge else "reward-model"
     prompts = read_input(context, context.inputs["data"], records.PROMPTS, "prompts")
     with started_grading(
         grading,
-        reward="judge" if scoring.reward == "judge" else "reward-model",
-        model_folder=fetch_model(reward.uri) if reward else None,
+        reward="judge" if is_judge else "reward-model",
+        model_folder=fetch_model(model.uri, kind=kind) if model else None,
         seed=seed,
     ) as grade:
         for index, responses in parts:

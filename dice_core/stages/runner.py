@@ -210,7 +210,7 @@ def run_stage(
     work: Callable[[StageContext], Manifest],
     *,
     settings: Mapping[str, Settings],
-    arguments: Mapping[str, str | int],
+    arguments: Mapping[str, str | float],
     inputs: Mapping[str, str],
     noted: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -287,7 +287,7 @@ def _reuse(
     identity: str,
     output_uri: str,
     settings: Mapping[str, Settings],
-    arguments: Mapping[str, str | int],
+    arguments: Mapping[str, str | float],
 ) -> StageReport:
     if present.fingerprint != identity:
         changed = "; ".join(map(str, differences(present, settings, arguments)))

@@ -59,7 +59,7 @@ class Stage:
         return function
 
 
-_MODEL = ("import-model", "train")
+_MODEL = ("import-model", "train", "extrapolate")
 _RESPONSES = ("generate", "import-responses")
 
 CHECK_SETTINGS = Stage(name="check-settings", is_command=False)
@@ -128,6 +128,12 @@ EVALUATE = Stage(
     format_version=2,
     shown=("heldout_reward_accuracy_previous", "heldout_reward_accuracy", "reason"),
 )
+EXTRAPOLATE = Stage(
+    name="extrapolate",
+    inputs={"policy": _MODEL, "previous": _MODEL},
+    shown=("relative_update", "update_rounding_loss"),
+    is_task=False,
+)
 REPORT = Stage(name="report")
 
 STAGES: dict[str, Stage] = {
@@ -143,6 +149,7 @@ STAGES: dict[str, Stage] = {
         PAIR,
         TRAIN,
         EVALUATE,
+        EXTRAPOLATE,
         REPORT,
     )
 }

@@ -27,8 +27,9 @@ TEXTS = ["A pear.", "Yes, of course, gladly.", "No.", "It is four, and so on " +
 """The last is too long for the reward model."""
 
 
-def publish(uri: Path, stage: str, files: list[Path]) -> str:
-    publish_files(str(uri), {path.name: path for path in files}, Manifest(stage=stage, fingerprint=uri.name, files={}))
+def publish(uri: Path, stage: str, files: list[Path], **settings: str) -> str:
+    manifest = Manifest(stage=stage, fingerprint=uri.name, files={}, settings=settings)
+    publish_files(str(uri), {path.name: path for path in files}, manifest)
     return str(uri)
 
 
@@ -48,7 +49,7 @@ class Places:
             folder / "reference", "import-model", [*(folder / "other").iterdir(), *tokenizer_files]
         )
         made = make_reward_model("llama", smollm, folder / "reward-model")
-        self.reward = publish(folder / "reward", "import-model", [*made.iterdir()])
+        self.reward = publish(folder / "reward", "import-model", [*made.iterdir()], kind="reward-model")
         rows = [{"prompt_id": records.prompt_id(text), "prompt": text} for text in PROMPTS]
         prompts, preferences = folder / "prompts.parquet", folder / "preferences.parquet"
         records.write_table(pa.Table.from_pylist(rows, schema=records.PROMPTS), records.PROMPTS, prompts)
@@ -187,5 +188,5 @@ def test_grades_of_other_responses_are_refused(places: Places, monkeypatch: pyte
 def test_prompts_that_the_data_lacks_are_refused(places: Places, tmp_path: Path) -> None:
     records.write_table(records.PROMPTS.empty_table(), records.PROMPTS, tmp_path / "prompts.parquet")
     data = publish(tmp_path / "data", "prepare-data", [tmp_path / "prompts.parquet"])
-    with pytest.raises(UnfitError, match="8 responses are to prompts that .* does not have"):
+    with pytest.raises(UnfitError, match=r"8 responses are to prompts that .* does not have"):
         places.score("lacking", data_uri=data)
