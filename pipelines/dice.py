@@ -2,12 +2,13 @@
 
     check settings -> import-model -> prepare-data -> [warm start: pair -> train] -> iteration 1 -> iteration 2 ...
     iteration: generate and score (a task a shard) -> pair -> train -> evaluate
+               offline pairs alone (replay_ratio 1): pair -> train -> evaluate
     report: at the end, whatever happened
     a recurring run chooses its name, policy, reference and prompts first
 
 A person may edit every setting of a stage in the UI: they are parameters, a JSON object per stage. check-settings
-writes them to one file, whose address the other tasks get. How many iterations and shards there are decides the graph,
-so that is fixed at compile time. Addresses travel as strings. What a gate
+writes them to one file, whose address the other tasks get. How many iterations and shards there are, and whether
+anything is sampled, decides the graph: that is fixed at compile time. Addresses travel as strings. What a gate
 decides is read by the stages themselves, so that the pipeline runs the same where conditions are not supported; on a
 cluster a condition saves the pods of the iterations after a refused policy as well.
 """
@@ -129,7 +130,7 @@ def build_iteration(iteration: int, preset: Preset) -> GraphComponent:
 
     def run_iteration(given: Given) -> IterationOutputs:
         given = {**given, "iteration": iteration}
-        scored = [_generate_and_score(preset, given, shard) for shard in range(preset.num_shards)]
+        scored = [_generate_and_score(preset, given, shard) for shard in range(num_sampling_tasks(preset))]
         return _pair_train_evaluate(preset, given, scored)
 
     inputs = [_parameter(name, str) for name in (*_COMMON, *_HANDED_ON)]
@@ -153,6 +154,11 @@ def default_parameters(preset: Preset, *, recurring: bool = False) -> dict[str, 
         "seed": preset.seed,
         **{name: settings.to_dict() for name, settings in run_sections(preset).items()},
     }
+
+
+def num_sampling_tasks(preset: Preset) -> int:
+    """Return how many tasks of an iteration sample responses: none where only offline pairs are trained on."""
+    return 0 if preset.is_offline else preset.num_shards
 
 
 def run_sections(preset: Preset) -> dict[str, Settings]:
@@ -182,7 +188,7 @@ def _check_settings(preset: Preset, given: Given) -> dsl.PipelineTask:
         job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         reference_source=given.get("reference_source", ""),
         num_iterations=preset.iterations,
-        num_shards=preset.num_shards,
+        num_shards=num_sampling_tasks(preset),
         service_account=PIPELINE_ACCOUNT if preset.cluster else "",
     )
     return configure_task(checked, CHECK_SETTINGS, "check settings", preset)
@@ -226,16 +232,18 @@ def _run_iterations(preset: Preset, iterations: list[GraphComponent], given: Giv
 def _warm_start(preset: Preset, given: Given, sft: Any, data: Any) -> Any:
     """Make the first DPO policy from the SFT model and offline pairs; return its address."""
     given = {**given, "iteration": WARM_START, "policy_uri": sft, "data_uri": data}
+    given |= {"base_reference_uri": sft, "gate_uri": ""}
     return _train(preset, given, _pair(preset, given).outputs[OUTPUT])
 
 
 def _pair(preset: Preset, given: Given) -> dsl.PipelineTask:
     # The stage finds the shards by their number: not every KFP backend resolves a list of task outputs.
-    return _start(preset, PAIR, pair, given, "policy_uri", "data_uri")
+    return _start(preset, PAIR, pair, given, "policy_uri", "data_uri", "gate_uri")
 
 
 def _train(preset: Preset, given: Given, pairs_uri: Any) -> Any:
-    return _start(preset, TRAIN, train, {**given, "pairs_uri": pairs_uri}, "policy_uri", "pairs_uri").outputs[OUTPUT]
+    names = ("policy_uri", "base_reference_uri", "pairs_uri")
+    return _start(preset, TRAIN, train, {**given, "pairs_uri": pairs_uri}, *names).outputs[OUTPUT]
 
 
 def _generate_and_score(preset: Preset, given: Given, shard: int) -> dsl.PipelineTask:

@@ -196,7 +196,7 @@ def expected_first_loss(training: Mapping[str, Any]) -> float | None:
     Args:
         training: TrainingConfig as a dict.
     """
-    if training.get("sft_weight"):
+    if training.get("sft_weight") or training.get("reference") == "base":
         return None
     beta = training.get("beta", 0.1)
     return {"sigmoid": math.log(2), "hinge": 1.0, "ipo": 1 / (4 * beta**2)}.get(training.get("loss", "sigmoid"))

@@ -36,6 +36,7 @@ def pair(
     scores_uris: Sequence[str] = (),
     responses_uris: Sequence[str] = (),
     iteration: int = 1,
+    gate_uri: str = "",
     pairing: Values = None,
     chat: Values = None,
     seed: int = 0,
@@ -50,6 +51,8 @@ def pair(
         scores_uris: shards of score, or Parquet files (records.SCORES); none makes a set of offline pairs alone.
         responses_uris: the responses of these shards, in the same order.
         iteration: number of the iteration, from 1; 0 is the warm start.
+        gate_uri: evaluation of the iteration before, where no response was sampled. If it refused its policy, this
+            stage and all after it skip.
         pairing: settings, see PairingConfig.
         chat: settings, see ChatConfig.
         seed: seed of the run.
@@ -68,7 +71,7 @@ def pair(
         settings={"pairing": pairing_config, "chat": chat_config},
         arguments={"seed": seed, "iteration": iteration},
         overwrite=overwrite,
-        inputs={"data": data_uri, "policy": policy_uri, **shards},
+        inputs={"data": data_uri, "policy": policy_uri, **shards} | ({"gate": gate_uri} if gate_uri else {}),
     )
 
 
@@ -77,6 +80,8 @@ def _make_pairs(context: StageContext, *, pairing: PairingConfig, chat: ChatConf
     from dice_core.data.chat import chat_format
     from dice_core.models.loading import load_tokenizer
 
+    if refused := context.refused_policy():
+        return context.skip(refused)
     for scores, responses in zip(context.group("scores"), context.group("responses"), strict=True):
         scores.require_same("responses", responses)
         scores.require_same("policy", context.inputs["policy"])
@@ -166,8 +171,12 @@ def _offline_pairs(
     return {}, {}, built
 
 
-def pair_task(run_uri: str, settings_uri: str, place: str, policy_uri: str, data_uri: str, metrics: Artifact) -> str:
+def pair_task(
+    run_uri: str, settings_uri: str, place: str, policy_uri: str, data_uri: str, gate_uri: str, metrics: Artifact
+) -> str:
     """Make the pairs of an iteration from its shards, as a task of a pipeline; see pair.
+
+    A run of offline pairs alone has no shards, and no stage before this one that reads the gate.
 
     Returns:
         The address of the pairs.
@@ -186,6 +195,7 @@ def pair_task(run_uri: str, settings_uri: str, place: str, policy_uri: str, data
         scores_uris=scores,
         responses_uris=responses,
         iteration=iteration,
+        gate_uri="" if scores else gate_uri,
         seed=task.plan["seed"],
         **task.settings(PAIR),
     )

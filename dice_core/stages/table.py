@@ -103,7 +103,13 @@ SCORE = Stage(
 )
 PAIR = Stage(
     name="pair",
-    inputs={"data": ("prepare-data",), "policy": _MODEL, "scores": ("score",), "responses": _RESPONSES},
+    inputs={
+        "data": ("prepare-data",),
+        "policy": _MODEL,
+        "scores": ("score",),
+        "responses": _RESPONSES,
+        "gate": ("evaluate",),
+    },
     sections={"pairing": PairingConfig, "chat": ChatConfig},
     scope="iteration",
     in_warm_start=True,
@@ -111,7 +117,7 @@ PAIR = Stage(
 )
 TRAIN = Stage(
     name="train",
-    inputs={"policy": _MODEL, "pairs": ("pair",)},
+    inputs={"policy": _MODEL, "pairs": ("pair",), "reference": _MODEL},
     sections={"training": TrainingConfig, "launch": LaunchConfig, "pods": PodConfig},
     pod="train",
     scope="iteration",
