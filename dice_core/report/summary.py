@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dice_core.evaluation.gate import NO_GAIN
 from dice_core.preferences.reward import paper_length_penalty
 from dice_core.report.run_data import IterationData, RunData, StageData
 from dice_core.storage.failures import StageFailure
 
 NOTHING = "-"
 """Stands in a table where a number is not known."""
+NO_GAIN = "no gain"
+"""Ends the status of an iteration whose policy goes on and is not better."""
 _NUM_NAMED_SHARDS = 4
 FAILED = "failed"
 """Ends the status of an iteration one of whose stages left a reason."""
@@ -72,7 +73,7 @@ def status(iteration: IterationData) -> str:
     verdict = iteration.stage("evaluate").metrics
     if not verdict.get("accepted"):
         return "refused"
-    return "accepted" if verdict.get("improved") else NO_GAIN
+    return "accepted" if verdict.get("promotable", verdict.get("improved")) else NO_GAIN
 
 
 def failure_lines(failures: Iterable[StageFailure]) -> list[FailureLine]:

@@ -79,12 +79,14 @@ def _check_graph(replay_ratio: float, num_shards: int) -> None:
 
 def _compare_and_record(root: str, run: str, sections: Mapping[str, Settings], plan: Mapping[str, Any]) -> None:
     from dice_core.stages.held_by_run import RunPlan, describe, find_differences
+    from dice_core.stages.judge_models import check_judge_models
     from dice_core.storage.manifest import Manifest, publish_files
     from dice_core.storage.run_contents import read_contents
 
     chosen = RunPlan(root=root, run=run, sections=sections, **plan)
     if chosen.has_warm_start and WARM_START_TRAINING not in sections:
         raise ConfigError("reference_source: is empty, name what the policy's own DPO started from")
+    check_judge_models(sections, chosen.judge_source, chosen.reward_source, needs_keys=True)
     if found := find_differences(chosen, read_contents(chosen.uri)):
         raise ConfigError(
             f"run {run}: holds results of other settings: {describe(found)}: take another run name, or the old values"

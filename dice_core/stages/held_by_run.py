@@ -48,6 +48,10 @@ class RunPlan:
     preferences_source: str
     prompts_source: str
     exclude_source: str
+    judge_source: str = ""
+    """Of the model that compares answers; empty: there is none."""
+    reward_source: str = ""
+    """Of the model that ranks responses; empty: there is none."""
 
     @property
     def uri(self) -> str:
@@ -191,8 +195,8 @@ def _models(plan: RunPlan, held: _Held) -> dict[str, tuple[str, str, str]]:
     """Return the models that a stage reads and the settings choose: input to setting, its value, and the address."""
     imported = {
         name: (name, source, layout.imported_model(plan.root, source))
-        for name, source in (("policy_source", plan.policy_source), ("reference_source", plan.reference_source))
-        if source
+        for name, source in vars(plan).items()
+        if name in ("policy_source", "reference_source", "judge_source", "reward_source") and source
     }
     policy = imported["policy_source"]
     trained = ("policy_source", "a warm start from it", layout.warm_start(plan.uri, TRAIN.name))
@@ -201,8 +205,11 @@ def _models(plan: RunPlan, held: _Held) -> dict[str, tuple[str, str, str]]:
     stage, iteration = held.stage, held.iteration
     if not iteration:
         return {"policy": policy, "reference": policy}
-    models = {"base_reference": reference} if stage is EVALUATE else {}
-    # Only where training.reference is base does training read one.
+    models = {"base_reference": reference, "first": first} if stage is EVALUATE else {}
+    for role, reader in (("judge", EVALUATE), ("reward", SCORE)):
+        if stage is reader and f"{role}_source" in imported:
+            models[role] = imported[f"{role}_source"]
+    # Training reads one only where training.reference is base.
     models |= {"reference": reference} if stage is TRAIN else {}
     if iteration == 1:
         models |= {"previous": first} if stage is EVALUATE else {}
