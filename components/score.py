@@ -13,6 +13,8 @@ def score(
     policy_uri: str,
     reference_uri: str,
     responses_uri: str,
+    reward_uri: str,
+    data_uri: str,
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
     given = locals()

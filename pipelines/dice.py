@@ -70,7 +70,8 @@ DESCRIPTIONS = {
     "chat": "How a prompt becomes token ids (ChatConfig).",
     "data": "Preparing data (DataConfig).",
     "generation": "Sampling (GenerationConfig).",
-    "scoring": "Valid responses and their log-probs (ScoringConfig).",
+    "scoring": "Valid responses, their log-probs, and what ranks them (ScoringConfig).",
+    "grading": "How a reward model or a judge grades responses, where scoring.reward is one (GradingConfig).",
     "pairing": "Length penalty, selection, replay (PairingConfig).",
     "training": "DPO (TrainingConfig).",
     "warm_start_training": "DPO of the first policy on offline pairs (TrainingConfig).",
@@ -84,7 +85,8 @@ _COMMON = ("run_uri", "settings_uri")
 _DATA_SOURCES = ("preferences_source", "prompts_source", "exclude_source")
 _ROLES = (JUDGE, REWARD)
 """Of models that only presets with a source of theirs import."""
-_HANDED_ON = ("policy_uri", "reference_uri", "base_reference_uri", "first_uri", "judge_uri", "data_uri", "gate_uri")
+_MODELS = ("policy_uri", "reference_uri", "base_reference_uri", "first_uri", "judge_uri", "reward_uri")
+_HANDED_ON = (*_MODELS, "data_uri", "gate_uri")
 
 OUTPUT = "Output"
 """kfp's name of what a component returns: here the address of what the stage made."""
@@ -269,7 +271,8 @@ def _generate_and_score(preset: Preset, given: Given, shard: int) -> dsl.Pipelin
     given = {**given, "shard": shard}
     responses = _start(preset, GENERATE, generate, given, "policy_uri", "data_uri", "gate_uri")
     given["responses_uri"] = responses.outputs[OUTPUT]
-    return _start(preset, SCORE, score, given, "policy_uri", "reference_uri", "responses_uri")
+    names = ("policy_uri", "reference_uri", "responses_uri", "reward_uri", "data_uri")
+    return _start(preset, SCORE, score, given, *names)
 
 
 def _pair_train_evaluate(preset: Preset, given: Given, scored: list[dsl.PipelineTask]) -> IterationOutputs:

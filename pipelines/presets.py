@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.generation.settings import GenerationConfig
-from dice_core.judges.settings import JudgingConfig
+from dice_core.judges.settings import GradingConfig, JudgingConfig
 from dice_core.launch.settings import LaunchConfig
 from dice_core.preferences.settings import PairingConfig, ScoringConfig
 from dice_core.settings.base import Settings
@@ -53,6 +53,7 @@ class Preset:
     data: DataConfig
     generation: GenerationConfig
     scoring: ScoringConfig
+    grading: GradingConfig
     pairing: PairingConfig
     training: TrainingConfig
     warm_start_training: TrainingConfig | None = None
@@ -135,6 +136,7 @@ def zephyr() -> Preset:
         data=_ultrafeedback(),
         generation=_generation(temperature=0.7, top_p=0.9),  # upstream: self_alignment/configs/gen.py
         scoring=_scoring(),
+        grading=GradingConfig(),  # read where scoring.reward is not implicit; upstream's judge: 7 grades, 3 at least
         # upstream's script ships gamma 0.5 for this model. It is the best of the paper's sweep too (Fig. 3: LC of
         # iteration 2 at 0, 0.25, 0.5, 0.75 and 1), where offline pairs alone collapse
         pairing=_pairing(replay_ratio=0.5),
@@ -233,6 +235,7 @@ def demo() -> Preset:
             dtype="float32",
         ),
         scoring=ScoringConfig(min_valid_responses=2, tokens_per_batch=2048, dtype="float32"),
+        grading=GradingConfig(dtype="float32"),
         pairing=PairingConfig(
             # 22 prompts make at most 22 pairs, whose effect the demo shows in six steps of 4: a quarter is 7 offline
             # pairs beside them.

@@ -257,6 +257,8 @@ def score_task(
     policy_uri: str,
     reference_uri: str,
     responses_uri: str,
+    reward_uri: str,
+    data_uri: str,
     metrics: Artifact,
 ) -> str:
     """Score a shard's responses, as a task of a pipeline; see score.
@@ -265,5 +267,14 @@ def score_task(
         The address of the scores.
     """
     task = read_task(run_uri, settings_uri, place)
-    report = score(policy_uri, reference_uri, responses_uri, task.uri, **task.settings(SCORE))
+    report = score(
+        policy_uri,
+        reference_uri,
+        responses_uri,
+        task.uri,
+        reward_uri=reward_uri,
+        data_uri=data_uri,
+        seed=task.plan["seed"],
+        **task.settings(SCORE),
+    )
     return show(report, task.place, metrics)
