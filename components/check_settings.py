@@ -36,7 +36,7 @@ def check_settings(
     launch: dict,
     pods: dict,
     service_account: str,
-) -> NamedTuple("Checked", [("run", str), ("run_uri", str), ("settings_uri", str)]):
+) -> NamedTuple("Checked", [("run", str), ("settings_uri", str)]):
     given = locals()
     from dice_core.stages.check_settings import check_settings_task
 

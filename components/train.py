@@ -7,7 +7,6 @@ from components import images
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def train(
-    run_uri: str,
     settings_uri: str,
     place: str,
     policy_uri: str,

@@ -22,6 +22,7 @@ from dice_core.judges.verdicts import Response
 from dice_core.models.files import ModelKind
 from dice_core.preferences.settings import ScoringConfig
 from dice_core.settings.base import ConfigError
+from dice_core.stages.judged_answers import answer_cache
 from dice_core.stages.parts import read_input
 from dice_core.stages.runner import StageContext
 from dice_core.storage.contract import UnfitError
@@ -131,6 +132,7 @@ def make_grades(
         reward="judge" if is_judge else "reward-model",
         model_folder=fetch_model(model.uri, kind=kind) if model else None,
         seed=seed,
+        answers=None if model else answer_cache(context),
     ) as grade:
         for index, responses in parts:
             grades.add(index, grade(_to_grade(responses, prompts, context), on_progress))

@@ -132,7 +132,7 @@ def _collect(
     stages = [
         ReportedStage(stage.name, stage.in_warm_start, groups[stage.name] if stage.scope == "shard" else "")
         for stage in STAGES.values()
-        if stage.scope != "run"
+        if stage.scope != "run" and not stage.parts
     ]
     return collect(contents, num_iterations, stages, details=details, known=known or {})
 

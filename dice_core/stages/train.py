@@ -116,7 +116,6 @@ def _run_job(
 
 
 def train_task(
-    run_uri: str,
     settings_uri: str,
     place: str,
     policy_uri: str,
@@ -129,7 +128,7 @@ def train_task(
     Returns:
         The address of the new policy.
     """
-    task = read_task(run_uri, settings_uri, place)
+    task = read_task(settings_uri, place)
     settings = task.settings(TRAIN)
     is_base = TrainingConfig.parse(settings["training"], "training").reference == "base"
     report = train(

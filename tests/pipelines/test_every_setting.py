@@ -289,6 +289,19 @@ def seconds(executor: Executor) -> int:
     return int(executor.platform["activeDeadlineSeconds"])
 
 
+def share_of_generate_and_score(other: str) -> View:
+    """Look at the time of the task of both stages, less what belongs to the other one: not of the same batch else."""
+
+    def view(compiled: Compiled) -> int:
+        found = int(of("generate-and-score", seconds)(compiled))
+        (known,) = {
+            value for value in (OTHER["cluster"][other], default("cluster", other)) if found > to_seconds(value)
+        }
+        return found - to_seconds(known)
+
+    return view
+
+
 def selector(executor: Executor) -> Any:
     return executor.platform.get("nodeSelector", {}).get("labels", {})
 
@@ -327,10 +340,10 @@ def pull_secrets(executor: Executor) -> list[str]:
 
 
 VIEWS: dict[str, list[View]] = {
-    "gpu_resource": [of("generate", accelerator("Type", "")), of_pods("gpu_resource")],
-    "gpus_per_task": [of("generate", lambda executor: int(accelerator("Count", "0")(executor)))],
-    "gpu_node_selector": [of("score", selector), of_pods("node_selector")],
-    "gpu_tolerations": [of("score", tolerations), of_pods("tolerations")],
+    "gpu_resource": [of("generate-and-score", accelerator("Type", "")), of_pods("gpu_resource")],
+    "gpus_per_task": [of("generate-and-score", lambda executor: int(accelerator("Count", "0")(executor)))],
+    "gpu_node_selector": [of("generate-and-score", selector), of_pods("node_selector")],
+    "gpu_tolerations": [of("generate-and-score", tolerations), of_pods("tolerations")],
     "cpu_node_selector": [of("pair", selector), of("train", selector)],
     "cpu_tolerations": [of("pair", tolerations), of("train", tolerations)],
     "gpu_task_cpu": [of("evaluate", resource("CpuRequest"))],
@@ -354,8 +367,8 @@ VIEWS: dict[str, list[View]] = {
     "clean_pod_policy": [of_pods("clean_pod_policy")],
     "job_ttl": [of_pods("ttl_seconds_after_finished")],
     "cpu_task_timeout": [of("pair", seconds), of("report", seconds)],
-    "generate_timeout": [of("generate", seconds)],
-    "score_timeout": [of("score", seconds)],
+    "generate_timeout": [share_of_generate_and_score("score_timeout")],
+    "score_timeout": [share_of_generate_and_score("generate_timeout")],
     "train_timeout": [of_pods("active_deadline_seconds")],
     "evaluate_timeout": [of("evaluate", seconds)],
     "pending_timeout": [of_pods("pending_deadline_seconds")],
@@ -373,7 +386,7 @@ VIEWS: dict[str, list[View]] = {
     "env_secret": [of("pair", lambda executor: secret(is_s3=False)(executor)[0])],
     "env_secret_keys": [of("pair", lambda executor: secret(is_s3=False)(executor)[1])],
     "image_pull_secrets": [of("pair", pull_secrets), of_pods("image_pull_secrets")],
-    "model_cache_claim": [of("score", claim), of("import-model", claim), of_pods("model_cache_claim")],
+    "model_cache_claim": [of("generate-and-score", claim), of("import-model", claim), of_pods("model_cache_claim")],
     "scratch_size": [of("pair", mount("/tmp"))],
     "run_as_user": [
         of("pair", lambda executor: int(executor.platform["securityContext"].get("runAsUser", 0))),
