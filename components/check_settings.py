@@ -27,6 +27,7 @@ def check_settings(
     data: dict,
     generation: dict,
     scoring: dict,
+    grading: dict,
     pairing: dict,
     training: dict,
     warm_start_training: dict,

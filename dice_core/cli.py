@@ -115,8 +115,9 @@ def _add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, t
     elif name.endswith("_uris"):
         kind.update(action="extend", nargs="+", default=[], metavar="URI")
     else:
-        value_type = int if isinstance(parameter.default, int) or parameter.annotation is int else str
-        metavar = "N" if value_type is int else "URI" if name.endswith(("_uri", "_source")) else "TEXT"
+        numbers = (number for number in (int, float) if number in (type(parameter.default), parameter.annotation))
+        value_type = next(numbers, str)
+        metavar = "N" if value_type is not str else "URI" if name.endswith(("_uri", "_source")) else "TEXT"
         kind.update(type=value_type, default=None if required else parameter.default, metavar=metavar)
     parser.add_argument(option, **kind)
 

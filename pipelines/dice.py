@@ -2,12 +2,13 @@
 
     check settings -> import-model -> prepare-data -> [warm start: pair -> train] -> iteration 1 -> iteration 2 ...
     iteration: generate and score (one task a shard) -> pair -> train -> evaluate
+               offline pairs alone (replay_ratio 1): pair -> train -> evaluate
     report: at the end, whatever happened
     a recurring run chooses its name, policy, reference and prompts first
 
 A person may edit every setting of a stage in the UI: they are parameters, a JSON object per stage. check-settings
-writes them to one file, whose address the other tasks get. How many iterations and shards there are decides the graph,
-so that is fixed at compile time. Addresses travel as strings. What a gate
+writes them to one file, whose address the other tasks get. How many iterations and shards there are, and whether
+anything is sampled, decides the graph: that is fixed at compile time. Addresses travel as strings. What a gate
 decides is read by the stages themselves, so that the pipeline runs the same where conditions are not supported; on a
 cluster a condition saves the pods of the iterations after a refused policy as well.
 """
@@ -67,7 +68,8 @@ DESCRIPTIONS = {
     "chat": "How a prompt becomes token ids (ChatConfig).",
     "data": "Preparing data (DataConfig).",
     "generation": "Sampling (GenerationConfig).",
-    "scoring": "Valid responses and their log-probs (ScoringConfig).",
+    "scoring": "Valid responses, their log-probs, and what ranks them (ScoringConfig).",
+    "grading": "How a reward model or a judge grades responses, where scoring.reward is one (GradingConfig).",
     "pairing": "Length penalty, selection, replay (PairingConfig).",
     "training": "DPO (TrainingConfig).",
     "warm_start_training": "DPO of the first policy on offline pairs (TrainingConfig).",
@@ -81,7 +83,8 @@ _COMMON = ("settings_uri",)
 _DATA_SOURCES = ("preferences_source", "prompts_source", "exclude_source")
 _ROLES = (JUDGE, REWARD)
 """Of models that only presets with a source of theirs import."""
-_HANDED_ON = ("policy_uri", "reference_uri", "base_reference_uri", "first_uri", "judge_uri", "data_uri", "gate_uri")
+_MODELS = ("policy_uri", "reference_uri", "base_reference_uri", "first_uri", "judge_uri", "reward_uri")
+_HANDED_ON = (*_MODELS, "data_uri", "gate_uri")
 
 OUTPUT = "Output"
 """kfp's name of what a component returns: here the address of what the stage made."""
@@ -133,7 +136,7 @@ def build_iteration(iteration: int, preset: Preset) -> GraphComponent:
 
     def run_iteration(given: Given) -> IterationOutputs:
         given = {**given, "iteration": iteration}
-        scored = [_generate_and_score(preset, given, shard) for shard in range(preset.num_shards)]
+        scored = [_generate_and_score(preset, given, shard) for shard in range(num_sampling_tasks(preset))]
         return _pair_train_evaluate(preset, given, scored)
 
     inputs = [_parameter(name, str) for name in (*_COMMON, *_HANDED_ON)]
@@ -158,6 +161,11 @@ def default_parameters(preset: Preset, *, recurring: bool = False) -> dict[str, 
         "seed": preset.seed,
         **{name: settings.to_dict() for name, settings in run_sections(preset).items()},
     }
+
+
+def num_sampling_tasks(preset: Preset) -> int:
+    """Return how many tasks of an iteration sample responses: none where only offline pairs are trained on."""
+    return 0 if preset.is_offline else preset.num_shards
 
 
 def run_sections(preset: Preset) -> dict[str, Settings]:
@@ -188,7 +196,7 @@ def _check_settings(preset: Preset, given: Given) -> dsl.PipelineTask:
         reference_source=given.get("reference_source", ""),
         **{f"{role}_source": given.get(f"{role}_source", "") for role in _ROLES},
         num_iterations=preset.iterations,
-        num_shards=preset.num_shards,
+        num_shards=num_sampling_tasks(preset),
         service_account=PIPELINE_ACCOUNT if preset.cluster else "",
     )
     return configure_task(checked, CHECK_SETTINGS, "check settings", preset)
@@ -243,20 +251,22 @@ def _run_iterations(preset: Preset, iterations: list[GraphComponent], given: Giv
 def _warm_start(preset: Preset, given: Given, sft: Any, data: Any) -> Any:
     """Make the first DPO policy from the SFT model and offline pairs; return its address."""
     given = {**given, "iteration": WARM_START, "policy_uri": sft, "data_uri": data}
+    given |= {"base_reference_uri": sft, "gate_uri": ""}
     return _train(preset, given, _pair(preset, given).outputs[OUTPUT])
 
 
 def _pair(preset: Preset, given: Given) -> dsl.PipelineTask:
     # The stage finds the shards by their number: not every KFP backend resolves a list of task outputs.
-    return _start(preset, PAIR, pair, given, "policy_uri", "data_uri")
+    return _start(preset, PAIR, pair, given, "policy_uri", "data_uri", "gate_uri")
 
 
 def _train(preset: Preset, given: Given, pairs_uri: Any) -> Any:
-    return _start(preset, TRAIN, train, {**given, "pairs_uri": pairs_uri}, "policy_uri", "pairs_uri").outputs[OUTPUT]
+    names = ("policy_uri", "base_reference_uri", "pairs_uri")
+    return _start(preset, TRAIN, train, {**given, "pairs_uri": pairs_uri}, *names).outputs[OUTPUT]
 
 
 def _generate_and_score(preset: Preset, given: Given, shard: int) -> dsl.PipelineTask:
-    names = ("policy_uri", "reference_uri", "data_uri", "gate_uri")
+    names = ("policy_uri", "reference_uri", "reward_uri", "data_uri", "gate_uri")
     return _start(preset, GENERATE_AND_SCORE, generate_and_score, {**given, "shard": shard}, *names)
 
 

@@ -293,8 +293,10 @@ def _read_histograms(stages: Mapping[str, StageData], folder: Path) -> dict[str,
     rewards: dict[str, list[Any]] = {"all": [], "chosen": [], "rejected": []}
     lengths: dict[str, list[Any]] = {"all": [], "chosen": [], "rejected": []}
     for path in _tables(stages.get("score"), folder, "part-"):
-        scores = records.read_table(path, records.SCORES, ["policy_logps", "reference_logps", "num_chars"])
-        rewards["all"].append(implicit_reward(scores["policy_logps"], scores["reference_logps"]))
+        scores = records.read_table(path, records.SCORES, ["policy_logps", "reference_logps", "num_chars", "reward"])
+        implicit = implicit_reward(scores["policy_logps"], scores["reference_logps"])
+        # Those of the pairs are what ranked the responses.
+        rewards["all"].append(implicit if scores["reward"].null_count else np.asarray(scores["reward"]))
         lengths["all"].append(np.asarray(scores["num_chars"]))
     if not rewards["all"]:
         return {}

@@ -12,7 +12,7 @@ from dice_core.data.settings import DataConfig
 from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.generation.settings import GenerationConfig
 from dice_core.launch.settings import LaunchConfig, parse_launch
-from dice_core.preferences.settings import ScoringConfig
+from dice_core.preferences.settings import PairingConfig, ScoringConfig
 from dice_core.settings.base import ConfigError, Settings
 from dice_core.stages.recurring_name import given_or_new
 from dice_core.stages.table import CHECK_SETTINGS, SECTIONS, WARM_START_TRAINING
@@ -53,11 +53,30 @@ def check_run(
     try:
         with attempt(CHECK_SETTINGS, layout.check_settings(layout.run(root, run))):
             parsed = check_settings(sections)
+            _check_graph(PairingConfig.parse(sections.get("pairing"), "pairing").replay_ratio, plan["num_shards"])
             if remedy and LaunchConfig.parse(sections.get("launch"), "launch").backend == "pytorchjob":
                 require_right_to_train(remedy)
             _compare_and_record(root, run, parsed, plan)
     except NoAccessError as error:
         raise NoAccessError(f"{error}; {remedy}" if remedy else str(error)) from None
+
+
+def _check_graph(replay_ratio: float, num_shards: int) -> None:
+    """Check that what is sampled is used: which tasks there are was fixed when the pipeline was compiled.
+
+    Raises:
+        ConfigError: replay_ratio was changed from or to 1.
+    """
+    if num_shards and replay_ratio == 1:
+        raise ConfigError(
+            "pairing.replay_ratio: 1 trains on offline pairs alone, and this pipeline samples responses: submit one "
+            "with SET='pairing.replay_ratio=1', which samples none"
+        )
+    if not num_shards and replay_ratio != 1:
+        raise ConfigError(
+            f"pairing.replay_ratio: must be 1 in this pipeline, which samples no response, got {replay_ratio}: submit "
+            f"one with SET='pairing.replay_ratio={replay_ratio}'"
+        )
 
 
 def _compare_and_record(root: str, run: str, sections: Mapping[str, Settings], plan: Mapping[str, Any]) -> None:

@@ -86,9 +86,8 @@ def _sample_parts(
     from dice_core.models.cache import fetch_model
     from dice_core.models.weights import check_finite
 
-    gate = context.inputs.get("gate")
-    if gate and not gate.manifest.metrics.get("accepted"):
-        return context.skip(f"the policy was refused by {gate.uri}: {gate.manifest.metrics.get('reason')}")
+    if refused := context.refused_policy():
+        return context.skip(refused)
     prompts, cleaned = read_data(context, records.PROMPTS, "prompts", lambda: _template(context, chat))
     if not prompts.num_rows:
         raise records.RecordError(f"{context.inputs['data'].uri}: the prompts table is empty, nothing to generate")

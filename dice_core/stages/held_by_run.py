@@ -207,11 +207,13 @@ def _models(plan: RunPlan, held: _Held) -> dict[str, tuple[str, str, str]]:
     reference = policy if plan.has_warm_start else imported.get("reference_source", policy)
     stage, iteration = held.stage, held.iteration
     if not iteration:
-        return {"policy": policy}
+        return {"policy": policy, "reference": policy}
     models = {"base_reference": reference, "first": first} if stage is EVALUATE else {}
     for role, reader in (("judge", EVALUATE), ("reward", SCORE)):
         if stage is reader and f"{role}_source" in imported:
             models[role] = imported[f"{role}_source"]
+    # Training reads one only where training.reference is base.
+    models |= {"reference": reference} if stage is TRAIN else {}
     if iteration == 1:
         models |= {"previous": first} if stage is EVALUATE else {}
         models |= {"policy": first} if stage in (GENERATE, SCORE, PAIR, TRAIN) else {}

@@ -83,8 +83,8 @@ def _read(context: StageContext, source: Input, schema: pa.Schema, name: str) ->
 
 
 def stored_parts(context: StageContext, schema: pa.Schema) -> Iterator[tuple[str, pa.Table]]:
-    """Read the finished parts, by name."""
-    names, stored = sorted(context.parts), context.stored
+    """Read the finished parts that are tables, by name."""
+    names, stored = sorted(name for name in context.parts if name.endswith(".parquet")), context.stored
     tables = read_ahead(lambda name: _read(context, stored, schema, context.parts[name].key), names, _NUM_AHEAD)
     return zip(names, context.until_end(tables), strict=True)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.generation.settings import GenerationConfig
-from dice_core.judges.settings import JudgingConfig
+from dice_core.judges.settings import GradingConfig, JudgingConfig
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.preferences.settings import PairingConfig, ScoringConfig
 from dice_core.settings.base import Settings
@@ -61,7 +61,7 @@ class Stage:
         return function
 
 
-_MODEL = ("import-model", "train")
+_MODEL = ("import-model", "train", "extrapolate")
 _RESPONSES = ("generate", "import-responses")
 
 CHECK_SETTINGS = Stage(name="check-settings", is_command=False)
@@ -93,8 +93,14 @@ IMPORT_RESPONSES = Stage(
 )
 SCORE = Stage(
     name="score",
-    inputs={"policy": _MODEL, "reference": _MODEL, "responses": _RESPONSES},
-    sections={"scoring": ScoringConfig},
+    inputs={
+        "policy": _MODEL,
+        "reference": _MODEL,
+        "responses": _RESPONSES,
+        "reward": ("import-model",),
+        "data": ("prepare-data",),
+    },
+    sections={"scoring": ScoringConfig, "grading": GradingConfig},
     pod="gpu",
     scope="shard",
     format_version=2,
@@ -106,7 +112,13 @@ GENERATE_AND_SCORE = Stage(
 )
 PAIR = Stage(
     name="pair",
-    inputs={"data": ("prepare-data",), "policy": _MODEL, "scores": ("score",), "responses": _RESPONSES},
+    inputs={
+        "data": ("prepare-data",),
+        "policy": _MODEL,
+        "scores": ("score",),
+        "responses": _RESPONSES,
+        "gate": ("evaluate",),
+    },
     sections={"pairing": PairingConfig, "chat": ChatConfig},
     scope="iteration",
     in_warm_start=True,
@@ -115,7 +127,7 @@ PAIR = Stage(
 )
 TRAIN = Stage(
     name="train",
-    inputs={"policy": _MODEL, "pairs": ("pair",)},
+    inputs={"policy": _MODEL, "pairs": ("pair",), "reference": _MODEL},
     sections={"training": TrainingConfig, "launch": LaunchConfig, "pods": PodConfig},
     pod="train",
     scope="iteration",
@@ -163,6 +175,12 @@ ALPACA_SCORES = Stage(
     shown=("length_controlled_win_rate_percent", "win_rate_percent", "num_annotated"),
     is_task=False,
 )
+EXTRAPOLATE = Stage(
+    name="extrapolate",
+    inputs={"policy": _MODEL, "previous": _MODEL},
+    shown=("relative_update", "update_rounding_loss"),
+    is_task=False,
+)
 REPORT = Stage(name="report")
 
 STAGES: dict[str, Stage] = {
@@ -181,6 +199,7 @@ STAGES: dict[str, Stage] = {
         EVALUATE,
         ALPACA_EVAL,
         ALPACA_SCORES,
+        EXTRAPOLATE,
         REPORT,
     )
 }

@@ -7,8 +7,9 @@ from functools import partial
 
 from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
 from dice_core.release.model_card import update_card
-from dice_core.settings.base import Values
+from dice_core.settings.base import ConfigError, Values
 from dice_core.stages.attempts import leaves_reason
+from dice_core.stages.models_agree import require_one_tokenizer
 from dice_core.stages.place import WARM_START, Artifact, show
 from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
@@ -28,6 +29,7 @@ def train(
     pairs_uri: str,
     output_uri: str,
     *,
+    reference_uri: str = "",
     iteration: int = 1,
     training: Values = None,
     launch: Values = None,
@@ -38,9 +40,10 @@ def train(
     """Train the policy on pairs by DPO, with itself as it starts for the reference.
 
     Args:
-        policy_uri: the model to train, pi_{t-1}; it is the reference too.
+        policy_uri: the model to train, pi_{t-1}; it is the reference too, unless training.reference is base.
         pairs_uri: pair's output, or a Parquet file (records.PAIRS).
         output_uri: where the new model and metrics.jsonl go.
+        reference_uri: the reference, where training.reference is base.
         iteration: number of the iteration, from 1; 0 is the warm start.
         training: settings, see TrainingConfig.
         launch: which processes train, see LaunchConfig.
@@ -58,6 +61,11 @@ def train(
     config = TrainingConfig.parse(training, section)
     launch_config, pod_config = parse_launch(launch, pods)
     config.accumulation_steps(launch_config.num_nodes * launch_config.processes_per_node, section)
+    if (config.reference == "base") != bool(reference_uri):
+        raise ConfigError(
+            f"{section}.reference: is {config.reference!r}, which needs "
+            f"{'a reference, and none is given' if not reference_uri else f'no reference: leave out {reference_uri}'}"
+        )
     work = partial(
         _run_job,
         training=config,
@@ -73,7 +81,7 @@ def train(
         settings={"training": config},
         arguments={"seed": seed, "iteration": iteration},
         overwrite=overwrite,
-        inputs={"policy": policy_uri, "pairs": pairs_uri},
+        inputs={"policy": policy_uri, "pairs": pairs_uri} | ({"reference": reference_uri} if reference_uri else {}),
     )
     if report.status == "already complete":
         # An attempt that was killed after it published: checkpoints are many times the model's size.
@@ -100,7 +108,9 @@ def _run_job(
     from dice_core.training.checks import check_job
     from dice_core.training.job import TrainingJob
 
-    pairs = context.inputs["pairs"]
+    pairs, reference = context.inputs["pairs"], context.inputs.get("reference")
+    if reference:
+        require_one_tokenizer(context, "policy", ("reference",))
     job = TrainingJob(
         output_uri=context.uri,
         policy_uri=context.inputs["policy"].uri,
@@ -108,6 +118,7 @@ def _run_job(
         pairs_uri=layout.join(pairs.uri, pairs.tables()[0]) if pairs.is_users_file else pairs.uri,
         training=training,
         seed=seed,
+        reference_uri=reference.uri if reference else "",
         manifest_fields=context.manifest_fields,
         section=section,
     )
@@ -122,20 +133,30 @@ def _run_job(
     return manifest
 
 
-def train_task(settings_uri: str, place: str, policy_uri: str, pairs_uri: str, metrics: Artifact) -> str:
+def train_task(
+    settings_uri: str,
+    place: str,
+    policy_uri: str,
+    base_reference_uri: str,
+    pairs_uri: str,
+    metrics: Artifact,
+) -> str:
     """Train the policy of an iteration, as a task of a pipeline; see train.
 
     Returns:
         The address of the new policy.
     """
     task = read_task(settings_uri, place)
+    settings = task.settings(TRAIN)
+    is_base = TrainingConfig.parse(settings["training"], "training").reference == "base"
     with _called(WARM_START_TRAINING if task.place.iteration == WARM_START else _section.get()):
         report = train(
             policy_uri,
             pairs_uri,
             task.uri,
+            reference_uri=base_reference_uri if is_base else "",
             iteration=task.place.iteration or 0,
             seed=task.plan["seed"],
-            **task.settings(TRAIN),
+            **settings,
         )
     return show(report, task.place, metrics)

@@ -34,6 +34,8 @@ class TrainingJob:
     """A pair stage's place, or the address of a Parquet file (records.PAIRS)."""
     training: TrainingConfig
     seed: int
+    reference_uri: str = ""
+    """The model that is the reference, where it is not the policy as it starts."""
     manifest_fields: Mapping[str, Any] = field(default_factory=dict)
     """stage, fingerprint, settings and inputs of the manifest to publish."""
     section: str = "training"

@@ -214,7 +214,9 @@ class DPOTrainer(Trainer):
             logs |= {name: float(sums[i] / sums[len(names)]) for i, name in enumerate(names)}
             if sums[-1]:
                 logs["step0_loss"] = float(sums[-3] / sums[-1])
-                logs["reference_noise_rms"] = float((sums[-2] / (2 * sums[-1])).sqrt())
+                if self.dpo_config.reference == "start":
+                    # Of the same model, all that differs is noise.
+                    logs["reference_noise_rms"] = float((sums[-2] / (2 * sums[-1])).sqrt())
             self._totals, self._num_counted = {}, 0
             self._step0.zero_()
             logs |= self.speed.since_last_line(self.policy)
@@ -271,11 +273,14 @@ class DPOTrainer(Trainer):
         return np.array([everything[k] for k in range(len(pairs))], dtype=np.float64).reshape(len(pairs), 2)
 
     def fill_references(self) -> None:
-        """Know the reference log-probs that are used: the checkpoint's, scoring's, or the policy's as it starts."""
+        """Know the reference log-probs: the checkpoint's, those known of the pairs, or the policy's as it starts.
+
+        What is known of the pairs comes from scoring, or from a reference of its own.
+        """
         if self._resume_folder:
             self.reference_logps = np.load(self._resume_folder / REFERENCE_FILE)
             return
-        if self.dpo_config.reference_logps == "recompute":
+        if self.dpo_config.reference == "start" and self.dpo_config.reference_logps == "recompute":
             self.reference_logps[:] = np.nan
         unknown = [
             pair

@@ -127,12 +127,18 @@ def _train_and_publish(
     from dice_core.training import ranks
     from dice_core.training.checkpoints import CheckpointCallback
     from dice_core.training.live_metrics import LiveMetrics
+    from dice_core.training.reference import with_reference
     from dice_core.training.trained_model import ExactMasterWeights, gather_weights
     from dice_core.training.trainer import DPOTrainer
     from dice_core.training.weight_average import WeightAverage
 
     start, config, is_first = time.monotonic(), job.training, ranks.rank() == 0
     policy_folder, checkpoint = fetch_model(job.policy_uri), store.newest()
+    progress = Progress("train: reference log-probs", "pairs") if is_first else None
+    if job.reference_uri and not checkpoint:
+        # A checkpoint has them.
+        with doing("computing the reference's log-probs"):
+            pairs = with_reference(pairs, fetch_model(job.reference_uri), config, progress)
     if is_first:
         log(f"train: {len(pairs.train)} pairs, {pairs.num_dropped} dropped, {config.max_steps} steps")
         if device_type() == "cuda" and (warning := sockets_warning(ranks.num_nodes())):
@@ -163,7 +169,7 @@ def _train_and_publish(
         arguments,
         section=job.section,
         callbacks=[callback for callback in callbacks if callback],
-        on_reference_progress=Progress("train: reference log-probs", "pairs") if is_first else None,
+        on_reference_progress=progress,
     )
     with doing("training"):
         trainer.train(str(checkpoint) if checkpoint else None)

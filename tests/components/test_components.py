@@ -183,7 +183,11 @@ def test_the_task_of_two_stages_calls_both_and_shows_the_metrics_of_both(
         "reference_uri": "reference_uri",
         "responses_uri": responses,
         "output_uri": scores,
+        "reward_uri": "reward_uri",
+        "data_uri": "data_uri",
         "scoring": {},
+        "grading": {},
+        "seed": 5,
     }
     shown = {
         f"{stage}_{name}": value for stage in ("generate", "score") for name, value in (("count", 3), ("seconds", 0.5))
