@@ -11,6 +11,7 @@ def generate_and_score(
     place: str,
     policy_uri: str,
     reference_uri: str,
+    reward_uri: str,
     data_uri: str,
     gate_uri: str,
     metrics: dsl.Output[dsl.Metrics],

@@ -6,7 +6,14 @@ from components import images
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def train(settings_uri: str, place: str, policy_uri: str, pairs_uri: str, metrics: dsl.Output[dsl.Metrics]) -> str:
+def train(
+    settings_uri: str,
+    place: str,
+    policy_uri: str,
+    base_reference_uri: str,
+    pairs_uri: str,
+    metrics: dsl.Output[dsl.Metrics],
+) -> str:
     given = locals()
     from dice_core.stages.train import train_task
 

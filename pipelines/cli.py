@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dice_core import interrupts
 from dice_core.launch.kubernetes import KubernetesError
 from dice_core.settings.base import ConfigError
 from dice_core.settings.documentation import settings_help
@@ -32,12 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What is left is written here, where a reader that is gone is no error.
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        print("pipelines: stopped; the same command goes on", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         return _without_reader(options.name_of_command)
     except (ValueError, KubernetesError, KfpError, LocalRunError, OSError) as error:
+        if interrupts.is_pressed():
+            raise
         print(f"pipelines: error: {error}", file=sys.stderr)
         return 1
 

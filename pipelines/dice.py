@@ -2,12 +2,13 @@
 
     check settings -> import-model -> prepare-data -> [warm start: pair -> train] -> iteration 1 -> iteration 2 ...
     iteration: generate and score (one task a shard) -> pair -> train -> evaluate
+               offline pairs alone (replay_ratio 1): pair -> train -> evaluate
     report: at the end, whatever happened
     a recurring run chooses its name, policy, reference and prompts first
 
 A person may edit every setting of a stage in the UI: they are parameters, a JSON object per stage. check-settings
-writes them to one file, whose address the other tasks get. How many iterations and shards there are decides the graph,
-so that is fixed at compile time. Addresses travel as strings. What a gate
+writes them to one file, whose address the other tasks get. How many iterations and shards there are, and whether
+anything is sampled, decides the graph: that is fixed at compile time. Addresses travel as strings. What a gate
 decides is read by the stages themselves, so that the pipeline runs the same where conditions are not supported; on a
 cluster a condition saves the pods of the iterations after a refused policy as well.
 """
@@ -33,6 +34,7 @@ from components.prepare_data import prepare_data
 from components.report import report
 from components.train import train
 from dice_core.settings.base import Settings
+from dice_core.stages.judge_models import JUDGE, REWARD
 from dice_core.stages.place import WARM_START, Place
 from dice_core.stages.table import (
     CHECK_SETTINGS,
@@ -54,6 +56,8 @@ from pipelines.presets import Preset
 DESCRIPTIONS = {
     "root": "Where all runs keep their data: s3://bucket/prefix.",
     "run": "Name of this run; empty: a fresh one, of promote_as and the run's id. The same name again continues a run.",
+    "judge_source": "Model that compares the answers of two policies, where judging.judge is one.",
+    "reward_source": "Model that ranks the responses to train on, where scoring.reward is one.",
     "policy_source": "The policy to start from: a Hub id, a folder, an s3:// address or a GGUF file.",
     "reference_source": "What the policy's own DPO started from.",
     "preferences_source": "Offline preference pairs: JSONL, Parquet or a Hub data set.",
@@ -64,18 +68,23 @@ DESCRIPTIONS = {
     "chat": "How a prompt becomes token ids (ChatConfig).",
     "data": "Preparing data (DataConfig).",
     "generation": "Sampling (GenerationConfig).",
-    "scoring": "Valid responses and their log-probs (ScoringConfig).",
+    "scoring": "Valid responses, their log-probs, and what ranks them (ScoringConfig).",
+    "grading": "How a reward model or a judge grades responses, where scoring.reward is one (GradingConfig).",
     "pairing": "Length penalty, selection, replay (PairingConfig).",
     "training": "DPO (TrainingConfig).",
     "warm_start_training": "DPO of the first policy on offline pairs (TrainingConfig).",
-    "evaluation": "What is measured of a new policy, and when it is accepted (EvaluationConfig).",
+    "evaluation": "What is measured of a new policy, when it is accepted, and when it is better (EvaluationConfig).",
+    "judging": "Who compares the answers of two policies (JudgingConfig).",
     "launch": "Which processes train (LaunchConfig).",
 }
 
 _COMMON = ("settings_uri",)
 """Of every task behind check-settings: what the run was started with, and by its place where the run is."""
 _DATA_SOURCES = ("preferences_source", "prompts_source", "exclude_source")
-_HANDED_ON = ("policy_uri", "reference_uri", "base_reference_uri", "data_uri", "gate_uri")
+_ROLES = (JUDGE, REWARD)
+"""Of models that only presets with a source of theirs import."""
+_MODELS = ("policy_uri", "reference_uri", "base_reference_uri", "first_uri", "judge_uri", "reward_uri")
+_HANDED_ON = (*_MODELS, "data_uri", "gate_uri")
 
 OUTPUT = "Output"
 """kfp's name of what a component returns: here the address of what the stage made."""
@@ -127,7 +136,7 @@ def build_iteration(iteration: int, preset: Preset) -> GraphComponent:
 
     def run_iteration(given: Given) -> IterationOutputs:
         given = {**given, "iteration": iteration}
-        scored = [_generate_and_score(preset, given, shard) for shard in range(preset.num_shards)]
+        scored = [_generate_and_score(preset, given, shard) for shard in range(num_sampling_tasks(preset))]
         return _pair_train_evaluate(preset, given, scored)
 
     inputs = [_parameter(name, str) for name in (*_COMMON, *_HANDED_ON)]
@@ -144,6 +153,7 @@ def default_parameters(preset: Preset, *, recurring: bool = False) -> dict[str, 
         "run": preset.name if recurring else "",
         "policy_source": preset.policy_source,
         **reference,
+        **{f"{role}_source": source for role in _ROLES if (source := getattr(preset, f"{role}_source"))},
         "preferences_source": preset.preferences_source,
         "prompts_source": preset.prompts_source,
         "exclude_source": preset.exclude_source,
@@ -151,6 +161,11 @@ def default_parameters(preset: Preset, *, recurring: bool = False) -> dict[str, 
         "seed": preset.seed,
         **{name: settings.to_dict() for name, settings in run_sections(preset).items()},
     }
+
+
+def num_sampling_tasks(preset: Preset) -> int:
+    """Return how many tasks of an iteration sample responses: none where only offline pairs are trained on."""
+    return 0 if preset.is_offline else preset.num_shards
 
 
 def run_sections(preset: Preset) -> dict[str, Settings]:
@@ -179,8 +194,9 @@ def _check_settings(preset: Preset, given: Given) -> dsl.PipelineTask:
         **sections,
         job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         reference_source=given.get("reference_source", ""),
+        **{f"{role}_source": given.get(f"{role}_source", "") for role in _ROLES},
         num_iterations=preset.iterations,
-        num_shards=preset.num_shards,
+        num_shards=num_sampling_tasks(preset),
         service_account=PIPELINE_ACCOUNT if preset.cluster else "",
     )
     return configure_task(checked, CHECK_SETTINGS, "check settings", preset)
@@ -190,17 +206,27 @@ def _run_stages(preset: Preset, iterations: list[GraphComponent], given: Given, 
     checked = _check_settings(preset, given)
     given = {**given, **{name: checked.outputs[name] for name in ("run", *_COMMON)}}
     policy = _import(preset, given, "policy", checked)
+    judges = {f"{role}_uri": _import_judge(preset, given, role, checked) for role in _ROLES}
     prepared = prepare_data(**_take(given, *_COMMON), place=Place(PREPARE_DATA.name).below, policy_uri=policy)
     data = configure_task(prepared, PREPARE_DATA, "prepare data", preset).outputs[OUTPUT]
     if preset.has_warm_start and not recurring:
         reference, policy = policy, _warm_start(preset, given, policy, data)
     else:
         reference = _import(preset, given, "reference", checked)
-    _run_iterations(preset, iterations, {**given, "policy_uri": policy, "reference_uri": reference, "data_uri": data})
+    made = {"policy_uri": policy, "reference_uri": reference, "data_uri": data}
+    _run_iterations(preset, iterations, {**given, **judges, **made})
 
 
-def _import(preset: Preset, given: Given, what: str, checked: dsl.PipelineTask) -> Any:
-    imported = _keyed(import_model, f"import-{what}")(**_take(given, "root", "run"), source=given[f"{what}_source"])
+def _import_judge(preset: Preset, given: Given, role: str, checked: dsl.PipelineTask) -> Any:
+    """Import the model of a role; its address is empty where the run has none, or its settings do not use it."""
+    if f"{role}_source" not in given:
+        return ""
+    return _import(preset, given, role, checked, role=role, settings_uri=given["settings_uri"])
+
+
+def _import(preset: Preset, given: Given, what: str, checked: dsl.PipelineTask, **more: Any) -> Any:
+    names = {**_take(given, "root", "run"), "source": given[f"{what}_source"]}
+    imported = _keyed(import_model, f"import-{what}")(**names, **more)
     return configure_task(imported.after(checked), IMPORT_MODEL, f"import {what}", preset).outputs[OUTPUT]
 
 
@@ -209,7 +235,8 @@ def _run_iterations(preset: Preset, iterations: list[GraphComponent], given: Giv
 
     kfp.local resolves no condition on what a task returns: it would skip the branch and call the run a success.
     """
-    given = {**given, "base_reference_uri": given["reference_uri"], "gate_uri": ""}
+    first = {"base_reference_uri": given["reference_uri"], "first_uri": given["policy_uri"]}
+    given = {**given, **first, "gate_uri": ""}
     with ExitStack() as branches:
         for number, iteration in enumerate(iterations, start=1):
             done = iteration(**_take(given, *_COMMON, *_HANDED_ON)).set_display_name(f"iteration {number}")
@@ -224,27 +251,29 @@ def _run_iterations(preset: Preset, iterations: list[GraphComponent], given: Giv
 def _warm_start(preset: Preset, given: Given, sft: Any, data: Any) -> Any:
     """Make the first DPO policy from the SFT model and offline pairs; return its address."""
     given = {**given, "iteration": WARM_START, "policy_uri": sft, "data_uri": data}
+    given |= {"base_reference_uri": sft, "gate_uri": ""}
     return _train(preset, given, _pair(preset, given).outputs[OUTPUT])
 
 
 def _pair(preset: Preset, given: Given) -> dsl.PipelineTask:
     # The stage finds the shards by their number: not every KFP backend resolves a list of task outputs.
-    return _start(preset, PAIR, pair, given, "policy_uri", "data_uri")
+    return _start(preset, PAIR, pair, given, "policy_uri", "data_uri", "gate_uri")
 
 
 def _train(preset: Preset, given: Given, pairs_uri: Any) -> Any:
-    return _start(preset, TRAIN, train, {**given, "pairs_uri": pairs_uri}, "policy_uri", "pairs_uri").outputs[OUTPUT]
+    names = ("policy_uri", "base_reference_uri", "pairs_uri")
+    return _start(preset, TRAIN, train, {**given, "pairs_uri": pairs_uri}, *names).outputs[OUTPUT]
 
 
 def _generate_and_score(preset: Preset, given: Given, shard: int) -> dsl.PipelineTask:
-    names = ("policy_uri", "reference_uri", "data_uri", "gate_uri")
+    names = ("policy_uri", "reference_uri", "reward_uri", "data_uri", "gate_uri")
     return _start(preset, GENERATE_AND_SCORE, generate_and_score, {**given, "shard": shard}, *names)
 
 
 def _pair_train_evaluate(preset: Preset, given: Given, scored: list[dsl.PipelineTask]) -> IterationOutputs:
     policy = _train(preset, given, _pair(preset, given).after(*scored).outputs[OUTPUT])
     measured = {**given, "policy_uri": policy, "previous_uri": given["policy_uri"]}
-    names = ("policy_uri", "previous_uri", "base_reference_uri", "data_uri")
+    names = ("policy_uri", "previous_uri", "base_reference_uri", "first_uri", "judge_uri", "data_uri")
     outputs = _start(preset, EVALUATE, evaluate, measured, *names).outputs
     return IterationOutputs(policy, outputs[OUTPUT], outputs["decision"])
 

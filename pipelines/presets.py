@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.generation.settings import GenerationConfig
+from dice_core.judges.settings import GradingConfig, JudgingConfig
 from dice_core.launch.settings import LaunchConfig
 from dice_core.preferences.settings import PairingConfig, ScoringConfig
 from dice_core.settings.base import Settings
@@ -33,6 +34,10 @@ class Preset:
     reference_source: str
     """What the policy's DPO started from; empty: a warm start makes the first policy from offline pairs."""
     preferences_source: str
+    judge_source: str = ""
+    """The model of judging.judge; empty: the graph has no task that imports one."""
+    reward_source: str = ""
+    """The model of scoring.reward, which may not be the judge; empty: the graph has no task that imports one."""
     prompts_source: str = ""
     """Empty: the prompts of the preference pairs."""
     exclude_source: str = ""
@@ -48,10 +53,12 @@ class Preset:
     data: DataConfig
     generation: GenerationConfig
     scoring: ScoringConfig
+    grading: GradingConfig
     pairing: PairingConfig
     training: TrainingConfig
     warm_start_training: TrainingConfig | None = None
     evaluation: EvaluationConfig
+    judging: JudgingConfig
     launch: LaunchConfig
     pool: str
     """The kind of nodes (cluster.pools), which decides section `cluster`. Empty in a run on this machine."""
@@ -69,9 +76,12 @@ class Preset:
     def description(self) -> str:
         """What the run is, in a line: the policy and the data, iterations, shards, and the most GPUs at a time."""
         subject = f"{_title(self.policy_source)} on {_title(self.preferences_source)}"
-        return ", ".join(
-            [subject, counted(self.iterations, "iteration"), counted(self.num_shards, "shard"), self._where]
-        )
+        return ", ".join([subject, counted(self.iterations, "iteration"), self.sampling, self._where])
+
+    @property
+    def sampling(self) -> str:
+        """How many tasks sample, in words."""
+        return "offline pairs alone" if self.is_offline else counted(self.num_shards, "shard")
 
     @property
     def _where(self) -> str:
@@ -80,12 +90,18 @@ class Preset:
         if not self.cluster.gpu_resource:
             return "on CPUs"
         num_trainers = self.launch.num_nodes * self.launch.processes_per_node
-        return counted(max(self.num_shards * self.cluster.gpus_per_task, num_trainers), "GPU")
+        num_tasks = 1 if self.is_offline else self.num_shards
+        return counted(max(num_tasks * self.cluster.gpus_per_task, num_trainers), "GPU")
 
     @property
     def has_warm_start(self) -> bool:
         """Return whether the first policy is made by this run."""
         return not self.reference_source
+
+    @property
+    def is_offline(self) -> bool:
+        """Return whether only offline pairs are trained on: no response is sampled that nobody would use."""
+        return self.pairing.replay_ratio == 1
 
     @property
     def pointer(self) -> str:
@@ -120,10 +136,18 @@ def zephyr() -> Preset:
         data=_ultrafeedback(),
         generation=_generation(temperature=0.7, top_p=0.9),  # upstream: self_alignment/configs/gen.py
         scoring=_scoring(),
-        pairing=_pairing(),
+        grading=GradingConfig(),  # read where scoring.reward is not implicit; upstream's judge: 7 grades, 3 at least
+        # upstream's script ships gamma 0.5 for this model. It is the best of the paper's sweep too (Fig. 3: LC of
+        # iteration 2 at 0, 0.25, 0.5, 0.75 and 1), where offline pairs alone collapse
+        pairing=_pairing(replay_ratio=0.5),
         training=_training(),
-        # Fewer answers, or shorter ones, and the length gate would miss a policy that has doubled its answers.
-        evaluation=EvaluationConfig(num_sample_prompts=128),
+        # 1,024 prompts show 3.7 points of win rate (ties 30 %); the paper's iterations gain 2 to 10.
+        evaluation=EvaluationConfig(num_sample_prompts=1024),
+        # On GPUs a number an answer is the judge to begin with: it has no order to prefer, and takes minutes.
+        judging=JudgingConfig(judge="reward-model"),
+        # The strongest of its series by its authors (arXiv 2507.01352), and of another family than Zephyr, a Mistral: a
+        # judge favours its own.
+        judge_source="Skywork/Skywork-Reward-V2-Llama-3.1-8B",
         launch=LaunchConfig(backend="pytorchjob", num_nodes=1, processes_per_node=8),  # upstream: 8 x A100
         pool="p4d",  # upstream: A100; the smallest node with 8 of them
     )
@@ -134,11 +158,39 @@ def llama3() -> Preset:
     return dataclasses.replace(
         zephyr(),
         name="llama3",
+        # Of the same series as zephyr's judge. That one is a Llama, as this policy is.
+        judge_source="Skywork/Skywork-Reward-V2-Qwen3-8B",
         policy_source="princeton-nlp/Llama-3-Base-8B-SFT-DPO",  # upstream
         reference_source="princeton-nlp/Llama-3-Base-8B-SFT",  # upstream
         chat=ChatConfig(prompt_format="llama3"),  # upstream: llama3-custom, no system prompt
+        # upstream's script ships gamma 0.5 for this model too; the paper shows no sweep of it
+        pairing=_pairing(replay_ratio=0.5),
         # upstream: self_alignment/configs/gen.py, whose stop ids 128001 and 128009 are those of the prompt format
         generation=_generation(temperature=0.9, top_p=1.0),
+    )
+
+
+def zephyr_offline() -> Preset:
+    """The paper's baseline "offline DPO": zephyr trained further on the offline pairs, against its first reference.
+
+    No response is sampled. The paper saw it fall from 13.40 to 4.96 (AlpacaEval 2, LC) in the second iteration.
+    """
+    preset = zephyr()
+    return dataclasses.replace(
+        preset,
+        name="zephyr-offline",
+        pairing=preset.pairing.model_copy(update={"replay_ratio": 1.0}),  # paper: offline pairs alone
+        training=preset.training.model_copy(update={"reference": "base"}),  # paper: the reference stays the SFT model
+    )
+
+
+def zephyr_offline_new_reference() -> Preset:
+    """The paper's baseline "offline DPO with a new reference": as zephyr_offline, against the policy as it starts."""
+    preset = zephyr_offline()
+    return dataclasses.replace(
+        preset,
+        name="zephyr-offline-new-reference",
+        training=preset.training.model_copy(update={"reference": "start"}),  # paper: the reference of DICE
     )
 
 
@@ -182,7 +234,13 @@ def demo() -> Preset:
             dtype="float32",
         ),
         scoring=ScoringConfig(min_valid_responses=2, tokens_per_batch=2048, dtype="float32"),
-        pairing=PairingConfig(replay_ratio=0.25, num_eval_pairs=4),
+        grading=GradingConfig(dtype="float32"),
+        pairing=PairingConfig(
+            # 22 prompts make at most 22 pairs, whose effect the demo shows in six steps of 4: a quarter is 7 offline
+            # pairs beside them.
+            replay_ratio=0.25,
+            num_eval_pairs=4,
+        ),
         training=training,
         warm_start_training=training.model_copy(update={"max_steps": 8}),
         # Six answers decide little: the demo shows the gate, with bounds that fit so few.
@@ -195,6 +253,7 @@ def demo() -> Preset:
             tokens_per_batch=2048,
             dtype="float32",
         ),
+        judging=JudgingConfig(judge="none"),  # a judge that is worth asking does not run on two cores
         launch=LaunchConfig(backend="pytorchjob", num_nodes=1, processes_per_node=1),
         pool="kind",
     )
@@ -211,7 +270,13 @@ def on_this_machine(preset: Preset) -> Preset:
     return dataclasses.replace(preset, pool="", cluster=None, launch=launch)
 
 
-PRESETS: dict[str, Callable[[], Preset]] = {"zephyr": zephyr, "llama3": llama3, "demo": demo}
+PRESETS: dict[str, Callable[[], Preset]] = {
+    "zephyr": zephyr,
+    "llama3": llama3,
+    "zephyr-offline": zephyr_offline,
+    "zephyr-offline-new-reference": zephyr_offline_new_reference,
+    "demo": demo,
+}
 
 
 def _title(source: str) -> str:
@@ -222,8 +287,9 @@ def _title(source: str) -> str:
 
 
 def _ultrafeedback() -> DataConfig:
-    # paper: around 10k random preference pairs of UltraFeedback; prompts of the same rows
-    return DataConfig(max_preferences=10_000, num_held_out=256)
+    # paper: around 10k random preference pairs of UltraFeedback; prompts of the same rows. Held out beside them: pairs
+    # with the 1,024 prompts that evaluation answers, and some more, since a prompt may have several pairs.
+    return DataConfig(max_preferences=10_000, num_held_out=1_100)
 
 
 def _generation(*, temperature: float, top_p: float) -> GenerationConfig:
@@ -243,14 +309,16 @@ def _scoring() -> ScoringConfig:
         max_characters=6699,
         min_valid_responses=8,  # upstream: n_least_score
         dtype="bfloat16",
+        reward="implicit",  # upstream and paper
     )
 
 
-def _pairing() -> PairingConfig:
+def _pairing(*, replay_ratio: float) -> PairingConfig:
     return PairingConfig(
+        selection="best-worst",  # upstream and paper: one pair a prompt
         length_penalty="exact",  # upstream's grid, without its rounding to 0.001
         length_unit="characters",  # upstream
-        replay_ratio=0.5,  # upstream: gamma
+        replay_ratio=replay_ratio,  # gamma
         num_eval_pairs=576,  # upstream: val_size
     )
 

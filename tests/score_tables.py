@@ -17,7 +17,7 @@ def prompt_name(index: int) -> str:
 def score_table(prompts: Sequence[Sequence[Response]]) -> pa.Table:
     """Build the SCORES of prompts given as lists of (reward, characters); a token is four characters, rounded up."""
     rows = [
-        (prompt_name(index), sample, reward, 0.0, length, -(-length // 4))
+        (prompt_name(index), sample, reward, 0.0, length, -(-length // 4), None)
         for index, responses in enumerate(prompts)
         for sample, (reward, length) in enumerate(responses)
     ]

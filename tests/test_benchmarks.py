@@ -40,7 +40,8 @@ def test_a_score_that_differs_is_found(work: Work) -> None:
 def test_both_ways_of_pairing_agree(work: Work) -> None:
     upstream = outcome(pair.upstream(work.folder))
     outcomes = {"pair:upstream": [upstream]}
-    ways = (pair.ours, pair.ours_with_texts, pair.ours_stage, pair.ours_penalty, pair.upstream_penalty)
+    ways = [pair.ours, pair.ours_with_texts, pair.ours_stage, pair.ours_penalty, pair.upstream_penalty]
+    ways += [pair.ours_stage_exact, pair.ours_stage_mu_2sigma, pair.ours_stage_margin]
     outcomes |= {f"pair:{way.__name__}": [outcome(way(work.folder))] for way in ways}
     for comparison in pair.COMPARISONS:
         assert compare(comparison, outcomes).difference == ""

@@ -17,6 +17,7 @@ import pytest
 
 from dice_core import cli as stages
 from dice_core.settings.overrides import parse_overrides
+from dice_core.stages.table import STAGES
 from pipelines import cli as pipelines
 from pipelines.overrides import apply_overrides, find_preset
 from tests.kfp_api import name_a_registry
@@ -29,6 +30,8 @@ DOCUMENTS = [
     "docs/stages.md",
     "docs/kubeflow.md",
     "docs/tracking.md",
+    "docs/promotion.md",
+    "docs/judges.md",
     "manifests/README.md",
     "images/README.md",
 ]
@@ -134,23 +137,36 @@ def is_planned(words: tuple[str, ...], folder: Path) -> None:
     run_make(("--dry-run", *words[1:]), folder, IS_THIS_PYTHON)
 
 
-def is_a_stage(words: tuple[str, ...], folder: Path) -> None:
-    """Options and settings are valid; tests/dice_core/stages runs the stages."""
+def is_a_stage_or_command(words: tuple[str, ...], folder: Path) -> None:
+    """Options and settings are valid; tests/dice_core/stages runs the stages, tests/dice_core/commands the others."""
     if words[-1] == "--help":
         subprocess.run([sys.executable, "-m", "dice_core.cli", *words[1:]], stdout=subprocess.DEVNULL, check=True)
         return
     options = stages.build_parser().parse_args(words[1:])
-    sections = stages.COMMANDS[options.stage].sections
+    if options.command not in STAGES:
+        return
+    sections = STAGES[options.command].sections
     for name, values in parse_overrides(options.set, sections).items():
         sections[name].parse(values, name)
 
 
+def is_a_command_by_make(words: tuple[str, ...], folder: Path) -> None:
+    """What it does is tested in tests/dice_core/commands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DICE_ROOT", "s3://bucket/dice/")
+        arguments = run_make(words[1:], folder, PRINTS_ITS_ARGUMENTS).splitlines()
+    assert arguments[:2] == ["-m", "dice_core.cli"]
+    assert stages.build_parser().parse_args(arguments[2:]).pointer_uri == "s3://bucket/dice/promoted/zephyr.json"
+
+
 def is_for_make(words: tuple[str, ...], folder: Path) -> None:
+    """Variables of make, and those that programs read."""
     for word in words[1:]:
-        assert word.partition("=")[0] + " ?=" in MAKEFILE
+        name = word.partition("=")[0]
+        assert f"{name} ?=" in MAKEFILE or name in ("DICE_ROOT", "DICE_ALPACA_EVAL")
 
 
-def needs_a_cluster(words: tuple[str, ...], folder: Path) -> None:
+def is_of_others(words: tuple[str, ...], folder: Path) -> None:
     """Somebody else's command."""
 
 
@@ -168,6 +184,9 @@ CHECKS: dict[str, Callable[[tuple[str, ...], Path], object]] = {
     "make cancel": is_understood,
     "make retry": is_understood,
     "make unschedule": is_understood,
+    "make history": is_a_command_by_make,
+    "make promote": is_a_command_by_make,
+    "make rollback": is_a_command_by_make,
     # CI
     "make install": is_planned,
     "make check": is_planned,
@@ -194,8 +213,11 @@ CHECKS: dict[str, Callable[[tuple[str, ...], Path], object]] = {
     "make kind-up": is_planned,
     "make kind-load": is_planned,
     "make deploy": is_planned,
-    "kubectl": needs_a_cluster,
-    "dice": is_a_stage,
+    "kubectl": is_of_others,
+    # tests/mlflow_server.py makes such an environment.
+    "python3.11": is_of_others,
+    "pip": is_of_others,
+    "dice": is_a_stage_or_command,
     "export": is_for_make,
 }
 # kfp takes seconds.

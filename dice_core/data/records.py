@@ -50,6 +50,9 @@ SCORES = pa.schema(
         pa.field("reference_logps", pa.float64(), False),
         pa.field("num_chars", pa.int32(), False),
         pa.field("num_tokens", pa.int32(), False),
+        # What ranks the responses, in units of its own (a reward model's raw score, a judge's grade); null in all rows:
+        # the implicit reward, policy_logps - reference_logps. Tables of format 1 lack the column, and mean that.
+        pa.field("reward", pa.float64()),
     ]
 )
 
@@ -62,7 +65,8 @@ PAIRS = pa.schema(
         pa.field("prompt_token_ids", _IDS, False),
         pa.field("chosen_token_ids", _IDS, False),
         pa.field("rejected_token_ids", _IDS, False),
-        # Implicit reward without beta and without length penalty, nats; null for replayed pairs.
+        # What the pair was chosen by, without length penalty; null for replayed pairs. The implicit reward is without
+        # beta, in nats.
         pa.field("chosen_reward", pa.float64()),
         pa.field("rejected_reward", pa.float64()),
         # Log-probs under the reference of training (the policy that starts it), nats; null where unknown.

@@ -26,7 +26,7 @@ from dice_core.launch.failure_report import failure_report, is_running, job_outc
 from dice_core.launch.follower import JobFollower
 from dice_core.launch.job_spec import differing_settings, job_name, training_job
 from dice_core.launch.jobs import TrainingJobs
-from dice_core.launch.kubernetes import KubernetesApi, KubernetesError, Patience, own_pod
+from dice_core.launch.kubernetes import JobPatience, KubernetesApi, KubernetesError, own_pod
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.progress import log
 from dice_core.settings.base import ConfigError
@@ -50,9 +50,9 @@ class _Stopped(BaseException):
 class PyTorchJobBackend:
     """Pods of a cluster that has the training operator. See launch.Backend."""
 
-    def __init__(self, pods: PodConfig, command: Sequence[str] = (), patience: Patience | None = None) -> None:
+    def __init__(self, pods: PodConfig, command: Sequence[str] = (), patience: JobPatience | None = None) -> None:
         """Take what the pods look like, what each runs instead of torchrun, and how long to wait for what."""
-        self._pods, self._command, self._patience = pods, command, patience or Patience()
+        self._pods, self._command, self._patience = pods, command, patience or JobPatience()
 
     def run(self, job_uri: str, launch: LaunchConfig) -> None:
         """Run the job in pods and return when it has succeeded.
@@ -102,7 +102,7 @@ def _tell_left_behind(pods: PodConfig) -> None:
 
 
 def _start_or_adopt(
-    jobs: TrainingJobs, name: str, body: dict[str, Any], output_uri: str, patience: Patience
+    jobs: TrainingJobs, name: str, body: dict[str, Any], output_uri: str, patience: JobPatience
 ) -> dict[str, Any]:
     """Return the job of this name: the one that is there and can still be the result, or a new one."""
     start, pauses = time.monotonic(), patience.pauses()

@@ -2,12 +2,15 @@
 
 Every response of a prompt is a line over the penalty alpha: reward - alpha * length. As alpha grows, the best response
 moves along the upper envelope of the prompt's lines, to shorter ones, and the worst along the lower envelope, to longer
-ones. So the mean signed gap length(chosen) - length(rejected) is a non-increasing step function of alpha, and its steps
-are the corners of the envelopes: no sweep with a new pairing at each value is needed.
+ones. So best-worst's mean signed gap length(chosen) - length(rejected) is a non-increasing step function of alpha, and
+its steps are the corners of the envelopes: no sweep with a new pairing at each value is needed.
+
+With the other rules of selection the steps are not known beforehand: `gap_crossing.py` looks for the crossing.
 
 Upstream (generate_lc_paired_set.py) sweeps a grid instead, which misses penalties below 0, above 1 and between points.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dice_core.preferences.gap_crossing import crossing_length_penalty, typical_length_penalty
 from dice_core.preferences.selection import Block, ScoredPrompts, group_scores
 from dice_core.preferences.settings import PairingConfig
 
@@ -25,6 +29,8 @@ Floats = NDArray[np.float64]
 GRID = np.arange(0.0, 1.0, 0.001)
 
 _CURVE_POINTS = 50
+# Where each point is a pass over all scores.
+_MEASURED_CURVE_POINTS = 20
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,9 @@ class LengthPenalty:
     """A length penalty and what it does to the lengths.
 
     Attributes:
-        value: nats per unit of length, for rewards without beta; `reward.paper_length_penalty` gives the paper's.
+        value: unit of the reward per unit of length. For the implicit reward that is nats, without beta, and
+            `reward.paper_length_penalty` gives the paper's. For others it has no counterpart in the paper: a reward
+            model's raw score, or a judge's grade, per unit of length.
         scores: what it was chosen for.
         steps: of these, where choosing needed them.
     """
@@ -43,7 +51,7 @@ class LengthPenalty:
 
     @cached_property
     def gap(self) -> float:
-        """Mean of length(chosen) - length(rejected) over the prompts at that value, signed."""
+        """Mean of length(chosen) - length(rejected) at that value, signed, over the prompts that keep their pairs."""
         return self.scores.mean_length_gap(self.value)
 
     @cached_property
@@ -54,9 +62,13 @@ class LengthPenalty:
     @cached_property
     def curve(self) -> tuple[Floats, Floats]:
         """Penalties [points] ascending, with 0 and the value among them, and the gaps [points] there."""
-        steps = self.steps or gap_steps(self.scores)
-        penalties = _curve_points(self.value, steps)
-        gaps = steps.at(penalties) / len(self.scores.prompt_ids)
+        if self.scores.has_envelopes:
+            steps = self.steps or gap_steps(self.scores)
+            penalties = _curve_points(self.value, steps.spread(), _CURVE_POINTS)
+            gaps = steps.at(penalties) / len(self.scores.prompt_ids)
+        else:
+            penalties = _curve_points(self.value, typical_length_penalty(self.scores), _MEASURED_CURVE_POINTS)
+            gaps = np.array([self.scores.mean_length_gap(penalty) for penalty in penalties])
         gaps[penalties == 0], gaps[penalties == self.value] = self.unpenalised_gap, self.gap
         return penalties, gaps
 
@@ -77,6 +89,13 @@ class GapSteps:
         """Return the summed gap at each penalty; at a corner, the one to its right."""
         return self.gaps[np.searchsorted(self.corners, length_penalties, side="right")]
 
+    def spread(self) -> float:
+        """Return how far apart the quartiles of the corners are: where most of the fall is."""
+        if not len(self.corners):
+            return 0.0
+        first, last = self.corners[[len(self.corners) // 4, 3 * len(self.corners) // 4]]
+        return float(last - first)
+
 
 def choose_length_penalty(
     scores: ScoredPrompts | pa.Table | Iterable[pa.Table], config: PairingConfig
@@ -85,18 +104,20 @@ def choose_length_penalty(
 
     Args:
         scores: SCORES tables, or `group_scores` of them where the caller has that already.
-        config: length_penalty and length_unit are read.
+        config: length_penalty is read, and what `group_scores` reads.
 
     Raises:
         PairError: as `group_scores`.
     """
     grouped = scores if isinstance(scores, ScoredPrompts) else group_scores(scores, config)
     steps = None
-    if config.length_penalty == "exact":
+    if config.length_penalty == "exact" and grouped.has_envelopes:
         steps = gap_steps(grouped)
         value = exact_length_penalty(grouped, steps)
+    elif config.length_penalty == "exact":
+        value = crossing_length_penalty(grouped)
     elif config.length_penalty == "grid":
-        value = grid_length_penalty(grouped)
+        value = grid_length_penalty(grouped) if grouped.has_envelopes else sweep_length_penalty(grouped)
     else:
         value = float(config.length_penalty)
     return LengthPenalty(value, grouped, steps)
@@ -129,6 +150,17 @@ def grid_length_penalty(grouped: ScoredPrompts) -> float:
     return float(GRID[first_at_most(gap(crossed - 1))])
 
 
+def sweep_length_penalty(grouped: ScoredPrompts) -> float:
+    """Return the penalty that upstream's sweep returns, by that sweep: the gap may rise on its way down."""
+    best = (math.inf, 0.0)
+    for value in GRID:
+        gap = abs(grouped.mean_length_gap(float(value)))
+        if gap > best[0]:
+            break
+        best = min(best, (gap, float(value)))
+    return best[1]
+
+
 def exact_length_penalty(grouped: ScoredPrompts, steps: GapSteps) -> float:
     """Return a penalty at which the absolute mean gap is as small as any penalty makes it.
 
@@ -149,7 +181,7 @@ def exact_length_penalty(grouped: ScoredPrompts, steps: GapSteps) -> float:
 
 
 def gap_steps(grouped: ScoredPrompts) -> GapSteps:
-    """Return the summed length gap as a step function of the penalty, from the envelopes of all prompts."""
+    """Return best-worst's summed length gap as a step function of the penalty, from the envelopes of all prompts."""
     corners, jumps = [np.empty(0)], [np.empty(0)]
     highest = 0.0
     for block in grouped.blocks:
@@ -207,12 +239,8 @@ def _merge_close(corners: Floats, grouped: ScoredPrompts) -> Floats:
     return corners[np.diff(corners, prepend=-np.inf) > 4 * rounding]
 
 
-def _curve_points(value: float, steps: GapSteps) -> Floats:
-    """Return about fifty penalties around 0 and the value, wide enough to show how the gap falls."""
-    spread = 0.0
-    if len(steps.corners):
-        first, last = steps.corners[[len(steps.corners) // 4, 3 * len(steps.corners) // 4]]
-        spread = float(last - first)
+def _curve_points(value: float, spread: float, num_points: int) -> Floats:
+    """Return about so many penalties around 0 and the value, wide enough to show how the gap falls."""
     margin = max(abs(value), spread) / 2 or 1.0
-    even = np.linspace(min(0.0, value) - margin, max(0.0, value) + margin, _CURVE_POINTS - 2)
+    even = np.linspace(min(0.0, value) - margin, max(0.0, value) + margin, num_points - 2)
     return np.unique(np.concatenate([even, [0.0, value]]))

@@ -38,6 +38,7 @@ MAX_NON_FINITE_SHARE = 0.1
 Progress = Callable[[int, int], None]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+GivenRewards = Callable[[int, pa.Table], Floats]
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def score_parts(
     config: ScoringConfig,
     on_progress: Progress | None = None,
     *,
+    rewards: GivenRewards | None = None,
     take_turns: bool | None = None,
 ) -> Iterator[tuple[int, pa.Table]]:
     """Score parts of filtered responses one after another; each model is loaded once for all of them.
@@ -111,11 +113,13 @@ def score_parts(
         parts: part indices and tables of the schema RESPONSES, as filter_responses leaves them; read one at a time.
         config: dtype of the weights, tokens per batch, and min_valid_responses.
         on_progress: called with (forwards done, all forwards) within each part; a forward is a response and a model.
+        rewards: gives the rewards of a part, where the implicit one does not rank the responses. Shape: (responses,),
+            NaN where there is none.
         take_turns: whether each model is on the accelerator only while it scores; by default if both do not fit there.
 
     Yields:
-        The part's index, and its table of the schema SCORES: without rows whose log-probs are not finite, and without
-        prompts that have fewer than min_valid_responses rows left.
+        The part's index, and its table of the schema SCORES: without rows whose log-probs or given rewards are not
+        finite, and without prompts that have fewer than min_valid_responses rows left.
 
     Raises:
         ModelError: a model cannot be loaded, makes logits in a way that is not known, or gives too many log-probs that
@@ -131,7 +135,8 @@ def score_parts(
         for role, found in (("policy", logps[0]), ("reference", logps[-1])):
             num_non_finite[role] += int((~np.isfinite(found)).sum())
             require_mostly_finite(num_non_finite[role], num_all, f"responses under the {role}")
-        yield index, _scores(responses, logps[0], logps[-1], config.min_valid_responses)
+        given = rewards(index, responses) if rewards else None
+        yield index, _scores(responses, logps[0], logps[-1], given, config.min_valid_responses)
 
 
 def require_mostly_finite(num_non_finite: int, num_all: int, what: str) -> None:
@@ -153,9 +158,17 @@ def require_mostly_finite(num_non_finite: int, num_all: int, what: str) -> None:
         )
 
 
-def _scores(responses: pa.Table, policy_logps: Floats, reference_logps: Floats, min_valid_responses: int) -> pa.Table:
-    """Return the SCORES of a part. Log-probs: (responses,)."""
+def _scores(
+    responses: pa.Table,
+    policy_logps: Floats,
+    reference_logps: Floats,
+    given: Floats | None,
+    min_valid_responses: int,
+) -> pa.Table:
+    """Return the SCORES of a part. Log-probs and given rewards: (responses,)."""
     is_finite = np.isfinite(policy_logps) & np.isfinite(reference_logps)  # (responses,)
+    if given is not None:
+        is_finite &= np.isfinite(given)
     columns = {
         "prompt_id": responses["prompt_id"],
         "sample_index": responses["sample_index"],
@@ -163,6 +176,7 @@ def _scores(responses: pa.Table, policy_logps: Floats, reference_logps: Floats, 
         "reference_logps": reference_logps,
         "num_chars": _num_chars(responses),
         "num_tokens": pc.list_value_length(responses["response_token_ids"]),
+        "reward": pa.nulls(responses.num_rows, pa.float64()) if given is None else given,
     }
     is_kept = is_finite & (_num_valid(responses, is_finite) >= min_valid_responses)
     return records.conform(pa.table(columns).filter(pa.array(is_kept)), records.SCORES, "scores")

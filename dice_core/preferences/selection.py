@@ -1,6 +1,7 @@
-"""Scored responses grouped by prompt, and the best and the worst of each prompt.
+"""Scored responses grouped by prompt, and the chosen and the rejected one of each prompt.
 
-Works on the numbers of SCORES tables alone. `length_penalty.py` chooses the penalty, `pairs.py` joins the texts.
+Works on the numbers of SCORES tables alone. `pair_rules.py` has the rules of selection, `length_penalty.py` chooses the
+penalty, `pairs.py` joins the texts.
 
 Rows are sorted once by (prompt_id, sample_index), so the order of the input changes nothing, and laid out as dense
 matrices of one prompt a row. argmax and argmin take the first of equal values: ties go to the lowest sample_index,
@@ -9,7 +10,7 @@ where upstream leaves them to an unstable sort.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +18,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dice_core.data.records import SCORES, conform
+from dice_core.preferences.pair_rules import best_and_two_deviations_below, best_and_worst, largest_margins
 from dice_core.preferences.reward import implicit_reward, length_regularised_reward
 from dice_core.preferences.settings import PairingConfig
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Rule = Literal["best-worst", "mu-2sigma", "margin"]
 
 # Cells of one matrix. Its temporaries (a few times 8 bytes a cell) stay near the processor's cache: measured faster
 # than one matrix for all prompts, and it bounds memory.
@@ -42,25 +45,50 @@ class Block:
     Attributes:
         prompts: [prompts] positions in `ScoredPrompts.prompt_ids`.
         starts: [prompts] row of the first response in the flat arrays of `ScoredPrompts`.
-        rewards: [prompts, responses] implicit rewards, nats.
+        sizes: [prompts] how many responses each has.
+        rewards: [prompts, responses] rewards without penalty; of the implicit one in nats, without beta.
         lengths: [prompts, responses] float64 holding whole numbers.
     """
 
     prompts: Ints
     starts: Ints
+    sizes: Ints
     rewards: Floats
     lengths: Floats
 
-    def best_and_worst(self, length_penalty: float) -> tuple[Ints, Ints]:
-        """Return the columns [prompts] of the highest and of the lowest length-regularised reward."""
+    def chosen_and_rejected(self, length_penalty: float, rule: Rule) -> "Columns":
+        """Return the pair of each prompt by its length-regularised rewards."""
         values = length_regularised_reward(self.rewards, self.lengths, length_penalty)
-        return values.argmax(axis=1), values.argmin(axis=1)
+        if rule == "mu-2sigma":
+            chosen, rejected = best_and_two_deviations_below(values, self.sizes)
+        else:
+            chosen, rejected = best_and_worst(values)
+        return Columns(self, values, chosen, rejected)
 
-    def length_gap(self, length_penalty: float) -> int:
-        """Return the sum over prompts of length(best) - length(worst)."""
-        best, worst = self.best_and_worst(length_penalty)
-        rows = np.arange(len(best))
-        return int((self.lengths[rows, best] - self.lengths[rows, worst]).sum())
+
+class Columns(NamedTuple):
+    """The pairs of a block at some length penalty: columns of its matrices. chosen, rejected: [prompts]."""
+
+    block: Block
+    values: Floats
+    chosen: Ints
+    rejected: Ints
+
+    def gaps(self) -> Floats:
+        """Return length(chosen) - length(rejected). Shape: [prompts]."""
+        return self._differences(self.block.lengths)
+
+    def margins(self) -> Floats:
+        """Return what the length-regularised rewards differ by. Shape: [prompts]."""
+        return self._differences(self.values)
+
+    def num_tied(self) -> int:
+        """Return how many prompts have no pair: chosen and rejected are one response."""
+        return int((self.chosen == self.rejected).sum())
+
+    def _differences(self, matrix: Floats) -> Floats:
+        rows = np.arange(len(self.chosen))
+        return np.asarray(matrix[rows, self.chosen] - matrix[rows, self.rejected])
 
 
 @dataclass(frozen=True)
@@ -73,6 +101,9 @@ class ScoredPrompts:
             of prompts with too few responses, which no block refers to.
         blocks: the prompts as matrices; every prompt is in one.
         counts: num_scores, num_non_finite_scores (rows dropped), num_few_responses_prompts (prompts dropped).
+        rule: which two responses make a pair.
+        share: of the prompts that keep their pairs, those of the largest margins; 1 with all rules but `margin`.
+        is_implicit: whether the rewards are implicit ones, and not those of column `reward`.
     """
 
     prompt_ids: pa.Array
@@ -82,28 +113,57 @@ class ScoredPrompts:
     length: NDArray[np.int32]
     blocks: tuple[Block, ...]
     counts: dict[str, int]
+    rule: Rule = "best-worst"
+    share: float = 1.0
+    is_implicit: bool = True
+
+    @property
+    def has_envelopes(self) -> bool:
+        """Return whether every prompt has a pair, the ends of its envelopes: best-worst of all prompts."""
+        return self.rule != "mu-2sigma" and self.share == 1
+
+    def pairs(self, length_penalty: float) -> Iterator[Columns]:
+        """Yield the pairs of each block."""
+        return (block.chosen_and_rejected(length_penalty, self.rule) for block in self.blocks)
+
+    def measure(self, length_penalty: float) -> tuple[float, int]:
+        """Return the mean length gap at a penalty, see `mean_length_gap`, and how many prompts tie there."""
+        if self.share == 1:
+            gap = num_tied = 0
+            for pairs in self.pairs(length_penalty):
+                gap += int(pairs.gaps().sum())
+                num_tied += pairs.num_tied()
+            return gap / len(self.prompt_ids), num_tied
+        margins, gaps = (np.empty(len(self.prompt_ids)) for _ in range(2))
+        for pairs in self.pairs(length_penalty):
+            margins[pairs.block.prompts], gaps[pairs.block.prompts] = pairs.margins(), pairs.gaps()
+        kept = largest_margins(margins, self.share)
+        return float(gaps[kept].mean()), int((margins[kept] == 0).sum())
 
     def num_tied(self, length_penalty: float) -> int:
-        """Return how many prompts have no pair: all their responses have one length-regularised reward."""
-        pairs = (block.best_and_worst(length_penalty) for block in self.blocks)
-        return sum(int((best == worst).sum()) for best, worst in pairs)
+        """Return how many prompts have no pair: chosen and rejected are one response."""
+        return self.measure(length_penalty)[1]
 
     def mean_length_gap(self, length_penalty: float) -> float:
-        """Return the mean of length(best) - length(worst) over the prompts, signed; what upstream's sweep minimises."""
-        return sum(block.length_gap(length_penalty) for block in self.blocks) / len(self.prompt_ids)
+        """Return the mean of length(chosen) - length(rejected), signed; what upstream's sweep minimises.
+
+        Over all prompts, tied ones with 0 among them, or over those that keep their pairs.
+        """
+        return self.measure(length_penalty)[0]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The best and the worst response of each prompt; every array is [pairs], sorted by prompt_id.
+    """The chosen and the rejected response of each prompt; every array is [pairs], sorted by prompt_id.
 
     Attributes:
         prompt_id: the prompts.
         chosen_index, rejected_index: their sample_index.
-        chosen_reward, rejected_reward: implicit rewards without beta and without penalty, nats.
+        chosen_reward, rejected_reward: without penalty; of the implicit reward in nats, without beta.
         chosen_policy_logps, rejected_policy_logps: log-probs under the policy that wrote them, nats.
         chosen_length, rejected_length: in the unit of `PairingConfig.length_unit`.
-        counts: those of `ScoredPrompts`, and num_tied_prompts (dropped: best and worst are one response).
+        counts: those of `ScoredPrompts`, num_small_margin_prompts (dropped by rule `margin`), and num_tied_prompts
+            (dropped, of the others: chosen and rejected are one response).
     """
 
     prompt_id: pa.Array
@@ -123,16 +183,15 @@ def group_scores(scores: pa.Table | Iterable[pa.Table], config: PairingConfig) -
 
     Args:
         scores: one SCORES table or several; given as an iterable, only the numbers of each are kept.
-        config: length_unit is read.
+        config: length_unit, selection and margin_share are read.
 
     Raises:
         PairError: fewer than two prompts have two responses, or a response was scored twice.
         RecordError: a table without the columns of SCORES.
     """
-    codes, prompt_ids, numbers = _read_columns(scores, config)
+    codes, prompt_ids, numbers, is_implicit = _read_columns(scores, config)
     num_scores = len(codes)
-    reward = implicit_reward(numbers["policy_logps"], numbers.pop("reference_logps"))
-    finite = np.isfinite(reward)
+    finite = np.isfinite(numbers["reward"])
     # One integer a row that sorts as (prompt_id, sample_index): much faster than a two-column sort.
     key = (codes[finite].astype(np.int64) << 32) + (numbers["sample_index"][finite].astype(np.int64) + 2**31)
     order = np.argsort(key)
@@ -145,7 +204,7 @@ def group_scores(scores: pa.Table | Iterable[pa.Table], config: PairingConfig) -
     del key, owner
     rows = np.flatnonzero(finite)[order]
     del order
-    flat = {name: column[rows] for name, column in numbers.items()} | {"reward": reward[rows]}
+    flat = {name: column[rows] for name, column in numbers.items()}
     enough = sizes >= _MIN_RESPONSES
     if enough.sum() < 2:
         raise PairError(_too_few(len(prompt_ids), int(enough.sum()), sizes, num_scores))
@@ -155,19 +214,27 @@ def group_scores(scores: pa.Table | Iterable[pa.Table], config: PairingConfig) -
         "num_non_finite_scores": num_scores - len(rows),
         "num_few_responses_prompts": len(prompt_ids) - int(enough.sum()),
     }
-    return ScoredPrompts(prompt_ids=prompt_ids.take(pa.array(owners[enough])), blocks=blocks, counts=counts, **flat)
+    return ScoredPrompts(
+        prompt_ids=prompt_ids.take(pa.array(owners[enough])),
+        blocks=blocks,
+        counts=counts,
+        rule=config.selection,
+        share=config.margin_share if config.selection == "margin" else 1.0,
+        is_implicit=is_implicit,
+        **flat,
+    )
 
 
 def select_pairs(
     scores: ScoredPrompts | pa.Table | Iterable[pa.Table], length_penalty: float, config: PairingConfig
 ) -> Selection:
-    """Select the best and the worst response of each prompt by reward - length_penalty * length.
+    """Select the pair of each prompt by reward - length_penalty * length.
 
-    A prompt whose responses all tie has no pair: it is dropped and counted.
+    A prompt without two responses to tell apart has no pair: it is dropped and counted.
 
     Args:
         scores: SCORES tables, or `group_scores` of them where the caller has that already.
-        length_penalty: nats per unit of length, see `choose_length_penalty`.
+        length_penalty: unit of the reward per unit of length, see `choose_length_penalty`.
         config: as for `group_scores`.
 
     Raises:
@@ -175,13 +242,16 @@ def select_pairs(
     """
     grouped = scores if isinstance(scores, ScoredPrompts) else group_scores(scores, config)
     chosen, rejected = (np.empty(len(grouped.prompt_ids), dtype=np.int64) for _ in range(2))
-    for block in grouped.blocks:
-        best, worst = block.best_and_worst(length_penalty)
-        chosen[block.prompts], rejected[block.prompts] = block.starts + best, block.starts + worst
-    differ = np.flatnonzero(chosen != rejected)
+    margins = np.empty(len(chosen))
+    for pairs in grouped.pairs(length_penalty):
+        block = pairs.block
+        chosen[block.prompts], rejected[block.prompts] = block.starts + pairs.chosen, block.starts + pairs.rejected
+        margins[block.prompts] = pairs.margins()
+    kept = np.flatnonzero(largest_margins(margins, grouped.share))
+    differ = kept[chosen[kept] != rejected[kept]]
     if not len(differ):
         raise PairError(
-            f"pair: in each of {len(chosen)} prompts all responses have the same length-regularised reward, so none is "
+            f"pair: in each of {len(kept)} prompts all responses have the same length-regularised reward, so none is "
             f"best or worst: are the policy and the reference the same model?"
         )
     chosen, rejected = chosen[differ], rejected[differ]
@@ -195,16 +265,20 @@ def select_pairs(
         rejected_policy_logps=grouped.policy_logps[rejected],
         chosen_length=grouped.length[chosen],
         rejected_length=grouped.length[rejected],
-        counts=grouped.counts | {"num_tied_prompts": len(grouped.prompt_ids) - len(differ)},
+        counts=grouped.counts
+        | {"num_small_margin_prompts": len(margins) - len(kept), "num_tied_prompts": len(kept) - len(differ)},
     )
 
 
 def _read_columns(
     scores: pa.Table | Iterable[pa.Table], config: PairingConfig
-) -> tuple[NDArray[np.int32], pa.Array, dict[str, NDArray[Any]]]:
-    """Return each row's rank of its prompt_id [rows], the sorted ids, and the number columns [rows]."""
+) -> tuple[NDArray[np.int32], pa.Array, dict[str, NDArray[Any]], bool]:
+    """Return each row's rank of its prompt_id [rows], the sorted ids, the number columns [rows], and whose rewards.
+
+    The last is True where they are the implicit ones, and False where the tables bring their own.
+    """
     length = {"characters": "num_chars", "tokens": "num_tokens"}[config.length_unit]
-    columns = ["prompt_id", "sample_index", "policy_logps", "reference_logps", length]
+    columns = ["prompt_id", "sample_index", "policy_logps", "reference_logps", length, "reward"]
     parts = []
     for part in [scores] if isinstance(scores, pa.Table) else scores:
         part = conform(part, pa.schema([SCORES.field(name) for name in columns]), "scores")
@@ -224,7 +298,21 @@ def _read_columns(
     codes = np.concatenate([rank[chunk.indices.to_numpy()] for chunk in chunks])
     numbers = {name: table[name].to_numpy() for name in columns[1:]}
     numbers["length"] = numbers.pop(length)
-    return codes, ids.take(order), numbers
+    is_implicit = _has_implicit_rewards(table["reward"])
+    if is_implicit:
+        numbers["reward"] = implicit_reward(numbers["policy_logps"], numbers["reference_logps"])
+    del numbers["reference_logps"]
+    return codes, ids.take(order), numbers, is_implicit
+
+
+def _has_implicit_rewards(rewards: pa.ChunkedArray) -> bool:
+    """Return whether no row has a reward of another kind; all or none may."""
+    if 0 < rewards.null_count < len(rewards):
+        raise PairError(
+            f"pair: {rewards.null_count} of {len(rewards)} scores have no value in column 'reward' and the others have "
+            "one, and two kinds of rewards cannot be compared: give scores that were made with one scoring.reward"
+        )
+    return bool(rewards.null_count)
 
 
 def _refuse_duplicates(key: Ints, prompt_ids: pa.Array) -> None:
@@ -256,4 +344,4 @@ def _blocks(starts: Ints, sizes: Ints, reward: Floats, length: NDArray[np.int32]
         for first in range(0, len(members), step):
             prompts = members[first : first + step]
             rows = starts[prompts, None] + np.where(columns < sizes[prompts, None], columns, 0)
-            yield Block(prompts, starts[prompts], reward[rows], length[rows].astype(np.float64))
+            yield Block(prompts, starts[prompts], sizes[prompts], reward[rows], length[rows].astype(np.float64))

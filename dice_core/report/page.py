@@ -196,7 +196,7 @@ def expected_first_loss(training: Mapping[str, Any]) -> float | None:
     Args:
         training: TrainingConfig as a dict.
     """
-    if training.get("sft_weight"):
+    if training.get("sft_weight") or training.get("reference") == "base":
         return None
     beta = training.get("beta", 0.1)
     return {"sigmoid": math.log(2), "hinge": 1.0, "ipo": 1 / (4 * beta**2)}.get(training.get("loss", "sigmoid"))
@@ -227,7 +227,9 @@ def _numerical_checks(data: RunData) -> list[tuple[str, list[str]]]:
     expected = [expected_first_loss(training) for training in settings]
     step0 = [summary["step0_loss"] for summary in numbers]
     differences = [None if s is None or e is None else s - e for s, e in zip(step0, expected, strict=True)]
-    spread = [iteration.stage("score").metrics.get("reward_std") for iteration in data.iterations]
+    scored = [iteration.stage("score").metrics for iteration in data.iterations]
+    # Where another reward ranks the responses, reward_std is in units of its own.
+    spread = [metrics.get("implicit_reward_std", metrics.get("reward_std")) for metrics in scored]
     table = [
         ("loss at step 0", step0, ".6f"),
         ("what it is with exact reference log-probs", expected, ".6f"),
@@ -252,8 +254,10 @@ def _samples(iteration: IterationData, budget: int) -> dict[str, Any]:
     for sample in everything[:wanted]:
         entry = {"prompt": _shorten(sample["prompt"])}
         for side in ("previous", "policy"):
-            text = sample[side]["text"]
-            entry[side] = {**_shorten(text), "num_characters": len(text), "is_cut": sample[side]["is_cut"]}
+            # Until version 0.1 the previous policy was compared with.
+            answer = sample.get(side, sample.get("incumbent"))
+            text = answer["text"]
+            entry[side] = {**_shorten(text), "num_characters": len(text), "is_cut": answer["is_cut"]}
         budget -= sum(_page_bytes(part["text"]) for part in entry.values())
         if budget < 0:
             break

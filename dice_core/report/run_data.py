@@ -4,7 +4,6 @@ A run may be unfinished or stopped by its gate: what is not there is shown as su
 """
 
 import json
-import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +28,6 @@ from dice_core.storage.manifest import Manifest, Metric, fetch_files
 from dice_core.storage.run_contents import RunContents
 
 State = Literal["completed", "skipped", "partial", "missing"]
-_SHARD = re.compile(r"(shard-\d+-of-(\d+))/(.+)")
 _BATCH_ROWS = 4096
 _PAIR_COLUMNS = ["source", "chosen", "rejected", "chosen_reward", "rejected_reward"]
 
@@ -233,7 +231,7 @@ def merge_shards(manifests: Mapping[str, Manifest], num_shards: int) -> StageDat
 
 def _one(run: RunContents, uri: str) -> StageData:
     manifest = run.manifest(uri)
-    return merge_shards({uri: manifest} if manifest else {}, 1)
+    return merge_shards({run.address(uri): manifest} if manifest else {}, 1)
 
 
 def _warm_start(run: RunContents, stages: Sequence[ReportedStage]) -> dict[str, StageData]:
@@ -251,7 +249,7 @@ def _stage(run: RunContents, uri: str, group: str, pair: Manifest | None) -> Sta
     # The pair stage says exactly which shards it read; before it has ended, what lies there has to do.
     used = [value.rpartition("@")[0] for key, value in (pair.inputs if pair else {}).items() if _is_in(key, group)]
     uris = used or _shard_uris(run, uri)
-    found = {uri: manifest for uri in uris if (manifest := run.manifest(uri))}
+    found = {run.address(uri): manifest for uri in uris if (manifest := run.manifest(uri))}
     return merge_shards(found, max(len(uris), 1))
 
 
@@ -261,8 +259,8 @@ def _is_in(name: str, group: str) -> bool:
 
 def _shard_uris(run: RunContents, stage_uri: str) -> list[str]:
     """Return the places of all shards of a stage, those that have not begun too."""
-    keys = [_SHARD.fullmatch(key) for key in run.keys_below(stage_uri)]
-    counts = [int(match[2]) for match in keys if match]
+    shards = [layout.shard_of(folder) for folder in (key.partition("/")[0] for key in run.keys_below(stage_uri))]
+    counts = [shard[1] for shard in shards if shard]
     if not counts:
         return []
     # Shards of another number of them are an attempt that was given up.
@@ -295,8 +293,10 @@ def _read_histograms(stages: Mapping[str, StageData], folder: Path) -> dict[str,
     rewards: dict[str, list[Any]] = {"all": [], "chosen": [], "rejected": []}
     lengths: dict[str, list[Any]] = {"all": [], "chosen": [], "rejected": []}
     for path in _tables(stages.get("score"), folder, "part-"):
-        scores = records.read_table(path, records.SCORES, ["policy_logps", "reference_logps", "num_chars"])
-        rewards["all"].append(implicit_reward(scores["policy_logps"], scores["reference_logps"]))
+        scores = records.read_table(path, records.SCORES, ["policy_logps", "reference_logps", "num_chars", "reward"])
+        implicit = implicit_reward(scores["policy_logps"], scores["reference_logps"])
+        # Those of the pairs are what ranked the responses.
+        rewards["all"].append(implicit if scores["reward"].null_count else np.asarray(scores["reward"]))
         lengths["all"].append(np.asarray(scores["num_chars"]))
     if not rewards["all"]:
         return {}

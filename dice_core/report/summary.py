@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dice_core.evaluation.gate import NO_GAIN
 from dice_core.preferences.reward import paper_length_penalty
 from dice_core.report.run_data import IterationData, RunData, StageData
 from dice_core.storage.failures import StageFailure
 
 NOTHING = "-"
 """Stands in a table where a number is not known."""
+NO_GAIN = "no gain"
+"""Ends the status of an iteration whose policy goes on and is not better."""
 _NUM_NAMED_SHARDS = 4
 FAILED = "failed"
 """Ends the status of an iteration one of whose stages left a reason."""
@@ -72,7 +73,7 @@ def status(iteration: IterationData) -> str:
     verdict = iteration.stage("evaluate").metrics
     if not verdict.get("accepted"):
         return "refused"
-    return "accepted" if verdict.get("improved") else NO_GAIN
+    return "accepted" if verdict.get("promotable", verdict.get("improved")) else NO_GAIN
 
 
 def failure_lines(failures: Iterable[StageFailure]) -> list[FailureLine]:
@@ -120,6 +121,9 @@ def summarise(iteration: IterationData) -> dict[str, Any]:
     generate, score, pair, train, evaluate = (iteration.stage(name).metrics for name in names)
     beta = iteration.stage("train").settings.get("training", {}).get("beta")
     penalty = pair.get("length_penalty")
+    # The paper has no other reward. Pairs of earlier versions do not say which theirs is.
+    is_implicit = pair.get("reward", "implicit") == "implicit"
+    paper = None if None in (penalty, beta) or not is_implicit else paper_length_penalty(float(penalty or 0), beta)
     copied = {
         "num_responses": generate,
         "num_cut_responses": generate,
@@ -142,7 +146,7 @@ def summarise(iteration: IterationData) -> dict[str, Any]:
         "failures": {line.task: line.text for line in failure_lines(iteration.failures)},
         "reason": evaluate.get("reason") or next((s.skipped for s in iteration.stages.values() if s.skipped), ""),
         **{field: metrics.get(field) for field, metrics in copied.items()},
-        "length_penalty_paper": None if penalty is None or beta is None else paper_length_penalty(float(penalty), beta),
+        "length_penalty_paper": paper,
         "dropped": dropped(iteration),
         "num_filtered": sum(dropped(iteration).values()) if score else None,
         **{field: value for field, value in evaluate.items() if field not in ("seconds", "reason")},

@@ -26,7 +26,7 @@ from dice_core.storage.manifest import read_manifest, require_manifest
 
 
 def generate_and_score(
-    task: Task, policy_uri: str, reference_uri: str, data_uri: str, gate_uri: str
+    task: Task, policy_uri: str, reference_uri: str, reward_uri: str, data_uri: str, gate_uri: str
 ) -> tuple[StageReport, StageReport]:
     """Generate the responses of a shard, then score them; see the stages.
 
@@ -34,6 +34,7 @@ def generate_and_score(
         task: at a place of both.
         policy_uri: the model that answers, pi_{t-1}.
         reference_uri: the model before it, pi_{t-2}.
+        reward_uri: the model that ranks the responses; empty: the implicit reward, or an endpoint.
         data_uri: prepare-data's output.
         gate_uri: evaluation of the iteration before; empty in the first.
 
@@ -44,7 +45,9 @@ def generate_and_score(
         ChildError: generate failed, and has left its reason.
     """
     responses = _generated(task.of(GENERATE), policy_uri, data_uri, gate_uri)
-    return responses, score_in_run(task.of(SCORE), policy_uri, reference_uri, responses.uri)
+    return responses, score_in_run(
+        task.of(SCORE), policy_uri, reference_uri, responses.uri, reward_uri=reward_uri, data_uri=data_uri
+    )
 
 
 def _generated(task: Task, policy_uri: str, data_uri: str, gate_uri: str) -> StageReport:
@@ -102,6 +105,7 @@ def generate_and_score_task(
     place: str,
     policy_uri: str,
     reference_uri: str,
+    reward_uri: str,
     data_uri: str,
     gate_uri: str,
     metrics: Artifact,
@@ -112,5 +116,5 @@ def generate_and_score_task(
         The address of the scores.
     """
     task = read_task(settings_uri, place)
-    responses, scores = generate_and_score(task, policy_uri, reference_uri, data_uri, gate_uri)
+    responses, scores = generate_and_score(task, policy_uri, reference_uri, reward_uri, data_uri, gate_uri)
     return show_parts([(GENERATE, responses), (SCORE, scores)], task.place, metrics)

@@ -24,6 +24,7 @@ from dice_core.stages.table import (
     TRAIN,
     WARM_START_TRAINING,
     Stage,
+    is_of_pipeline,
 )
 from dice_core.storage import layout
 from dice_core.storage.manifest import Manifest
@@ -48,6 +49,10 @@ class RunPlan:
     preferences_source: str
     prompts_source: str
     exclude_source: str
+    judge_source: str = ""
+    """Of the model that compares answers; empty: there is none."""
+    reward_source: str = ""
+    """Of the model that ranks responses; empty: there is none."""
 
     @property
     def uri(self) -> str:
@@ -111,6 +116,8 @@ class _Held(NamedTuple):
 
 def _is_wanted(plan: RunPlan, held: _Held) -> bool:
     """Return whether a run by this plan would go on with a result."""
+    if not is_of_pipeline(held.stage.name):
+        return False
     if held.iteration is None:
         return held.stage is PREPARE_DATA
     if held.stage.scope == "shard" and not held.place.endswith(f"-of-{plan.num_shards}"):
@@ -191,8 +198,8 @@ def _models(plan: RunPlan, held: _Held) -> dict[str, tuple[str, str, str]]:
     """Return the models that a stage reads and the settings choose: input to setting, its value, and the address."""
     imported = {
         name: (name, source, layout.imported_model(plan.root, source))
-        for name, source in (("policy_source", plan.policy_source), ("reference_source", plan.reference_source))
-        if source
+        for name, source in vars(plan).items()
+        if name in ("policy_source", "reference_source", "judge_source", "reward_source") and source
     }
     policy = imported["policy_source"]
     trained = ("policy_source", "a warm start from it", layout.warm_start(plan.uri, TRAIN.name))
@@ -200,8 +207,13 @@ def _models(plan: RunPlan, held: _Held) -> dict[str, tuple[str, str, str]]:
     reference = policy if plan.has_warm_start else imported.get("reference_source", policy)
     stage, iteration = held.stage, held.iteration
     if not iteration:
-        return {"policy": policy}
-    models = {"base_reference": reference} if stage is EVALUATE else {}
+        return {"policy": policy, "reference": policy}
+    models = {"base_reference": reference, "first": first} if stage is EVALUATE else {}
+    for role, reader in (("judge", EVALUATE), ("reward", SCORE)):
+        if stage is reader and f"{role}_source" in imported:
+            models[role] = imported[f"{role}_source"]
+    # Training reads one only where training.reference is base.
+    models |= {"reference": reference} if stage is TRAIN else {}
     if iteration == 1:
         models |= {"previous": first} if stage is EVALUATE else {}
         models |= {"policy": first} if stage in (GENERATE, SCORE, PAIR, TRAIN) else {}

@@ -1,13 +1,22 @@
 """Stage import-model: bring a model into storage once."""
 
+from typing import TYPE_CHECKING
+
 from dice_core.models import importing
+from dice_core.models.files import model_kind
+from dice_core.progress import log
 from dice_core.stages.attempts import attempt
+from dice_core.stages.judge_models import kind_for
 from dice_core.stages.place import Artifact, Place, show
+from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageReport
 from dice_core.stages.table import IMPORT_MODEL
 from dice_core.storage import layout
 from dice_core.storage.manifest import clear_stage, read_manifest
 from dice_core.storage.probe import require_writable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def import_model(
@@ -17,6 +26,7 @@ def import_model(
     run_uri: str = "",
     revision: str = "",
     trust_remote_code: bool = False,
+    kind: str = "language-model",
     overwrite: bool = False,
 ) -> StageReport:
     """Bring a model into storage once: a Hub id, a folder, an s3:// address or a GGUF file.
@@ -27,26 +37,62 @@ def import_model(
         run_uri: the run that needs the model; if the import fails, the reason is left there.
         revision: branch, tag or commit of a Hub model.
         trust_remote_code: let code inside the model run, here and wherever the model is loaded.
+        kind: language-model, or reward-model: a sequence classification model with one label, to judge or to reward.
         overwrite: first delete the model at the output.
 
     Raises:
         ModelError: it cannot be read, is cut, or is not safetensors.
     """
+    wanted = model_kind(kind)
     with attempt(IMPORT_MODEL, layout.import_for_run(run_uri, output_uri) if run_uri else ""):
         if overwrite:
             clear_stage(output_uri, IMPORT_MODEL.name)
         was_complete = read_manifest(output_uri) is not None
         if not was_complete:
             require_writable(output_uri)
-        manifest = importing.import_model(source, output_uri, revision=revision, trust_remote_code=trust_remote_code)
+        manifest = importing.import_model(
+            source,
+            output_uri,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            kind=wanted,
+            # A reward model has no head for text; its runner is another one.
+            check_model=_check_structure if wanted == "language-model" else None,
+        )
     return StageReport(output_uri, "already complete" if was_complete else "completed", manifest.metrics)
 
 
-def import_model_task(root: str, run: str, source: str, metrics: Artifact) -> str:
+def _check_structure(model: "PreTrainedModel") -> None:
+    # Loads torch, which the check before it has asked for.
+    from dice_core.logprobs.trial import check_structure
+
+    check_structure(model)
+
+
+def import_model_task(
+    root: str, run: str, source: str, metrics: Artifact, role: str = "", settings_uri: str = ""
+) -> str:
     """Import a model for all runs below a root, as a task of a pipeline; see import_model.
 
+    Args:
+        root: where all runs keep their data.
+        run: name of the run.
+        source: the model.
+        metrics: of the task.
+        role: `judge` or `reward`: the settings say which kind of model that is, and whether it is used at all; any
+            other is a policy or a reference.
+        settings_uri: of the run, for these two.
+
     Returns:
-        The model's address.
+        The model's address; empty: nobody needs it.
     """
-    report = import_model(source, layout.imported_model(root, source), run_uri=layout.run(root, run))
+    run_uri = layout.run(root, run)
+    sections = read_task(settings_uri, IMPORT_MODEL.name).sections if settings_uri else {}
+    kind = kind_for(role, sections)
+    if kind is None:
+        reason = f"the settings of the run have no use for {source or 'a model'} as {role}"
+        log(f"{IMPORT_MODEL.name}: skipped: {reason}")
+        report = StageReport("", "skipped", {}, reason)
+    else:
+        report = import_model(source, layout.imported_model(root, source), run_uri=run_uri, kind=kind)
     return show(report, Place(IMPORT_MODEL.name), metrics)

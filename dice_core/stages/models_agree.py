@@ -45,21 +45,38 @@ def _compare_tokenizers(context: StageContext, policy: str, other: str) -> None:
         )
 
 
+def require_other_weights(context: StageContext, policy: str, other: str) -> None:
+    """Check that two models have different weights.
+
+    Raises:
+        UnfitError: they are the same, so there is no way from one to the other.
+    """
+    if _have_same_weights(context, policy, other):
+        raise UnfitError(
+            f"{context.inputs[other].uri}: has the weights of the {policy} {context.inputs[policy].uri}: give the "
+            f"model that the {policy} was trained from"
+        )
+
+
 def tell_same_weights(context: StageContext, policy: str, reference: str) -> None:
     """Say so in the log if policy and reference are the same weights: all rewards are then 0.
 
     It is no error: a warm start may have moved nothing, and offline pairs do not depend on rewards.
     """
-    ours, theirs = (
-        {name: entry.sha256 for name, entry in context.inputs[role].manifest.files.items() if _is_weights(name)}
-        for role in (policy, reference)
-    )
-    if set(ours.values()) == set(theirs.values()):
+    if _have_same_weights(context, policy, reference):
         log(
             f"{context.manifest_fields['stage']}: warning: {policy} and {reference} are the same weights, so every "
             f"reward is 0 and pairs would be chosen by length alone: the {reference} should be the model before the "
             f"{policy}"
         )
+
+
+def _have_same_weights(context: StageContext, one: str, other: str) -> bool:
+    ours, theirs = (
+        {entry.sha256 for name, entry in context.inputs[role].manifest.files.items() if _is_weights(name)}
+        for role in (one, other)
+    )
+    return ours == theirs
 
 
 def _is_weights(name: str) -> bool:

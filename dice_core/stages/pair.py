@@ -13,12 +13,13 @@ from dice_core.preferences.settings import PairingConfig
 from dice_core.progress import Progress
 from dice_core.settings.base import ConfigError, Values
 from dice_core.stages.attempts import leaves_reason
-from dice_core.stages.parts import group_tables, read_input
+from dice_core.stages.parts import group_tables, read_data, read_input
 from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import GENERATE, PAIR, SCORE
 from dice_core.storage import layout
+from dice_core.storage.contract import UnfitError
 from dice_core.storage.manifest import Manifest, Metric
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def pair(
     scores_uris: Sequence[str] = (),
     responses_uris: Sequence[str] = (),
     iteration: int = 1,
+    gate_uri: str = "",
     pairing: Values = None,
     chat: Values = None,
     seed: int = 0,
@@ -49,6 +51,8 @@ def pair(
         scores_uris: shards of score, or Parquet files (records.SCORES); none makes a set of offline pairs alone.
         responses_uris: the responses of these shards, in the same order.
         iteration: number of the iteration, from 1; 0 is the warm start.
+        gate_uri: evaluation of the iteration before, where no response was sampled. If it refused its policy, this
+            stage and all after it skip.
         pairing: settings, see PairingConfig.
         chat: settings, see ChatConfig.
         seed: seed of the run.
@@ -67,7 +71,7 @@ def pair(
         settings={"pairing": pairing_config, "chat": chat_config},
         arguments={"seed": seed, "iteration": iteration},
         overwrite=overwrite,
-        inputs={"data": data_uri, "policy": policy_uri, **shards},
+        inputs={"data": data_uri, "policy": policy_uri, **shards} | ({"gate": gate_uri} if gate_uri else {}),
     )
 
 
@@ -76,14 +80,17 @@ def _make_pairs(context: StageContext, *, pairing: PairingConfig, chat: ChatConf
     from dice_core.data.chat import chat_format
     from dice_core.models.loading import load_tokenizer
 
+    if refused := context.refused_policy():
+        return context.skip(refused)
     for scores, responses in zip(context.group("scores"), context.group("responses"), strict=True):
         scores.require_same("responses", responses)
         scores.require_same("policy", context.inputs["policy"])
     template = chat_format(load_tokenizer(context.fetch_tokenizer("policy")), chat)
     make = _mixed_pairs if context.group("scores") else _offline_pairs
-    files, metrics, built = make(context, pairing, template, seed)
+    offline, cleaned = read_data(context, records.PREFERENCES, "preferences", lambda: template)
+    files, metrics, built = make(context, pairing, template, seed, offline)
     files["pairs.parquet"] = context.write_tables(_counted(built), records.PAIRS, "pairs.parquet")
-    return context.publish(files, {**metrics, **built.counts, "seconds": context.seconds()})
+    return context.publish(files, {**metrics, **cleaned, **built.counts, "seconds": context.seconds()})
 
 
 def _counted(built: "PairSet") -> Iterator[pa.Table]:
@@ -96,7 +103,7 @@ def _counted(built: "PairSet") -> Iterator[pa.Table]:
 
 
 def _mixed_pairs(
-    context: StageContext, pairing: PairingConfig, template: "ChatFormat", seed: int
+    context: StageContext, pairing: PairingConfig, template: "ChatFormat", seed: int, offline: pa.Table
 ) -> "tuple[dict[str, Path], dict[str, Metric], PairSet]":
     from dice_core.preferences.length_penalty import choose_length_penalty
     from dice_core.preferences.pairs import build_pairs
@@ -108,7 +115,7 @@ def _mixed_pairs(
     built = build_pairs(
         select_pairs(scores, penalty.value, pairing),
         _responses(context, prompts, template),
-        read_input(context, context.inputs["data"], records.PREFERENCES, "preferences"),
+        offline,
         prompts=prompts,
         config=pairing,
         seed=seed,
@@ -118,11 +125,27 @@ def _mixed_pairs(
     )
     curve = {"length_penalties": penalty.curve[0].tolist(), "length_gaps": penalty.curve[1].tolist()}
     metrics: dict[str, Metric] = {
+        "reward": "implicit" if scores.is_implicit else _given_reward(context),
         "length_penalty": penalty.value,
         "length_gap": penalty.gap,
         "length_gap_unpenalised": penalty.unpenalised_gap,
     }
     return {"length_penalty.json": context.write_json(curve, "length_penalty.json")}, metrics, built
+
+
+def _given_reward(context: StageContext) -> str:
+    """Return which reward the scores bring, by the settings they were made with; ? in tables of nobody's run.
+
+    Raises:
+        UnfitError: different ones.
+    """
+    kinds = {source.manifest.settings.get("scoring", {}).get("reward", "?") for source in context.group("scores")}
+    if len(kinds) > 1:
+        raise UnfitError(
+            f"{context.group('scores')[0].uri}: scores of different rewards ({', '.join(sorted(kinds))}) cannot be "
+            "compared: give scores that were made with one scoring.reward"
+        )
+    return str(kinds.pop())
 
 
 def _responses(context: StageContext, prompts: pa.Table, template: "ChatFormat") -> Iterator[pa.Table]:
@@ -135,12 +158,12 @@ def _responses(context: StageContext, prompts: pa.Table, template: "ChatFormat")
 
 
 def _offline_pairs(
-    context: StageContext, pairing: PairingConfig, template: "ChatFormat", seed: int
+    context: StageContext, pairing: PairingConfig, template: "ChatFormat", seed: int, offline: pa.Table
 ) -> "tuple[dict[str, Path], dict[str, Metric], PairSet]":
     from dice_core.preferences.pairs import offline_pairs
 
     built = offline_pairs(
-        read_input(context, context.inputs["data"], records.PREFERENCES, "preferences"),
+        offline,
         config=pairing,
         seed=seed,
         tokenise_prompt=template.prompt_token_ids,
@@ -149,8 +172,10 @@ def _offline_pairs(
     return {}, {}, built
 
 
-def pair_task(settings_uri: str, place: str, policy_uri: str, data_uri: str, metrics: Artifact) -> str:
+def pair_task(settings_uri: str, place: str, policy_uri: str, data_uri: str, gate_uri: str, metrics: Artifact) -> str:
     """Make the pairs of an iteration from its shards, as a task of a pipeline; see pair.
+
+    A run of offline pairs alone has no shards, and no stage before this one that reads the gate.
 
     Returns:
         The address of the pairs.
@@ -172,6 +197,7 @@ def pair_task(settings_uri: str, place: str, policy_uri: str, data_uri: str, met
         scores_uris=scores,
         responses_uris=responses,
         iteration=iteration,
+        gate_uri="" if scores else gate_uri,
         seed=task.plan["seed"],
         **task.settings(PAIR),
     )

@@ -7,7 +7,7 @@ beside the page.
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -16,11 +16,13 @@ from dice_core.progress import log
 from dice_core.report.page import build_report
 from dice_core.report.run_data import Details, Histogram, ReportedStage, RunData, collect
 from dice_core.report.summary import summary
+from dice_core.settings.base import ConfigError
 from dice_core.stages.place import Artifact, Place, is_place_of
 from dice_core.stages.recurring_name import continued_or_new, given_or_new
 from dice_core.stages.run_status import run_status
 from dice_core.stages.runner import StageReport
-from dice_core.stages.table import CHECK_SETTINGS, IMPORT_MODEL, PAIR, REPORT, STAGES
+from dice_core.stages.stages_elsewhere import gathered
+from dice_core.stages.table import CHECK_SETTINGS, IMPORT_MODEL, PAIR, REPORT, STAGES, is_of_pipeline
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import MissingObjectError, StorageError
@@ -50,27 +52,38 @@ class PageArtifact(Artifact, Protocol):
     path: str
 
 
-def report(run_uri: str, output_uri: str, *, num_iterations: int, allow_empty: bool = False) -> StageReport:
+def report(
+    *,
+    output_uri: str,
+    run_uri: str = "",
+    stages_uris: Sequence[str] = (),
+    num_iterations: int = 0,
+    allow_empty: bool = False,
+) -> StageReport:
     """Write one page on a run: what was made, dropped, trained and measured, and why.
 
     Always written anew: it shows the state of the run, finished or not.
 
     Args:
-        run_uri: the folder of the run, ROOT/runs/NAME.
         output_uri: where report.html and summary.json go.
-        num_iterations: how many iterations the run has.
+        run_uri: the folder of the run, ROOT/runs/NAME.
+        stages_uris: results of single stages, wherever they lie, in place of a run.
+        num_iterations: how many iterations the run has; 0: as many as were planned or have begun.
         allow_empty: also write the page of a run that has made nothing yet.
 
     Raises:
         StorageError: the run has made nothing, a stage's result lies where no report looks, or the place holds another
             stage's result.
+        ConfigError: neither a run nor stages are given, or both.
     """
-    layout.check_count(num_iterations, "num_iterations")
-    contents = read_contents(run_uri)
+    layout.check_count(num_iterations, "num_iterations", 0)
+    if bool(run_uri) == bool(stages_uris):
+        raise ConfigError("report: give either the run (--run ROOT/runs/NAME) or addresses of stages (--stages)")
+    contents = read_contents(run_uri) if run_uri else gathered(stages_uris)
     if not allow_empty:
         # The last task of a run writes its page whatever lies beside its results.
         _refuse_misplaced(contents)
-    data = _read(contents, output_uri, num_iterations, "all")
+    data = _read(contents, output_uri, num_iterations or _num_iterations(contents), "all")
     if data.is_empty and not allow_empty:
         raise StorageError(
             f"{run_uri}: no stage of a run has finished there: give the run's own place, ROOT/runs/NAME, or pass "
@@ -99,7 +112,7 @@ def _refuse_misplaced(contents: RunContents) -> None:
         wanted = Place(stage.name, iteration, 0 if stage.scope == "shard" else None).below
         raise StorageError(
             f"{layout.join(contents.uri, place)}: holds the result of {stage.name}, and a report does not look there: "
-            f"move it to the run's own place for it, such as {layout.join(contents.uri, wanted)}"
+            f"give the addresses of the stages (--stages), or move it to {layout.join(contents.uri, wanted)}"
         )
 
 
@@ -136,7 +149,7 @@ def _collect(
     stages = [
         ReportedStage(stage.name, stage.in_warm_start, groups[stage.name] if stage.scope == "shard" else "")
         for stage in STAGES.values()
-        if stage.scope != "run" and not stage.parts
+        if stage.scope != "run" and not stage.parts and is_of_pipeline(stage.name)
     ]
     return collect(contents, num_iterations, stages, details=details, known=known or {})
 
@@ -186,7 +199,7 @@ def report_task(
     name = continued_or_new(root, schedule, job_id) if schedule else given_or_new(run, promote_as, job_id)
     uri = layout.run(root, name)
     # The run may have failed at its first task: its page says that there is nothing.
-    written = report(uri, layout.report(uri), num_iterations=num_iterations, allow_empty=True)
+    written = report(output_uri=layout.report(uri), run_uri=uri, num_iterations=num_iterations, allow_empty=True)
     if run_status(read_contents(uri), num_iterations) is None:
         # It comes last: nobody works on the run any more.
         end_run(uri, "KILLED")

@@ -131,6 +131,13 @@ class StageContext:
         found = [name for name in self.inputs if name.startswith(f"{prefix}/")]
         return [self.inputs[name] for name in sorted(found, key=lambda name: int(name.rsplit("/", 1)[1]))]
 
+    def refused_policy(self) -> str:
+        """Return why the iteration before has refused the policy that this one would go on with; empty: it has not."""
+        gate = self.inputs.get("gate")
+        if not gate or gate.manifest.metrics.get("accepted"):
+            return ""
+        return f"the policy was refused by {gate.uri}: {gate.manifest.metrics.get('reason')}"
+
     def fetch_tokenizer(self, name: str) -> Path:
         """Download all of a model but its weights: a stage without a GPU needs no more."""
         model, folder = self.inputs[name], self.folder / name
@@ -211,7 +218,7 @@ def run_stage(
     work: Callable[[StageContext], Manifest],
     *,
     settings: Mapping[str, Settings],
-    arguments: Mapping[str, str | int],
+    arguments: Mapping[str, str | float],
     inputs: Mapping[str, str],
     noted: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -297,7 +304,7 @@ def _reuse(
     identity: str,
     output_uri: str,
     settings: Mapping[str, Settings],
-    arguments: Mapping[str, str | int],
+    arguments: Mapping[str, str | float],
 ) -> StageReport:
     if present.fingerprint != identity:
         changed = "; ".join(map(str, differences(present, settings, arguments)))

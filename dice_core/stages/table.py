@@ -11,6 +11,7 @@ from typing import Any, Literal
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.generation.settings import GenerationConfig
+from dice_core.judges.settings import GradingConfig, JudgingConfig
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.preferences.settings import PairingConfig, ScoringConfig
 from dice_core.settings.base import Settings
@@ -60,7 +61,7 @@ class Stage:
         return function
 
 
-_MODEL = ("import-model", "train")
+_MODEL = ("import-model", "train", "extrapolate")
 _RESPONSES = ("generate", "import-responses")
 
 CHECK_SETTINGS = Stage(name="check-settings", is_command=False)
@@ -70,6 +71,7 @@ PREPARE_DATA = Stage(
     name="prepare-data",
     inputs={"policy": _MODEL},
     sections={"data": DataConfig, "chat": ChatConfig},
+    format_version=2,
     shown=("num_prompts", "num_preferences", "num_held_out"),
 )
 GENERATE = Stage(
@@ -78,6 +80,7 @@ GENERATE = Stage(
     sections={"generation": GenerationConfig, "chat": ChatConfig},
     pod="gpu",
     scope="shard",
+    format_version=2,
     shown=("num_prompts", "num_responses", "num_response_tokens"),
     is_task=False,
 )
@@ -90,10 +93,17 @@ IMPORT_RESPONSES = Stage(
 )
 SCORE = Stage(
     name="score",
-    inputs={"policy": _MODEL, "reference": _MODEL, "responses": _RESPONSES},
-    sections={"scoring": ScoringConfig},
+    inputs={
+        "policy": _MODEL,
+        "reference": _MODEL,
+        "responses": _RESPONSES,
+        "reward": ("import-model",),
+        "data": ("prepare-data",),
+    },
+    sections={"scoring": ScoringConfig, "grading": GradingConfig},
     pod="gpu",
     scope="shard",
+    format_version=2,
     shown=("num_scored", "reward_mean", "reward_std"),
     is_task=False,
 )
@@ -102,30 +112,74 @@ GENERATE_AND_SCORE = Stage(
 )
 PAIR = Stage(
     name="pair",
-    inputs={"data": ("prepare-data",), "policy": _MODEL, "scores": ("score",), "responses": _RESPONSES},
+    inputs={
+        "data": ("prepare-data",),
+        "policy": _MODEL,
+        "scores": ("score",),
+        "responses": _RESPONSES,
+        "gate": ("evaluate",),
+    },
     sections={"pairing": PairingConfig, "chat": ChatConfig},
     scope="iteration",
     in_warm_start=True,
+    format_version=2,
     shown=("num_generated_pairs", "num_replayed_pairs", "length_penalty", "length_gap"),
 )
 TRAIN = Stage(
     name="train",
-    inputs={"policy": _MODEL, "pairs": ("pair",)},
+    inputs={"policy": _MODEL, "pairs": ("pair",), "reference": _MODEL},
     sections={"training": TrainingConfig, "launch": LaunchConfig, "pods": PodConfig},
     pod="train",
     scope="iteration",
     in_warm_start=True,
-    format_version=2,
+    format_version=3,
     shown=("num_steps", "first_loss", "last_loss"),
 )
 EVALUATE = Stage(
     name="evaluate",
-    inputs={"policy": _MODEL, "previous": _MODEL, "base_reference": _MODEL, "data": ("prepare-data",)},
-    sections={"evaluation": EvaluationConfig, "generation": GenerationConfig, "chat": ChatConfig},
+    inputs={
+        "policy": _MODEL,
+        "previous": _MODEL,
+        "base_reference": _MODEL,
+        "first": _MODEL,
+        "incumbent": _MODEL,
+        "data": ("prepare-data",),
+        "judge": ("import-model",),
+    },
+    sections={
+        "evaluation": EvaluationConfig,
+        "judging": JudgingConfig,
+        "generation": GenerationConfig,
+        "chat": ChatConfig,
+    },
     pod="gpu",
     scope="iteration",
-    format_version=2,
-    shown=("heldout_reward_accuracy_previous", "heldout_reward_accuracy", "reason"),
+    format_version=3,
+    shown=("outcome", "win_rate", "heldout_reward_accuracy_incumbent", "heldout_reward_accuracy"),
+)
+ALPACA_EVAL = Stage(
+    name="alpaca-eval",
+    inputs={"policy": _MODEL},
+    sections={"generation": GenerationConfig, "chat": ChatConfig},
+    pod="gpu",
+    scope="iteration",
+    in_warm_start=True,
+    shown=("num_prompts", "num_cut_answers", "mean_characters"),
+    is_task=False,
+)
+ALPACA_SCORES = Stage(
+    name="alpaca-scores",
+    inputs={"answers": ("alpaca-eval",)},
+    scope="iteration",
+    in_warm_start=True,
+    shown=("length_controlled_win_rate_percent", "win_rate_percent", "num_annotated"),
+    is_task=False,
+)
+EXTRAPOLATE = Stage(
+    name="extrapolate",
+    inputs={"policy": _MODEL, "previous": _MODEL},
+    shown=("relative_update", "update_rounding_loss"),
+    is_task=False,
 )
 REPORT = Stage(name="report")
 
@@ -143,6 +197,9 @@ STAGES: dict[str, Stage] = {
         PAIR,
         TRAIN,
         EVALUATE,
+        ALPACA_EVAL,
+        ALPACA_SCORES,
+        EXTRAPOLATE,
         REPORT,
     )
 }
@@ -152,6 +209,11 @@ STAGES: dict[str, Stage] = {
 def tasks_of(stage: str) -> list[str]:
     """Return the names of the tasks that run a stage: its own, which pipelines of older versions have, and others."""
     return [name for name, row in STAGES.items() if stage in (name, *row.parts)]
+
+
+def is_of_pipeline(stage: str) -> bool:
+    """Return whether a pipeline runs a stage, in a task of its own or as a part of one; a person runs the others."""
+    return any(STAGES[name].is_task for name in tasks_of(stage))
 
 
 WARM_START_TRAINING = "warm_start_training"

@@ -1,20 +1,27 @@
 """Stage train: write the job down, launch it, and accept only what its manifest says it finished."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
-from dice_core.settings.base import Values
+from dice_core.release.model_card import update_card
+from dice_core.settings.base import ConfigError, Values
 from dice_core.stages.attempts import leaves_reason
-from dice_core.stages.place import Artifact, show
+from dice_core.stages.models_agree import require_one_tokenizer
+from dice_core.stages.place import WARM_START, Artifact, show
 from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
-from dice_core.stages.table import TRAIN
+from dice_core.stages.table import TRAIN, WARM_START_TRAINING
 from dice_core.storage import layout
 from dice_core.storage.contract import UnfitError
 from dice_core.storage.manifest import Manifest, Metric, require_manifest
 from dice_core.training.disk import node_bytes
 from dice_core.training.settings import TrainingConfig
+
+_section: ContextVar[str] = ContextVar("section", default="training")
+"""What a person calls the settings of the training that is under way."""
 
 
 @leaves_reason(TRAIN)
@@ -23,6 +30,7 @@ def train(
     pairs_uri: str,
     output_uri: str,
     *,
+    reference_uri: str = "",
     iteration: int = 1,
     training: Values = None,
     launch: Values = None,
@@ -33,9 +41,10 @@ def train(
     """Train the policy on pairs by DPO, with itself as it starts for the reference.
 
     Args:
-        policy_uri: the model to train, pi_{t-1}; it is the reference too.
+        policy_uri: the model to train, pi_{t-1}; it is the reference too, unless training.reference is base.
         pairs_uri: pair's output, or a Parquet file (records.PAIRS).
         output_uri: where the new model and metrics.jsonl go.
+        reference_uri: the reference, where training.reference is base.
         iteration: number of the iteration, from 1; 0 is the warm start.
         training: settings, see TrainingConfig.
         launch: which processes train, see LaunchConfig.
@@ -49,12 +58,19 @@ def train(
     from dice_core.training.job import delete_leftovers
 
     layout.check_count(iteration, "iteration", 0)
-    config = TrainingConfig.parse(training, "training")
+    section = _section.get()
+    config = TrainingConfig.parse(training, section)
     launch_config, pod_config = parse_launch(launch, pods)
-    config.accumulation_steps(launch_config.num_nodes * launch_config.processes_per_node)
+    config.accumulation_steps(launch_config.num_nodes * launch_config.processes_per_node, section)
+    if (config.reference == "base") != bool(reference_uri):
+        raise ConfigError(
+            f"{section}.reference: is {config.reference!r}, which needs "
+            f"{'a reference, and none is given' if not reference_uri else f'no reference: leave out {reference_uri}'}"
+        )
     work = partial(
         _run_job,
         training=config,
+        section=section,
         launch=launch_config,
         pods=pod_config,
         seed=TRAIN.seed(seed, iteration),
@@ -66,23 +82,36 @@ def train(
         settings={"training": config},
         arguments={"seed": seed, "iteration": iteration},
         overwrite=overwrite,
-        inputs={"policy": policy_uri, "pairs": pairs_uri},
+        inputs={"policy": policy_uri, "pairs": pairs_uri} | ({"reference": reference_uri} if reference_uri else {}),
     )
     if report.status == "already complete":
         # An attempt that was killed after it published: checkpoints are many times the model's size.
         delete_leftovers(output_uri)
+    if report.status == "completed":
+        update_card(output_uri)
     return report
 
 
+@contextmanager
+def _called(section: str) -> Iterator[None]:
+    before = _section.set(section)
+    try:
+        yield
+    finally:
+        _section.reset(before)
+
+
 def _run_job(
-    context: StageContext, *, training: TrainingConfig, launch: LaunchConfig, pods: PodConfig, seed: int
+    context: StageContext, *, training: TrainingConfig, section: str, launch: LaunchConfig, pods: PodConfig, seed: int
 ) -> Manifest:
     """Write the job down, launch it, and accept only what its manifest says it finished."""
     from dice_core.launch.launch import launch_training
     from dice_core.training.checks import check_job
     from dice_core.training.job import TrainingJob
 
-    pairs = context.inputs["pairs"]
+    pairs, reference = context.inputs["pairs"], context.inputs.get("reference")
+    if reference:
+        require_one_tokenizer(context, "policy", ("reference",))
     job = TrainingJob(
         output_uri=context.uri,
         policy_uri=context.inputs["policy"].uri,
@@ -90,7 +119,9 @@ def _run_job(
         pairs_uri=layout.join(pairs.uri, pairs.tables()[0]) if pairs.is_users_file else pairs.uri,
         training=training,
         seed=seed,
+        reference_uri=reference.uri if reference else "",
         manifest_fields=context.manifest_fields,
+        section=section,
     )
     pairs.require_same("policy", context.inputs["policy"])
     if launch.backend == "torchrun":
@@ -120,19 +151,30 @@ def _with_disk(
     return pods.model_copy(update={"disk": f"{-(-num_bytes >> 30)}Gi"})
 
 
-def train_task(settings_uri: str, place: str, policy_uri: str, pairs_uri: str, metrics: Artifact) -> str:
+def train_task(
+    settings_uri: str,
+    place: str,
+    policy_uri: str,
+    base_reference_uri: str,
+    pairs_uri: str,
+    metrics: Artifact,
+) -> str:
     """Train the policy of an iteration, as a task of a pipeline; see train.
 
     Returns:
         The address of the new policy.
     """
     task = read_task(settings_uri, place)
-    report = train(
-        policy_uri,
-        pairs_uri,
-        task.uri,
-        iteration=task.place.iteration or 0,
-        seed=task.plan["seed"],
-        **task.settings(TRAIN),
-    )
+    settings = task.settings(TRAIN)
+    is_base = TrainingConfig.parse(settings["training"], "training").reference == "base"
+    with _called(WARM_START_TRAINING if task.place.iteration == WARM_START else _section.get()):
+        report = train(
+            policy_uri,
+            pairs_uri,
+            task.uri,
+            reference_uri=base_reference_uri if is_base else "",
+            iteration=task.place.iteration or 0,
+            seed=task.plan["seed"],
+            **settings,
+        )
     return show(report, task.place, metrics)

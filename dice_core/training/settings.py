@@ -40,8 +40,12 @@ class TrainingConfig(Settings):
     """float32 where the change of a run is small against bfloat16's rounding (the report shows that cost)."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Exponential moving average of the weights, saved in place of the last ones; 0 is off."""
+    reference: Literal["start", "base"] = "start"
+    """DPO's reference. `start` is the policy as it starts, as in DICE. `base` is what the first policy's own DPO
+    started from, in every iteration: offline DPO as the paper compares with. It is loaded for a pass over the pairs."""
     reference_logps: Literal["reuse", "recompute"] = "reuse"
-    """`reuse` takes scoring's numbers; `recompute` makes one pass with training's own kernels and batches."""
+    """`reuse` takes scoring's numbers; `recompute` makes one pass with training's own kernels and batches. Reference
+    `base` always makes a pass of its own."""
     gradient_checkpointing: bool = Field(default=True, json_schema_extra=OPERATIONAL)
     """Keep one activation a layer and compute the others again: a third more time for a fraction of the memory."""
     per_device_batch_size: Int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)

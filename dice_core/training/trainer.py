@@ -96,11 +96,24 @@ class DPOTrainer(Trainer):
         config: TrainingConfig,
         arguments: TrainingArguments,
         store: CheckpointStore,
+        *,
+        section: str = "training",
         callbacks: list[TrainerCallback] | None = None,
         on_reference_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Take a policy with float32 weights and dropout off, the pairs, and where checkpoints go."""
-        self._store = store
+        """Take a policy with float32 weights and dropout off, the pairs, and where checkpoints go.
+
+        Args:
+            policy: on the CPU or a device.
+            pairs: both splits.
+            config: of DPO.
+            arguments: of transformers, made from the same settings.
+            store: takes what a checkpoint holds.
+            section: what a person calls these settings.
+            callbacks: beside those for measuring.
+            on_reference_progress: called with (pairs done, all pairs) while reference log-probs are computed.
+        """
+        self._section, self._store = section, store
         self.pairs, self.dpo_config, self.reference_logps = pairs, config, pairs.reference_logps.copy()
         self._on_reference_progress = on_reference_progress
         self._resume_folder: Path | None = None
@@ -155,7 +168,7 @@ class DPOTrainer(Trainer):
             )
             raise NonFiniteError(
                 f"stopped at step {self.state.global_step + 1}: the loss is not finite for the pairs of prompts "
-                f"{names}; look at these pairs, lower training.learning_rate, or try training.precision 'float32'"
+                f"{names}; look at these pairs, {self._advice}"
             )
         self._count(pairs, logps.detach(), losses.detach(), metrics)
         share: Tensor = losses.sum() * self._rows_per_step / self.dpo_config.global_batch_size  # ()
@@ -206,7 +219,9 @@ class DPOTrainer(Trainer):
             logs |= {name: float(sums[i] / sums[len(names)]) for i, name in enumerate(names)}
             if sums[-1]:
                 logs["step0_loss"] = float(sums[-3] / sums[-1])
-                logs["reference_noise_rms"] = float((sums[-2] / (2 * sums[-1])).sqrt())
+                if self.dpo_config.reference == "start":
+                    # Of the same model, all that differs is noise.
+                    logs["reference_noise_rms"] = float((sums[-2] / (2 * sums[-1])).sqrt())
             self._totals, self._num_counted = {}, 0
             self._step0.zero_()
             logs |= self.speed.since_last_line(self.policy)
@@ -263,11 +278,14 @@ class DPOTrainer(Trainer):
         return np.array([everything[k] for k in range(len(pairs))], dtype=np.float64).reshape(len(pairs), 2)
 
     def fill_references(self) -> None:
-        """Know the reference log-probs that are used: the checkpoint's, scoring's, or the policy's as it starts."""
+        """Know the reference log-probs: the checkpoint's, those known of the pairs, or the policy's as it starts.
+
+        What is known of the pairs comes from scoring, or from a reference of its own.
+        """
         if self._resume_folder:
             self.reference_logps = np.load(self._resume_folder / REFERENCE_FILE)
             return
-        if self.dpo_config.reference_logps == "recompute":
+        if self.dpo_config.reference == "start" and self.dpo_config.reference_logps == "recompute":
             self.reference_logps[:] = np.nan
         unknown = [
             pair
@@ -329,6 +347,10 @@ class DPOTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_model(self.policy, str(Path(resume_from_checkpoint) / WEIGHTS_FILE))
 
+    @property
+    def _advice(self) -> str:
+        return f"lower {self._section}.learning_rate, or try {self._section}.precision 'float32'"
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
         return SequentialSampler(self._train_rows)
 
@@ -336,8 +358,7 @@ class DPOTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         if norm is not None and not math.isfinite(float(norm)):
             raise NonFiniteError(
-                f"stopped at step {self.state.global_step + 1}: the gradient's norm is {float(norm)}; "
-                "lower training.learning_rate, or try training.precision 'float32'"
+                f"stopped at step {self.state.global_step + 1}: the gradient's norm is {float(norm)}; {self._advice}"
             )
         return norm
 

@@ -61,9 +61,9 @@ def load_pairs(job: TrainingJob, folder: Path) -> TrainingPairs:
         open_storage(uri or ".").download(name, path)
     else:
         fetch_files(uri or ".", manifest, folder, [name])
-    table = records.read_table(path, records.PAIRS)
+    table = records.read_table(path, records.PAIRS, where=job.pairs_uri)
     path.unlink()
-    return read_pairs(table, job.training.max_length, job.pairs_uri)
+    return read_pairs(table, job.training.max_length, job.pairs_uri, job.section)
 
 
 def run_training(job: TrainingJob, copies: Copies | None = None) -> None:
@@ -129,12 +129,18 @@ def _train_and_publish(
     from dice_core.training import ranks
     from dice_core.training.checkpoints import CheckpointCallback
     from dice_core.training.live_metrics import LiveMetrics
+    from dice_core.training.reference import with_reference
     from dice_core.training.trained_model import ExactMasterWeights, gather_weights
     from dice_core.training.trainer import DPOTrainer
     from dice_core.training.weight_average import WeightAverage
 
     start, config, is_first = time.monotonic(), job.training, ranks.rank() == 0
     policy_folder, checkpoint = fetch_model(job.policy_uri), store.newest()
+    progress = Progress("train: reference log-probs", "pairs") if is_first else None
+    if job.reference_uri and not checkpoint:
+        # A checkpoint has them.
+        with doing("computing the reference's log-probs"):
+            pairs = with_reference(pairs, fetch_model(job.reference_uri), config, progress)
     if is_first:
         log(f"train: {len(pairs.train)} pairs, {pairs.num_dropped} dropped, {config.max_steps} steps")
         if device_type() == "cuda" and (warning := sockets_warning(ranks.num_nodes())):
@@ -146,7 +152,7 @@ def _train_and_publish(
     if config.deepspeed == "zero3" and stretches_positions(policy):
         # Each response then runs alone, and processes that collect weights together must make as many forwards.
         raise ConfigError(
-            f"training.deepspeed: 'zero3' cannot train {policy.config.model_type}, whose positions depend on the "
+            f"{job.section}.deepspeed: 'zero3' cannot train {policy.config.model_type}, whose positions depend on the "
             "longest row of a batch: set 'zero2' or 'none'"
         )
     average = WeightAverage(config.ema_decay, checkpoint, store.stage_tensors) if config.ema_decay else None
@@ -168,8 +174,9 @@ def _train_and_publish(
         config,
         arguments,
         store,
+        section=job.section,
         callbacks=[callback for callback in callbacks if callback],
-        on_reference_progress=Progress("train: reference log-probs", "pairs") if is_first else None,
+        on_reference_progress=progress,
     )
     with doing("training"):
         trainer.train(str(checkpoint) if checkpoint else None)
@@ -204,8 +211,8 @@ def check_context(job: TrainingJob, pairs: TrainingPairs, context_length: int) -
     longest = max(pair.length for pair in pairs.all)
     if longest > context_length:
         raise ConfigError(
-            f"training.max_length: the model has {context_length} positions and the longest pair {longest} tokens; "
-            f"set it to {context_length} or less, got {job.training.max_length}"
+            f"{job.section}.max_length: the model has {context_length} positions and the longest pair {longest} "
+            f"tokens; set it to {context_length} or less, got {job.training.max_length}"
         )
 
 

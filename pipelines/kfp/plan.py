@@ -42,7 +42,7 @@ def plan_lines(preset: Preset, spec: Mapping[str, Any]) -> list[str]:
 def _graph(preset: Preset, spec: Mapping[str, Any]) -> str:
     start = "a warm start, " if preset.has_warm_start else ""
     tasks = counted(len(graph_tasks(spec)), "task")
-    return f"{start}{counted(preset.iterations, 'iteration')}, {counted(preset.num_shards, 'shard')}, {tasks}"
+    return f"{start}{counted(preset.iterations, 'iteration')}, {preset.sampling}, {tasks}"
 
 
 def _image_lines(preset: Preset, spec: Mapping[str, Any]) -> Iterator[str]:

@@ -163,6 +163,9 @@ def shape_of(preset: Preset) -> Preset:
     original = PRESETS[preset.name]()
     names = ("iterations", "num_shards", "num_retries", "cluster", "launch")
     changes = {name: getattr(preset, name) for name in names}
+    if original.is_offline != preset.is_offline:
+        ratio = {"replay_ratio": preset.pairing.replay_ratio}
+        changes["pairing"] = original.pairing.model_copy(update=ratio)
     if original.has_warm_start != preset.has_warm_start:
         changes["reference_source"] = preset.reference_source
     return dataclasses.replace(original, **changes)

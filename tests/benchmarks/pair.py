@@ -96,7 +96,9 @@ def ours_with_texts(folder: Path) -> Timed:
     return Timed.of(watch, {"penalty": penalty.value, "pairs": _digest(pairs["prompt_id"], *indices)})
 
 
-def ours_stage(folder: Path, num_prompts: str = "", length_penalty: str = "grid") -> Timed:
+def ours_stage(
+    folder: Path, num_prompts: str = "", length_penalty: str = "grid", selection: str = "best-worst"
+) -> Timed:
     """Run the stage itself: parts of 256 prompts in 8 shards on storage, texts joined, pairs written and published."""
     from dice_core.data.records import PAIRS, read_table
     from dice_core.stages.pair import pair
@@ -106,14 +108,30 @@ def ours_stage(folder: Path, num_prompts: str = "", length_penalty: str = "grid"
     uris = {
         f"{kind}_uris": [str(place / f"{kind}-{i}") for i in range(_NUM_SHARDS)] for kind in ("scores", "responses")
     }
-    pairing = {"length_penalty": length_penalty, "replay_ratio": 0, "num_eval_pairs": 0}
+    pairing = {"length_penalty": length_penalty, "selection": selection, "replay_ratio": 0, "num_eval_pairs": 0}
     with tempfile.TemporaryDirectory(dir=place) as out:
         with stopwatch() as watch:
             report = pair(str(place / "data"), str(place / "policy"), out, pairing=pairing, **uris)
         pairs = read_table(Path(out) / "pairs.parquet", PAIRS, ["prompt_id", "chosen", "rejected"])
         indices = [[int(text[:2]) for text in pairs[side].to_pylist()] for side in ("chosen", "rejected")]
     values = {"penalty": report.metrics["length_penalty"], "pairs": _digest(pairs["prompt_id"], *indices)}
+    values |= {name: report.metrics[f"length_{name}"] for name in ("gap", "gap_unpenalised")}
     return Timed.of(watch, values)
+
+
+def ours_stage_exact(folder: Path) -> Timed:
+    """Run the stage with the exact penalty of best-worst."""
+    return ours_stage(folder, length_penalty="exact")
+
+
+def ours_stage_mu_2sigma(folder: Path) -> Timed:
+    """Run the stage with selection `mu-2sigma`, whose penalty is searched for."""
+    return ours_stage(folder, length_penalty="exact", selection="mu-2sigma")
+
+
+def ours_stage_margin(folder: Path) -> Timed:
+    """Run the stage with selection `margin`, whose penalty is searched for."""
+    return ours_stage(folder, length_penalty="exact", selection="margin")
 
 
 def _stage_inputs(work: Work, num_prompts: int) -> Path:
@@ -257,6 +275,12 @@ def same_pairs(mine: Sequence[Values], peer: Sequence[Values]) -> str:
     return "" if first["pairs"] == second["pairs"] else "other pairs"
 
 
+def balanced_lengths(mine: Sequence[Values], peer: Sequence[Values]) -> str:
+    """Say whether the penalty of either leaves a larger gap of lengths than none would."""
+    gaps = [abs(values["gap"]) - abs(values["gap_unpenalised"]) for values in (*mine, *peer)]
+    return "" if max(gaps) <= 0 else "a gap of lengths larger than without a penalty"
+
+
 def no_worse_penalty(mine: Sequence[Values], peer: Sequence[Values]) -> str:
     """Say whether our penalty leaves a larger gap of lengths than the grid's."""
     (first,), (second,) = mine, peer
@@ -296,5 +320,17 @@ COMPARISONS = [
         clock="part",
         check=same_pairs,
         least_ratio=1000,
+    ),
+    *(
+        Comparison(
+            "pair",
+            f"the whole stage with best-worst; with selection {rule}",
+            ours=(f"pair:ours_stage_{rule.replace('-', '_')}",),
+            peer=("pair:ours_stage_exact",),
+            clock="part",
+            check=balanced_lengths,
+            least_ratio=0.5,
+        )
+        for rule in ("mu-2sigma", "margin")
     ),
 ]

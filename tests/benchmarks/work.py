@@ -277,5 +277,6 @@ def _write_scores(path: Path, num_prompts: int, num_responses: int) -> None:
                 pa.array(np.zeros(len(rewards))),
                 pa.array(lengths),
                 pa.array(lengths // 4 + 1, pa.int32()),
+                pa.nulls(len(rewards), pa.float64()),
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=SCORES))

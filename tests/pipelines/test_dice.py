@@ -85,7 +85,7 @@ def origin(spec: dict[str, Any], reference: str, name: str) -> str:
 def test_the_graph_reads_as_iterations_with_shards_inside(tmp_path: Path) -> None:
     preset = apply_overrides(PRESETS["zephyr"](), ["num_shards=2", "iterations=2"])
     iteration = dict.fromkeys(["generate and score 1 of 2", "generate and score 2 of 2", "pair", "train", "evaluate"])
-    start = dict.fromkeys(["check settings", "import policy", "prepare data", "import reference"])
+    start = dict.fromkeys(["check settings", "import policy", "import judge", "prepare data", "import reference"])
     assert outline(compiled(preset, tmp_path)) == {
         "zephyr": start | {"iteration 1": iteration, "if iteration 1 is accepted": {"iteration 2": iteration}},
         "report": None,
@@ -110,7 +110,8 @@ def test_a_key_stands_once_in_the_whole_pipeline(preset: str, tmp_path: Path) ->
     graphs = [spec["root"], *spec["components"].values()]
     keys = [key for graph in graphs if "dag" in graph for key in graph["dag"]["tasks"]]
     assert len(keys) == len(set(keys))
-    assert {"iteration-1-train", "iteration-2-generate-and-score-1", "iteration-2-evaluate"} <= set(keys)
+    assert {"iteration-1-train", "iteration-2-evaluate"} <= set(keys)
+    assert ("iteration-2-generate-and-score-1" in keys) != PRESETS[preset]().is_offline
 
 
 def test_stages_wait_for_what_they_read(tmp_path: Path) -> None:
@@ -122,6 +123,43 @@ def test_stages_wait_for_what_they_read(tmp_path: Path) -> None:
         "train": {"pair"},
         "evaluate": {"train"},
     }
+
+
+@pytest.mark.parametrize("name", ["zephyr-offline", "zephyr-offline-new-reference"])
+def test_offline_pairs_alone_sample_nothing_and_read_the_gate_themselves(name: str, tmp_path: Path) -> None:
+    spec = compiled(PRESETS[name](), tmp_path)
+    iteration = dict.fromkeys(["pair", "train", "evaluate"])
+    found = outline(spec)[name]
+    assert found["iteration 1"] == found["if iteration 1 is accepted"]["iteration 2"] == iteration
+    assert dependencies(spec, "comp-iteration-2") == {"pair": set(), "train": {"pair"}, "evaluate": {"train"}}
+    assert origin(spec, "comp-iteration-1-pair", "gate_uri") == ""
+    assert origin(spec, "comp-iteration-2-pair", "gate_uri") == "evaluation_uri.iteration-1"
+    assert holder(spec, "comp-check-settings")[1]["inputs"]["parameters"]["num_shards"] == {
+        "runtimeValue": {"constant": 0.0}
+    }
+
+
+@pytest.mark.parametrize("name", ["zephyr", "zephyr-offline"])
+def test_every_training_is_told_what_the_first_policys_dpo_started_from(name: str, tmp_path: Path) -> None:
+    """Whether that is its reference, training.reference says when it runs."""
+    spec = compiled(apply_overrides(PRESETS[name](), ["num_shards=1"]), tmp_path)
+    for number in (1, 2):
+        given = origin(spec, f"comp-iteration-{number}-train", "base_reference_uri")
+        assert given == "Output.import-reference"
+
+
+def test_in_a_warm_start_that_is_the_sft_model(tmp_path: Path) -> None:
+    spec = compiled(PRESETS["demo"](), tmp_path)
+    assert origin(spec, "comp-warm-start-train", "base_reference_uri") == "Output.import-policy"
+
+
+def test_a_model_of_rewards_reaches_the_stage_that_ranks(tmp_path: Path) -> None:
+    changes = ["num_shards=1", "reward_source=org/reward", "scoring.reward=reward-model"]
+    spec = compiled(apply_overrides(PRESETS["zephyr"](), changes), tmp_path)
+    for number in (1, 2):
+        component = f"comp-iteration-{number}-generate-and-score-1"
+        assert origin(spec, component, "reward_uri") == "Output.import-reward"
+        assert origin(spec, component, "data_uri") == "Output.prepare-data"
 
 
 def test_iteration_t_scores_against_the_policy_before_last(tmp_path: Path) -> None:
@@ -197,7 +235,7 @@ def test_the_report_is_written_whatever_happened(spec: dict[str, Any]) -> None:
 
 
 def test_no_task_takes_a_cached_result(spec: dict[str, Any]) -> None:
-    assert len(all_tasks(spec)) >= 13
+    assert len(all_tasks(spec)) >= 11
     assert [task for task in all_tasks(spec) if task["cachingOptions"]] == []
 
 

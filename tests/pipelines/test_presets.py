@@ -47,6 +47,16 @@ def test_sampling_differs_between_the_published_presets() -> None:
     assert sampling(PRESETS["llama3"]()) == ("llama3", 0.9, 1.0)
 
 
+def test_the_papers_baselines_differ_from_zephyr_in_what_the_paper_says() -> None:
+    """Offline pairs alone, against the first reference or against the policy as it starts."""
+    zephyr, offline, new = (PRESETS[f"zephyr{end}"]() for end in ("", "-offline", "-offline-new-reference"))
+    assert (zephyr.pairing.replay_ratio, offline.pairing.replay_ratio, new.pairing.replay_ratio) == (0.5, 1, 1)
+    assert [preset.training.reference for preset in (zephyr, offline, new)] == ["start", "base", "start"]
+    assert [preset.is_offline for preset in (zephyr, offline, new)] == [False, True, True]
+    assert offline.sections() | {"pairing": 0, "training": 0} == zephyr.sections() | {"pairing": 0, "training": 0}
+    assert (offline.pointer, new.pointer) == ("zephyr-offline", "zephyr-offline-new-reference")
+
+
 def test_the_demo_starts_from_an_sft_model_and_saves_in_float32() -> None:
     """bfloat16 would round the change of so few steps away, and with it the reward of the next iteration."""
     preset = PRESETS["demo"]()
@@ -89,6 +99,7 @@ def test_a_pointer_that_is_no_name_is_refused() -> None:
             ["launch.num_nodes=2", "preferences_source=org/pairs@v1:sub/train"],
             "Llama-3-Base-8B-SFT-DPO on pairs, 2 iterations, 8 shards, 16 GPUs",
         ),
+        ("zephyr-offline", [], "zephyr-7b-beta on ultrafeedback_binarized, 2 iterations, offline pairs alone, 8 GPUs"),
         ("demo", ["iterations=1"], "SmolLM2-135M-Instruct on demo_preferences, 1 iteration, 1 shard, on CPUs"),
     ],
 )

@@ -339,6 +339,10 @@ def test_the_pod_fits_the_schema_of_kubernetes() -> None:
     template = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
     pod = {"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "x", **template["metadata"]}}
     kubernetes_validate.validate(pod, "1.30", strict=True)
+    # The schema has been looked at: the same pod with a slip in a field is refused.
+    slip = {**pod, "spec": {**pod["spec"], "nodeSelectors": {}}}
+    with pytest.raises(kubernetes_validate.ValidationError, match="nodeSelectors"):
+        kubernetes_validate.validate(slip, "1.30", strict=True)
 
 
 def test_the_job_fits_the_schema_of_the_definition_on_hand() -> None:

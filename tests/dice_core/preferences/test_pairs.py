@@ -68,7 +68,7 @@ def scores_table(responses: pa.Table) -> pa.Table:
         pc.utf8_length(responses["response"]),
         pc.cast(pc.list_value_length(responses["response_token_ids"]), pa.int32()),
     ]
-    return conform(pa.Table.from_arrays(columns, names=SCORES.names), SCORES, "scores")
+    return conform(pa.Table.from_arrays(columns, names=SCORES.names[:-1]), SCORES, "scores")
 
 
 def preferences_table(prompts: pa.Table) -> pa.Table:
@@ -126,6 +126,7 @@ def test_pairs_have_the_schema_and_the_counts():
         "num_scores": 120,
         "num_non_finite_scores": 0,
         "num_few_responses_prompts": 0,
+        "num_small_margin_prompts": 0,
         "num_tied_prompts": 0,
     }
     assert built.pairs["split"].to_pylist().count("eval") == 3

@@ -133,6 +133,32 @@ def test_table_given_twice_is_an_error_that_names_a_response():
         group_scores([table, table], CONFIG)
 
 
+def with_rewards(table: pa.Table, rewards: list[float | None]) -> pa.Table:
+    return table.set_column(6, SCORES.field("reward"), pa.array(rewards, pa.float64()))
+
+
+def test_rewards_of_the_table_rank_in_place_of_the_implicit_ones():
+    """The implicit rewards prefer 0 and 1; the log-probs of the policy still go to training."""
+    table = with_rewards(score_table(TWO_PROMPTS), [1.0, 2.0, 5.0, 4.5, 0.0, 3.0])
+    selection = select_pairs(table, 0.0, CONFIG)
+    assert indices(selection) == [(prompt_name(0), 2, 0), (prompt_name(1), 0, 1)]
+    assert (selection.chosen_reward.tolist(), selection.rejected_reward.tolist()) == ([5.0, 4.5], [1.0, 0.0])
+    assert selection.chosen_policy_logps.tolist() == [7.0, 2.0]
+    assert not group_scores(table, CONFIG).is_implicit
+
+
+def test_tables_of_before_have_implicit_rewards():
+    table = score_table(TWO_PROMPTS).drop_columns(["reward"])
+    assert group_scores(table, CONFIG).is_implicit
+    assert indices(select_pairs(table, 0.0, CONFIG)) == indices(select_pairs(score_table(TWO_PROMPTS), 0.0, CONFIG))
+
+
+def test_two_kinds_of_rewards_are_refused():
+    table = score_table(TWO_PROMPTS)
+    with pytest.raises(PairError, match=r"^pair: 6 of 12 scores have no value in column 'reward'"):
+        group_scores([table, with_rewards(score_table([[(0.0, 1)] * 3] * 4).slice(6), [1.0] * 6)], CONFIG)
+
+
 def test_outside_tables_are_checked_against_the_schema():
     with pytest.raises(RecordError, match="scores: column 'num_chars' is missing"):
         group_scores(score_table(TWO_PROMPTS).drop_columns(["num_chars"]), CONFIG)

@@ -49,13 +49,16 @@ class Shard:
         manifest = Manifest(stage="generate", fingerprint="f", files={}, metrics={"pid": os.getpid()}, skipped=skipped)
         publish_files(self.responses, {}, manifest)
 
-    def _score(self, task: Task, policy_uri: str, reference_uri: str, responses_uri: str) -> StageReport:
+    def _score(
+        self, task: Task, policy_uri: str, reference_uri: str, responses_uri: str, *, reward_uri: str, data_uri: str
+    ) -> StageReport:
+        assert (reward_uri, data_uri) == ("reward", "data")
         self.scored.append(responses_uri)
         return StageReport(task.uri, "completed", {})
 
     def start(self) -> tuple[StageReport, StageReport]:
         task = Task(self.run, Place.parse("iteration-1/generate-and-score/shard-0-of-1"), {}, {})
-        return generate_and_score(task, "policy", "reference", "data", "")
+        return generate_and_score(task, "policy", "reference", "reward", "data", "")
 
 
 @pytest.fixture

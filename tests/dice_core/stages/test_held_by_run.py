@@ -28,6 +28,7 @@ from dice_core.storage import layout
 from dice_core.storage.contract import StorageError
 from dice_core.storage.failures import failures_of_run
 from dice_core.storage.manifest import Manifest, publish_files, read_manifest
+from dice_core.storage.promotion import promote
 
 CLONED = Path(__file__).parents[2] / "data" / "kfp-2.17.0" / "run-cloned-in-ui-refused.json"
 SMALL = {"generation": {"num_responses": 8}, "training": {"global_batch_size": 8, "per_device_batch_size": 2}}
@@ -39,7 +40,16 @@ SETTINGS = [
     for name in SECTIONS[section].model_fields
 ]
 # Allowed together with another setting only.
-COMPANIONS = {"warmup_steps": ("lr_scheduler", "constant_with_warmup")}
+COMPANIONS = {
+    "warmup_steps": ("lr_scheduler", "constant_with_warmup"),
+    "endpoint_max_cost": ("endpoint_input_price", 1.0),
+    "margin_share": ("selection", "margin"),
+}
+# An endpoint grades, so that the settings of grading count.
+GRADED = {
+    "scoring": {"reward": "judge"},
+    "grading": {"endpoint_url": "https://b.example/v1", "endpoint_model": "grader", "endpoint_key_variable": ""},
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,11 @@ class Start:
     def plan(self) -> dict[str, Any]:
         """Return the parameters that belong to no section."""
         plan = {"num_iterations": 1, "num_shards": 2, "seed": 42, "promote_as": "demo", "policy_source": "org/policy"}
-        plan |= {"reference_source": "", "preferences_source": str(Path(self.root) / "pairs.jsonl")}
+        plan |= {
+            "judge_source": "org/judge",
+            "reference_source": "",
+            "preferences_source": str(Path(self.root) / "pairs.jsonl"),
+        }
         return {**plan, "prompts_source": "", "exclude_source": "", **self.others}
 
     def with_setting(self, section: str, name: str, value: Any) -> "Start":
@@ -88,21 +102,25 @@ class Start:
             place = layout.warm_start(run, "pair")
             pairs = pair(data, policy, place, iteration=0, pairing=of["pairing"], chat=of["chat"], **seed).uri
             place, training = layout.warm_start(run, "train"), of["warm_start_training"]
-            trained = train(policy, pairs, place, iteration=0, training=training, launch=of["launch"], **seed).uri
+            chosen = {"training": training, "launch": of["launch"], **base_reference(training, policy)}
+            trained = train(policy, pairs, place, iteration=0, **chosen, **seed).uri
             reference, policy = policy, trained
         shards = range(plan["num_shards"])
         places = {n: [layout.shard(run, 1, n, i, len(shards)) for i in shards] for n in ("generate", "score")}
         for i in shards:
             chosen = {"generation": of["generation"], "chat": of["chat"], "shard": i, "num_shards": len(shards)}
             generate(policy, data, places["generate"][i], **chosen, **seed)
-            score(policy, reference, places["generate"][i], places["score"][i], scoring=of["scoring"])
+            chosen = {"data_uri": data, "scoring": of["scoring"], "grading": of["grading"]}
+            score(policy, reference, places["generate"][i], places["score"][i], **chosen, **seed)
         uris = {"scores_uris": places["score"], "responses_uris": places["generate"]}
         place = layout.stage(run, 1, "pair")
         pairs = pair(data, policy, place, **uris, pairing=of["pairing"], chat=of["chat"], **seed).uri
         place = layout.stage(run, 1, "train")
-        trained = train(policy, pairs, place, training=of["training"], launch=of["launch"], **seed).uri
+        chosen = {"training": of["training"], "launch": of["launch"], **base_reference(of["training"], reference)}
+        trained = train(policy, pairs, place, **chosen, **seed).uri
         pointer = layout.promoted(self.root, plan["promote_as"]) if plan["promote_as"] else ""
-        chosen = {name: of[name] for name in ("evaluation", "generation", "chat")}
+        chosen = {name: of[name] for name in ("evaluation", "judging", "generation", "chat")}
+        chosen |= {"judge_uri": import_skipped(self.root, plan["judge_source"])} if plan["judge_source"] else {}
         place = layout.stage(run, 1, "evaluate")
         evaluate(trained, policy, reference, data, place, promoted_uri=pointer, **chosen, **seed)
 
@@ -123,6 +141,11 @@ class Start:
         return True
 
 
+def base_reference(training: dict[str, Any], uri: str) -> dict[str, str]:
+    """Return what train_task gives to train beside the policy."""
+    return {"reference_uri": uri} if training.get("reference") == "base" else {}
+
+
 def import_skipped(root: str, source: str) -> str:
     uri = layout.imported_model(root, source)
     if read_manifest(uri) is None:
@@ -138,7 +161,7 @@ def write_pairs(path: Path, answer: str = "yes") -> str:
 
 def first_start(folder: Path) -> Start:
     write_pairs(folder / "pairs.jsonl")
-    return Start(str(folder), {**SMALL, "warm_start_training": {**SMALL["training"], "max_steps": 5}})
+    return Start(str(folder), {**SMALL, **GRADED, "warm_start_training": {**SMALL["training"], "max_steps": 5}})
 
 
 @pytest.fixture
@@ -157,12 +180,13 @@ def others(section: str, name: str, value: Any) -> Iterator[Any]:
     if isinstance(value, bool):
         yield not value
     elif isinstance(value, int | float):
-        yield from (value + 1, 2 * value, value / 2, 0.25, 8)
+        # Twice a replay_ratio of 0.5 is another pipeline.
+        yield from (value + 1, value / 2, 2 * value, 0.25, 8)
     elif isinstance(value, list):
         yield [*value, 7]
     annotation = SECTIONS[section].model_fields[name].annotation
     yield from (word for word in words(annotation) if word != value)
-    yield from ("another", "2026-01-31")
+    yield from ("another", "2026-01-31", "https://a.example/v1")
 
 
 def words(annotation: Any) -> list[Any]:
@@ -205,14 +229,54 @@ def held_once(tmp_path_factory: pytest.TempPathFactory) -> Start:
     return held
 
 
+def test_a_promoted_policy_that_is_gone_is_told_before_anything_runs(start: Start) -> None:
+    pointer = layout.promoted(start.root, "demo")
+    promote(pointer, f"{start.root}/gone", "0" * 64, evaluated="e", iteration=1)
+    with pytest.raises(StorageError, match=r"gone: no manifest.json there"):
+        start.check()
+    start.with_other("promote_as", "").check()
+
+
 # Half a minute in all: three pages are written for each setting.
 @pytest.mark.slow
 @pytest.mark.parametrize(("section", "name"), SETTINGS)
 def test_another_setting_is_refused_exactly_where_a_stage_would_refuse_it(
-    held_once: Start, section: str, name: str
+    held_once: Start, section: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Where the setting is the name of a variable with a key.
+    monkeypatch.setenv("another", "key")
     other = changed(held_once, section, name)
     assert other.is_checked() == other.is_run() == (name in SECTIONS[section].operational())
+
+
+def test_another_judge_is_refused_where_one_has_judged(start: Start) -> None:
+    held = start.with_setting("judging", "judge", "reward-model")
+    held.go()
+    held.check()
+    other = held.with_other("judge_source", "org/another")
+    with pytest.raises(
+        ConfigError, match=r"judge_source was '.*org--judge', now 'org/another' \(iteration-1/evaluate\)"
+    ):
+        other.check()
+    assert not other.is_run()
+    # Of a run that nobody has judged the judge may be any.
+    replace(other, run="third").check()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "num_shards", "message"),
+    [
+        (1, 2, "1 trains on offline pairs alone, and this pipeline samples responses: submit one"),
+        (0.5, 0, "must be 1 in this pipeline, which samples no response, got 0.5: submit one"),
+    ],
+)
+def test_what_is_sampled_is_used_and_what_is_used_is_sampled(
+    start: Start, ratio: float, num_shards: int, message: str
+) -> None:
+    """Which tasks there are was fixed when the pipeline was compiled; the ratio may be edited in the UI."""
+    with pytest.raises(ConfigError, match=rf"^pairing.replay_ratio: {message} with SET='pairing.replay_ratio="):
+        start.with_setting("pairing", "replay_ratio", ratio).with_other("num_shards", num_shards).check()
+    start.with_setting("pairing", "replay_ratio", 1).with_other("num_shards", 0).check()
 
 
 def test_how_it_trains_may_differ(held: Start) -> None:
@@ -223,7 +287,7 @@ def test_how_it_trains_may_differ(held: Start) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("seed", 43, "seed was 42, now 43 (data and 7 more)"),
+        ("seed", 43, "seed was 42, now 43 (data and 9 more)"),
         ("promote_as", "other", "promote_as was 'demo', now 'other' (iteration-1/evaluate)"),
         ("promote_as", "", "promote_as was 'demo', now '' (iteration-1/evaluate)"),
         ("num_shards", 4, "num_shards was 2, now 4 (iteration-1/pair)"),
@@ -302,7 +366,7 @@ def test_parts_of_an_interrupted_stage_are_compared_like_a_finished_one(start: S
         run_stage(SCORE, place, interrupted, settings={"scoring": scoring}, arguments={}, inputs={})
 
     with pytest.raises(KeyboardInterrupt):
-        begin(ScoringConfig())
+        begin(ScoringConfig(reward="judge"))
     start.check()
     other = start.with_setting("scoring", "max_characters", 5000)
     with pytest.raises(
@@ -310,7 +374,7 @@ def test_parts_of_an_interrupted_stage_are_compared_like_a_finished_one(start: S
     ):
         other.check()
     with pytest.raises(StorageError, match="holds parts made with other settings"):
-        begin(ScoringConfig(max_characters=5000))
+        begin(ScoringConfig(reward="judge", max_characters=5000))
     # Shards of another number of them are begun anew.
     other.with_other("num_shards", 4).check()
 

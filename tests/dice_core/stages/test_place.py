@@ -68,7 +68,7 @@ def test_a_metric_that_kfps_launcher_cannot_take_is_shown_as_text() -> None:
 
 def test_a_task_shows_at_most_15_numbers_and_those_of_its_stages_choice_first() -> None:
     """Evaluate measures some forty."""
-    choice = ("heldout_reward_accuracy_previous", "heldout_reward_accuracy")
+    choice = ("win_rate", "heldout_reward_accuracy")
     metrics: dict[str, Any] = {f"number_{i}": i for i in range(40)} | dict.fromkeys(choice, 0.5) | {"reason": "better"}
     artifact = Artifact()
     show(StageReport("s3://b/x", "completed", metrics), Place("evaluate", 1), artifact)
