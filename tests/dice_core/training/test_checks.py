@@ -73,7 +73,7 @@ def test_a_warm_start_s_settings_are_told_by_the_name_of_their_own_section(
     settings_uri = write_settings(run, sections, {"seed": 0})
     pairs_uri = write_pairs(tmp_path / "p.parquet", num_tokens)
     with pytest.raises(ValueError, match=reason):
-        train_task(settings_uri, "warm-start/train", policy_uri, pairs_uri, SimpleNamespace(metadata={}))
+        train_task(settings_uri, "warm-start/train", policy_uri, "", pairs_uri, SimpleNamespace(metadata={}))
 
 
 def test_changed_pairs_are_told_before_a_process_starts(
