@@ -99,8 +99,9 @@ def _add_options(parser: argparse.ArgumentParser, stage: Stage, details: Mapping
         elif name.endswith("_uris"):
             kind.update(action="extend", nargs="+", default=[], metavar="URI")
         else:
-            value_type = int if isinstance(parameter.default, int) or parameter.annotation is int else str
-            metavar = "N" if value_type is int else "URI" if name.endswith(("_uri", "_source")) else "TEXT"
+            kinds = (kind for kind in (int, float) if kind in (type(parameter.default), parameter.annotation))
+            value_type: type = next(kinds, str)
+            metavar = "N" if value_type is not str else "URI" if name.endswith(("_uri", "_source")) else "TEXT"
             kind.update(type=value_type, default=None if required else parameter.default, metavar=metavar)
         parser.add_argument(option, **kind)
     allowed = f"sections here: {', '.join(stage.sections)}" if stage.sections else "this stage has none"

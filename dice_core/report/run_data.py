@@ -26,6 +26,7 @@ from dice_core.storage import layout
 from dice_core.storage.contract import StorageError
 from dice_core.storage.failures import StageFailure
 from dice_core.storage.manifest import Manifest, Metric, fetch_files
+from dice_core.storage.promotion import read_promotion
 from dice_core.storage.run_contents import RunContents
 
 State = Literal["completed", "skipped", "partial", "missing"]
@@ -122,6 +123,10 @@ class RunData:
     """What could not be read, and why."""
     failures: tuple[StageFailure, ...] = ()
     """Of the stages that belong to no iteration, such as prepare-data."""
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    """What the run was last started with, as check-settings recorded it; empty where stages were run one by one."""
+    promoted: Mapping[str, str] = field(default_factory=dict)
+    """Pointers that the run may move, and the address of the policy that each names now; empty: none yet."""
     package_version: str = __version__
 
     @property
@@ -171,6 +176,7 @@ def collect(
             found = {name: StageData("skipped", skipped=reason) for name in found} if reason else found
         more = _details(found, notes, details, known.get(made_from(found), {}))
         iterations.append(IterationData(number, found, **more, failures=failures))
+    planned = run.manifest(layout.check_settings(run.uri))
     return RunData(
         run.uri,
         tuple(iterations),
@@ -178,7 +184,25 @@ def collect(
         time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         tuple(notes),
         tuple(failure for failure in run.failures if failure.iteration is None),
+        planned.settings if planned else {},
+        _promoted(iterations, notes) if details != "none" else {},
     )
+
+
+def _promoted(iterations: Sequence[IterationData], notes: list[str]) -> dict[str, str]:
+    """Return what the pointers name that the evaluations were to move."""
+    found: dict[str, str] = {}
+    for iteration in iterations:
+        uri = str(iteration.stage("evaluate").settings.get("promoted_uri") or "")
+        if not uri or uri in found:
+            continue
+        try:
+            promotion = read_promotion(uri)
+        except StorageError as error:
+            notes.append(" ".join(str(error).split()))
+        else:
+            found[uri] = promotion.policy_uri if promotion else ""
+    return found
 
 
 def _why_none_follows(iteration: IterationData) -> str:
@@ -328,7 +352,11 @@ def _read_training(stages: Mapping[str, StageData], folder: Path) -> dict[str, A
 
 def _read_evaluation(stages: Mapping[str, StageData], folder: Path) -> dict[str, Any]:
     files = _files(stages.get("evaluate"), folder, "evaluation")
-    return {"evaluation": next((json.loads(path.read_text()) for path in files), None)}
+    found = next((json.loads(path.read_text()) for path in files), None)
+    if found is not None and "outcome" not in found.get("gate", {}):
+        where = next(iter(stages["evaluate"].manifests))
+        raise ValueError(f"{where}: measured by an earlier version: its gate and its answers are not shown")
+    return {"evaluation": found}
 
 
 def _tables(stage: StageData | None, folder: Path, prefix: str) -> Iterator[Path]:
