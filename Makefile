@@ -5,6 +5,8 @@ SHELL = bash -o pipefail
 
 VENV ?= .venv
 LOCK := requirements/cpu.lock
+# Of the server that the tests of tracking run: it does not fit into the other.
+MLFLOW_LOCK := tests/mlflow.lock
 # Rewritten only after a complete installation, so that an interrupted one is made again.
 STAMP := $(VENV)/.installed
 PY := $(VENV)/bin/python
@@ -31,7 +33,8 @@ INDEX_URL ?=
 BUILD_FLAGS ?=
 IMAGE_NAMES := core generate train
 IMAGE_ARGS = --build-arg VERSION=$(TAG) --build-arg REVISION=$$($(call IMAGE_COMMIT,%H)) \
-  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(INDEX_URL),--build-arg INDEX_URL=$(INDEX_URL)) $(BUILD_FLAGS) --file images/Dockerfile
+  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(INDEX_URL),--build-arg INDEX_URL=$(INDEX_URL)) \
+  $(if $(EFA_INSTALLER),--build-arg EFA_INSTALLER=$(EFA_INSTALLER)) $(BUILD_FLAGS) --file images/Dockerfile
 
 # The cluster: which overlay of manifests/, and the releases that manifests/README.md tells of.
 # kind, a100 or kueue; to deploy one it must be named
@@ -122,14 +125,16 @@ typecheck: $(STAMP) ## Check the types of dice_core, components and pipelines wi
 check: lint typecheck ## Lint and typecheck: what CI runs before the tests.
 
 .PHONY: lock
-lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml; UPGRADE=1 takes the newest releases that fit.
+lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml, and the lock of the tests' MLflow; UPGRADE=1 takes the newest releases that fit.
 	@links="$$($(PY) -m pip config get global.find-links 2>/dev/null || true)"; \
 	$(PY) -m uv pip compile --quiet --python $(PY) --python-version 3.11 $(if $(call on,UPGRADE),--upgrade) $${links:+--find-links $$links} \
 	  --excludes requirements/excludes.txt --constraints requirements/constraints.txt --annotation-style line \
 	  --custom-compile-command "make lock" \
 	  --extra core --extra train --extra generate-cpu --extra pipelines --extra demo --extra test \
 	  pyproject.toml --output-file $(LOCK)
-	@echo "$(LOCK): $$(grep -c == $(LOCK)) packages"
+	@echo mlflow | $(PY) -m uv pip compile --quiet --python-version 3.11 $(if $(call on,UPGRADE),--upgrade) --annotation-style line \
+	  --custom-compile-command "make lock" - --output-file $(MLFLOW_LOCK)
+	@echo "$(LOCK): $$(grep -c == $(LOCK)) packages; $(MLFLOW_LOCK): $$(grep -c == $(MLFLOW_LOCK))"
 
 ##@ Pipelines
 
@@ -148,12 +153,13 @@ compile submit schedule preflight: export DICE_TAG = $(TAG)
 ##@ Images
 
 .PHONY: images
-images: ## Build the images as REGISTRY/dice-NAME:TAG (the commit). BUILDER=docker|podman|buildah, ACCELERATOR=cpu for kind, BASE_IMAGE=, INDEX_URL=.
+images: ## Build the images as REGISTRY/dice-NAME:TAG (the commit). BUILDER=docker|podman|buildah, ACCELERATOR=cpu for kind, BASE_IMAGE=, INDEX_URL=, EFA_INSTALLER=.
 ifeq ($(ACCELERATOR),cpu)
 	@$(BUILDER) build $(IMAGE_ARGS) --target cpu $(IMAGE_NAMES:%=--tag $(REGISTRY)/dice-%:$(TAG)) .
 else
 	@for name in $(IMAGE_NAMES); do \
-	  $(BUILDER) build $(IMAGE_ARGS) --target $$name --tag $(REGISTRY)/dice-$$name:$(TAG) .; \
+	  target=$$name; if [ $$name = train ]; then target=train$(if $(EFA_INSTALLER),-efa); fi; \
+	  $(BUILDER) build $(IMAGE_ARGS) --target $$target --tag $(REGISTRY)/dice-$$name:$(TAG) .; \
 	done
 endif
 	@echo "built: $(IMAGE_NAMES:%=$(REGISTRY)/dice-%:$(TAG))"

@@ -29,6 +29,7 @@ def check_settings(
     training: dict,
     warm_start_training: dict,
     evaluation: dict,
+    judging: dict,
     launch: dict,
     pods: dict,
     service_account: str,

@@ -15,6 +15,8 @@ def evaluate(
     policy_uri: str,
     previous_uri: str,
     base_reference_uri: str,
+    first_uri: str,
+    judge_uri: str,
     data_uri: str,
     metrics: dsl.Output[dsl.Metrics],
 ) -> NamedTuple("Evaluation", [("Output", str), ("decision", str)]):

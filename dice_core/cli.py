@@ -1,8 +1,8 @@
-"""`dice <stage>`: every stage from the command line, as the images run it.
+"""`dice <stage>` and `dice <command>`: every stage, as the images run it, and what else a person does with its results.
 
-The options of a stage are the parameters of its function, with that function's docstring as their help; its settings
-are the sections of its row in the table of stages. There is no second list. Errors a person can mend are one line and
-exit code 1.
+The options of either are the parameters of its function, with that function's docstring as their help; a stage's
+settings are the sections of its row in the table of stages. There is no second list. Errors a person can mend are one
+line and exit code 1.
 """
 
 import argparse
@@ -11,29 +11,33 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dice_core import __version__
+from dice_core.commands import table as commands
+from dice_core.commands.table import Command
 from dice_core.progress import one_line
 from dice_core.settings.base import ConfigError
 from dice_core.settings.documentation import settings_help
 from dice_core.settings.overrides import merge_overrides, parse_overrides
 from dice_core.stages.table import SECTIONS, STAGES, Stage
 
-COMMANDS = {name: stage for name, stage in STAGES.items() if stage.is_command}
-"""The stages of the command line, by name."""
+COMMANDS: dict[str, Stage | Command] = {name: stage for name, stage in STAGES.items() if stage.is_command}
+"""What the command line knows, by name: stages first."""
+COMMANDS |= commands.COMMANDS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one stage and print its report as JSON to standard output; return the exit code."""
+    """Run one stage or command and print what it reports to standard output; return the exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        # One stage's module is enough where its name comes first.
-        named = [stage for stage in COMMANDS.values() if stage.name in words[:1]]
+        # One module is enough where its name comes first.
+        named = [command for command in COMMANDS.values() if command.name in words[:1]]
         options = vars(build_parser(named or COMMANDS.values()).parse_args(words))
-        print(json.dumps(run_command(COMMANDS[options.pop("stage")], options), indent=1))
+        command = COMMANDS[options.pop("command")]
+        print(run_stage(command, options) if isinstance(command, Stage) else run_command(command, options))
     except KeyboardInterrupt:
         print("dice: stopped; the same command goes on", file=sys.stderr)
         return 130
@@ -45,11 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_command(stage: Stage, options: dict[str, Any]) -> dict[str, Any]:
-    """Call a stage's function with the parsed options."""
+def run_stage(stage: Stage, options: dict[str, Any]) -> str:
+    """Call a stage's function with the parsed options; return its report as JSON."""
     values = chosen_settings(stage, options.pop("set"), options.pop("config"))
     report = stage.function(**options, **values)
-    return {"uri": report.uri, "status": report.status, "message": report.message, "metrics": report.metrics}
+    shown = {"uri": report.uri, "status": report.status, "message": report.message, "metrics": report.metrics}
+    return json.dumps(shown, indent=1)
+
+
+def run_command(command: Command, options: dict[str, Any]) -> str:
+    """Call a command's function with the parsed options; return its answer for a person, or as JSON."""
+    as_json = options.pop("json")
+    answer = command.function(**options)
+    return json.dumps(answer.values, indent=1) if as_json else answer.text
 
 
 def chosen_settings(stage: Stage, overrides: Sequence[str], config: str | None) -> dict[str, dict[str, Any]]:
@@ -67,43 +79,52 @@ def chosen_settings(stage: Stage, overrides: Sequence[str], config: str | None) 
     return {name: value for name, value in settings.items() if name in stage.sections}
 
 
-def build_parser(stages: Iterable[Stage] = COMMANDS.values()) -> argparse.ArgumentParser:
-    """Return the parser of some stages, all by default."""
+def build_parser(choices: Iterable[Stage | Command] = COMMANDS.values()) -> argparse.ArgumentParser:
+    """Return the parser of some stages and commands, all by default."""
     parser = argparse.ArgumentParser(
-        prog="dice", description="Run one stage of DICE. Errors show a traceback with DICE_DEBUG=1."
+        prog="dice",
+        description="Run one stage of DICE, or a command on what stages have made. DICE_DEBUG=1 shows tracebacks.",
     )
     parser.add_argument("--version", action="version", version=f"dice {__version__}")
-    subparsers = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
-    for stage in stages:
-        summary, details = _documentation(stage.function)
-        parser_of_stage = subparsers.add_parser(
-            stage.name,
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for choice in choices:
+        summary, details = _documentation(choice.function)
+        own = subparsers.add_parser(
+            choice.name,
             help=summary,
             description=summary,
-            epilog=_settings_help(stage),
+            epilog=_settings_help(choice) if isinstance(choice, Stage) else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        _add_options(parser_of_stage, stage, details)
+        sections = choice.sections if isinstance(choice, Stage) else ()
+        parameters = inspect.signature(choice.function).parameters.values()
+        for parameter in parameters:
+            if parameter.name not in sections:
+                _add_option(own, parameter, details.get(parameter.name, ""))
+        if isinstance(choice, Stage):
+            _add_settings(own, choice)
+        else:
+            own.add_argument("--json", action="store_true", help="print JSON, for programs")
     return parser
 
 
-def _add_options(parser: argparse.ArgumentParser, stage: Stage, details: Mapping[str, str]) -> None:
-    for name, parameter in inspect.signature(stage.function).parameters.items():
-        if name in stage.sections:
-            continue
-        required = parameter.default is inspect.Parameter.empty
-        option = "--" + re.sub(r"_(uri|uris|source)$", "", name).replace("_", "-")
-        kind: dict[str, Any] = {"dest": name, "help": details.get(name, ""), "required": required}
-        if isinstance(parameter.default, bool):
-            kind.update(action="store_true")
-        elif name.endswith("_uris"):
-            kind.update(action="extend", nargs="+", default=[], metavar="URI")
-        else:
-            kinds = (kind for kind in (int, float) if kind in (type(parameter.default), parameter.annotation))
-            value_type: type = next(kinds, str)
-            metavar = "N" if value_type is not str else "URI" if name.endswith(("_uri", "_source")) else "TEXT"
-            kind.update(type=value_type, default=None if required else parameter.default, metavar=metavar)
-        parser.add_argument(option, **kind)
+def _add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, text: str) -> None:
+    name, required = parameter.name, parameter.default is inspect.Parameter.empty
+    option = "--" + re.sub(r"_(uri|uris|source)$", "", name).replace("_", "-")
+    kind: dict[str, Any] = {"dest": name, "help": text, "required": required}
+    if isinstance(parameter.default, bool):
+        kind.update(action="store_true")
+    elif name.endswith("_uris"):
+        kind.update(action="extend", nargs="+", default=[], metavar="URI")
+    else:
+        types = (type_ for type_ in (int, float) if type_ in (type(parameter.default), parameter.annotation))
+        value_type: type = next(types, str)
+        metavar = "N" if value_type is not str else "URI" if name.endswith(("_uri", "_source")) else "TEXT"
+        kind.update(type=value_type, default=None if required else parameter.default, metavar=metavar)
+    parser.add_argument(option, **kind)
+
+
+def _add_settings(parser: argparse.ArgumentParser, stage: Stage) -> None:
     allowed = f"sections here: {', '.join(stage.sections)}" if stage.sections else "this stage has none"
     parser.add_argument(
         "--set", action="extend", nargs="+", default=[], metavar="SECTION.FIELD=VALUE", help=f"settings; {allowed}"

@@ -70,14 +70,15 @@ DESCRIPTIONS = {
     "pairing": "Length penalty, selection, replay (PairingConfig).",
     "training": "DPO (TrainingConfig).",
     "warm_start_training": "DPO of the first policy on offline pairs (TrainingConfig).",
-    "evaluation": "What is measured of a new policy, and when it is accepted (EvaluationConfig).",
+    "evaluation": "What is measured of a new policy, when it is accepted, and when it is better (EvaluationConfig).",
+    "judging": "Who compares the answers of two policies (JudgingConfig).",
     "launch": "Which processes train (LaunchConfig).",
 }
 
 _COMMON = ("run_uri", "settings_uri")
 """Of every task behind check-settings: where the run is, and what it was started with."""
 _DATA_SOURCES = ("preferences_source", "prompts_source", "exclude_source")
-_HANDED_ON = ("policy_uri", "reference_uri", "base_reference_uri", "data_uri", "gate_uri")
+_HANDED_ON = ("policy_uri", "reference_uri", "base_reference_uri", "first_uri", "judge_uri", "data_uri", "gate_uri")
 
 OUTPUT = "Output"
 """kfp's name of what a component returns: here the address of what the stage made."""
@@ -211,7 +212,8 @@ def _run_iterations(preset: Preset, iterations: list[GraphComponent], given: Giv
 
     kfp.local resolves no condition on what a task returns: it would skip the branch and call the run a success.
     """
-    given = {**given, "base_reference_uri": given["reference_uri"], "gate_uri": ""}
+    first = {"base_reference_uri": given["reference_uri"], "first_uri": given["policy_uri"]}
+    given = {"judge_uri": "", **given, **first, "gate_uri": ""}
     with ExitStack() as branches:
         for number, iteration in enumerate(iterations, start=1):
             done = iteration(**_take(given, *_COMMON, *_HANDED_ON)).set_display_name(f"iteration {number}")
@@ -248,7 +250,7 @@ def _generate_and_score(preset: Preset, given: Given, shard: int) -> dsl.Pipelin
 def _pair_train_evaluate(preset: Preset, given: Given, scored: list[dsl.PipelineTask]) -> IterationOutputs:
     policy = _train(preset, given, _pair(preset, given).after(*scored).outputs[OUTPUT])
     measured = {**given, "policy_uri": policy, "previous_uri": given["policy_uri"]}
-    names = ("policy_uri", "previous_uri", "base_reference_uri", "data_uri")
+    names = ("policy_uri", "previous_uri", "base_reference_uri", "first_uri", "judge_uri", "data_uri")
     outputs = _start(preset, EVALUATE, evaluate, measured, *names).outputs
     return IterationOutputs(policy, outputs[OUTPUT], outputs["decision"])
 

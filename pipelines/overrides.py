@@ -13,6 +13,7 @@ from dice_core.settings.hints import allowed
 from dice_core.settings.overrides import parse_overrides, with_field
 from dice_core.stages.check_settings import check_settings
 from dice_core.stages.table import SECTIONS
+from pipelines.cluster.pools import NODE_KINDS, POOLS, TRAINER_MEMORY_ZERO2
 from pipelines.cluster.training_pods import OWNERS, training_pods
 from pipelines.presets import PRESETS, Preset
 
@@ -42,8 +43,10 @@ def apply_overrides(preset: Preset, assignments: Iterable[str]) -> Preset:
     """
     assignments = list(assignments)
     own = [text for text in assignments if "." not in text.partition("=")[0]]
+    preset = _on_its_pool(preset, own)
     sections = preset.sections()
     values = _parse(preset, [text for text in assignments if text not in own])
+    _give_memory(preset, values)
     changes: dict[str, Any] = {
         name: type(sections[name]).parse(sections[name].to_dict() | fields, name) for name, fields in values.items()
     }
@@ -53,6 +56,25 @@ def apply_overrides(preset: Preset, assignments: Iterable[str]) -> Preset:
     changed = dataclasses.replace(preset, **changes)
     _check(changed)
     return changed
+
+
+def _on_its_pool(preset: Preset, own: Sequence[str]) -> Preset:
+    """Return the preset with the section `cluster` of the pool that was asked for: settings of it come on top."""
+    names = [value for name, _, value in (text.partition("=") for text in own) if name == "pool"]
+    if not names:
+        return preset
+    if preset.cluster is None:
+        raise ConfigError("pool: a run on this machine has no nodes to choose")
+    if names[-1] not in POOLS:
+        raise ConfigError(f"pool: unknown name {names[-1]!r}, {allowed(names[-1], POOLS)}")
+    return dataclasses.replace(preset, pool=names[-1], cluster=POOLS[names[-1]]())
+
+
+def _give_memory(preset: Preset, values: dict[str, dict[str, Any]]) -> None:
+    """Ask for what ZeRO-2 needs where a person chose it and said nothing of memory."""
+    is_zero2 = values.get("training", {}).get("deepspeed", preset.training.deepspeed) == "zero2"
+    if is_zero2 and preset.pool in NODE_KINDS and "trainer_memory" not in values.get("cluster", {}):
+        values.setdefault("cluster", {})["trainer_memory"] = TRAINER_MEMORY_ZERO2
 
 
 def _parse(preset: Preset, assignments: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,5 @@
 """Which tests run and in what order; and fixtures that several test modules share: a real S3 server, a real small chat
-model, and a tiny random one.
+model, a tiny random one, and a real MLflow server.
 """
 
 import importlib.metadata
@@ -17,6 +17,9 @@ import hypothesis
 import pytest
 
 from pipelines.demo.object_store import ObjectStore, running_object_store
+from tests.mlflow_server import mlflow_server, without_trackers
+
+__all__ = ["mlflow_server"]
 
 _CACHE = Path(__file__).parents[1] / ".cache" / "models"
 _LEFT_OUT = pytest.StashKey[Counter[str]]()
@@ -93,6 +96,15 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DICE_CACHE", str(tmp_path_factory.mktemp("model-cache")))
         patch.setenv("DICE_SCRATCH", str(tmp_path_factory.mktemp("scratch")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_tracker() -> Iterator[None]:
+    """Keep tests out of the trackers of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in without_trackers(os.environ):
+            patch.delenv(name)
         yield
 
 

@@ -91,14 +91,14 @@ def evaluation_metrics(outcome: str = "better", judged: bool = True, growth: flo
 
 
 def _rule(
-    metrics: dict[str, Any], name: str, what: str, kind: str, bound: float, passed: bool | None
+    metrics: dict[str, Any], name: str, measure: str, what: str, kind: str, bound: float, passed: bool | None
 ) -> dict[str, Any]:
-    sentence = f"{what} is {metrics[name]:.3g}, the bound is {bound:g}"
-    interval = {"low": metrics.get(f"{name}_low"), "high": metrics.get(f"{name}_high")}
-    return {"name": name, "what": what, "kind": kind, "value": metrics[name], **interval} | {
+    """A rule as evaluation/gate.py makes it."""
+    interval = {"low": metrics.get(f"{measure}_low"), "high": metrics.get(f"{measure}_high")}
+    return {"name": name, "what": what, "kind": kind, "value": metrics[measure], **interval} | {
         "bound": bound,
         "passed": passed,
-        "sentence": sentence,
+        "sentence": f"{what} is {metrics[measure]:.3g}, the bound is {bound:g}",
     }
 
 
@@ -113,11 +113,14 @@ def evaluation(
 ) -> dict[str, Any]:
     metrics = evaluation_metrics(outcome, judged, growth=0.0691 if accepted else 0.82)
     gain = {"better": True, "not shown": None, "worse": False}[outcome]
-    gains = [("heldout_reward_accuracy_change", "change of held-out accuracy", 0.0)]
+    gains = [("accuracy_gain", "heldout_reward_accuracy_change", "change of held-out accuracy", 0.0)]
     if judged:
-        gains = [("win_rate", "win rate", 0.5), ("length_controlled_win_rate", "win rate at equal length", 0.5)]
-    rules = [_rule(metrics, name, what, "gain", bound, gain) for name, what, bound in gains]
-    rules.append(_rule(metrics, "response_characters_growth", "growth in length", "guard", 0.5, accepted))
+        names = {"win_rate": "win rate", "length_controlled_win_rate": "win rate at equal length"}
+        gains = [(name, name, what, 0.5) for name, what in names.items()]
+    rules = [_rule(metrics, *measure, "gain", bound, gain) for *measure, bound in gains]
+    rules.append(
+        _rule(metrics, "length_growth", "response_characters_growth", "growth in length", "guard", 0.5, accepted)
+    )
     reason = REASONS[outcome] if accepted else "answers grew by 82.0%"
     gate = {"outcome": outcome, "accepted": accepted, "promotable": accepted and outcome == "better", "reason": reason}
     judging = {"judge": "reward-model" if judged else "none", "wanted_difference": 0.02 if judged else 0.05}
@@ -209,6 +212,7 @@ def iteration(
     numbers = evaluation_metrics(outcome, judged, growth=0.0691 if accepted else 0.82)
     numbers |= {key: found["gate"][key] for key in ("outcome", "reason")}
     numbers |= {key: int(found["gate"][key]) for key in ("accepted", "promotable")}
+    numbers["promotion"] = "promoted" if found["gate"]["promotable"] else "not promoted: the gate does not say so"
     return IterationData(
         number,
         {

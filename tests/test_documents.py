@@ -17,6 +17,7 @@ import pytest
 
 from dice_core import cli as stages
 from dice_core.settings.overrides import parse_overrides
+from dice_core.stages.table import STAGES
 from pipelines import cli as pipelines
 from pipelines.overrides import apply_overrides, find_preset
 from tests.kfp_api import name_a_registry
@@ -133,13 +134,15 @@ def is_planned(words: tuple[str, ...], folder: Path) -> None:
     run_make(("--dry-run", *words[1:]), folder, IS_THIS_PYTHON)
 
 
-def is_a_stage(words: tuple[str, ...], folder: Path) -> None:
-    """Options and settings are valid; tests/dice_core/stages runs the stages."""
+def is_a_stage_or_command(words: tuple[str, ...], folder: Path) -> None:
+    """Options and settings are valid; tests/dice_core/stages runs the stages, tests/dice_core/commands the others."""
     if words[-1] == "--help":
         subprocess.run([sys.executable, "-m", "dice_core.cli", *words[1:]], stdout=subprocess.DEVNULL, check=True)
         return
     options = stages.build_parser().parse_args(words[1:])
-    sections = stages.COMMANDS[options.stage].sections
+    if options.command not in STAGES:
+        return
+    sections = STAGES[options.command].sections
     for name, values in parse_overrides(options.set, sections).items():
         sections[name].parse(values, name)
 
@@ -193,7 +196,7 @@ CHECKS: dict[str, Callable[[tuple[str, ...], Path], object]] = {
     "make kind-load": is_planned,
     "make deploy": is_planned,
     "kubectl": needs_a_cluster,
-    "dice": is_a_stage,
+    "dice": is_a_stage_or_command,
     "export": is_for_make,
 }
 # kfp takes seconds.

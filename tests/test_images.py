@@ -5,6 +5,7 @@ base is DICE_TEST_BASE_IMAGE, an image with Python 3.11 or 3.12 and its venv mod
 """
 
 import fnmatch
+import itertools
 import os
 import re
 import shlex
@@ -52,8 +53,17 @@ def _stages() -> Stages:
     return stages
 
 
+_DEFAULTS = dict(
+    item.split("=", 1)
+    for word, item in itertools.takewhile(lambda instruction: instruction[0] != "FROM", _instructions())
+    if word == "ARG"
+)
+"""Arguments that FROM lines may use."""
+
+
 def _base(stage: list[Instruction]) -> str:
-    return stage[0][1].partition(" AS ")[0]
+    """Return what a stage starts from; where an argument is part of a stage's name, with its default."""
+    return stage[0][1].partition(" AS ")[0].replace("${FLASH_ATTN}", _DEFAULTS["FLASH_ATTN"])
 
 
 def _image(name: str) -> list[Instruction]:
@@ -101,14 +111,11 @@ def test_hadolint_finds_nothing() -> None:
 
 
 def test_every_base_is_a_stage_above_or_an_argument_with_an_exact_tag() -> None:
-    instructions = _instructions()
-    first_from = next(index for index, (word, _) in enumerate(instructions) if word == "FROM")
-    defaults = dict(item.split("=", 1) for item in _arguments(instructions[:first_from], "ARG"))
     above = ["scratch"]
     for name, stage in _stages().items():
-        assert _base(stage) in above or _base(stage).strip("${}") in defaults, stage[0]
+        assert _base(stage) in above or re.fullmatch(r"\$\{(BASE|CUDA)_IMAGE\}", stage[0][1].split()[0]), stage[0]
         above.append(name)
-    for image in defaults.values():
+    for image in (_DEFAULTS["BASE_IMAGE"], _DEFAULTS["CUDA_IMAGE"]):
         assert re.fullmatch(r"[a-z0-9./-]+:\d+\.\d+\.\d+[a-z0-9.-]*", image), image
 
 
@@ -238,8 +245,29 @@ def test_a_lock_has_what_pyproject_asks_for(name: str, without: set[str]) -> Non
     assert not without & set(_pins(LOCKS[name]))
 
 
-def test_flash_attention_is_in_the_train_image() -> None:
+def test_flash_attention_is_compiled_only_where_it_is_asked_for() -> None:
     assert "flash-attn" in _pins("train-gpu.lock")
+    assert _DEFAULTS["FLASH_ATTN"] == "none"
+    assert "${CUDA_IMAGE}" not in [base.split()[0] for base in _arguments(_build("train"), "FROM")]
+    assert "--from=cuda" in " ".join(_arguments(_build("flash-attn-compile"), "COPY"))
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_no_process_of_an_image_makes_files_that_anybody_may_change(name: str, tmp_path: Path) -> None:
+    """Argo starts a pod's process with umask 0."""
+    assert any("mv requirements/umask.pth /opt/venv/lib/python3*/site-packages/" in run
+               for run in _arguments(_build(name), "RUN"))  # fmt: skip
+    script = "import site, sys; site.addsitedir(sys.argv[1]); open('made', 'w')"
+    shutil.copy(PROJECT / "requirements" / "umask.pth", tmp_path)
+    start = [sys.executable, "-c", f"import os; os.umask(0); exec({script!r})", str(tmp_path)]
+    subprocess.run(start, cwd=tmp_path, check=True)
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_train_image_with_efa_is_built_in_place_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = _make("--dry-run", "images", "EFA_INSTALLER=efa.tar.gz", "TAG=1").stdout
+    assert "target=train-efa" in plan and "--build-arg EFA_INSTALLER=efa.tar.gz" in plan
+    assert "target=train;" in _make("--dry-run", "images", "TAG=1").stdout
 
 
 def test_an_image_has_every_file_of_the_packages(tmp_path: Path) -> None:
@@ -267,7 +295,7 @@ def _make(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_make_images_builds_each_image_under_its_tag_and_never_latest() -> None:
     plan = _make("--dry-run", "images", "BUILDER=podman", "REGISTRY=registry.example.com/team", "TAG=1").stdout
     assert "podman build" in plan
-    assert "--file images/Dockerfile --target $name --tag registry.example.com/team/dice-$name:1" in plan
+    assert "--file images/Dockerfile --target $target --tag registry.example.com/team/dice-$name:1" in plan
     assert "latest" not in plan
 
 

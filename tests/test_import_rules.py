@@ -29,10 +29,12 @@ ROOMS = {
     "dice_core.training": "accelerator child_processes data logprobs models progress settings storage",
     "dice_core.launch": "accelerator child_processes progress settings storage training",
     "dice_core.evaluation": "accelerator data generation judges logprobs models preferences progress settings storage",
+    "dice_core.release": "progress storage",
     "dice_core.report": "data evaluation preferences storage",
-    "dice_core.stages": "accelerator data evaluation generation judges launch models preferences progress report "
-    "settings storage training",
-    "dice_core.cli": "progress settings stages",
+    "dice_core.stages": "accelerator data evaluation generation judges launch models preferences progress release "
+    "report settings storage training",
+    "dice_core.commands": "release settings storage",
+    "dice_core.cli": "commands progress settings stages",
 }
 
 

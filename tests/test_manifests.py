@@ -9,6 +9,7 @@ import yaml
 from dice_core.settings.quantities import quantity
 from pipelines.cluster import config as cluster
 from pipelines.cluster import resources
+from pipelines.cluster.pools import POOLS
 from pipelines.demo import object_store
 from tests.rendered import MANIFESTS, OVERLAYS, Object, find, images_of, of_kind, overlay, render, selects, strings
 
@@ -134,14 +135,14 @@ def test_what_a_compiled_pipeline_names_is_there(name: str) -> None:
 
 
 def test_the_gpu_pool_of_the_presets_is_the_pool_of_the_queue() -> None:
-    pool = cluster.a100()
+    pool = POOLS["p4d"]()
     flavor = find(overlay("kueue"), "ResourceFlavor", "dice-a100")["spec"]
     assert flavor["nodeLabels"] == pool.gpu_node_selector
     assert flavor["tolerations"] == list(pool.gpu_tolerations)
 
 
 def test_the_queue_covers_what_a_training_pod_requests() -> None:
-    objects, pool = overlay("kueue"), cluster.a100()
+    objects, pool = overlay("kueue"), POOLS["p4d"]()
     queue = find(objects, "ClusterQueue", "dice")["spec"]
     (group,) = queue["resourceGroups"]
     (flavor,) = group["flavors"]

@@ -13,6 +13,7 @@ Loads no torch. What else ends a response, `generation/responses.py` decides (`s
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from dice_core.data.records import prompt_id
@@ -154,19 +155,73 @@ class ChatFormat:
         return prompt.strip() if self._frame.trims else prompt
 
     def _encode(self, before: str, text: str, after: str) -> list[int]:
-        """Tokenise the three as one text. Control tokens are read in `before` and `after` only."""
-        whole = before + text + after
-        if not any(token in text for token in self._control_tokens):
-            return list(self.tokenizer.encode(whole, add_special_tokens=False))
-        encoding = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-        control_ids, first, last = set(self._control_tokens.values()), len(before), len(before) + len(text)
-        ids: list[int] = []
-        for token_id, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
-            if token_id in control_ids and first <= start and end <= last:
-                ids += self.tokenizer.encode(whole[start:end], add_special_tokens=False, split_special_tokens=True)
-            else:
-                ids.append(token_id)
-        return ids
+        return _encode(self.tokenizer, self._control_tokens, (before, text, after))
+
+
+@dataclass(frozen=True)
+class ExchangeFormat:
+    """How a reward model reads a prompt and its answer, as its own template has them. Made by `exchange_format`.
+
+    As the authors of such models tokenise: the template, with one BOS where the tokenizer begins every text with one.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    _template: tuple[str, str, str]
+    """The text before the prompt, between prompt and answer, and after the answer."""
+    _trims: tuple[bool, bool]
+    """Whether the template strips the prompt, and the answer."""
+    _control_tokens: dict[str, int]
+
+    def token_ids(self, prompt: str, response: str) -> list[int]:
+        """Return the ids of the whole exchange."""
+        words = [text.strip() if trims else text for text, trims in zip((prompt, response), self._trims, strict=True)]
+        before, between, after = self._template
+        ids = _encode(self.tokenizer, self._control_tokens, (before, words[0], between, words[1], after))
+        own = list(self.tokenizer("")["input_ids"])
+        begins = own[:1] if own[:1] == [self.tokenizer.bos_token_id] else []
+        return [*(begins if ids[:1] != begins else []), *ids, *own[len(begins) :]]
+
+
+def exchange_format(tokenizer: "PreTrainedTokenizerBase") -> ExchangeFormat:
+    """Return how a reward model's tokenizer puts a prompt and an answer, without a system prompt.
+
+    Raises:
+        ConfigError: it has no chat template, or one that cannot be used.
+    """
+    config, other = ChatConfig(), "Zx7q"
+    rendered = _render(tokenizer, config, [("user", _PROBE), ("assistant", other)])
+    before, found, rest = rendered.partition(_PROBE)
+    between, found_too, after = rest.partition(other)
+    padded = _render(tokenizer, config, [("user", f" {_PROBE}\n"), ("assistant", f" {other}\n")])
+    for trims in ((False, False), (True, False), (False, True), (True, True)):
+        words = [text if strips else f" {text}\n" for text, strips in zip((_PROBE, other), trims, strict=True)]
+        if found and found_too and padded == f"{before}{words[0]}{between}{words[1]}{after}":
+            return ExchangeFormat(tokenizer, (before, between, after), trims, _special_tokens(tokenizer))
+    raise ConfigError(
+        f"the chat template of {_name(tokenizer)} rewrites a prompt or its answer instead of framing them"
+    )
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", control_tokens: dict[str, int], pieces: Sequence[str]) -> list[int]:
+    """Tokenise pieces as one text: by turns of a template, where control tokens are read, and of others, where not."""
+    whole = "".join(pieces)
+    if not any(token in text for token in control_tokens for text in pieces[1::2]):
+        return list(tokenizer.encode(whole, add_special_tokens=False))
+    ends = list(accumulate(len(piece) for piece in pieces))
+    words = list(zip(ends[0::2], ends[1::2], strict=False))
+    encoding = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    control_ids = set(control_tokens.values())
+    ids: list[int] = []
+    for token_id, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
+        if token_id in control_ids and any(first <= start and end <= last for first, last in words):
+            ids += tokenizer.encode(whole[start:end], add_special_tokens=False, split_special_tokens=True)
+        else:
+            ids.append(token_id)
+    return ids
+
+
+def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
+    return {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def chat_format(tokenizer: "PreTrainedTokenizerBase", config: ChatConfig) -> ChatFormat:
@@ -183,7 +238,7 @@ def chat_format(tokenizer: "PreTrainedTokenizerBase", config: ChatConfig) -> Cha
         raise ConfigError(f"{_name(tokenizer)}: a tokenizer.json is needed, this tokenizer has none")
     frames = {"zephyr": _ZEPHYR, "llama3": _LLAMA3}
     frame = frames.get(config.prompt_format) or _template_frame(tokenizer, config)
-    control_tokens = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    control_tokens = _special_tokens(tokenizer)
     stops = [frame.end_of_turn, *frame.other_stops]
     for token in stops if config.prompt_format != "llama3" else [*_LLAMA3_TOKENS, *stops]:
         if token not in control_tokens:

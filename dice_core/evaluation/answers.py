@@ -1,117 +1,100 @@
-"""Sampled answers of a model that is in memory, for comparing two policies on the same prompts and random numbers.
+"""One sampled answer of a model to each held-out prompt, by vLLM, as responses to train on are sampled.
 
-transformers' generate and not vLLM: evaluation holds the model already, and a few dozen answers do not pay for the
-start of an engine. Responses to train on come from generation.py.
+The random numbers of an answer depend on the run and the prompt alone, not on the iteration: a prompt can be followed
+through a run, and what one evaluation has sampled from a model the next one need not sample again.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-import torch
+import pyarrow as pa
 
-from dice_core.data.chat import ChatFormat
+from dice_core.data.records import PROMPTS, RESPONSES
+from dice_core.data.settings import ChatConfig
+from dice_core.evaluation.result import Answer
+from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.generation.settings import GenerationConfig
-from dice_core.models.files import ModelError
-from dice_core.models.rotary import reset_positions
-from dice_core.settings.seeds import derive_seed
-
-# Fixed, not a setting: which random numbers a prompt gets depends on its place in a batch.
-_PROMPTS_PER_BATCH = 32
+from dice_core.progress import Progress, log
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A response's text, stripped, and whether the token limit ended it."""
-
-    text: str
-    is_cut: bool
-
-
-def sample_answers(
-    model: Any,
-    template: ChatFormat,
-    prompts: Sequence[str],
-    *,
-    generation: GenerationConfig,
-    stop_ids: tuple[int, ...],
-    max_new_tokens: int,
-    seed: int,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> list[Answer]:
-    """Sample one answer to each prompt, in order.
-
-    Two models of one architecture draw the same random numbers, so the same weights give the same answers.
+def sampling(generation: GenerationConfig, evaluation: EvaluationConfig, num_prompts: int) -> GenerationConfig:
+    """Return how answers are sampled: one to a prompt, all in one part, otherwise as in generate.
 
     Args:
-        model: transformers.PreTrainedModel in evaluation mode.
-        template: the chat format of its tokenizer.
-        prompts: texts of persons.
-        generation: temperature, top_p and repetition_penalty are read.
-        stop_ids: each ends an answer (`generation.responses.stop_token_ids`).
-        max_new_tokens: of an answer, end-of-turn token included.
-        seed: of all draws.
-        on_progress: called with (prompts answered, all prompts) after each batch.
-
-    Raises:
-        PromptTooLongError: a prompt exceeds chat.max_prompt_tokens.
-        ModelError: the model gives no probabilities to sample from.
+        generation: of the run.
+        evaluation: max_new_tokens, where it is given, takes the place of generation's.
+        num_prompts: to answer.
     """
-    answers: list[Answer] = []
-    devices = [model.device] if model.device.type == "cuda" else []
-    settings = _sampling(generation, stop_ids, max_new_tokens)
-    for start in range(0, len(prompts), _PROMPTS_PER_BATCH):
-        ids = [template.prompt_token_ids(prompt) for prompt in prompts[start : start + _PROMPTS_PER_BATCH]]
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(derive_seed(seed, "answers", start))
-            rows = _generate(model, ids, settings, stop_ids[0])
-        answers += [_answer(row, stop_ids, template) for row in rows]
-        if on_progress:
-            on_progress(len(answers), len(prompts))
-    return answers
-
-
-def _sampling(generation: GenerationConfig, stop_ids: tuple[int, ...], max_new_tokens: int) -> Any:
-    from transformers import GenerationConfig as Sampling
-
-    return Sampling(
-        do_sample=True,
-        temperature=generation.temperature,
-        top_p=generation.top_p,
-        top_k=0,  # transformers' own default keeps the 50 likeliest tokens only
-        repetition_penalty=generation.repetition_penalty,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(stop_ids),
-        pad_token_id=stop_ids[0],
-        use_cache=True,
+    limit = evaluation.max_new_tokens or generation.max_new_tokens
+    # A copy is not validated: num_responses is 2 at least where responses become pairs.
+    return generation.model_copy(
+        update={"num_responses": 1, "max_new_tokens": limit, "prompts_per_part": max(1, num_prompts)}
     )
 
 
-def _generate(model: Any, prompts: list[list[int]], settings: Any, pad_id: int) -> list[list[int]]:
-    """Return the new token ids of each prompt, padding included. Prompts are padded on the left."""
-    width = max(len(ids) for ids in prompts)
-    padding = [width - len(ids) for ids in prompts]
-    # Both (prompts, width).
-    input_ids = torch.tensor([[pad_id] * pad + ids for pad, ids in zip(padding, prompts, strict=True)])
-    mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding])
-    # generate() fills what a configuration leaves open from the model's own: replaced, so that nothing else decides.
-    own, model.generation_config = model.generation_config, settings
-    reset_positions(model)
-    try:
-        with torch.inference_mode():
-            output = model.generate(input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device))
-    except RuntimeError as error:
-        if "probability tensor" not in str(error):
-            raise
-        raise ModelError(
-            "the probabilities of the next token are not finite numbers while answers are sampled: the model is broken"
-        ) from None
-    finally:
-        model.generation_config = own
-    rows: list[list[int]] = output[:, width:].tolist()
-    return rows
+def prompts_to_answer(held_out: pa.Table, num_prompts: int) -> pa.Table:
+    """Return the first distinct prompts of the held-out pairs, whose order is random already.
+
+    Args:
+        held_out: records.PREFERENCES.
+        num_prompts: at most.
+
+    Returns:
+        records.PROMPTS.
+    """
+    first: dict[str, str] = {}
+    for prompt_id, prompt in zip(held_out["prompt_id"].to_pylist(), held_out["prompt"].to_pylist(), strict=True):
+        first.setdefault(prompt_id, prompt)
+    rows = list(first.items())[:num_prompts]
+    return pa.table({"prompt_id": [row[0] for row in rows], "prompt": [row[1] for row in rows]}, schema=PROMPTS)
 
 
-def _answer(row: list[int], stop_ids: tuple[int, ...], template: ChatFormat) -> Answer:
-    end = next((i for i, token_id in enumerate(row) if token_id in stop_ids), None)
-    return Answer(template.decode_response(row[:end]), is_cut=end is None)
+def sample_answers(
+    model_folder: Path, prompts: pa.Table, config: GenerationConfig, chat: ChatConfig, *, seed: int, role: str
+) -> pa.Table:
+    """Sample one answer to each prompt, in order. When this returns, nothing of the engine is left.
+
+    Args:
+        model_folder: in safetensors with its tokenizer.
+        prompts: records.PROMPTS.
+        config: see `sampling`.
+        chat: how a prompt becomes token ids.
+        seed: of the run.
+        role: of the model, for the log.
+
+    Returns:
+        records.RESPONSES.
+
+    Raises:
+        PromptTooLongError: a prompt exceeds chat.max_prompt_tokens.
+        GenerationError: vLLM failed to start.
+    """
+    from dice_core.generation.responses import generate_parts
+
+    if not prompts.num_rows:
+        return RESPONSES.empty_table()
+    log(f"evaluate: answers to {prompts.num_rows} held-out prompts, {role}")
+    progress = Progress(f"evaluate: answers, {role}", "prompts", tells_end=False)
+    parts = generate_parts(
+        model_folder,
+        prompts,
+        config=config,
+        chat=chat,
+        seed=seed,
+        parts=[0],
+        on_progress=lambda num_done, num_all, _: progress(num_done, num_all),
+    )
+    return pa.concat_tables([table for _, table in parts])
+
+
+def answers_of(responses: pa.Table, rewards: list[float | None]) -> list[Answer]:
+    """Return sampled responses as answers, in order.
+
+    Args:
+        responses: records.RESPONSES, one to a prompt.
+        rewards: of each; None: not known.
+    """
+    columns = (responses[name].to_pylist() for name in ("response", "finish_reason", "response_token_ids"))
+    return [
+        Answer(text, reason == "length", len(ids), reward)
+        for text, reason, ids, reward in zip(*columns, rewards, strict=True)
+    ]

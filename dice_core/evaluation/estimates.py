@@ -1,4 +1,4 @@
-"""Measured numbers with their standard errors: shares, means, and changes on the same prompts. Pure numpy."""
+"""Measured numbers with standard errors and 95 % intervals: shares, means, changes on the same prompts. Pure numpy."""
 
 import math
 from dataclasses import dataclass
@@ -8,6 +8,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
+_NORMAL_95 = 1.959963984540054
+"""Standard errors on either side of a value that hold 95 % of a normal distribution."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -15,11 +18,29 @@ class Estimate:
 
     value: float
     standard_error: float
+    interval: tuple[float, float] | None = None
+    """The 95 % interval where it was measured itself; else the normal one."""
 
     @property
     def low(self) -> float:
-        """Two standard errors below the value."""
-        return self.value - 2 * self.standard_error if math.isfinite(self.standard_error) else -math.inf
+        """Lower end of the 95 % interval; minus infinity where it is unknown."""
+        return self._end(0)
+
+    @property
+    def high(self) -> float:
+        """Upper end of the 95 % interval; infinity where it is unknown."""
+        return self._end(1)
+
+    def _end(self, side: int) -> float:
+        if self.interval is not None:
+            return self.interval[side]
+        sign = 2 * side - 1
+        known = math.isfinite(self.value) and math.isfinite(self.standard_error)
+        return self.value + sign * _NORMAL_95 * self.standard_error if known else sign * math.inf
+
+
+UNKNOWN = Estimate(math.nan, math.inf)
+"""Nothing was measured."""
 
 
 def hits(margins: ArrayLike) -> Floats:
@@ -38,7 +59,7 @@ def accuracy(margins: ArrayLike) -> Estimate:
     """
     right = hits(margins)  # (pairs,)
     if not right.size:
-        return Estimate(math.nan, math.inf)
+        return UNKNOWN
     share = (right.sum() + 2) / (right.size + 4)
     return Estimate(float(right.mean()), math.sqrt(share * (1 - share) / (right.size + 4)))
 
@@ -51,11 +72,11 @@ def accuracy_change(margins: ArrayLike, previous_margins: ArrayLike) -> Estimate
 
     Args:
         margins: of the new policy. Shape: (pairs,)
-        previous_margins: of the previous one, in the same order. Shape: (pairs,)
+        previous_margins: of the other one, in the same order. Shape: (pairs,)
     """
     change = hits(margins) - hits(previous_margins)  # (pairs,)
     if not change.size:
-        return Estimate(math.nan, math.inf)
+        return UNKNOWN
     size = change.size + 2
     variance = (np.square(change).sum() + 1 - change.sum() ** 2 / size) / size**2
     return Estimate(float(change.mean()), math.sqrt(variance))
@@ -65,26 +86,40 @@ def mean(values: ArrayLike) -> Estimate:
     """Estimate the mean of values. Of paired differences it is the paired change."""
     array = np.asarray(values, dtype=np.float64)
     if not array.size:
-        return Estimate(math.nan, math.inf)
+        return UNKNOWN
     error = array.std(ddof=1) / math.sqrt(array.size) if array.size > 1 else math.inf
     return Estimate(float(array.mean()), float(error))
+
+
+def ratio(values: ArrayLike, sizes: ArrayLike) -> Estimate:
+    """Estimate sum(values) / sum(sizes), such as nats per token, from independent answers.
+
+    The standard error is that of a ratio of paired means: the spread of values - ratio * sizes.
+
+    Args:
+        values: a sum over each answer. Shape: (prompts,)
+        sizes: non-negative, such as the tokens of each answer. Shape: (prompts,)
+
+    Returns:
+        Not a number, with an infinite error, where the sizes add up to 0.
+    """
+    total, size = np.asarray(values, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
+    if not size.size or not size.mean():
+        return UNKNOWN
+    quotient = total.mean() / size.mean()
+    spread = mean(total - quotient * size).standard_error
+    return Estimate(float(quotient), float(spread / size.mean()))
 
 
 def growth(values: ArrayLike, previous_values: ArrayLike) -> Estimate:
     """Estimate mean(values) / mean(previous_values) - 1 on the same prompts, both of them non-negative.
 
-    The standard error is that of a ratio of paired means: the spread of values - ratio * previous_values.
-
     Args:
         values: such as the lengths of the new policy's answers. Shape: (prompts,)
-        previous_values: the same of the previous policy, in the same order. Shape: (prompts,)
+        previous_values: the same of the other policy, in the same order. Shape: (prompts,)
 
     Returns:
         Not a number, with an infinite error, where the previous mean is 0 or nothing was measured.
     """
-    new, old = np.asarray(values, dtype=np.float64), np.asarray(previous_values, dtype=np.float64)
-    if not old.size or not old.mean():
-        return Estimate(math.nan, math.inf)
-    ratio = new.mean() / old.mean()
-    spread = mean(new - ratio * old).standard_error
-    return Estimate(float(ratio - 1), float(spread / old.mean()))
+    quotient = ratio(values, previous_values)
+    return Estimate(quotient.value - 1, quotient.standard_error)

@@ -6,7 +6,8 @@ vLLM is imported when an engine is asked for, never with this module. What is sa
 import gc
 import os
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from dice_core.generation.settings import EngineConfig
 from dice_core.progress import doing, log
 
 if TYPE_CHECKING:
-    from vllm import LLMEngine
+    from vllm import LLMEngine, PoolingParams, SamplingParams
 
 _CPU_BLOCK_TOKENS = 32
 
@@ -26,7 +27,7 @@ class GenerationError(RuntimeError):
 
 @contextmanager
 def started_engine(
-    model_folder: Path, config: EngineConfig, max_model_len: int, *, section: str = "generation"
+    model_folder: Path, config: EngineConfig, max_model_len: int, *, section: str = "generation", pools: bool = False
 ) -> Iterator["LLMEngine"]:
     """Start vLLM, and leave this process as it was: no engine process, no distributed state, threads as before.
 
@@ -35,6 +36,7 @@ def started_engine(
         config: precision and memory.
         max_model_len: most tokens of a prompt and its response together.
         section: whose settings these are, for messages.
+        pools: the model classifies sequences (a reward model): the engine takes PoolingParams.
 
     Raises:
         GenerationError: vLLM failed to start.
@@ -55,6 +57,8 @@ def started_engine(
         settings = {"enforce_eager": True, "enable_chunked_prefill": False, "kv_cache_memory_bytes": memory}
         # Prefix caching works in whole blocks, and vLLM's 128 tokens are longer than most prompts.
         settings["block_size"] = _CPU_BLOCK_TOKENS
+    if pools:
+        settings["runner"] = "pooling"
     set_num_threads = torch.set_num_threads
     engine = None
     try:
@@ -86,6 +90,50 @@ def started_engine(
         os.environ.pop("VLLM_DIST_IDENT", None)
         cleanup_dist_env_and_memory()
         gc.collect()
+
+
+def answered(
+    engine: "LLMEngine",
+    requests: Sequence[tuple[Sequence[int], "SamplingParams | PoolingParams"]],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Any]:
+    """Return vLLM's answers to requests, in their order.
+
+    Args:
+        engine: of started_engine.
+        requests: the token ids of a prompt, and what is asked of it.
+        on_progress: called with (requests answered, all requests) after each engine step that answers one.
+
+    Raises:
+        GenerationError: the engine died.
+    """
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    # Those that begin alike follow one another, while their blocks are in the prefix cache.
+    waiting = deque(sorted(range(len(requests)), key=lambda index: list(requests[index][0])))
+    num_ahead = 2 * engine.vllm_config.scheduler_config.max_num_seqs
+    answers: dict[int, Any] = {}
+    num_running = 0
+    while waiting or num_running:
+        while waiting and num_running < num_ahead:
+            index = waiting.popleft()
+            (request,) = engine.renderer.render_cmpl([{"prompt_token_ids": list(requests[index][0])}])
+            engine.add_request(str(index), request, requests[index][1])
+            num_running += 1
+        try:
+            finished: list[Any] = [output for output in engine.step() if output.finished]
+        except EngineDeadError as error:
+            raise engine_died() from error
+        answers |= {int(output.request_id): output for output in finished}
+        num_running -= len(finished)
+        if finished and on_progress is not None:
+            on_progress(len(answers), len(requests))
+    return [answers[index] for index in range(len(requests))]
+
+
+def engine_died() -> GenerationError:
+    """Return what is said when vLLM's engine process is gone."""
+    return GenerationError("vLLM's engine process died, its log above says why: start the task again")
 
 
 def _prepare_vllm() -> bool:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dice_core.data.chat import ChatFormat, chat_format
 from dice_core.data.records import PROMPTS, RESPONSES, RecordError, conform
 from dice_core.data.settings import ChatConfig
-from dice_core.generation.engine import GenerationError, started_engine
+from dice_core.generation.engine import GenerationError, engine_died, started_engine
 from dice_core.generation.settings import GenerationConfig
 from dice_core.progress import doing
 from dice_core.settings.base import ConfigError
@@ -224,7 +224,7 @@ def _run(engine: "LLMEngine", job: _Job, on_progress: Progress | None) -> Iterat
         try:
             finished = [output for output in engine.step() if output.finished]
         except EngineDeadError as error:
-            raise GenerationError("vLLM's engine process died, its log above says why: start the task again") from error
+            raise engine_died() from error
         for output in cast("list[RequestOutput]", finished):
             row = int(output.request_id)
             done.setdefault(row // job.config.prompts_per_part, {})[row] = output

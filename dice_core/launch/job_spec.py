@@ -13,7 +13,7 @@ from typing import Any
 
 from dice_core.accelerator import GPU_VARIABLE
 from dice_core.launch.settings import LaunchConfig, PodConfig
-from dice_core.settings.quantities import quantity
+from dice_core.settings.quantities import POD_VOLUMES, quantity
 from dice_core.storage import layout
 
 GROUP, VERSION, PLURAL, KIND = "kubeflow.org", "v1", "pytorchjobs", "PyTorchJob"
@@ -56,7 +56,7 @@ _MAX_NAME = 50
 _NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
 _LABELS = {"app.kubernetes.io/part-of": "dice-suite", "app.kubernetes.io/component": "training"}
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-_CACHE, _SCRATCH = "/cache", "/scratch"
+_CACHE, _SCRATCH = POD_VOLUMES["cache"], POD_VOLUMES["scratch"]
 _DEFAULT_VARIABLES = {
     "PYTHONUNBUFFERED": "1",
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_TORCHRUN_GRACE_SECONDS),
@@ -202,11 +202,12 @@ def _replica(number: int, container: Mapping[str, Any], restart_policy: str, pod
 def _container(
     command: list[str], num_processes: int, pods: PodConfig, environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    requests = {"cpu": pods.cpu, "memory": pods.memory}
+    requests = {"cpu": pods.cpu, "memory": pods.memory, **pods.extra_resources}
     # A limit of CPUs would only slow training down; one of memory protects the other pods of the node.
-    limits = {"memory": pods.memory}
+    limits = {"memory": pods.memory, **pods.extra_resources}
     if pods.gpu_resource:
         requests[pods.gpu_resource] = limits[pods.gpu_resource] = str(num_processes)
+    mounts = POD_VOLUMES | {volume["name"]: volume["mount_path"] for volume in pods.volumes}
     return {
         "name": CONTAINER,
         "image": pods.image,
@@ -216,11 +217,11 @@ def _container(
             "requests": {name: amount for name, amount in requests.items() if amount},
             "limits": {name: amount for name, amount in limits.items() if amount},
         },
-        "volumeMounts": [{"name": volume["name"], "mountPath": _MOUNTS[volume["name"]]} for volume in _volumes(pods)],
+        "volumeMounts": [{"name": volume["name"], "mountPath": mounts[volume["name"]]} for volume in _volumes(pods)],
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
+            "capabilities": {"drop": ["ALL"], **({"add": list(pods.capabilities)} if pods.capabilities else {})},
         },
         # What a process printed last is in the pod's status too, and outlives the pod's log.
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -252,16 +253,14 @@ def _copied(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: environment[name] for name in COPIED_VARIABLES if environment.get(name)}
 
 
-_MOUNTS = {"tmp": "/tmp", "cache": _CACHE, "scratch": _SCRATCH, "dshm": "/dev/shm"}
-
-
 def _volumes(pods: PodConfig) -> list[dict[str, Any]]:
     claim = {"persistentVolumeClaim": {"claimName": pods.model_cache_claim}}
     volumes: list[dict[str, Any]] = [
         {"name": "tmp", "emptyDir": {}},
         {"name": "cache", **(claim if pods.model_cache_claim else {"emptyDir": {}})},
         # Checkpoints stay on the node: the claim may be shared by all pods, and slow.
-        {"name": "scratch", "emptyDir": {}},
+        {"name": "scratch", **(pods.scratch_volume or {"emptyDir": {}})},
+        *({"name": volume["name"], **volume["source"]} for volume in pods.volumes),
     ]
     if pods.shm_size:
         volumes.append({"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": pods.shm_size}})

@@ -5,7 +5,16 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from dice_core.settings.base import ConfigError, Int, Names, Settings, Values
-from dice_core.settings.quantities import Annotations, Labels, OptionalQuantity, Tolerations
+from dice_core.settings.quantities import (
+    Annotations,
+    Capabilities,
+    Labels,
+    OptionalQuantity,
+    Resources,
+    Tolerations,
+    Volumes,
+    VolumeSource,
+)
 
 
 class LaunchConfig(Settings):
@@ -52,6 +61,17 @@ class PodConfig(Settings):
     """Request and limit of a pod, such as "1000Gi"; shared memory in use counts. Empty: none."""
     shm_size: OptionalQuantity = ""
     """Size of /dev/shm in memory, such as "64Gi"; empty: the container runtime's own (64 MB with most)."""
+    extra_resources: Resources = Field(default_factory=dict)
+    """More of what a node offers, a number for each name, such as {"vpc.amazonaws.com/efa": "4"},
+    {"rdma/rdma_shared_device_a": "1"} or {"hugepages-2Mi": "5Gi"}. Requests and limits of a pod."""
+    capabilities: Capabilities = ()
+    """Linux capabilities of the pods, such as IPC_LOCK, with which RDMA locks its memory. Pod Security
+    `restricted` refuses them."""
+    volumes: Volumes = Field(default_factory=list)
+    """More volumes of the pods: name, mount_path, and source as Kubernetes writes it."""
+    scratch_volume: VolumeSource = Field(default_factory=dict)
+    """What the pods write checkpoints on, such as {"hostPath": {"path": "/mnt/k8s-disks/0/dice"}} for a node's
+    NVMe disks, or a generic ephemeral volume. Empty: the disk that the node's kubelet uses."""
     model_cache_claim: str = ""
     """Volume claim to keep models on; empty: each pod downloads its own."""
     run_as_user: Int = Field(default=10001, ge=0)

@@ -8,7 +8,7 @@ One that lies in a folder of this machine is verified and used there.
 import os
 from pathlib import Path
 
-from dice_core.models.files import ModelError, is_model_file, verify_model_folder
+from dice_core.models.files import ModelError, ModelKind, is_model_file, verify_model_folder
 from dice_core.progress import doing, log
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
@@ -16,7 +16,20 @@ from dice_core.storage.folder import FolderStorage
 from dice_core.storage.manifest import Manifest, check_files, describe_file, fetch_files, require_manifest
 
 
-def fetch_model(uri: str, cache_dir: Path | None = None) -> Path:
+def require_kind(manifest: Manifest, uri: str, kind: ModelKind) -> None:
+    """Check that a published model is of a kind. What was trained, or imported before there were kinds, answers.
+
+    Raises:
+        ModelError: it is of the other one.
+    """
+    found = manifest.settings.get("kind", "language-model") if manifest.stage == "import-model" else "language-model"
+    if found != kind:
+        raise ModelError(
+            f"{uri}: holds a {found}, where a {kind} is needed: give another model, or another way to use this one"
+        )
+
+
+def fetch_model(uri: str, cache_dir: Path | None = None, *, kind: ModelKind = "language-model") -> Path:
     """Return a local folder with a model from storage, downloaded and verified once for each machine.
 
     A model that lies in a folder is used in place, verified each time. Others are kept by the digest of their content.
@@ -26,16 +39,18 @@ def fetch_model(uri: str, cache_dir: Path | None = None) -> Path:
     Args:
         uri: where an import or a training published it.
         cache_dir: where models are kept; by default the variable DICE_CACHE, or ~/.cache/dice/models.
+        kind: what it has to be: a reward model answers nothing, and only a reward model gives rewards.
 
     Raises:
         StorageError: no finished model is there, it was changed, or the cache cannot be written.
-        ModelError: what is there is no model.
+        ModelError: what is there is no model, or one of another kind.
     """
     from filelock import FileLock
 
     manifest = require_manifest(uri)
     if manifest.skipped:
         raise ModelError(f"{uri}: holds no model: its stage was skipped ({manifest.skipped})")
+    require_kind(manifest, uri, kind)
     if in_place := _verified_in_place(uri, manifest):
         return in_place
     cache = cache_dir or Path(os.environ.get("DICE_CACHE") or "~/.cache/dice/models").expanduser()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 from safetensors import SafetensorError, safe_open
 
@@ -17,6 +17,10 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+ModelKind = Literal["language-model", "reward-model"]
+"""A causal language model, which answers: policies, references and judges that chat. Or a sequence classification model
+with one label, which gives an answer one number."""
 
 # In a model's config: the person who imported it allows the code in it to run. Saved on with every trained policy.
 TRUST_KEY = "dice_trust_remote_code"
@@ -33,6 +37,17 @@ _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",)
 
 class ModelError(RuntimeError):
     """A model that cannot be used. The message is one line: which, what is wrong, what to do."""
+
+
+def model_kind(name: str) -> ModelKind:
+    """Return a kind of model by its name.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    if name not in get_args(ModelKind):
+        raise ValueError(f"kind: must be {' or '.join(get_args(ModelKind))}, got {name!r}")
+    return cast(ModelKind, name)
 
 
 def is_model_file(name: str, with_code: bool = True) -> bool:

@@ -15,6 +15,7 @@ from dice_core.models.files import (
     CONFIG,
     GENERATION_CONFIG,
     ModelError,
+    ModelKind,
     TensorHeader,
     read_config,
     read_generation_config,
@@ -39,12 +40,15 @@ _ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _PLACEHOLDERS = ("image", "audio", "video", "boi", "eoi")
 
 
-def check_parts_fit(folder: Path, trust_remote_code: bool) -> "GenerationConfig | None":
+def check_parts_fit(
+    folder: Path, trust_remote_code: bool, kind: ModelKind = "language-model"
+) -> "GenerationConfig | None":
     """Check that a whole model folder can be loaded, spoken to, and saved again.
 
     Args:
         folder: verified by files.verify_model_folder.
         trust_remote_code: whether code inside the model may run.
+        kind: what the model has to be.
 
     Returns:
         The generation config to store, where transformers would refuse to write the one that is there.
@@ -61,7 +65,10 @@ def check_parts_fit(folder: Path, trust_remote_code: bool) -> "GenerationConfig 
         ) from None
     with _quiet():
         tokenizer = load_tokenizer_files(folder, trust_remote_code)
-        model = _fit_weights(folder, _config(folder, trust_remote_code), trust_remote_code)
+        config = _config(folder, trust_remote_code)
+        if kind == "reward-model":
+            _require_reward(folder, config, tokenizer)
+        model = _fit_weights(folder, config, trust_remote_code, kind)
         given = _generation_config(folder)
         stored = savable(given) if given is not None else None
         embedding: Any = model.get_input_embeddings()
@@ -88,11 +95,30 @@ def _config(folder: Path, trust_remote_code: bool) -> "PretrainedConfig":
     return config
 
 
-def _fit_weights(folder: Path, config: "PretrainedConfig", trust_remote_code: bool) -> "PreTrainedModel":
+def _require_reward(folder: Path, config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Check that a model gives one number, and says how it wants to read an answer."""
+    names = config.architectures or [config.model_type]
+    if not names[0].endswith("ForSequenceClassification"):
+        raise ModelError(
+            f"{folder / CONFIG}: architectures names {names[0]}, where a reward model is needed, a sequence "
+            "classification model such as Skywork-Reward-V2; a model that chats judges as chat-logprob"
+        )
+    if config.num_labels != 1:
+        raise ModelError(
+            f"{folder / CONFIG}: has {config.num_labels} labels, and a reward model has one (num_labels 1): take a "
+            "model that was trained to give rewards"
+        )
+    if not tokenizer.chat_template:
+        raise ModelError(f"{folder}: its tokenizer has no chat template, by which a reward model reads an answer")
+
+
+def _fit_weights(
+    folder: Path, config: "PretrainedConfig", trust_remote_code: bool, kind: ModelKind
+) -> "PreTrainedModel":
     """Return the model on the meta device, with all its weights found in the files."""
     files = {name: folder / shard for shard in shard_names(folder) for name in tensor_headers(folder / shard)}
     headers = {name: header for path in sorted(set(files.values())) for name, header in _headers(path).items()}
-    model_class = type(_empty_model(folder, config, trust_remote_code))
+    model_class = type(_empty_model(folder, config, trust_remote_code, kind))
     names = config.architectures or []
     if names and model_class.__name__ not in names:
         raise ModelError(
@@ -154,17 +180,22 @@ def _meta_tensor(header: TensorHeader) -> "torch.Tensor":
     return torch.empty(header.shape, dtype=dtype, device="meta")
 
 
-def _empty_model(folder: Path, config: "PretrainedConfig", trust_remote_code: bool) -> "PreTrainedModel":
+def _empty_model(
+    folder: Path, config: "PretrainedConfig", trust_remote_code: bool, kind: ModelKind
+) -> "PreTrainedModel":
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    # Each has annotations of its own for the same two methods.
+    auto: Any = AutoModelForSequenceClassification if kind == "reward-model" else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:
         if "Unrecognized configuration class" in str(error):
             names = ", ".join(config.architectures or [config.model_type])
-            raise ModelError(f"{folder / CONFIG}: {names} is no causal language model that transformers has") from None
+            wanted = "sequence classification model" if kind == "reward-model" else "causal language model"
+            raise ModelError(f"{folder / CONFIG}: {names} is no {wanted} that transformers has") from None
         raise unloadable(folder, "model", error) from None
     return model
 

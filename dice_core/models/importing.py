@@ -12,10 +12,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from dice_core.models.cache import require_kind
 from dice_core.models.files import (
     CONFIG,
     GENERATION_CONFIG,
     TRUST_KEY,
+    ModelKind,
     model_file_names,
     read_config,
     shard_names,
@@ -35,7 +37,14 @@ _FORMAT_VERSION = 1
 _STAGE = "import-model"
 
 
-def import_model(source: str, uri: str, *, revision: str = "", trust_remote_code: bool = False) -> Manifest:
+def import_model(
+    source: str,
+    uri: str,
+    *,
+    revision: str = "",
+    trust_remote_code: bool = False,
+    kind: ModelKind = "language-model",
+) -> Manifest:
     """Bring a model into storage as verified safetensors with config and tokenizer; the manifest comes last.
 
     An import that was killed goes on with the files that storage lacks; a download from the Hub, with what its cache
@@ -47,6 +56,7 @@ def import_model(source: str, uri: str, *, revision: str = "", trust_remote_code
         revision: branch, tag or commit of a Hub model.
         trust_remote_code: allow code inside the model to run, here and wherever the model or one trained from it is
             loaded.
+        kind: what it has to be; no other kind is taken from the place either.
 
     Returns:
         The manifest there; at once if the same source was imported before.
@@ -57,9 +67,12 @@ def import_model(source: str, uri: str, *, revision: str = "", trust_remote_code
         StorageError: storage cannot be used, or the place holds another model.
     """
     found = find_source(source, revision)
-    fingerprint = sha256(f"{_STAGE} {_FORMAT_VERSION} {found.identity} {trust_remote_code}".encode()).hexdigest()
+    identity = f"{_STAGE} {_FORMAT_VERSION} {found.identity} {trust_remote_code}"
+    identity += f" {kind}" if kind != "language-model" else ""
+    fingerprint = sha256(identity.encode()).hexdigest()
     present = read_manifest(uri)
     if present is not None:
+        require_kind(present, uri, kind)
         # Whoever asks for no revision of a Hub model takes what somebody has imported of it, without asking the Hub.
         is_any = found.kind == "hub" and not revision and present.settings.get("source") == source
         if is_any or fingerprint == present.fingerprint or _published_digest(found) == present.content_digest:
@@ -75,10 +88,10 @@ def import_model(source: str, uri: str, *, revision: str = "", trust_remote_code
         fields = {
             "stage": _STAGE,
             "fingerprint": fingerprint,
-            "settings": {"source": source, "revision": revision, "trust_remote_code": trust_remote_code},
+            "settings": {"source": source, "revision": revision, "trust_remote_code": trust_remote_code, "kind": kind},
             "inputs": {"model": f"{source}@{found.manifest.content_digest}"} if found.manifest else {},
         }
-        return _import(found, uri, Path(scratch), trust_remote_code, fields, start)
+        return _import(found, uri, Path(scratch), trust_remote_code, kind, fields, start)
 
 
 def _named(settings: Mapping[str, Any]) -> str:
@@ -92,7 +105,13 @@ def _published_digest(source: Source) -> str | None:
 
 
 def _import(
-    source: Source, uri: str, scratch: Path, trust_remote_code: bool, fields: dict[str, Any], start: float
+    source: Source,
+    uri: str,
+    scratch: Path,
+    trust_remote_code: bool,
+    kind: ModelKind,
+    fields: dict[str, Any],
+    start: float,
 ) -> Manifest:
     (scratch / "model").mkdir()
     folder = bring(source, scratch / "model", trust_remote_code)
@@ -108,7 +127,7 @@ def _import(
         config[TRUST_KEY] = trust_remote_code
         files[CONFIG] = scratch / CONFIG
         files[CONFIG].write_text(json.dumps(config, indent=2))
-    cleaned = check_parts_fit(folder, trust_remote_code)
+    cleaned = check_parts_fit(folder, trust_remote_code, kind)
     if cleaned is not None:
         cleaned.save_pretrained(scratch)
         files[GENERATION_CONFIG] = scratch / GENERATION_CONFIG

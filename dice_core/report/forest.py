@@ -23,13 +23,23 @@ class _Quantity:
     """No difference between candidate and incumbent."""
     spec: str
     axis: str
+    rule: str
+    """Of the gate, whose bound is drawn."""
     is_gain: bool = True
 
 
 _QUANTITIES = (
-    _Quantity("win_rate", "Win rate against the incumbent", "{num_judged_prompts:,} prompts", 0.5, ".1%", "%"),
     _Quantity(
-        "length_controlled_win_rate", "Win rate at equal length", "{num_judged_prompts:,} prompts", 0.5, ".1%", "%"
+        "win_rate", "Win rate against the incumbent", "{num_judged_prompts:,} prompts", 0.5, ".1%", "%", "win_rate"
+    ),
+    _Quantity(
+        "length_controlled_win_rate",
+        "Win rate at equal length",
+        "{num_judged_prompts:,} prompts",
+        0.5,
+        ".1%",
+        "%",
+        "length_controlled_win_rate",
     ),
     _Quantity(
         "heldout_reward_accuracy_change",
@@ -38,6 +48,7 @@ _QUANTITIES = (
         0.0,
         "+.1pt",
         "percentage points",
+        "accuracy_gain",
     ),
     _Quantity(
         "response_characters_growth",
@@ -46,6 +57,7 @@ _QUANTITIES = (
         0.0,
         "+.1%",
         "% of the incumbent's length",
+        "length_growth",
         is_gain=False,
     ),
 )
@@ -86,7 +98,7 @@ def _plot(summary: Summary, quantity: _Quantity) -> ForestPlot | None:
     if not measured:
         return None
     last, latest = measured[-1]
-    found = next((i for i, rule in enumerate(latest["gate"]["rules"]) if rule["name"] == quantity.name), None)
+    found = next((i for i, rule in enumerate(latest["gate"]["rules"]) if rule["name"] == quantity.rule), None)
     rule = latest["gate"]["rules"][found] if found is not None else {}
     bound = rule.get("bound")
     lines = {"neutral": quantity.neutral} | ({"bound": bound} if bound not in (None, quantity.neutral) else {})

@@ -118,7 +118,7 @@ def _data_element(number: Number) -> Any:
 
 def typeset(text: str) -> str:
     """Return a table's ASCII with arrows, plus-minus and minus signs."""
-    text = text.replace("->", "\u2192").replace("+/-", "\u00b1")
+    text = re.sub(r"(?<=\d) %", "%", text.replace("->", "\u2192").replace("+/-", "\u00b1"))
     return "\u2013" if text == NOTHING else re.sub(r"(?<![\w.-])-(?=[\d.])|(?<=\de)-(?=\d)", "\u2212", text)
 
 

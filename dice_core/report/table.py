@@ -165,6 +165,17 @@ _REASONS = {
     "few_finite_responses": "its prompt has too few responses with finite log-probs",
 }
 
+_RULE_SPECS = {
+    "win_rate": ".1%",
+    "length_controlled_win_rate": ".1%",
+    "parsed_verdicts": ".1%",
+    "empty_answers": ".1%",
+    "accuracy_gain": "+.1pt",
+    "accuracy_drop": "+.1pt",
+    "cut_answers": "+.1pt",
+    "length_growth": "+.1%",
+}
+
 TOTALS = ("responses generated", "responses scored", "pairs to train on")
 """Rows of the filters that are no loss but what is left."""
 
@@ -274,15 +285,9 @@ def _rule_in(iteration: Summary, index: int, name: str) -> tuple[str, Cell]:
     return {True: "holds", False: "broken"}.get(rule["passed"], "not shown"), fill(rule, path, measured)
 
 
-def spec_of(name: str) -> str:
-    """Return how a quantity is written: shares in percent, changes of an accuracy in points, the rest as it is."""
-    if name.endswith("_accuracy_change") or name == "accuracy":
-        return "+.1pt"
-    if name.endswith(("_growth", "length_growth")):
-        return "+.1%"
-    if name.startswith("share_") or name.endswith(("win_rate", "accuracy", "_rate", "agreement")):
-        return ".1%"
-    return ".3g"
+def spec_of(rule: str) -> str:
+    """Return how the numbers of a rule of the gate are written (evaluation/gate.py names the rules)."""
+    return _RULE_SPECS.get(rule, ".3g")
 
 
 def _row(columns: Sequence[Column], group: str, labels: Sequence[str], templates: Sequence[str]) -> Row:

@@ -109,19 +109,23 @@ def _later(best: Summary, decided: Sequence[Summary]) -> list[str]:
     ]
 
 
-def _is_promoted(best: Summary, promoted: Mapping[str, str]) -> bool | None:
-    """Return whether the pointer names the policy; None: it was not read."""
+def _is_promoted(best: Summary, promoted: Mapping[str, str]) -> bool:
+    """Return whether the pointer names the policy now, or, where it was not read, was moved to it."""
     pointer = best["compared_with"].get("promoted_uri")
-    return None if pointer and pointer not in promoted else bool(pointer) and promoted[pointer] == best["policy_uri"]
+    if pointer in promoted:
+        return promoted[pointer] == best["policy_uri"]
+    return best.get("promotion") == "promoted"
 
 
 def _place(best: Summary, promoted: Mapping[str, str]) -> str:
-    pointer, uri = best["compared_with"].get("promoted_uri"), best["policy_uri"]
+    pointer, uri, became = best["compared_with"].get("promoted_uri"), best["policy_uri"], str(best.get("promotion"))
     if _is_promoted(best, promoted):
         return f"promoted, {pointer} names {uri}"
+    where = f"the model is at {uri}"
+    if became == "promoted":
+        return f"promoted and replaced since, {pointer} names {promoted.get(pointer) or 'nothing'}, {where}"
+    if became == "proposed":
+        return f"proposed, and `dice promote` promotes it, {where}"
     if best["gate"].get("promotable"):
-        named = promoted.get(pointer)
-        if not pointer:
-            return f"the run promotes nothing, the model is at {uri}"
-        return f"not promoted: {pointer} names {named or 'nothing yet'}, the model is at {uri}"
-    return f"not promoted, the model is at {uri}"
+        return f"{became if became.startswith('not promoted') else 'not promoted'}, {where}"
+    return f"not promoted, {where}"

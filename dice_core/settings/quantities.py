@@ -7,11 +7,18 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
 
+from dice_core.settings.base import Names
+
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _FACTORS = {"m": 1e-3, None: 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _FACTORS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _LABEL = re.compile(r"[A-Za-z0-9](?:[-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?")
 _DNS_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
+_VOLUME_KEYS = {"name", "mount_path", "source"}
+_VOLUME_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
+_CAPABILITY = re.compile(r"[A-Z][A-Z_]*")
+POD_VOLUMES = {"tmp": "/tmp", "cache": "/cache", "scratch": "/scratch", "dshm": "/dev/shm"}
+"""Volumes that every training pod has, and where."""
 _TOLERATION_KEYS = {"key", "operator", "value", "effect", "tolerationSeconds"}
 _TOLERATION_WORDS = {
     "operator": ("Equal", "Exists"),
@@ -50,14 +57,13 @@ def _refusal(reason: str) -> PydanticCustomError:
     return PydanticCustomError("pod_setting", "{reason}", {"reason": reason})
 
 
-def _whole_seconds(value: Any) -> Any:
-    """Turn tolerationSeconds back into whole numbers: Kubeflow Pipelines hands every number over as a float."""
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        return value
-    return [
-        {name: int(field) if isinstance(field, float) and field.is_integer() else field for name, field in item.items()}
-        for item in value
-    ]
+def _whole_numbers(value: Any) -> Any:
+    """Turn numbers such as tolerationSeconds back into whole ones: Kubeflow Pipelines hands all over as floats."""
+    if isinstance(value, dict):
+        return {name: _whole_numbers(field) for name, field in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole_numbers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _check_tolerations(value: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -83,6 +89,48 @@ def _check_keys(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _check_resources(value: dict[str, str]) -> dict[str, str]:
+    for name, amount in _check_keys(value).items():
+        if name in ("cpu", "memory", "ephemeral-storage"):
+            raise _refusal(f"{name} has a setting of its own")
+        try:
+            quantity(amount)
+        except ValueError as error:
+            raise _refusal(f"{name} {str(error).partition(', got')[0]}, and not {amount!r}") from None
+    return value
+
+
+def _check_source(value: dict[str, Any]) -> dict[str, Any]:
+    if value and (len(value) != 1 or not isinstance(next(iter(value.values())), dict)):
+        raise _refusal('a source is one of Kubernetes\' kinds of volumes, such as {"hostPath": {"path": "/mnt/nvme"}}')
+    return value
+
+
+def _check_volumes(value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for volume in value:
+        if volume.keys() != _VOLUME_KEYS:
+            raise _refusal(f"a volume has the keys {', '.join(sorted(_VOLUME_KEYS))}, and not {', '.join(volume)}")
+        name, path = volume["name"], volume["mount_path"]
+        if not isinstance(name, str) or not _VOLUME_NAME.fullmatch(name) or name in POD_VOLUMES:
+            raise _refusal(
+                f"the name of a volume has lower-case letters, digits and '-', and is none of {', '.join(POD_VOLUMES)}"
+            )
+        if not isinstance(path, str) or not path.startswith("/") or path in POD_VOLUMES.values():
+            raise _refusal(
+                f"the mount_path of a volume begins with '/', and is none of {', '.join(POD_VOLUMES.values())}"
+            )
+        if not isinstance(volume["source"], dict) or not _check_source(volume["source"]):
+            raise _refusal(f'volume {name} needs a source, such as {{"emptyDir": {{}}}}')
+    return value
+
+
+def _check_capabilities(value: tuple[str, ...]) -> tuple[str, ...]:
+    for name in value:
+        if not _CAPABILITY.fullmatch(name) or name.startswith("CAP_"):
+            raise _refusal(f"a capability is written without CAP_, such as IPC_LOCK, and not {name!r}")
+    return value
+
+
 def _check_labels(value: dict[str, str]) -> dict[str, str]:
     for key, text in _check_keys(value).items():
         if text and not _LABEL.fullmatch(text):
@@ -95,7 +143,13 @@ def _check_labels(value: dict[str, str]) -> dict[str, str]:
 
 Quantity = Annotated[str, checked(quantity)]
 OptionalQuantity = Annotated[str, checked(quantity, may_be_empty=True)]
-Tolerations = Annotated[list[dict[str, Any]], BeforeValidator(_whole_seconds), AfterValidator(_check_tolerations)]
+Tolerations = Annotated[list[dict[str, Any]], BeforeValidator(_whole_numbers), AfterValidator(_check_tolerations)]
 Labels = Annotated[dict[str, str], AfterValidator(_check_labels)]
 """Of pods, or those by which nodes are selected."""
 Annotations = Annotated[dict[str, str], AfterValidator(_check_keys)]
+Resources = Annotated[dict[str, str], AfterValidator(_check_resources)]
+"""Of a device plugin, or huge pages: a name and how many."""
+Volumes = Annotated[list[dict[str, Any]], BeforeValidator(_whole_numbers), AfterValidator(_check_volumes)]
+"""Each with a name, mount_path, and source as Kubernetes writes it."""
+VolumeSource = Annotated[dict[str, Any], BeforeValidator(_whole_numbers), AfterValidator(_check_source)]
+Capabilities = Annotated[Names, AfterValidator(_check_capabilities)]

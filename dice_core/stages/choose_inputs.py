@@ -16,8 +16,7 @@ from dice_core.stages.table import CHOOSE_INPUTS
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import MissingObjectError, UnfitError
-from dice_core.storage.manifest import require_manifest
-from dice_core.storage.promotion import Promotion, read_promotion
+from dice_core.storage.promotion import Promotion, read_promotion, require_content
 from dice_core.storage.stored_record import read_record
 
 
@@ -108,14 +107,12 @@ def newest_prompts(source: str) -> str:
 
 
 def _check(promotion: Promotion, uri: str) -> tuple[str, str]:
-    found = require_manifest(promotion.policy_uri).content_digest
-    if found != promotion.content_digest:
-        raise UnfitError(
-            f"{promotion.policy_uri}: not the policy that was promoted (content {found[:12]}, {uri} says "
-            f"{promotion.content_digest[:12]}): promote again by make submit, or delete {uri}"
-        )
+    require_content(promotion.policy_uri, promotion.content_digest, uri)
     if not promotion.reference_uri:
-        raise UnfitError(f"{uri}: written by version {promotion.package_version}, it names no reference: delete it")
+        raise UnfitError(
+            f"{uri}: written by version {promotion.package_version}, it names no reference of {promotion.policy_uri}: "
+            "delete it, then dice promote with --policy and --reference"
+        )
     return promotion.policy_uri, promotion.reference_uri
 
 

@@ -1,25 +1,38 @@
-"""Stage evaluate: measure the new policy, decide, and point to it where people look for the last good one."""
+"""Stage evaluate: measure the new policy, decide, and point to it where people look for the last good one.
+
+What it is compared with is read from the promoted pointer once, when the stage begins, and kept: a retry compares with
+the same model. evaluation_steps.py measures, promoting.py does what follows.
+"""
 
 import json
+from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
-from dice_core.data import records
 from dice_core.data.settings import ChatConfig
+from dice_core.evaluation.result import SHOWN, ComparedWith
 from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.generation.settings import GenerationConfig
-from dice_core.settings.base import Values
+from dice_core.judges.settings import JudgingConfig
+from dice_core.progress import log
+from dice_core.settings.base import ConfigError, Values
 from dice_core.stages.attempts import leaves_reason
-from dice_core.stages.models_agree import require_one_tokenizer
-from dice_core.stages.parts import read_input
 from dice_core.stages.place import Artifact, show
+from dice_core.stages.promoting import settle
 from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import EVALUATE
 from dice_core.storage import layout
+from dice_core.storage.address import open_storage
+from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import Manifest
-from dice_core.storage.promotion import promote, require_promotable
+from dice_core.storage.promotion import read_promotion, require_promotable
+from dice_core.storage.stored_record import read_record
 
 _RESULT = "evaluation.json"
+_INCUMBENT = "incumbent.json"
+COMPARED_WITH = "compared_with"
+"""Where a manifest says what the policy was compared with, and why with that."""
 
 
 @leaves_reason(EVALUATE)
@@ -31,104 +44,184 @@ def evaluate(
     output_uri: str,
     *,
     iteration: int = 1,
+    first_uri: str = "",
+    incumbent_uri: str = "",
+    judge_uri: str = "",
     promoted_uri: str = "",
+    earlier_uri: str = "",
     evaluation: Values = None,
+    judging: Values = None,
     generation: Values = None,
     chat: Values = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> StageReport:
-    """Measure the new policy against the one before it; move the promoted pointer only if it is accepted and better.
+    """Compare the new policy with the promoted one; promote it only if it is better and breaks no guard.
 
     Args:
         policy_uri: the new policy, pi_t.
         previous_uri: the policy before it, pi_{t-1}.
-        base_reference_uri: first reference of the run, for the held-out rewards of both policies.
+        base_reference_uri: first reference of the run, for the held-out rewards of all policies.
         data_uri: prepare-data's output (held_out.parquet).
         output_uri: where evaluation.json goes.
         iteration: number of the iteration, from 1.
-        promoted_uri: JSON pointer to move if the policy is accepted and better; none by default.
+        first_uri: first policy of the run, from which drift is measured; by default the previous one.
+        incumbent_uri: what the policy is compared with; by default what promoted_uri points to, and the first policy
+            while nothing is promoted.
+        judge_uri: the model of judging.judge, where that is one.
+        promoted_uri: JSON pointer to move if the policy is better and breaks no guard; none by default.
+        earlier_uri: the evaluation before: what it has sampled from and scored with the same models is taken.
         evaluation: settings, see EvaluationConfig.
+        judging: settings, see JudgingConfig.
         generation: GenerationConfig: answers are sampled as in generate.
         chat: settings, see ChatConfig.
         seed: seed of the run.
         overwrite: first delete what this stage left at its output.
     """
     layout.check_count(iteration, "iteration")
-    evaluation_config = EvaluationConfig.parse(evaluation, "evaluation")
-    generation_config, chat_config = GenerationConfig.parse(generation, "generation"), ChatConfig.parse(chat, "chat")
-    work = partial(
-        _measure_and_promote,
-        seed=EVALUATE.seed(seed, iteration),
-        iteration=iteration,
-        promoted_uri=promoted_uri,
-        evaluation=evaluation_config,
-        generation=generation_config,
-        chat=chat_config,
+    evaluation_config, judging_config = (
+        EvaluationConfig.parse(evaluation, "evaluation"),
+        JudgingConfig.parse(judging, "judging"),
     )
+    generation_config, chat_config = GenerationConfig.parse(generation, "generation"), ChatConfig.parse(chat, "chat")
+    has_model = _has_judge_model(judging_config, judge_uri)
+    first_uri = first_uri or previous_uri
+    compared_with = _compared_with(output_uri, incumbent_uri, promoted_uri, first_uri, anew=overwrite)
+    inputs = {
+        "policy": policy_uri,
+        "previous": previous_uri,
+        "base_reference": base_reference_uri,
+        "first": first_uri,
+        "incumbent": compared_with.uri,
+        "data": data_uri,
+    }
     return run_stage(
         EVALUATE,
         output_uri,
-        work,
-        settings={"evaluation": evaluation_config, "generation": generation_config, "chat": chat_config},
+        partial(
+            _measure_and_promote,
+            compared_with=compared_with,
+            earlier_uri=earlier_uri,
+            # Not of the iteration: a prompt is answered with the same random numbers in all of them.
+            seed=EVALUATE.seed(seed),
+            iteration=iteration,
+            evaluation=evaluation_config,
+            judging=judging_config,
+            generation=generation_config,
+            chat=chat_config,
+        ),
+        settings={
+            "evaluation": evaluation_config,
+            "judging": judging_config,
+            "generation": generation_config,
+            "chat": chat_config,
+        },
         arguments={"seed": seed, "iteration": iteration, "promoted_uri": promoted_uri},
         overwrite=overwrite,
-        inputs={
-            "policy": policy_uri,
-            "previous": previous_uri,
-            "base_reference": base_reference_uri,
-            "data": data_uri,
-        },
+        inputs=inputs | ({"judge": judge_uri} if has_model else {}),
+        noted={COMPARED_WITH: asdict(compared_with)},
     )
+
+
+def _has_judge_model(judging: JudgingConfig, judge_uri: str) -> bool:
+    """Return whether the judge is a model of this suite's storage.
+
+    Raises:
+        ConfigError: it is, and its address is not given.
+    """
+    has_model = judging.judge in ("reward-model", "chat-logprob")
+    if has_model and not judge_uri:
+        raise ConfigError(
+            f"judging.judge: is {judging.judge}, and no model of it was given: name its source (judge_source, or "
+            "--judge of `dice evaluate`), or set judging.judge=none"
+        )
+    return has_model
+
+
+def _compared_with(output_uri: str, given_uri: str, promoted_uri: str, first_uri: str, *, anew: bool) -> ComparedWith:
+    """Return what the policy is compared with: as it was chosen before, or as the promoted pointer says now."""
+    if given_uri:
+        return ComparedWith(given_uri, "given model", promoted_uri)
+    kept = None if anew else open_storage(output_uri).read_versioned(_INCUMBENT)
+    if kept:
+        try:
+            chosen = read_record(ComparedWith, kept[0], layout.join(output_uri, _INCUMBENT))
+        except ValueError as error:
+            raise StorageError(f"{layout.join(output_uri, _INCUMBENT)}: says not what was compared: {error}") from None
+        # A pointer of another name is another setting, which the runner names.
+        if chosen.promoted_uri == promoted_uri:
+            return chosen
+    promotion = read_promotion(promoted_uri) if promoted_uri else None
+    if promotion is None:
+        return ComparedWith(first_uri, "first policy", promoted_uri)
+    return ComparedWith(promotion.policy_uri, "promoted model", promoted_uri, promotion.content_digest)
 
 
 def _measure_and_promote(
     context: StageContext,
     *,
+    compared_with: ComparedWith,
+    earlier_uri: str,
     evaluation: EvaluationConfig,
+    judging: JudgingConfig,
     generation: GenerationConfig,
     chat: ChatConfig,
     seed: int,
     iteration: int,
-    promoted_uri: str,
 ) -> Manifest:
     """Measure the new policy, decide, and point to it where people look for the last good one."""
-    from dice_core.evaluation.measuring import evaluate_policy
-    from dice_core.models.cache import fetch_model
+    from dice_core.stages.evaluation_steps import EvaluationPlan, measure
 
+    pointer = compared_with.promoted_uri
+    _require_unchanged(context, compared_with)
     if _RESULT not in context.parts:
-        require_one_tokenizer(context, "policy", ("previous", "base_reference"))
-        if promoted_uri:
-            require_promotable(promoted_uri)
-        held_out = read_input(context, context.inputs["data"], records.PREFERENCES, "held_out")
-        names = ("policy", "previous", "base_reference")
-        new, previous, base_reference = (fetch_model(context.inputs[name].uri) for name in names)
-        result = evaluate_policy(
-            new,
-            previous,
-            base_reference,
-            held_out,
-            evaluation=evaluation,
-            chat=chat,
-            generation=generation,
-            seed=seed,
-        )
-        values = {**result.to_dict(), "promotable": result.promotable, "seconds": context.seconds()}
+        if pointer:
+            require_promotable(pointer)
+        # A retry finds it, and compares with the same.
+        open_storage(context.uri).write_bytes(_INCUMBENT, json.dumps(asdict(compared_with), indent=1).encode())
+        log(f"evaluate: compares with {compared_with.uri}, the {compared_with.what}")
+        plan = EvaluationPlan(evaluation, judging, generation, chat, seed, earlier_uri)
+        result = measure(context, plan)
+        values = {**result.to_dict(compared_with), "seconds": context.seconds()}
         # Stored before the pointer moves: another attempt finds this decision, and does not measure again.
         context.publish_part(_RESULT, context.write_json(values, _RESULT))
     key = context.parts[_RESULT].key
     values = json.loads(context.stored.fetch(context.folder / "part", [key])[key].read_text())
-    policy = context.inputs["policy"]
-    if promoted_uri and values["promotable"]:
-        promote(
-            promoted_uri,
-            policy.uri,
-            policy.manifest.content_digest,
-            evaluated=context.uri,
-            iteration=iteration,
-            reference_uri=context.inputs["previous"].uri,
+    log(f"evaluate: {values['gate']['reason']}")
+    outcome = settle(
+        context.inputs["policy"],
+        evaluated_uri=context.uri,
+        previous_uri=context.inputs["previous"].uri,
+        incumbent=_expected(context, compared_with),
+        iteration=iteration,
+        verdict=values["metrics"],
+        is_promotable=bool(values["gate"]["promotable"]),
+        promoted_uri=pointer,
+        config=evaluation,
+    )
+    return context.publish({}, {**values["metrics"], "promotion": outcome, "seconds": values["seconds"]})
+
+
+def _require_unchanged(context: StageContext, compared_with: ComparedWith) -> None:
+    """Check that the promoted policy still is the one that was promoted.
+
+    Raises:
+        StorageError: it was made anew since.
+    """
+    found = context.inputs["incumbent"].manifest.content_digest
+    if compared_with.promoted_digest and found != compared_with.promoted_digest:
+        raise StorageError(
+            f"{compared_with.uri}: not the policy that was promoted (content {found[:12]}, "
+            f"{compared_with.promoted_uri} says {compared_with.promoted_digest[:12]}): it was made anew since; "
+            "`dice rollback` points to another"
         )
-    return context.publish({}, {**values["metrics"], "seconds": values["seconds"]})
+
+
+def _expected(context: StageContext, compared_with: ComparedWith) -> str:
+    """Return the content digest that the pointer must name, so that what it names was compared; empty: none."""
+    if compared_with.what == "given model" and compared_with.promoted_uri:
+        return context.inputs["incumbent"].manifest.content_digest if read_promotion(compared_with.promoted_uri) else ""
+    return compared_with.promoted_digest
 
 
 def evaluate_task(
@@ -138,6 +231,8 @@ def evaluate_task(
     policy_uri: str,
     previous_uri: str,
     base_reference_uri: str,
+    first_uri: str,
+    judge_uri: str,
     data_uri: str,
     metrics: Artifact,
 ) -> tuple[str, str]:
@@ -147,16 +242,26 @@ def evaluate_task(
         The address of the evaluation, and `accepted` or `refused`; the latter of a policy that was never made too.
     """
     task = read_task(run_uri, settings_uri, place)
-    pointer = task.plan["promote_as"]
+    pointer, iteration = task.plan["promote_as"], task.place.iteration or 0
     report = evaluate(
         policy_uri,
         previous_uri,
         base_reference_uri,
         data_uri,
         task.uri,
-        iteration=task.place.iteration or 0,
+        iteration=iteration,
+        first_uri=first_uri,
+        judge_uri=judge_uri,
         promoted_uri=layout.promoted(task.root, pointer) if pointer else "",
+        earlier_uri=layout.stage(run_uri, iteration - 1, EVALUATE.name) if iteration > 1 else "",
         seed=task.plan["seed"],
         **task.settings(EVALUATE),
     )
-    return show(report, task.place, metrics), "accepted" if report.metrics.get("accepted") else "refused"
+    decision = "accepted" if report.metrics.get("accepted") else "refused"
+    return show(_at_a_glance(report), task.place, metrics), decision
+
+
+def _at_a_glance(report: StageReport) -> StageReport:
+    """Return the report with the numbers for KFP's table alone; those that are not known are left out."""
+    shown: dict[str, Any] = {name: report.metrics[name] for name in SHOWN if name in report.metrics}
+    return replace(report, metrics=shown)

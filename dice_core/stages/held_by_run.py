@@ -201,7 +201,7 @@ def _models(plan: RunPlan, held: _Held) -> dict[str, tuple[str, str, str]]:
     stage, iteration = held.stage, held.iteration
     if not iteration:
         return {"policy": policy}
-    models = {"base_reference": reference} if stage is EVALUATE else {}
+    models = {"base_reference": reference, "first": first} if stage is EVALUATE else {}
     if iteration == 1:
         models |= {"previous": first} if stage is EVALUATE else {}
         models |= {"policy": first} if stage in (GENERATE, SCORE, PAIR, TRAIN) else {}

@@ -1,6 +1,7 @@
 """Stage import-model: bring a model into storage once."""
 
 from dice_core.models import importing
+from dice_core.models.files import model_kind
 from dice_core.stages.attempts import attempt
 from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.runner import StageReport
@@ -17,6 +18,7 @@ def import_model(
     run_uri: str = "",
     revision: str = "",
     trust_remote_code: bool = False,
+    kind: str = "language-model",
     overwrite: bool = False,
 ) -> StageReport:
     """Bring a model into storage once: a Hub id, a folder, an s3:// address or a GGUF file.
@@ -27,18 +29,22 @@ def import_model(
         run_uri: the run that needs the model; if the import fails, the reason is left there.
         revision: branch, tag or commit of a Hub model.
         trust_remote_code: let code inside the model run, here and wherever the model is loaded.
+        kind: language-model, or reward-model: a sequence classification model with one label, to judge or to reward.
         overwrite: first delete the model at the output.
 
     Raises:
         ModelError: it cannot be read, is cut, or is not safetensors.
     """
+    wanted = model_kind(kind)
     with attempt(IMPORT_MODEL, layout.import_for_run(run_uri, output_uri) if run_uri else ""):
         if overwrite:
             clear_stage(output_uri, IMPORT_MODEL.name)
         was_complete = read_manifest(output_uri) is not None
         if not was_complete:
             require_writable(output_uri)
-        manifest = importing.import_model(source, output_uri, revision=revision, trust_remote_code=trust_remote_code)
+        manifest = importing.import_model(
+            source, output_uri, revision=revision, trust_remote_code=trust_remote_code, kind=wanted
+        )
     return StageReport(output_uri, "already complete" if was_complete else "completed", manifest.metrics)
 
 

@@ -50,9 +50,9 @@ class FileArtifact(Artifact, Protocol):
 
 
 def report(
-    run_uri: str = "",
-    output_uri: str = "",
+    output_uri: str,
     *,
+    run_uri: str = "",
     runs_uris: Sequence[str] = (),
     num_iterations: int = 0,
     gpu_hour_price: float = 0.0,
@@ -63,8 +63,8 @@ def report(
     Always written anew: it shows the state of the run, finished or not.
 
     Args:
-        run_uri: the folder of the run, ROOT/runs/NAME.
         output_uri: where report.html and summary.json go.
+        run_uri: the folder of the run, ROOT/runs/NAME.
         runs_uris: in place of one run, those to compare; the output is then no run's own place.
         num_iterations: how many iterations the run has; 0: as it was planned.
         gpu_hour_price: of one GPU, in any currency, for the cost of the run; 0: as it was planned.
@@ -75,7 +75,10 @@ def report(
         StorageError: a run has made nothing, a stage's result lies where no report looks, or the place holds another
             stage's result.
     """
-    _check_arguments(run_uri, output_uri, runs_uris, num_iterations, gpu_hour_price)
+    layout.check_count(num_iterations, "num_iterations", minimum=0)
+    _check_runs(run_uri, output_uri, runs_uris)
+    if not 0 <= gpu_hour_price < math.inf:
+        raise ConfigError(f"--gpu-hour-price: must be a number of at least 0, got {gpu_hour_price}")
     if runs_uris:
         return _report_comparison(runs_uris, output_uri, gpu_hour_price)
     contents = read_contents(run_uri)
@@ -89,21 +92,14 @@ def report(
     return StageReport(output_uri, "completed", {})
 
 
-def _check_arguments(
-    run_uri: str, output_uri: str, runs_uris: Sequence[str], num_iterations: int, gpu_hour_price: float
-) -> None:
+def _check_runs(run_uri: str, output_uri: str, runs_uris: Sequence[str]) -> None:
     """Raise ConfigError where the arguments do not fit each other."""
-    if not output_uri:
-        raise ConfigError("--output: must be given: where report.html and summary.json go")
     if bool(run_uri) == bool(runs_uris):
         raise ConfigError("--run, --runs: give one of them: a run, ROOT/runs/NAME, or those to compare")
     if runs_uris and not 2 <= len(set(runs_uris)) == len(runs_uris) <= MOST_RUNS:
         raise ConfigError(f"--runs: must be 2 to {MOST_RUNS} different runs, got {len(runs_uris)}")
     if runs_uris and layout.run_of(layout.join(output_uri, "")):
         raise ConfigError(f"--output: a comparison belongs to no run, give a place of its own, got {output_uri}")
-    layout.check_count(num_iterations, "num_iterations", minimum=0)
-    if not 0 <= gpu_hour_price < math.inf:
-        raise ConfigError(f"--gpu-hour-price: must be a number of at least 0, got {gpu_hour_price}")
 
 
 def _nothing_at(run_uri: str) -> str:
@@ -257,7 +253,7 @@ def report_task(
     name = continued_or_new(root, schedule, job_id) if schedule else given_or_new(run, promote_as, job_id)
     uri = layout.run(root, name)
     # The run may have failed at its first task: its page says that there is nothing.
-    written = report(uri, layout.report(uri), num_iterations=num_iterations, allow_empty=True)
+    written = report(layout.report(uri), run_uri=uri, num_iterations=num_iterations, allow_empty=True)
     open_storage(written.uri).download(_PAGE, Path(page.path))
     page.metadata.update(uri=written.uri)
     numbers = read_summary(written.uri)

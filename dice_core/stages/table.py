@@ -11,6 +11,7 @@ from typing import Any, Literal
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.generation.settings import GenerationConfig
+from dice_core.judges.settings import JudgingConfig
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.preferences.settings import PairingConfig, ScoringConfig
 from dice_core.settings.base import Settings
@@ -113,12 +114,25 @@ TRAIN = Stage(
 )
 EVALUATE = Stage(
     name="evaluate",
-    inputs={"policy": _MODEL, "previous": _MODEL, "base_reference": _MODEL, "data": ("prepare-data",)},
-    sections={"evaluation": EvaluationConfig, "generation": GenerationConfig, "chat": ChatConfig},
+    inputs={
+        "policy": _MODEL,
+        "previous": _MODEL,
+        "base_reference": _MODEL,
+        "first": _MODEL,
+        "incumbent": _MODEL,
+        "data": ("prepare-data",),
+        "judge": ("import-model",),
+    },
+    sections={
+        "evaluation": EvaluationConfig,
+        "judging": JudgingConfig,
+        "generation": GenerationConfig,
+        "chat": ChatConfig,
+    },
     pod="gpu",
     scope="iteration",
-    format_version=2,
-    shown=("heldout_reward_accuracy_previous", "heldout_reward_accuracy", "reason"),
+    format_version=3,
+    shown=("win_rate", "heldout_reward_accuracy_incumbent", "heldout_reward_accuracy", "reason"),
 )
 REPORT = Stage(name="report")
 

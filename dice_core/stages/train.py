@@ -3,6 +3,7 @@
 from functools import partial
 
 from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
+from dice_core.release.model_card import update_card
 from dice_core.settings.base import Values
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.place import Artifact, show
@@ -69,6 +70,8 @@ def train(
     if report.status == "already complete":
         # An attempt that was killed after it published: checkpoints are many times the model's size.
         delete_leftovers(output_uri)
+    if report.status == "completed":
+        update_card(output_uri)
     return report
 
 

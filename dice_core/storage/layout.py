@@ -3,6 +3,7 @@
     ROOT/                                      s3://bucket/prefix, or a folder
       models/<name>/                           imported models, shared by runs
       promoted/<name>.json                     pointer to the last policy that passed its gate
+      promoted/<name>.history/                 what moved it, an entry a step
       runs/<run>/
         check-settings/                        what the run was last started with, and its settings for the tasks
         choose-inputs/                         of a recurring run: what it chose
@@ -129,6 +130,11 @@ def imported_model(root: str, source: str) -> str:
 def promoted(root: str, name: str) -> str:
     """Return the pointer to the last promoted policy of a preset or schedule."""
     return join(root, "promoted", f"{check_name(name, 'name')}.json")
+
+
+def promotion_history(pointer_uri: str) -> str:
+    """Return where the entries of a promoted pointer are."""
+    return f"{pointer_uri.removesuffix('.json')}.history"
 
 
 def check_settings(run_uri: str) -> str:

@@ -27,6 +27,7 @@ from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import Manifest, Metric, fetch_files, publish_files, read_manifest
 from dice_core.training.batches import TrainingPairs, read_pairs
 from dice_core.training.copies import Copies
+from dice_core.training.interconnect import sockets_warning
 from dice_core.training.job import CHECKPOINTS, ERROR, FINAL_ERROR, TrainingJob
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ def _train_and_publish(
     policy_folder, checkpoint = fetch_model(job.policy_uri), store.newest()
     if is_first:
         log(f"train: {len(pairs.train)} pairs, {pairs.num_dropped} dropped, {config.max_steps} steps")
+        if device_type() == "cuda" and (warning := sockets_warning(ranks.num_nodes())):
+            log(f"train: {warning}")
         log(f"train: resuming from {checkpoint.name}" if checkpoint else "train: starting at step 0")
     with doing("loading the policy"):
         policy = load_model(policy_folder, "float32")

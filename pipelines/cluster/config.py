@@ -14,10 +14,14 @@ from dice_core.settings.base import Int, Names, Settings
 from dice_core.settings.durations import to_seconds
 from dice_core.settings.quantities import (
     Annotations,
+    Capabilities,
     Labels,
     OptionalQuantity,
     Quantity,
+    Resources,
     Tolerations,
+    Volumes,
+    VolumeSource,
     checked,
     quantity,
 )
@@ -35,6 +39,11 @@ _OWN_VARIABLES = {
     **dict.fromkeys(CREDENTIAL_KEYS, "cluster.credentials_secret"),
     **dict.fromkeys((ATTEMPT_VARIABLE, RUN_ID_VARIABLE), "the pod"),
 }
+STAYS_ON_ITS_NODE = {
+    "karpenter.sh/do-not-disrupt": "true",
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+}
+"""Annotations of the pods that work for hours: an autoscaler that tidies up nodes would start their work anew."""
 _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
@@ -58,7 +67,7 @@ class ClusterConfig(Settings):
     """Taints of these nodes."""
     gpu_task_cpu: Quantity = "8"
     """Request of a task that generates, scores or evaluates."""
-    gpu_task_memory: Quantity = "96Gi"
+    gpu_task_memory: Quantity = "80Gi"
     """Request and limit of such a task."""
     gpu_task_shm_size: OptionalQuantity = "16Gi"
     """/dev/shm of a task with GPUs: memory of its own, counted in its memory limit. Empty: the 64 MiB of Kubernetes."""
@@ -74,10 +83,21 @@ class ClusterConfig(Settings):
     """Request and limit of that task."""
     trainer_cpu: Quantity = "80"
     """Request of one training pod; it has launch.processes_per_node GPUs."""
-    trainer_memory: Quantity = "900Gi"
-    """Request and limit of one training pod."""
+    trainer_memory: Quantity = "400Gi"
+    """Request and limit of one training pod. Where it is not given, training.deepspeed=zero2 makes it 600Gi."""
     trainer_shm_size: OptionalQuantity = "64Gi"
     """/dev/shm of one training pod: memory of its own, counted in its memory limit. Empty: the 64 MiB of Kubernetes."""
+    trainer_extra_resources: Resources = Field(default={})
+    """More of what a node offers, a number for each name, such as {"vpc.amazonaws.com/efa": "4"},
+    {"rdma/rdma_shared_device_a": "1"} or {"hugepages-2Mi": "5Gi"}. Requests and limits of one training pod."""
+    trainer_capabilities: Capabilities = ()
+    """Linux capabilities of the training pods, such as IPC_LOCK, with which RDMA locks its memory. Pod Security
+    `restricted` refuses them."""
+    trainer_volumes: Volumes = Field(default=[])
+    """More volumes of the training pods: name, mount_path, and source as Kubernetes writes it."""
+    trainer_scratch_volume: VolumeSource = Field(default={})
+    """What the training pods write checkpoints on, such as {"hostPath": {"path": "/mnt/k8s-disks/0/dice"}} for a node's
+    NVMe disks, or a generic ephemeral volume. Empty: the disk that the node's kubelet uses."""
     trainer_service_account: str = "dice-trainer"
     """Of the training pods: they need S3 and no right on the Kubernetes API. Empty: the namespace's default account."""
     trainer_priority_class: str = ""
@@ -153,34 +173,3 @@ class ClusterConfig(Settings):
         """Return how long one attempt of a stage's task may run."""
         name = f"{stage.name}_timeout"
         return to_seconds(getattr(self, name if name in type(self).model_fields else "cpu_task_timeout"))
-
-
-def a100() -> ClusterConfig:
-    """Return a pool of nodes with 8 A100 of 40 GiB, as manifests/overlays/a100 expects it."""
-    return ClusterConfig(
-        gpu_node_selector={"node.kubernetes.io/instance-type": "p4d.24xlarge"},
-        gpu_tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-        # An eighth of a node of 96 CPUs and 1152 GiB, less what the node keeps for itself.
-        gpu_task_cpu="10",
-        gpu_task_memory="120Gi",
-        trainer_cpu="80",
-        trainer_memory="900Gi",
-    )
-
-
-def kind() -> ClusterConfig:
-    """Return one machine without a GPU, as manifests/overlays/kind makes it."""
-    return ClusterConfig(
-        gpu_resource="",
-        gpu_task_cpu="1",
-        gpu_task_memory="6Gi",
-        gpu_task_shm_size="1Gi",
-        cpu_task_cpu="500m",
-        cpu_task_memory="3Gi",
-        import_memory="4Gi",
-        trainer_cpu="1",
-        trainer_memory="6Gi",
-        trainer_shm_size="1Gi",
-        pending_timeout="30m",  # no node will come: what waits for longer lacks its image or memory
-        credentials_secret="dice-s3",
-    )

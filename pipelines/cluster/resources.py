@@ -20,6 +20,7 @@ from pipelines.cluster.config import (
     CREDENTIAL_KEYS,
     RUN_ID_FIELD,
     RUN_ID_VARIABLE,
+    STAYS_ON_ITS_NODE,
     ClusterConfig,
 )
 from pipelines.presets import Preset
@@ -62,7 +63,7 @@ def configure_task(task: dsl.PipelineTask, stage: Stage, display_name: str, pres
         _place(task, stage, role, preset, preset.cluster)
         _give_access(task, preset.cluster)
         _mount(task, stage, role, preset.cluster)
-        _mark(task, stage, preset.cluster)
+        _mark(task, stage, role, preset.cluster)
     return task
 
 
@@ -136,7 +137,8 @@ def _give_access(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
         kubernetes.use_secret_as_env(task, cluster.env_secret, {name: name for name in cluster.env_secret_keys})
     if cluster.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(cluster.image_pull_secrets))
-    kubernetes.set_security_context(task, run_as_user=cluster.run_as_user or None, run_as_non_root=True)
+    user = cluster.run_as_user or None
+    kubernetes.set_security_context(task, run_as_user=user, run_as_group=user, run_as_non_root=True)
 
 
 def _mount(task: dsl.PipelineTask, stage: Stage, role: Role, cluster: ClusterConfig) -> None:
@@ -152,13 +154,14 @@ def _mount(task: dsl.PipelineTask, stage: Stage, role: Role, cluster: ClusterCon
         kubernetes.empty_dir_mount(task, "cache", CACHE_FOLDER)
 
 
-def _mark(task: dsl.PipelineTask, stage: Stage, cluster: ClusterConfig) -> None:
+def _mark(task: dsl.PipelineTask, stage: Stage, role: Role, cluster: ClusterConfig) -> None:
     """Label the pod for network policies and people; tell it which run it is of where its work follows from that."""
     labels = {**cluster.labels, **PART_OF, "app.kubernetes.io/component": stage.name, _NO_SIDECAR: "false"}
     for name, value in labels.items():
         kubernetes.add_pod_label(task, name, value)
     # Older Istio reads the annotation, newer the label.
-    for name, value in {_NO_SIDECAR: "false", **cluster.annotations}.items():
+    kept = STAYS_ON_ITS_NODE if role != "cpu_task" else {}
+    for name, value in {_NO_SIDECAR: "false", **kept, **cluster.annotations}.items():
         kubernetes.add_pod_annotation(task, name, value)
     # Each field is kept with every task of the workflow, which has to fit into etcd: only who reads it gets it.
     kubernetes.use_field_path_as_env(task, ATTEMPT_VARIABLE, ATTEMPT_FIELD)

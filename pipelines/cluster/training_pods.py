@@ -3,7 +3,7 @@
 from components import images
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.settings.durations import to_seconds
-from pipelines.cluster.config import ClusterConfig
+from pipelines.cluster.config import STAYS_ON_ITS_NODE, ClusterConfig
 
 OWNERS = {
     "service_account": "trainer_service_account",
@@ -11,6 +11,10 @@ OWNERS = {
     "cpu": "trainer_cpu",
     "memory": "trainer_memory",
     "shm_size": "trainer_shm_size",
+    "extra_resources": "trainer_extra_resources",
+    "capabilities": "trainer_capabilities",
+    "volumes": "trainer_volumes",
+    "scratch_volume": "trainer_scratch_volume",
     "model_cache_claim": "model_cache_claim",
     "run_as_user": "run_as_user",
     "env": "env",
@@ -36,4 +40,5 @@ def training_pods(launch: LaunchConfig, cluster: ClusterConfig | None) -> PodCon
         return None
     values = {name: getattr(cluster, owner) for name, owner in OWNERS.items()}
     seconds = {name: to_seconds(value) for name, value in values.items() if "_seconds" in name}
+    values["annotations"] = {**STAYS_ON_ITS_NODE, **cluster.annotations}
     return PodConfig.parse({"image": images.TRAIN, **values, **seconds}, "pods")

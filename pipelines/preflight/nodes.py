@@ -14,6 +14,12 @@ from pipelines.preflight.findings import UncertainError
 _NODES = "/api/v1/nodes"
 
 
+_DRIVER_LABELS = ("nvidia.com/cuda.driver-version.major", "nvidia.com/cuda.driver.major")
+"""Of GPU feature discovery, today's and that of its older releases."""
+_OLDEST_DRIVER = 580
+"""Of CUDA 13, which torch in the images is built with."""
+
+
 @dataclass(frozen=True)
 class Pods:
     """Pods that run at the same time: what each requests, and where they may go."""
@@ -31,11 +37,11 @@ class Pods:
 
 def training_pods(config: ClusterConfig, launch: LaunchConfig) -> Pods:
     """Return the training pods. The other tasks with GPUs go to the same nodes and are smaller."""
-    requests = {"cpu": config.trainer_cpu, "memory": config.trainer_memory}
+    requests = {"cpu": config.trainer_cpu, "memory": config.trainer_memory, **config.trainer_extra_resources}
     if config.gpu_resource:
         requests[config.gpu_resource] = str(launch.processes_per_node)
     selector, tolerations = config.gpu_node_selector, config.gpu_tolerations
-    sizes = "cluster.trainer_cpu, cluster.trainer_memory, launch.processes_per_node"
+    sizes = "cluster.trainer_cpu, cluster.trainer_memory, cluster.trainer_extra_resources, launch.processes_per_node"
     return Pods("a training pod", launch.num_nodes, requests, "cluster.gpu", selector, tolerations, sizes)
 
 
@@ -106,6 +112,35 @@ def check_nodes(cluster: KubernetesApi, pods: Pods) -> str:
         f"needed: right where an autoscaler makes more (from zero too); otherwise start them, or SET='{pods.pool}"
         "_node_selector=...'"
     )
+
+
+def check_driver(cluster: KubernetesApi, config: ClusterConfig) -> str:
+    """Compare the driver of the GPU nodes with what the images' CUDA needs; GPU feature discovery labels them.
+
+    Raises:
+        UncertainError: no node says which driver it has.
+        KubernetesError: a node's driver is too old.
+    """
+    nodes = cluster.list(_NODES)
+    found = {node["metadata"]["name"]: _driver(node.get("metadata", {}).get("labels") or {}, config) for node in nodes}
+    drivers = {name: major for name, major in found.items() if major}
+    if not drivers:
+        raise UncertainError(
+            f"no node has the label {_DRIVER_LABELS[0]} (GPU feature discovery writes it): CUDA 13 needs driver "
+            f"{_OLDEST_DRIVER} or newer, nvidia-smi on a node says which there is"
+        )
+    if old := {name: major for name, major in drivers.items() if major < _OLDEST_DRIVER}:
+        names = ", ".join(f"{name} has {major}" for name, major in list(old.items())[:3])
+        raise KubernetesError(f"{names}: the images' CUDA 13 needs {_OLDEST_DRIVER} or newer, update the nodes' driver")
+    return f"{', '.join(map(str, sorted(set(drivers.values()))))} on {len(drivers)} nodes, {_OLDEST_DRIVER} is needed"
+
+
+def _driver(labels: Mapping[str, str], config: ClusterConfig) -> int:
+    """Return the major version of a GPU node's driver; 0 for another node, or where none is told."""
+    if not config.gpu_node_selector.items() <= labels.items():
+        return 0
+    told = next((labels[name] for name in _DRIVER_LABELS if labels.get(name)), "")
+    return int(told) if told.isdecimal() else 0
 
 
 def _fault(node: Mapping[str, Any], pods: Pods) -> str:

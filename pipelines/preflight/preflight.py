@@ -23,7 +23,8 @@ from pipelines.cluster.config import (
 from pipelines.kfp.api import Connection, KfpApi
 from pipelines.preflight.argo import check_retries, check_ttl
 from pipelines.preflight.findings import Line, UncertainError, checked
-from pipelines.preflight.nodes import check_images, check_nodes, cpu_task_pods, training_pods
+from pipelines.preflight.identity import check_identity
+from pipelines.preflight.nodes import check_driver, check_images, check_nodes, cpu_task_pods, training_pods
 from pipelines.preflight.queues import check_queue, check_quota
 from pipelines.preflight.s3 import s3_lines
 from pipelines.presets import Preset
@@ -97,6 +98,9 @@ def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
     if config.credentials_secret:
         secret = partial(check_object, cluster, "secrets", config.credentials_secret, CREDENTIAL_KEYS)
         yield checked(f"secret {config.credentials_secret}", secret)
+    elif config.gpu_resource:
+        accounts = [*filter(None, (PIPELINE_ACCOUNT, trainer_account))]
+        yield checked("rights on S3", partial(check_identity, cluster, accounts))
     if config.env_secret:
         secret = partial(check_object, cluster, "secrets", config.env_secret, config.env_secret_keys)
         yield checked(f"secret {config.env_secret}", secret)
@@ -118,6 +122,7 @@ def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
     yield checked("nodes for training", partial(check_nodes, cluster, training_pods(config, launch)))
     yield checked("nodes for CPU tasks", partial(check_nodes, cluster, cpu_task_pods(config)))
     if config.gpu_resource:
+        yield checked("GPU driver", partial(check_driver, cluster, config))
         yield checked("quota", partial(check_quota, cluster, config, launch, preset.num_shards))
     if is_elsewhere and config.queue_name:
         yield checked("queue", partial(check_queue, cluster, config.queue_name))

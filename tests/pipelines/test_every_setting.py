@@ -12,6 +12,7 @@ import pytest
 
 from dice_core.settings.base import ConfigError, Settings
 from dice_core.settings.durations import to_seconds
+from pipelines.cluster.config import STAYS_ON_ITS_NODE
 from pipelines.overrides import apply_overrides
 from pipelines.presets import Preset, zephyr
 from tests.compiled_pipeline import Compiled, Executor
@@ -102,6 +103,8 @@ OTHER = {
         "max_length_growth": "1",
         "max_accuracy_drop": "0",
         "tokens_per_batch": "512",
+        "promote": "manual",
+        "registered_model": "aligned-zephyr",
     },
     "launch": {
         "backend": "pytorchjob",
@@ -127,7 +130,11 @@ OTHER = {
         "launcher_cpu": "200m",
         "launcher_memory": "1500Mi",
         "trainer_cpu": "40",
-        "trainer_memory": "400Gi",
+        "trainer_memory": "500Gi",
+        "trainer_extra_resources": '{"vpc.amazonaws.com/efa":"4"}',
+        "trainer_capabilities": '["IPC_LOCK"]',
+        "trainer_volumes": '[{"name":"huge","mount_path":"/huge","source":{"emptyDir":{"medium":"HugePages"}}}]',
+        "trainer_scratch_volume": '{"hostPath":{"path":"/mnt/nvme"}}',
         "trainer_shm_size": "40Gi",
         "trainer_service_account": "trainer",
         "trainer_priority_class": "high",
@@ -316,6 +323,10 @@ VIEWS: dict[str, list[View]] = {
     "launcher_memory": [of("train", resource("MemoryRequest")), of("train", resource("MemoryLimit"))],
     "trainer_cpu": [of_pods("cpu")],
     "trainer_memory": [of_pods("memory")],
+    "trainer_extra_resources": [of_pods("extra_resources")],
+    "trainer_capabilities": [of_pods("capabilities")],
+    "trainer_volumes": [of_pods("volumes")],
+    "trainer_scratch_volume": [of_pods("scratch_volume")],
     "trainer_shm_size": [of_pods("shm_size")],
     "trainer_service_account": [of_pods("service_account")],
     "trainer_priority_class": [of_pods("priority_class")],
@@ -349,7 +360,12 @@ VIEWS: dict[str, list[View]] = {
         of_pods("run_as_user"),
     ],
     "labels": [of("pair", chosen("labels")), of_pods("labels")],
-    "annotations": [of("pair", chosen("annotations")), of_pods("annotations")],
+    "annotations": [
+        of("pair", chosen("annotations")),
+        lambda compiled: {
+            name: value for name, value in of_pods("annotations")(compiled).items() if name not in STAYS_ON_ITS_NODE
+        },
+    ],
 }
 """Where each setting of the cluster ends up."""
 

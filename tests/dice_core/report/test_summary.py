@@ -67,10 +67,18 @@ def test_a_better_policy_that_a_guard_refuses_is_not_called_promoted() -> None:
     assert "; but growth in length is 0.82, the bound is 0.5; not promoted, the model is at" in said
 
 
-def test_a_pointer_that_names_another_policy_is_told() -> None:
-    assert sentence(iteration(1)).endswith(
-        f"; not promoted: {POINTER} names nothing yet, the model is at {policy_of(1)}."
-    )
+def test_what_became_of_a_better_policy_is_told() -> None:
+    def said(promotion: str, pointer_names: int = 0) -> str:
+        one = iteration(1)
+        one.stages["evaluate"].metrics["promotion"] = promotion
+        return sentence(one, promoted=pointer_names).rpartition("; ")[2]
+
+    place = f"the model is at {policy_of(1)}."
+    assert said("promoted", 1) == f"promoted, {POINTER} names {policy_of(1)}."
+    assert said("promoted", 3) == f"promoted and replaced since, {POINTER} names {policy_of(3)}, {place}"
+    assert said("proposed") == f"proposed, and `dice promote` promotes it, {place}"
+    moved = "not promoted: the pointer names another policy by now"
+    assert said(moved) == f"{moved}, {place}"
 
 
 def test_without_an_evaluation_there_is_no_verdict_and_what_is_missing_is_named() -> None:

@@ -79,7 +79,7 @@ def test_an_evaluation_of_an_earlier_version_is_a_note_and_no_crash(tmp_path: Pa
     manifest = Manifest(stage="evaluate", fingerprint="f", files={}, metrics={"accepted": 1, "reason": "as before"})
     place = layout.stage(uri, 1, "evaluate")
     publish_files(place, {"evaluation-old.json": tmp_path / "scratch" / "old.json"}, manifest)
-    report(uri, layout.report(uri))
+    report(layout.report(uri), run_uri=uri)
     found = read_summary(layout.report(uri))
     assert found["iterations"][0]["status"] == "accepted" and found["verdict"]["outcome"] == "unfinished"
     assert found["notes"] == [f"{place}: measured by an earlier version: its gate and its answers are not shown"]
@@ -111,7 +111,6 @@ def test_a_run_to_compare_that_is_not_there_is_named_in_one_line(
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"run_uri": "ROOT/runs/a"}, "--output: must be given"),
         ({"output_uri": "ROOT/x"}, "--run, --runs: give one of them"),
         ({"run_uri": "ROOT/runs/a", "runs_uris": ["ROOT/runs/b"], "output_uri": "ROOT/x"}, "give one of them"),
         ({"runs_uris": ["ROOT/runs/a"], "output_uri": "ROOT/x"}, "--runs: must be 2 to 6 different runs, got 1"),

@@ -8,7 +8,9 @@ import pytest
 
 from components import images
 from dice_core.accelerator import GPU_VARIABLE
+from dice_core.settings.base import ConfigError
 from dice_core.stages.table import STAGES
+from pipelines.cluster.config import STAYS_ON_ITS_NODE
 from pipelines.overrides import apply_overrides
 from pipelines.presets import PRESETS, on_this_machine
 from tests.compiled_pipeline import Compiled, Executor
@@ -51,7 +53,7 @@ def test_tasks_that_compute_on_a_gpu_hold_one_on_the_pool(zephyr: Compiled) -> N
         assert executor.platform["tolerations"] == [
             {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
         ]
-        assert resources(executor) == {"CpuRequest": "10", "MemoryRequest": "120Gi", "MemoryLimit": "120Gi"}
+        assert resources(executor) == {"CpuRequest": "10", "MemoryRequest": "80Gi", "MemoryLimit": "80Gi"}
 
 
 def variables(executor: Executor) -> dict[str, str]:
@@ -148,12 +150,50 @@ def test_every_pod_is_one_of_the_suite_and_has_no_sidecar(zephyr: Compiled, tmp_
     marked = compiled(tmp_path, 'cluster.labels={"team":"a"}', 'cluster.annotations={"note":"b"}')
     metadata = marked.executors("pair")[0].platform["podMetadata"]
     assert metadata["labels"]["team"] == "a" and metadata["annotations"]["note"] == "b"
-    assert (marked.pods["labels"], marked.pods["annotations"]) == ({"team": "a"}, {"note": "b"})
+    assert (marked.pods["labels"], marked.pods["annotations"]) == ({"team": "a"}, {**STAYS_ON_ITS_NODE, "note": "b"})
+
+
+def test_no_autoscaler_tidies_a_pod_away_that_works_for_hours(zephyr: Compiled) -> None:
+    for executor in zephyr.executors():
+        annotations = executor.platform["podMetadata"]["annotations"]
+        works_long = executor.platform["podMetadata"]["labels"]["app.kubernetes.io/component"] in (*GPU_STAGES, "train")
+        assert (STAYS_ON_ITS_NODE.items() <= annotations.items()) == works_long
+    assert zephyr.pods["annotations"] == {
+        "karpenter.sh/do-not-disrupt": "true",
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    }
+
+
+@pytest.mark.parametrize(
+    ("pool", "instance_type", "cpus"),
+    [("p4de", "p4de.24xlarge", "80"), ("a2-ultragpu", "a2-ultragpu-8g", "80"), ("p5", "p5.48xlarge", "176")],
+)
+def test_a_pool_is_chosen_by_its_name(pool: str, instance_type: str, cpus: str, tmp_path: Path) -> None:
+    chosen = compiled(tmp_path, "cluster.trainer_memory=300Gi", f"pool={pool}")
+    assert chosen.pods["node_selector"] == {"node.kubernetes.io/instance-type": instance_type}
+    assert (chosen.pods["cpu"], chosen.pods["memory"]) == (cpus, "300Gi")
+
+
+def test_zero2_asks_for_more_memory_where_nobody_chose(tmp_path: Path) -> None:
+    assert compiled(tmp_path, "training.deepspeed=zero2").pods["memory"] == "600Gi"
+    assert compiled(tmp_path, "training.deepspeed=zero2", "cluster.trainer_memory=450Gi").pods["memory"] == "450Gi"
+
+
+def test_a_pool_that_is_not_there_is_refused_with_the_names_of_those_that_are() -> None:
+    names = r"did you mean 'p4d'\? allowed: p4d, p4de, a2-ultragpu, p5, kind"
+    with pytest.raises(ConfigError, match=f"pool: unknown name 'p4', {names}"):
+        apply_overrides(PRESETS["zephyr"](), ["pool=p4"])
+    with pytest.raises(ConfigError, match="pool: a run on this machine has no nodes to choose"):
+        apply_overrides(on_this_machine(PRESETS["zephyr"]()), ["pool=p4d"])
 
 
 def test_no_pod_runs_as_root(zephyr: Compiled, tmp_path: Path) -> None:
     for executor in zephyr.executors():
-        assert executor.platform["securityContext"] == {"runAsUser": "10001", "runAsNonRoot": True}
+        assert executor.platform["securityContext"] == {
+            "runAsUser": "10001",
+            "runAsGroup": "10001",
+            "runAsNonRoot": True,
+        }
     chosen = compiled(tmp_path, "cluster.run_as_user=0")
     assert chosen.executors("pair")[0].platform["securityContext"] == {"runAsNonRoot": True}
     assert (zephyr.pods["run_as_user"], chosen.pods["run_as_user"]) == (10001, 0)
@@ -210,7 +250,7 @@ def test_training_in_the_tasks_own_pod_takes_the_gpus_of_a_node(tmp_path: Path) 
     assert (changed.section("launch")["backend"], changed.pods) == ("torchrun", {})
     assert trainer.container["image"] == images.TRAIN
     assert trainer.container["resources"]["accelerator"]["resourceCount"] == "8"
-    assert resources(trainer)["MemoryLimit"] == "900Gi"
+    assert resources(trainer)["MemoryLimit"] == "400Gi"
     assert mounts(trainer)["/dev/shm"]["sizeLimit"] == "64Gi"
     assert trainer.platform["nodeSelector"]["labels"] == {"node.kubernetes.io/instance-type": "p4d.24xlarge"}
 
@@ -223,7 +263,7 @@ def test_training_pods_get_the_pool_of_the_cluster_section(zephyr: Compiled) -> 
         "service_account": "dice-trainer",
         "gpu_resource": "nvidia.com/gpu",
         "cpu": "80",
-        "memory": "900Gi",
+        "memory": "400Gi",
         "shm_size": "64Gi",
         "node_selector": {"node.kubernetes.io/instance-type": "p4d.24xlarge"},
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],

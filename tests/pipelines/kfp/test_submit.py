@@ -216,13 +216,13 @@ def test_a_dry_run_shows_graph_images_resources_and_what_differs_from_the_preset
         image.format(name) for name in ("core", "generate", "train")
     ]
     assert f"12 x generate, 3 x evaluate: cpu 10, memory 64Gi, 1 nvidia.com/gpu; {image.format('generate')}" in lines
-    training = f"6 x training pod, 2 at a time: cpu 80, memory 900Gi, 8 nvidia.com/gpu; {image.format('train')}"
+    training = f"6 x training pod, 2 at a time: cpu 80, memory 400Gi, 8 nvidia.com/gpu; {image.format('train')}"
     assert training in lines
     assert lines[lines.index("settings that differ from preset zephyr:") + 1 : lines.index("parameters:")] == [
         "iterations=3 (preset: 2)",
         "num_shards=4 (preset: 8)",
         "launch.num_nodes=2 (preset: 1)",
-        "cluster.gpu_task_memory=64Gi (preset: 120Gi)",
+        "cluster.gpu_task_memory=64Gi (preset: 80Gi)",
     ]
 
 

@@ -7,14 +7,15 @@ import pytest
 
 from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.launch.settings import LaunchConfig
-from pipelines.cluster.config import ClusterConfig, a100
+from pipelines.cluster.config import ClusterConfig
+from pipelines.cluster.pools import POOLS
 from pipelines.preflight.findings import UncertainError
 from pipelines.preflight.nodes import Pods, check_nodes, cpu_task_pods, training_pods
 from tests.cluster_objects import running_cluster
 
 pytestmark = pytest.mark.slow
 
-GPU_LABELS, GPU_TAINT = a100().gpu_node_selector, {"key": "nvidia.com/gpu", "effect": "NoSchedule"}
+GPU_LABELS, GPU_TAINT = POOLS["p4d"]().gpu_node_selector, {"key": "nvidia.com/gpu", "effect": "NoSchedule"}
 
 
 def node(name: str, memory: str, *taints: dict[str, str], gpus: str = "", labels: Any = None) -> dict[str, Any]:
@@ -30,12 +31,12 @@ def gpu_node(name: str) -> dict[str, Any]:
     return node(name, "1150Gi", GPU_TAINT, gpus="8", labels=GPU_LABELS)
 
 
-CPU_TASKS = cpu_task_pods(a100())
+CPU_TASKS = cpu_task_pods(POOLS["p4d"]())
 
 
 def training(config: ClusterConfig | None = None, num_nodes: int = 1) -> Pods:
     return training_pods(
-        config or a100(), LaunchConfig(backend="pytorchjob", num_nodes=num_nodes, processes_per_node=8)
+        config or POOLS["p4d"](), LaunchConfig(backend="pytorchjob", num_nodes=num_nodes, processes_per_node=8)
     )
 
 
@@ -51,7 +52,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_training_and_cpu_tasks_each_have_nodes_of_their_own(check: Any) -> None:
     nodes = gpu_node("gpu-1"), node("cpu-1", "60Gi")
-    assert check(training(), *nodes) == "1 of 1 can take a training pod (80 cpu, 900Gi memory, 8 nvidia.com/gpu)"
+    assert check(training(), *nodes) == "1 of 1 can take a training pod (80 cpu, 400Gi memory, 8 nvidia.com/gpu)"
     assert check(CPU_TASKS, *nodes) == "1 of 2 can take the largest CPU task (2 cpu, 32Gi memory)"
 
 
@@ -71,7 +72,7 @@ def test_a_node_must_hold_the_largest_cpu_task_which_imports_a_model(check: Any)
     ("pods", "nodes", "message"),
     [
         (training(), [node("cpu-1", "60Gi")], "0 with the labels node.kubernetes.io/instance-type=p4d.24xlarge can"),
-        (training(a100().model_copy(update={"gpu_node_selector": {}})), [node("cpu-1", "60Gi")], "0 can take"),
+        (training(POOLS["p4d"]().model_copy(update={"gpu_node_selector": {}})), [node("cpu-1", "60Gi")], "0 can take"),
         (training(num_nodes=2), [gpu_node("gpu-1")], "2 are needed"),
         (CPU_TASKS, [], r"an autoscaler makes more \(from zero too\); otherwise start them, or SET='cluster.cpu_node_"),
     ],

@@ -15,11 +15,15 @@ from pipelines.cli import main
 from pipelines.preflight.nodes import check_images
 from tests.cluster_objects import NAMESPACE, REVIEWS, ClusterObjects, running_cluster
 from tests.kfp_api import KfpServer, running_kfp_server
+from tests.rendered import find, render
 
 pytestmark = pytest.mark.slow
 
 NODE = {
-    "metadata": {"name": "gpu-1", "labels": {"node.kubernetes.io/instance-type": "p4d.24xlarge"}},
+    "metadata": {
+        "name": "gpu-1",
+        "labels": {"node.kubernetes.io/instance-type": "p4d.24xlarge", "nvidia.com/cuda.driver-version.major": "580"},
+    },
     "spec": {"taints": [{"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}]},
     "status": {
         "conditions": [{"type": "Ready", "status": "True"}],
@@ -37,6 +41,8 @@ CPU_NODE = {
 }
 DEFAULTS = Path(__file__).parents[3] / "manifests" / "kubeflow-pipelines" / "workflow-defaults.yaml"
 ARGO = f"{NAMESPACE}/configmaps/workflow-controller-configmap"
+ACCOUNT = {"metadata": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::111122223333:role/dice"}}}
+POLICIES = "/apis/networking.k8s.io/v1/namespaces/kubeflow/networkpolicies"
 CLAIM = f"{NAMESPACE}/persistentvolumeclaims/dice-model-cache"
 
 
@@ -46,8 +52,9 @@ def everything(root: str) -> dict[str, Any]:
     return {
         "/version": {"gitVersion": "v1.31.0"},
         "/apis/kubeflow.org/v1": {"resources": [{"name": "pytorchjobs"}, {"name": "pytorchjobs/status"}]},
-        f"{NAMESPACE}/serviceaccounts/dice-pipeline": {},
-        f"{NAMESPACE}/serviceaccounts/dice-trainer": {},
+        f"{NAMESPACE}/serviceaccounts/dice-pipeline": copy.deepcopy(ACCOUNT),
+        f"{NAMESPACE}/serviceaccounts/dice-trainer": copy.deepcopy(ACCOUNT),
+        POLICIES: [],
         f"{NAMESPACE}/configmaps/dice-config": {
             "data": {"AWS_ENDPOINT_URL": "", "AWS_REGION": "us-east-1", "DICE_ROOT": root}
         },
@@ -92,6 +99,7 @@ def test_a_cluster_that_has_everything_is_ok_line_by_line(
         "service account dice-pipeline",
         "service account dice-trainer",
         "config map dice-config",
+        "rights on S3",
         "model cache",
         "training operator",
         "retries",
@@ -102,6 +110,7 @@ def test_a_cluster_that_has_everything_is_ok_line_by_line(
         "shared memory",
         "nodes for training",
         "nodes for CPU tasks",
+        "GPU driver",
         "quota",
         "root",
         "S3, from this machine",
@@ -144,11 +153,13 @@ def node(change: Any) -> Any:
         (node(lambda n: n["status"]["conditions"].clear()), [], "gpu-1 is not ready"),
         (node(lambda n: n["spec"]["taints"][0].update(key="team")), [], "gpu-1 has the taint team:NoSchedule"),
         (node(lambda n: n["status"]["allocatable"].pop("nvidia.com/gpu")), [], "offers no nvidia.com/gpu, 8 are"),
-        (node(lambda n: n["status"]["allocatable"].update(memory="500Gi")), [], "offers 500Gi memory, 900Gi are"),
+        (node(lambda n: n["status"]["allocatable"].update(memory="300Gi")), [], "offers 300Gi memory, 400Gi are"),
+        (node(lambda n: n["metadata"]["labels"].update({"nvidia.com/cuda.driver-version.major": "570"})), [],
+         "GPU driver: gpu-1 has 570: the images' CUDA 13 needs 580 or newer"),
         (lambda c: c.objects["/api/v1/nodes"].pop(), [], "nodes for CPU tasks: none of 1 can take the"),
         (lambda _: None, ["cluster.queue_name=dcie"], "queue: cluster.queue_name is 'dcie' and the API knows no Kueue"),
         (node(lambda n: n["status"]["images"].pop(1)), [], f"images: {images.GENERATE}: on no node"),
-        (lambda _: None, ["cluster.trainer_shm_size=700Gi"], "/dev/shm of a training pod is 700Gi of its 900Gi"),
+        (lambda _: None, ["cluster.trainer_shm_size=300Gi"], "/dev/shm of a training pod is 300Gi of its 400Gi"),
         (lambda _: None, ["cluster.trainer_shm_size="], "NCCL needs more: SET=cluster"),
         (lambda c: c.objects[f"{NAMESPACE}/resourcequotas"][0]["spec"]["hard"].update({"requests.nvidia.com/gpu": "0"}),
          [], "quota: dice-gpus allows 0 nvidia.com/gpu, training holds 8"),
@@ -208,7 +219,7 @@ def test_what_one_may_not_look_at_is_told_and_does_not_fail(
     cluster.forbidden |= {"/api/v1/nodes", REVIEWS}
     code, lines = preflight(capsys)
     asked = [line for line in lines if line.startswith("?")]
-    assert code == 0 and len(asked) == 4
+    assert code == 0 and len(asked) == 5
     assert (
         "kubectl auth can-i create pytorchjobs.kubeflow.org --namespace kubeflow --as system:serviceaccount" in asked[0]
     )
@@ -247,7 +258,9 @@ def test_a_pool_that_is_scaled_to_zero_does_not_fail(
     cpu["status"]["images"] = gpu["status"]["images"]
     cluster.objects["/api/v1/nodes"] = [cpu]
     code, lines = preflight(capsys)
-    assert code == 0 and doubtful(lines).startswith("?     nodes for training: 0 with the labels node.kubernetes.io/")
+    nodes, driver = (line for line in lines if line.startswith("?"))
+    assert code == 0 and nodes.startswith("?     nodes for training: 0 with the labels node.kubernetes.io/")
+    assert driver.startswith("?     GPU driver: no node has the label")
 
 
 def test_what_the_operator_adds_to_workers_is_told(cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,3 +289,28 @@ def test_the_cpu_preset_asks_for_no_gpu_and_for_its_secret(
     assert code == 0, lines
     assert "ok    nodes for training: 1 of 1 can take a training pod (1 cpu, 6Gi memory)" in lines
     assert not [line for line in lines if "quota" in line]
+
+
+def _without_role(cluster: ClusterObjects) -> None:
+    cluster.objects[f"{NAMESPACE}/serviceaccounts/dice-trainer"] = {"metadata": {}}
+
+
+def test_who_has_no_role_has_rights_by_pod_identity_where_a_policy_lets_it_ask(
+    cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> str:
+        return next(line for line in preflight(capsys)[1] if "rights on S3" in line)
+
+    assert told().startswith("ok") and "IRSA: dice-pipeline and dice-trainer have a role" in told()
+    _without_role(cluster)
+    assert told().startswith("?") and "dice-trainer: no role by IRSA" in told() and "eks-pod-identity" in told()
+    cluster.objects[POLICIES] = [
+        find(render("components/eks-pod-identity"), "NetworkPolicy", "dice-egress-pod-identity")
+    ]
+    assert told().startswith("ok") and "EKS Pod Identity" in told()
+
+
+def test_a_driver_that_no_label_tells_is_not_known(cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]) -> None:
+    node(lambda n: n["metadata"]["labels"].pop("nvidia.com/cuda.driver-version.major"))(cluster)
+    (line,) = [line for line in preflight(capsys)[1] if "GPU driver" in line]
+    assert line.startswith("?") and "nvidia-smi on a node says which there is" in line
