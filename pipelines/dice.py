@@ -184,6 +184,8 @@ def _check_settings(preset: Preset, given: Given) -> dsl.PipelineTask:
         reference_source=given.get("reference_source", ""),
         num_iterations=preset.iterations,
         num_shards=preset.num_shards,
+        preset=preset.name,
+        gpu_hour_price=preset.cluster.gpu_hour_price if preset.cluster else 0.0,
         service_account=PIPELINE_ACCOUNT if preset.cluster else "",
     )
     return configure_task(checked, CHECK_SETTINGS, "check settings", preset)

@@ -113,8 +113,8 @@ def _is_promoted(best: Summary, promoted: Mapping[str, str]) -> bool:
     """Return whether the pointer names the policy now, or, where it was not read, was moved to it."""
     pointer = best["compared_with"].get("promoted_uri")
     if pointer in promoted:
-        return promoted[pointer] == best["policy_uri"]
-    return best.get("promotion") == "promoted"
+        return bool(promoted[pointer] == best["policy_uri"])
+    return bool(best.get("promotion") == "promoted")
 
 
 def _place(best: Summary, promoted: Mapping[str, str]) -> str:

@@ -48,6 +48,10 @@ class RunPlan:
     preferences_source: str
     prompts_source: str
     exclude_source: str
+    preset: str = ""
+    """Its name, for people."""
+    gpu_hour_price: float = 0.0
+    """Of one GPU, in any currency, for the report; 0: not known."""
 
     @property
     def uri(self) -> str:
