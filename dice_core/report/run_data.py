@@ -32,6 +32,8 @@ from dice_core.storage.run_contents import RunContents
 State = Literal["completed", "skipped", "partial", "missing"]
 _SHARD = re.compile(r"(shard-\d+-of-(\d+))/(.+)")
 _BATCH_ROWS = 4096
+_OF = ("reward", "implicit_reward")
+"""What score says the mean and the standard deviation of, over num_scored responses."""
 _PAIR_COLUMNS = ["source", "chosen", "rejected", "chosen_reward", "rejected_reward"]
 
 Details = Literal["none", "small", "all"]
@@ -56,7 +58,8 @@ class StageData:
 
     state: State = "missing"
     metrics: dict[str, Metric] = field(default_factory=dict)
-    """Counts are sums over the shards, seconds are those of the slowest; the rest is the first shard's."""
+    """Counts are sums over the shards, seconds are those of the slowest, means and deviations are of all rows; the rest
+    is the first shard's."""
     manifests: dict[str, Manifest] = field(default_factory=dict)
     """By URI."""
     num_shards: int = 1
@@ -250,9 +253,27 @@ def merge_shards(manifests: Mapping[str, Manifest], num_shards: int) -> StageDat
                 metrics[name] = old + value
             elif name == "seconds":
                 metrics[name] = max(old, value)
+    metrics |= _pooled([manifest.metrics for manifest in found])
     skipped = next((manifest.skipped for manifest in found if manifest.skipped), "")
     state: State = "skipped" if skipped else "completed" if len(found) == num_shards else "partial"
     return StageData(state, metrics, dict(manifests), num_shards, skipped)
+
+
+def _pooled(shards: Sequence[Mapping[str, Metric]]) -> dict[str, Metric]:
+    """Return the means, and the deviations of rewards, of all shards' rows together."""
+    pooled: dict[str, Metric] = {}
+    for name, count in (("reward_agreement", "num_agreement_prompts"), *((f"{of}_mean", "num_scored") for of in _OF)):
+        known = [(float(shard[count]), float(shard[name])) for shard in shards if shard.get(count) and name in shard]
+        if known:
+            pooled[name] = sum(number * mean for number, mean in known) / sum(number for number, _ in known)
+    for of in _OF:
+        names = ("num_scored", f"{of}_mean", f"{of}_std")
+        known_in = [shard for shard in shards if shard.get("num_scored") and all(name in shard for name in names)]
+        rows = [tuple(float(shard[name]) for name in names) for shard in known_in]
+        if rows:
+            squares = sum(number * (mean**2 + std**2) for number, mean, std in rows) / sum(row[0] for row in rows)
+            pooled[f"{of}_std"] = max(squares - float(pooled[f"{of}_mean"]) ** 2, 0.0) ** 0.5
+    return pooled
 
 
 def _one(run: RunContents, uri: str) -> StageData:

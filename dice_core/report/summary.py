@@ -113,10 +113,18 @@ def summary(data: RunData, *, gpu_hour_price: float = 0) -> dict[str, Any]:
         "answers": without_texts(followed_prompts(data.iterations)),
         "disputed": without_texts(disputed_prompts(data.iterations)),
         "settings": {key: value for key, value in plan.items() if isinstance(value, Mapping)} | {"seed": _seed(data)},
+        "trackers": _trackers(data),
         "notes": list(data.notes),
         "failures": {line.task: line.text for line in failure_lines(data.failures)},
     }
     return plain(found)  # type: ignore[no-any-return]
+
+
+def _trackers(data: RunData) -> dict[str, str]:
+    """Return the pages of experiment trackers that the stages name: metrics such as mlflow_url."""
+    stages = [data.data, *(stage for one in data.iterations for stage in one.stages.values())]
+    found = {name: str(value) for stage in stages for name, value in stage.metrics.items() if name.endswith("_url")}
+    return {name: url for name, url in found.items() if url.startswith(("http://", "https://"))}
 
 
 def _seed(data: RunData) -> Any:
@@ -177,8 +185,7 @@ def _copied(*metrics: Mapping[str, Any]) -> dict[str, Any]:
         "num_cut_responses": generate,
         "num_duplicate_responses": generate,
         "num_scored": score,
-        "reward_mean": score,
-        "reward_std": score,
+        **dict.fromkeys(("reward_mean", "reward_std", "reward_agreement", "num_agreement_prompts"), score),
         **dict.fromkeys(("num_generated_pairs", "num_replayed_pairs", "num_train_pairs", "num_eval_pairs"), pair),
         **dict.fromkeys(("num_non_finite_scores", "num_few_responses_prompts", "num_tied_prompts"), pair),
         **dict.fromkeys(("num_identical_pairs", "num_unused_generated_pairs"), pair),

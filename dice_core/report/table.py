@@ -119,6 +119,11 @@ _LINES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
         ("filtered out before scoring",),
         ("{num_filtered:,}",),
     ),
+    (
+        "responses",
+        ("rank agreement of the reward and the implicit one (Kendall's tau-b), {num_agreement_prompts:,} prompts",),
+        ("{reward_agreement:+.2f}",),
+    ),
     ("responses", ("pairs, generated + replayed",), ("{num_generated_pairs:,} + {num_replayed_pairs:,}",)),
     ("responses", ("length penalty, nats per {length_unit}",), ("{length_penalty:.4g}",)),
     ("responses", ("length penalty, paper's scale (x beta)",), ("{length_penalty_paper:.3g}",)),

@@ -10,13 +10,11 @@ from math import isfinite
 from typing import Any, Protocol
 
 from dice_core.stages.runner import StageReport
-from dice_core.stages.table import CHECK_SETTINGS, CHOOSE_INPUTS, PREPARE_DATA, REPORT, STAGES, Stage
+from dice_core.stages.table import CHECK_SETTINGS, CHOOSE_INPUTS, PREPARE_DATA, REPORT, Stage
 from dice_core.storage import layout
 
 WARM_START = 0
 """The iteration that makes a run's first policy."""
-MOST_NUMBERS = 15
-"""That a task shows in KFP's UI."""
 _OF_RUN = {
     CHECK_SETTINGS.name: layout.check_settings,
     CHOOSE_INPUTS.name: layout.choose_inputs,
@@ -106,16 +104,11 @@ class Artifact(Protocol):
 def show(report: StageReport, place: Place, artifact: Artifact) -> str:
     """Put a stage's metrics into its task's artifact, with whose they are; return the stage's address.
 
-    The first MOST_NUMBERS numbers, those that tell most before the others: more would hide what counts, and the page
-    of the run has all. KFP's launcher fails a task for a metric that is null or not finite: these are shown as text.
+    KFP's launcher fails a task for a metric that is null or not finite: these are shown as text.
     """
-    first = STAGES[place.stage].shown if place.stage in STAGES else ()
-    names = dict.fromkeys([*(name for name in first if name in report.metrics), *report.metrics])
-    numbers = [name for name in names if isinstance(report.metrics[name], int | float)][:MOST_NUMBERS]
-    words = [name for name in names if not isinstance(report.metrics[name], int | float)]
     metrics = {
         name: "?" if value is None else str(value) if isinstance(value, float) and not isfinite(value) else value
-        for name, value in ((name, report.metrics[name]) for name in (*numbers, *words))
+        for name, value in report.metrics.items()
     }
     artifact.metadata.update(metrics, status=report.status, uri=report.uri, task=place.label)
     return report.uri

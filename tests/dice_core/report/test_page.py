@@ -276,7 +276,17 @@ def test_what_the_run_works_on_and_what_it_took_stand_in_the_header(page: str) -
     assert "38.17 at 2.50 a GPU hour" in Page(paid).words
 
 
+def test_pages_of_trackers_are_linked_and_nothing_else_is() -> None:
+    one = iteration(1)
+    one.stages["train"].metrics["mlflow_url"] = "https://mlflow.example/#/experiments/1/runs/2"
+    one.stages["pair"].metrics["other_url"] = "javascript:alert(1)"
+    parsed = Page(build_report(run_data(one)))
+    links = [value or "" for name, value in parsed.attributes if name == "href"]
+    assert [link for link in links if not link.startswith("data:")] == ["https://mlflow.example/#/experiments/1/runs/2"]
+
+
 def test_tables_are_typeset() -> None:
     assert typeset("+1.5 -> -0.2 +/- 3") == "+1.5 \u2192 \u22120.2 \u00b1 3"
     assert typeset("iteration-1 of a-b, 3-4") == "iteration-1 of a-b, 3-4"
     assert typeset("-") == "\u2013"
+    assert typeset("at equal lengths 53.1 % (50.2 to 56.0)") == "at equal lengths 53.1% (50.2 to 56.0)"

@@ -46,6 +46,25 @@ def test_shards_are_summed_and_their_time_is_that_of_the_slowest() -> None:
     assert merge_shards({}, 3).state == "missing"
 
 
+def test_means_and_deviations_of_shards_are_those_of_all_rows_together() -> None:
+    one, other = np.array([1.0, 2.0, 6.0]), np.array([-1.0, 0.0])
+    manifests = {
+        f"shard-{i}": Manifest(
+            stage="score",
+            fingerprint="",
+            files={},
+            metrics={"num_scored": rows.size, "reward_mean": float(rows.mean()), "reward_std": float(rows.std())}
+            | {"reward_agreement": (0.5, 0.8)[i], "num_agreement_prompts": (1, 2)[i]},
+        )
+        for i, rows in enumerate((one, other))
+    }
+    found = merge_shards(manifests, 2).metrics
+    everything = np.concatenate([one, other])
+    assert found["reward_mean"] == pytest.approx(everything.mean())
+    assert found["reward_std"] == pytest.approx(everything.std())
+    assert found["reward_agreement"] == pytest.approx(0.7)
+
+
 def publish(uri: str, stage_name: str, folder: Path, files: dict[str, Path], **fields: Any) -> None:
     publish_files(uri, files, Manifest(stage=stage_name, fingerprint="f", files={}, **fields))
 

@@ -51,12 +51,3 @@ def test_a_metric_that_kfps_launcher_cannot_take_is_shown_as_text() -> None:
         "uri": "s3://b/x",
         "task": "iteration 1: train",
     }
-
-
-def test_a_task_shows_few_numbers_those_first_that_tell_most() -> None:
-    metrics: dict[str, Any] = {f"number_{i}": i for i in range(40)} | {"last_loss": 0.5, "num_steps": 6, "reason": "so"}
-    artifact = Artifact()
-    show(StageReport("s3://b/x", "completed", metrics), Place("train", 1), artifact)
-    numbers = [name for name, value in artifact.metadata.items() if not isinstance(value, str)]
-    assert numbers == ["num_steps", "last_loss", *(f"number_{i}" for i in range(13))]
-    assert artifact.metadata["reason"] == "so"
