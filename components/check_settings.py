@@ -21,6 +21,8 @@ def check_settings(
     preferences_source: str,
     prompts_source: str,
     exclude_source: str,
+    judge_source: str,
+    reward_source: str,
     chat: dict,
     data: dict,
     generation: dict,

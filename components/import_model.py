@@ -6,7 +6,9 @@ from components import images
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def import_model(root: str, run: str, source: str, metrics: dsl.Output[dsl.Metrics]) -> str:
+def import_model(
+    root: str, run: str, source: str, metrics: dsl.Output[dsl.Metrics], role: str = "", settings_uri: str = ""
+) -> str:
     given = locals()
     from dice_core.stages.import_model import import_model_task
 

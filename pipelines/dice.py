@@ -34,6 +34,7 @@ from components.report import report
 from components.score import score
 from components.train import train
 from dice_core.settings.base import Settings
+from dice_core.stages.judge_models import JUDGE, REWARD
 from dice_core.stages.place import WARM_START, Place
 from dice_core.stages.table import (
     CHECK_SETTINGS,
@@ -56,6 +57,8 @@ from pipelines.presets import Preset
 DESCRIPTIONS = {
     "root": "Where all runs keep their data: s3://bucket/prefix.",
     "run": "Name of this run; empty: a fresh one, of promote_as and the run's id. The same name again continues a run.",
+    "judge_source": "Model that compares the answers of two policies, where judging.judge is one.",
+    "reward_source": "Model that ranks the responses to train on, where scoring.reward is one.",
     "policy_source": "The policy to start from: a Hub id, a folder, an s3:// address or a GGUF file.",
     "reference_source": "What the policy's own DPO started from.",
     "preferences_source": "Offline preference pairs: JSONL, Parquet or a Hub data set.",
@@ -78,6 +81,8 @@ DESCRIPTIONS = {
 _COMMON = ("run_uri", "settings_uri")
 """Of every task behind check-settings: where the run is, and what it was started with."""
 _DATA_SOURCES = ("preferences_source", "prompts_source", "exclude_source")
+_ROLES = (JUDGE, REWARD)
+"""Of models that only presets with a source of theirs import."""
 _HANDED_ON = ("policy_uri", "reference_uri", "base_reference_uri", "first_uri", "judge_uri", "data_uri", "gate_uri")
 
 OUTPUT = "Output"
@@ -147,6 +152,7 @@ def default_parameters(preset: Preset, *, recurring: bool = False) -> dict[str, 
         "run": preset.name if recurring else "",
         "policy_source": preset.policy_source,
         **reference,
+        **{f"{role}_source": source for role in _ROLES if (source := getattr(preset, f"{role}_source"))},
         "preferences_source": preset.preferences_source,
         "prompts_source": preset.prompts_source,
         "exclude_source": preset.exclude_source,
@@ -182,6 +188,7 @@ def _check_settings(preset: Preset, given: Given) -> dsl.PipelineTask:
         **sections,
         job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         reference_source=given.get("reference_source", ""),
+        **{f"{role}_source": given.get(f"{role}_source", "") for role in _ROLES},
         num_iterations=preset.iterations,
         num_shards=preset.num_shards,
         preset=preset.name,
@@ -195,17 +202,27 @@ def _run_stages(preset: Preset, iterations: list[GraphComponent], given: Given, 
     checked = _check_settings(preset, given)
     given = {**given, **{name: checked.outputs[name] for name in ("run", *_COMMON)}}
     policy = _import(preset, given, "policy", checked)
+    judges = {f"{role}_uri": _import_judge(preset, given, role, checked) for role in _ROLES}
     prepared = prepare_data(**_take(given, *_COMMON), place=Place(PREPARE_DATA.name).below, policy_uri=policy)
     data = configure_task(prepared, PREPARE_DATA, "prepare data", preset).outputs[OUTPUT]
     if preset.has_warm_start and not recurring:
         reference, policy = policy, _warm_start(preset, given, policy, data)
     else:
         reference = _import(preset, given, "reference", checked)
-    _run_iterations(preset, iterations, {**given, "policy_uri": policy, "reference_uri": reference, "data_uri": data})
+    made = {"policy_uri": policy, "reference_uri": reference, "data_uri": data}
+    _run_iterations(preset, iterations, {**given, **judges, **made})
 
 
-def _import(preset: Preset, given: Given, what: str, checked: dsl.PipelineTask) -> Any:
-    imported = _keyed(import_model, f"import-{what}")(**_take(given, "root", "run"), source=given[f"{what}_source"])
+def _import_judge(preset: Preset, given: Given, role: str, checked: dsl.PipelineTask) -> Any:
+    """Import the model of a role; its address is empty where the run has none, or its settings do not use it."""
+    if f"{role}_source" not in given:
+        return ""
+    return _import(preset, given, role, checked, role=role, settings_uri=given["settings_uri"])
+
+
+def _import(preset: Preset, given: Given, what: str, checked: dsl.PipelineTask, **more: Any) -> Any:
+    names = {**_take(given, "root", "run"), "source": given[f"{what}_source"]}
+    imported = _keyed(import_model, f"import-{what}")(**names, **more)
     return configure_task(imported.after(checked), IMPORT_MODEL, f"import {what}", preset).outputs[OUTPUT]
 
 
@@ -215,7 +232,7 @@ def _run_iterations(preset: Preset, iterations: list[GraphComponent], given: Giv
     kfp.local resolves no condition on what a task returns: it would skip the branch and call the run a success.
     """
     first = {"base_reference_uri": given["reference_uri"], "first_uri": given["policy_uri"]}
-    given = {"judge_uri": "", **given, **first, "gate_uri": ""}
+    given = {**given, **first, "gate_uri": ""}
     with ExitStack() as branches:
         for number, iteration in enumerate(iterations, start=1):
             done = iteration(**_take(given, *_COMMON, *_HANDED_ON)).set_display_name(f"iteration {number}")

@@ -12,6 +12,7 @@ from dice_core.settings.base import ConfigError
 from dice_core.settings.hints import allowed
 from dice_core.settings.overrides import parse_overrides, with_field
 from dice_core.stages.check_settings import check_settings
+from dice_core.stages.judge_models import check_judge_models
 from dice_core.stages.table import SECTIONS
 from pipelines.cluster.pools import NODE_KINDS, POOLS, TRAINER_MEMORY_ZERO2
 from pipelines.cluster.training_pods import OWNERS, training_pods
@@ -96,7 +97,9 @@ def _check(preset: Preset) -> None:
     sections = {name: value for name, value in preset.sections().items() if name in SECTIONS}
     if pods := training_pods(preset.launch, preset.cluster):
         sections["pods"] = pods
-    check_settings({name: value.to_dict() for name, value in sections.items()})
+    parsed = check_settings({name: value.to_dict() for name, value in sections.items()})
+    # Keys are in the pods of a run, and not on this machine.
+    check_judge_models(parsed, preset.judge_source, preset.reward_source, needs_keys=False)
 
 
 def _own_field(preset: Preset, text: str) -> tuple[str, str | int]:

@@ -34,6 +34,10 @@ class Preset:
     reference_source: str
     """What the policy's DPO started from; empty: a warm start makes the first policy from offline pairs."""
     preferences_source: str
+    judge_source: str = ""
+    """The model of judging.judge; empty: the graph has no task that imports one."""
+    reward_source: str = ""
+    """The model of scoring.reward, which may not be the judge; empty: the graph has no task that imports one."""
     prompts_source: str = ""
     """Empty: the prompts of the preference pairs."""
     exclude_source: str = ""
@@ -126,7 +130,11 @@ def zephyr() -> Preset:
         training=_training(),
         # 1,024 prompts show 3.7 points of win rate (ties 30 %); the paper's iterations gain 2 to 10.
         evaluation=EvaluationConfig(num_sample_prompts=1024),
-        judging=JudgingConfig(),
+        # On GPUs a number an answer is the judge to begin with: it has no order to prefer, and takes minutes.
+        judging=JudgingConfig(judge="reward-model"),
+        # The strongest of its series by its authors (arXiv 2507.01352), and of another family than Zephyr, a Mistral: a
+        # judge favours its own.
+        judge_source="Skywork/Skywork-Reward-V2-Llama-3.1-8B",
         launch=LaunchConfig(backend="pytorchjob", num_nodes=1, processes_per_node=8),  # upstream: 8 x A100
         pool="p4d",  # upstream: A100; the smallest node with 8 of them
     )
@@ -137,6 +145,8 @@ def llama3() -> Preset:
     return dataclasses.replace(
         zephyr(),
         name="llama3",
+        # Of the same series as zephyr's judge. That one is a Llama, as this policy is.
+        judge_source="Skywork/Skywork-Reward-V2-Qwen3-8B",
         policy_source="princeton-nlp/Llama-3-Base-8B-SFT-DPO",  # upstream
         reference_source="princeton-nlp/Llama-3-Base-8B-SFT",  # upstream
         chat=ChatConfig(prompt_format="llama3"),  # upstream: llama3-custom, no system prompt

@@ -34,7 +34,7 @@ that no number is null or not finite. `measuring.py` fills this in; it stores no
         response_characters_change *            characters
         response_characters_growth *            share of the incumbent's mean length
         share_empty_responses *, share_empty_responses_incumbent *
-        share_cut_responses *, share_cut_responses_incumbent *
+        share_cut_responses *, share_cut_responses_incumbent *, share_cut_responses_change *
         num_distinct_responses
         drift_per_token *                       nats: mean of log p(candidate) - log p(first policy) over the tokens of
                                                 the candidate's answers

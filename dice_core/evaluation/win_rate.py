@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from dice_core.evaluation.estimates import UNKNOWN, Estimate, Floats
 
-NUM_RESAMPLES = 2000
+NUM_RESAMPLES = 1000
 _LEVELS = (2.5, 97.5)
 # A win rate lies on it: one minus it is then that of the swapped models to the last bit.
 _GRID = 2.0**40

@@ -59,6 +59,7 @@ class ChatModel:
     ) -> list[list[str]]:
         """Return config.num_grades sampled replies to each text, in order; none to one that is too long."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         def params(text: str) -> Any:
             return SamplingParams(
@@ -70,6 +71,8 @@ class ChatModel:
                 # Of a text and no place in a list: whichever part of the work it is in, it draws the same.
                 seed=derive_seed(seed, text) // config.num_grades * config.num_grades,
                 detokenize=False,
+                # Else the last of the samples to end would come alone.
+                output_kind=RequestOutputKind.FINAL_ONLY,
             )
 
         asked, outputs = self._ask(texts, params, on_progress)

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dice_core.generation.settings import EngineConfig
+from dice_core.models.files import ModelKind
 from dice_core.settings.base import OPERATIONAL, Int
 
 Judge = Literal["none", "reward-model", "chat-logprob", "endpoint"]
@@ -48,6 +49,11 @@ class JudgeModelConfig(EngineConfig):
                 f"endpoint_url must be http:// or https://, such as https://api.example.com/v1, got "
                 f"{self.endpoint_url!r}"
             )
+        if set("@?#") & set(self.endpoint_url):
+            raise ValueError(
+                "endpoint_url must hold no name, password or query, for it is shown: a key belongs into the variable "
+                "of endpoint_key_variable"
+            )
         return self
 
 
@@ -60,6 +66,12 @@ class JudgingConfig(JudgeModelConfig):
     judge_source. none: no answers are compared."""
     min_label_mass: float = Field(default=0.5, ge=0, le=1)
     """A verdict is missing where the judge gives the two answer letters less probability than this together."""
+
+    @property
+    def model_kind(self) -> ModelKind | None:
+        """What the judge's own model has to be; None: the judge is no model of this suite's storage."""
+        kinds: dict[str, ModelKind] = {"reward-model": "reward-model", "chat-logprob": "language-model"}
+        return kinds.get(self.judge)
 
 
 class GradingConfig(JudgeModelConfig):

@@ -31,6 +31,7 @@ from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.progress import log
 from dice_core.settings.base import ConfigError
 from dice_core.storage.manifest import read_manifest
+from dice_core.tracking.variables import left_behind
 from dice_core.training.job import TrainingJob
 
 _CALL_SECONDS = 60.0
@@ -68,6 +69,7 @@ class PyTorchJobBackend:
             jobs = TrainingJobs(KubernetesApi(patience=self._patience, timeout=_CALL_SECONDS))
         except KubernetesError as error:
             raise ConfigError(f"launch.backend 'pytorchjob': {error}") from None
+        _tell_left_behind(self._pods)
         uid, received, owner = "", 0, None
         with _signals_raised():
             try:
@@ -87,6 +89,16 @@ class PyTorchJobBackend:
         if received:
             # What stopped us goes on to stop the caller, by its own handler.
             signal.raise_signal(received)
+
+
+def _tell_left_behind(pods: PodConfig) -> None:
+    """Say which variables of a tracker the training pods will not have: this pod holds them as plain text."""
+    given = {*pods.env, *(pods.tracking_secret_keys if pods.tracking_secret else ())}
+    if missing := [name for name in left_behind(os.environ) if name not in given]:
+        log(
+            f"train: the training pods do not get {', '.join(missing)}, which a job would show to whoever may read it: "
+            "name their secret in cluster.tracking_secret"
+        )
 
 
 def _start_or_adopt(

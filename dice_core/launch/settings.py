@@ -84,6 +84,10 @@ class PodConfig(Settings):
     """More annotations of the pods."""
     credentials_secret: str = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: the service account gives access."""
+    tracking_secret: str = ""
+    """Secret whose keys become variables of the pods: what trackers ask for. Empty: none."""
+    tracking_secret_keys: Names = ()
+    """Of that secret; each is the variable of its name, such as MLFLOW_TRACKING_TOKEN."""
     image_pull_secrets: Names = ()
     """Secrets to pull the image with."""
     node_selector: Labels = Field(default_factory=dict)

@@ -64,6 +64,7 @@ def build_report(data: RunData, summary: Mapping[str, Any] | None = None) -> str
         nothing_filtered=nothing_filtered,
         totals=table.TOTALS,
         prepared=_prepared(summary),
+        alpaca=_alpaca(summary),
         verdict_groups=_verdict_groups(summary),
         is_scored=any(one.stage("score").state == "completed" for one in data.iterations),
         panels=[
@@ -178,6 +179,20 @@ def _latest(summary: Mapping[str, Any], template: str) -> Cell:
     """Return a template with the numbers of the last iteration that has them."""
     cells = [fill(one, f"iterations[{i}]", (template,)) for i, one in enumerate(summary["iterations"])]
     return next((cell for cell in reversed(cells) if is_known(cell)), (NOTHING,))
+
+
+def _alpaca(summary: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
+    """Return AlpacaEval's rows: length-controlled and plain win rate, then the paper's."""
+    templates = (
+        ("{length_controlled_win_rate_percent:.2f}",),
+        ("{win_rate_percent:.2f} +/- {win_rate_percent_se:.2f}", "{win_rate_percent:.2f}"),
+        ("{paper_length_controlled_win_rate_percent:.2f}",),
+        ("{paper_win_rate_percent:.2f}",),
+    )
+    return [
+        (str(row["name"]), [fill(row, f"alpaca_eval[{i}]", template) for template in templates])
+        for i, row in enumerate(summary["alpaca_eval"])
+    ]
 
 
 class _Groups(NamedTuple):

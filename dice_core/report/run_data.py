@@ -104,6 +104,8 @@ class IterationData:
     """Lines of metrics.jsonl."""
     evaluation: dict[str, Any] | None = None
     """evaluation.json."""
+    alpaca_eval: dict[str, Metric] = field(default_factory=dict)
+    """Numbers of `dice alpaca-scores` on its policy; empty: there are none."""
     failures: tuple[StageFailure, ...] = ()
     """Why its stages have failed whose last attempt left a reason."""
 
@@ -178,6 +180,7 @@ def collect(
             reason = _why_none_follows(iterations[-1]) if iterations else ""
             found = {name: StageData("skipped", skipped=reason) for name in found} if reason else found
         more = _details(found, notes, details, known.get(made_from(found), {}))
+        more["alpaca_eval"] = _alpaca_eval(run, number)
         iterations.append(IterationData(number, found, **more, failures=failures))
     planned = run.manifest(layout.check_settings(run.uri))
     return RunData(
@@ -190,6 +193,13 @@ def collect(
         planned.settings if planned else {},
         _promoted(iterations, notes) if details != "none" else {},
     )
+
+
+def _alpaca_eval(run: RunContents, number: int) -> dict[str, Metric]:
+    """Return what the run keeps of AlpacaEval beside an iteration's other results."""
+    name = "alpaca-scores"
+    found = run.manifest(layout.stage(run.uri, number, name) if number else layout.warm_start(run.uri, name))
+    return found.metrics if found else {}
 
 
 def _promoted(iterations: Sequence[IterationData], notes: list[str]) -> dict[str, str]:

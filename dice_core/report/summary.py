@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dice_core.preferences.reward import paper_length_penalty
+from dice_core.report.alpaca import alpaca_rows
 from dice_core.report.answers import disputed_prompts, followed_prompts, without_texts
 from dice_core.report.judged import groups_of_verdicts
 from dice_core.report.numbers import plain
@@ -110,6 +111,7 @@ def summary(data: RunData, *, gpu_hour_price: float = 0) -> dict[str, Any]:
         "resources": resources(data, gpu_hour_price or float(plan.get("gpu_hour_price") or 0)),
         "data": {key: value for key, value in data.data.metrics.items() if key.startswith("num_")},
         "iterations": iterations,
+        "alpaca_eval": alpaca_rows(data),
         "answers": without_texts(followed_prompts(data.iterations)),
         "disputed": without_texts(disputed_prompts(data.iterations)),
         "settings": {key: value for key, value in plan.items() if isinstance(value, Mapping)} | {"seed": _seed(data)},

@@ -60,18 +60,22 @@ def check_run(
 
 def _compare_and_record(root: str, run: str, sections: Mapping[str, Settings], plan: Mapping[str, Any]) -> None:
     from dice_core.stages.held_by_run import RunPlan, describe, find_differences
+    from dice_core.stages.judge_models import check_judge_models
     from dice_core.storage.manifest import Manifest, publish_files
     from dice_core.storage.run_contents import read_contents
+    from dice_core.tracking.run_tracking import begin_run
 
     chosen = RunPlan(root=root, run=run, sections=sections, **plan)
     if chosen.has_warm_start and WARM_START_TRAINING not in sections:
         raise ConfigError("reference_source: is empty, name what the policy's own DPO started from")
+    check_judge_models(sections, chosen.judge_source, chosen.reward_source, needs_keys=True)
     if found := find_differences(chosen, read_contents(chosen.uri)):
         raise ConfigError(
             f"run {run}: holds results of other settings: {describe(found)}: take another run name, or the old values"
         )
     record = Manifest(stage=CHECK_SETTINGS.name, fingerprint="", files={}, settings=chosen.to_dict())
     publish_files(layout.check_settings(chosen.uri), {}, record)
+    begin_run(chosen.uri, chosen.to_dict())
 
 
 def check_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Settings]:

@@ -6,7 +6,7 @@ meets again, and neither samples from these nor loads them. evaluation/ does the
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from dice_core.preferences.reward import implicit_reward
 from dice_core.preferences.scoring import require_mostly_finite
 from dice_core.progress import Progress, log
 from dice_core.settings.base import Settings
+from dice_core.stages.judged_answers import answer_cache
 from dice_core.stages.models_agree import require_one_tokenizer
 from dice_core.stages.parts import read_input
 from dice_core.stages.runner import Input, StageContext
@@ -79,7 +80,7 @@ def measure(context: StageContext, plan: EvaluationPlan) -> Evaluation:
         UnfitError: a model has another tokenizer than the policy.
         ModelError: another model than the policy is broken.
     """
-    require_one_tokenizer(context, "policy", ("incumbent", "previous", "base_reference", "first"))
+    require_one_tokenizer(context, "policy", ("previous", "base_reference", "first", "incumbent"))
     return _Steps(context, plan).run()
 
 
@@ -210,13 +211,22 @@ class _Steps:
 
     def _judged(self, samples: Sequence[Sample]) -> list[Sample]:
         """Return the samples with the judge's verdicts."""
-        if (found := self._tables.find("verdicts", VERDICTS)) is None:
-            judge = self._model("judge") if "judge" in self._context.inputs else None
-            judging = self._plan.judging
+        judging, asked = self._plan.judging, comparisons_of(samples)
+        kind = judging.model_kind
+        # Of these answers and this judge: those of the evaluation before are of others, mostly.
+        key = _key(judging, self._digest("judge") if kind else "", [asdict(entry) for entry in asked])
+        if (found := self._tables.find(f"verdicts-{key}", VERDICTS)) is None:
+            judge = fetch_model(self._context.inputs["judge"].uri, kind=kind) if kind else None
             log(f"evaluate: {judging.judge} compares answers to {len(samples)} prompts")
             progress = Progress("evaluate: judging", "requests", tells_end=False)
-            verdicts = compare(comparisons_of(samples), judging, model_folder=judge, on_progress=progress)
-            found = self._tables.keep("verdicts", verdict_table(samples, verdicts), VERDICTS)
+            verdicts = compare(
+                asked,
+                judging,
+                model_folder=judge,
+                answers=answer_cache(self._context),
+                on_progress=progress,
+            )
+            found = self._tables.keep(f"verdicts-{key}", verdict_table(samples, verdicts), VERDICTS)
         return with_verdicts(samples, found)
 
 

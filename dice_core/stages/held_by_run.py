@@ -48,6 +48,10 @@ class RunPlan:
     preferences_source: str
     prompts_source: str
     exclude_source: str
+    judge_source: str = ""
+    """Of the model that compares answers; empty: there is none."""
+    reward_source: str = ""
+    """Of the model that ranks responses; empty: there is none."""
     preset: str = ""
     """Its name, for people."""
     gpu_hour_price: float = 0.0
@@ -115,6 +119,8 @@ class _Held(NamedTuple):
 
 def _is_wanted(plan: RunPlan, held: _Held) -> bool:
     """Return whether a run by this plan would go on with a result."""
+    if not held.stage.is_task:
+        return False
     if held.iteration is None:
         return held.stage is PREPARE_DATA
     if held.stage.scope == "shard" and not held.place.endswith(f"-of-{plan.num_shards}"):
@@ -195,8 +201,8 @@ def _models(plan: RunPlan, held: _Held) -> dict[str, tuple[str, str, str]]:
     """Return the models that a stage reads and the settings choose: input to setting, its value, and the address."""
     imported = {
         name: (name, source, layout.imported_model(plan.root, source))
-        for name, source in (("policy_source", plan.policy_source), ("reference_source", plan.reference_source))
-        if source
+        for name, source in vars(plan).items()
+        if name in ("policy_source", "reference_source", "judge_source", "reward_source") and source
     }
     policy = imported["policy_source"]
     trained = ("policy_source", "a warm start from it", layout.warm_start(plan.uri, TRAIN.name))
@@ -206,6 +212,9 @@ def _models(plan: RunPlan, held: _Held) -> dict[str, tuple[str, str, str]]:
     if not iteration:
         return {"policy": policy}
     models = {"base_reference": reference, "first": first} if stage is EVALUATE else {}
+    for role, reader in (("judge", EVALUATE), ("reward", SCORE)):
+        if stage is reader and f"{role}_source" in imported:
+            models[role] = imported[f"{role}_source"]
     if iteration == 1:
         models |= {"previous": first} if stage is EVALUATE else {}
         models |= {"policy": first} if stage in (GENERATE, SCORE, PAIR, TRAIN) else {}

@@ -2,8 +2,11 @@
 
 from dice_core.models import importing
 from dice_core.models.files import model_kind
+from dice_core.progress import log
 from dice_core.stages.attempts import attempt
+from dice_core.stages.judge_models import kind_for
 from dice_core.stages.place import Artifact, Place, show
+from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageReport
 from dice_core.stages.table import IMPORT_MODEL
 from dice_core.storage import layout
@@ -48,11 +51,30 @@ def import_model(
     return StageReport(output_uri, "already complete" if was_complete else "completed", manifest.metrics)
 
 
-def import_model_task(root: str, run: str, source: str, metrics: Artifact) -> str:
+def import_model_task(
+    root: str, run: str, source: str, metrics: Artifact, role: str = "", settings_uri: str = ""
+) -> str:
     """Import a model for all runs below a root, as a task of a pipeline; see import_model.
 
+    Args:
+        root: where all runs keep their data.
+        run: name of the run.
+        source: the model.
+        metrics: of the task.
+        role: `judge` or `reward`: the settings say which kind of model that is, and whether it is used at all; any
+            other is a policy or a reference.
+        settings_uri: of the run, for these two.
+
     Returns:
-        The model's address.
+        The model's address; empty: nobody needs it.
     """
-    report = import_model(source, layout.imported_model(root, source), run_uri=layout.run(root, run))
+    run_uri = layout.run(root, run)
+    sections = read_task(run_uri, settings_uri, IMPORT_MODEL.name).sections if settings_uri else {}
+    kind = kind_for(role, sections)
+    if kind is None:
+        reason = f"the settings of the run have no use for {source or 'a model'} as {role}"
+        log(f"{IMPORT_MODEL.name}: skipped: {reason}")
+        report = StageReport("", "skipped", {}, reason)
+    else:
+        report = import_model(source, layout.imported_model(root, source), run_uri=run_uri, kind=kind)
     return show(report, Place(IMPORT_MODEL.name), metrics)

@@ -4,17 +4,20 @@ A pipeline, the state of a run and a stage's own task all ask here. Loads no tor
 """
 
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Protocol
 
 from dice_core.stages.runner import StageReport
-from dice_core.stages.table import CHECK_SETTINGS, CHOOSE_INPUTS, PREPARE_DATA, REPORT, Stage
+from dice_core.stages.table import CHECK_SETTINGS, CHOOSE_INPUTS, PREPARE_DATA, REPORT, STAGES, Stage
 from dice_core.storage import layout
+from dice_core.storage.manifest import Metric
 
 WARM_START = 0
 """The iteration that makes a run's first policy."""
+MAX_SHOWN_NUMBERS = 15
+"""Of a task in the UI."""
 _OF_RUN = {
     CHECK_SETTINGS.name: layout.check_settings,
     CHOOSE_INPUTS.name: layout.choose_inputs,
@@ -104,11 +107,22 @@ class Artifact(Protocol):
 def show(report: StageReport, place: Place, artifact: Artifact) -> str:
     """Put a stage's metrics into its task's artifact, with whose they are; return the stage's address.
 
-    KFP's launcher fails a task for a metric that is null or not finite: these are shown as text.
+    KFP's launcher fails a task for a metric that is null or not finite: these are shown as text. Of the numbers the
+    first are shown that tell a person most: the UI's list is no longer read beyond that, and the page has them all.
     """
-    metrics = {
+    metrics = _of_most_interest(report.metrics, place.stage)
+    shown = {
         name: "?" if value is None else str(value) if isinstance(value, float) and not isfinite(value) else value
-        for name, value in report.metrics.items()
+        for name, value in metrics.items()
     }
-    artifact.metadata.update(metrics, status=report.status, uri=report.uri, task=place.label)
+    artifact.metadata.update(shown, status=report.status, uri=report.uri, task=place.label)
     return report.uri
+
+
+def _of_most_interest(metrics: Mapping[str, Metric], stage: str) -> dict[str, Metric]:
+    """Return the stage's own choice first, then the others in their order, with at most so many numbers."""
+    first = [name for name in STAGES[stage].shown if name in metrics]
+    ordered = {name: metrics[name] for name in [*first, *metrics]}
+    numbers = [name for name, value in ordered.items() if isinstance(value, int | float) and isfinite(value)]
+    left_out = set(numbers[MAX_SHOWN_NUMBERS:])
+    return {name: value for name, value in ordered.items() if name not in left_out}

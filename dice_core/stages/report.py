@@ -22,6 +22,7 @@ from dice_core.report.summary import summary
 from dice_core.settings.base import ConfigError
 from dice_core.stages.place import Artifact, Place, is_place_of
 from dice_core.stages.recurring_name import continued_or_new, given_or_new
+from dice_core.stages.run_status import run_status
 from dice_core.stages.runner import StageReport
 from dice_core.stages.table import CHECK_SETTINGS, IMPORT_MODEL, PAIR, REPORT, STAGES
 from dice_core.storage import layout
@@ -30,6 +31,7 @@ from dice_core.storage.contract import MissingObjectError, StorageError
 from dice_core.storage.manifest import Manifest, publish_files, read_manifest, require_stage
 from dice_core.storage.run_contents import RunContents, read_contents
 from dice_core.storage.stored_record import read_record
+from dice_core.tracking.run_tracking import end_run
 
 NUM_ITERATIONS = "num_iterations"
 """What check-settings writes down of the plan, for the pages that stages write."""
@@ -82,13 +84,16 @@ def report(
     if runs_uris:
         return _report_comparison(runs_uris, output_uri, gpu_hour_price)
     contents = read_contents(run_uri)
+    num_iterations = num_iterations or _num_iterations(contents)
     if not allow_empty:
         # The last task of a run writes its page whatever lies beside its results.
         _refuse_misplaced(contents)
-    data = _read(contents, output_uri, num_iterations or _num_iterations(contents), "all")
+    data = _read(contents, output_uri, num_iterations, "all")
     if data.is_empty and not allow_empty:
         raise StorageError(f"{_nothing_at(run_uri)}, or pass --allow-empty for a page that says so")
     _publish(data, output_uri, gpu_hour_price)
+    if status := run_status(contents, num_iterations):
+        end_run(run_uri, status)
     return StageReport(output_uri, "completed", {})
 
 
@@ -179,7 +184,7 @@ def _collect(
     stages = [
         ReportedStage(stage.name, stage.in_warm_start, groups[stage.name] if stage.scope == "shard" else "")
         for stage in STAGES.values()
-        if stage.scope != "run"
+        if stage.scope != "run" and stage.is_task
     ]
     return collect(contents, num_iterations, stages, details=details, known=known or {})
 
@@ -254,6 +259,9 @@ def report_task(
     uri = layout.run(root, name)
     # The run may have failed at its first task: its page says that there is nothing.
     written = report(layout.report(uri), run_uri=uri, num_iterations=num_iterations, allow_empty=True)
+    if run_status(read_contents(uri), num_iterations) is None:
+        # It comes last: nobody works on the run any more.
+        end_run(uri, "KILLED")
     open_storage(written.uri).download(_PAGE, Path(page.path))
     page.metadata.update(uri=written.uri)
     numbers = read_summary(written.uri)

@@ -134,6 +134,24 @@ EVALUATE = Stage(
     format_version=3,
     shown=("win_rate", "heldout_reward_accuracy_incumbent", "heldout_reward_accuracy", "reason"),
 )
+ALPACA_EVAL = Stage(
+    name="alpaca-eval",
+    inputs={"policy": _MODEL},
+    sections={"generation": GenerationConfig, "chat": ChatConfig},
+    pod="gpu",
+    scope="iteration",
+    in_warm_start=True,
+    shown=("num_prompts", "num_cut_answers", "mean_characters"),
+    is_task=False,
+)
+ALPACA_SCORES = Stage(
+    name="alpaca-scores",
+    inputs={"answers": ("alpaca-eval",)},
+    scope="iteration",
+    in_warm_start=True,
+    shown=("length_controlled_win_rate_percent", "win_rate_percent", "num_annotated"),
+    is_task=False,
+)
 REPORT = Stage(name="report")
 
 STAGES: dict[str, Stage] = {
@@ -149,6 +167,8 @@ STAGES: dict[str, Stage] = {
         PAIR,
         TRAIN,
         EVALUATE,
+        ALPACA_EVAL,
+        ALPACA_SCORES,
         REPORT,
     )
 }

@@ -106,6 +106,17 @@ class History:
         return found
 
     @property
+    def previous(self) -> Entry | None:
+        """What was in effect before the current policy was promoted; None where the entries do not tell.
+
+        After a rollback that is one step further back, and not what was just left.
+        """
+        chain = self.chain
+        promoted = [i for i, entry in enumerate(chain) if entry.how != "rollback" and entry.pointer == self.pointer]
+        before = chain[promoted[0] + 1 :] if promoted else []
+        return before[0] if before else None
+
+    @property
     def is_complete(self) -> bool:
         """Whether an entry holds what the pointer says. An older version and a person's editor write none."""
         return not self.pointer or bool(self.chain)

@@ -21,6 +21,8 @@ OWNERS = {
     "labels": "labels",
     "annotations": "annotations",
     "credentials_secret": "credentials_secret",
+    "tracking_secret": "tracking_secret",
+    "tracking_secret_keys": "tracking_secret_keys",
     "image_pull_secrets": "image_pull_secrets",
     "node_selector": "gpu_node_selector",
     "tolerations": "gpu_tolerations",

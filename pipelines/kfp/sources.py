@@ -12,7 +12,7 @@ from typing import Any
 from dice_core.settings.base import ConfigError
 from dice_core.storage import layout
 
-_MODELS = ("policy_source", "reference_source")
+_MODELS = ("policy_source", "reference_source", "judge_source", "reward_source")
 _NEEDED = ("policy_source", "preferences_source")
 # Names of the Hub without an owner (gpt2) are refused as the stages refuse them: all have moved to an owner.
 _HUB_MODEL = re.compile(r"[\w.-]+/[\w.-]+")

@@ -104,6 +104,9 @@ def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
     if config.env_secret:
         secret = partial(check_object, cluster, "secrets", config.env_secret, config.env_secret_keys)
         yield checked(f"secret {config.env_secret}", secret)
+    if config.tracking_secret:
+        secret = partial(check_object, cluster, "secrets", config.tracking_secret, config.tracking_secret_keys)
+        yield checked(f"secret {config.tracking_secret}", secret)
     for name in config.image_pull_secrets:
         yield checked(f"image pull secret {name}", partial(check_object, cluster, "secrets", name))
     if config.model_cache_claim:

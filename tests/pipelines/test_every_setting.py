@@ -153,6 +153,8 @@ OTHER = {
         "env": '{"HTTPS_PROXY":"http://proxy"}',
         "env_secret": "hub",
         "env_secret_keys": '["TOKEN"]',
+        "tracking_secret": "trackers",
+        "tracking_secret_keys": '["WANDB_API_KEY"]',
         "image_pull_secrets": '["registry"]',
         "model_cache_claim": "models",
         "scratch_size": "9Gi",
@@ -169,6 +171,7 @@ EMPTY = {
     "trainer_shm_size": "",
     "trainer_service_account": "",
     "env_secret_keys": "[]",
+    "tracking_secret_keys": "[]",
     "model_cache_claim": "",
     "run_as_user": "0",
 }
@@ -178,7 +181,7 @@ EMPTY = {
 OTHER_APART = [("chat", "prompt_format")]
 OTHER_APART += [(section, name) for section in ("training", "warm_start_training") for name in ("loss", "ema_decay")]
 # With torchrun there are no pods to be seen; keys without a secret are not seen.
-DEFAULT_APART = [("launch", "backend"), ("cluster", "env_secret_keys")]
+DEFAULT_APART = [("launch", "backend"), ("cluster", "env_secret_keys"), ("cluster", "tracking_secret_keys")]
 
 
 def typed(section: str, name: str, text: str) -> str:
@@ -207,7 +210,7 @@ BATCHES: dict[str, Callable[[], list[str]]] = {
     "other": others,
     "other apart": lambda: [*defaults(), IN_PODS, *(typed(*field, other(*field)) for field in OTHER_APART)],
     "default": lambda: [*defaults(), IN_PODS],
-    "default apart": lambda: [*defaults(), "cluster.env_secret=hub"],
+    "default apart": lambda: [*defaults(), "cluster.env_secret=hub", "cluster.tracking_secret=trackers"],
     "empty": lambda: [*others(), *(typed("cluster", name, text) for name, text in EMPTY.items())],
 }
 
@@ -282,15 +285,17 @@ def variables(executor: Executor) -> dict[str, str]:
     return {entry["name"]: entry["value"] for entry in executor.container.get("env", ())}
 
 
-def secret(*, is_s3: bool) -> Callable[[Executor], tuple[str, list[str]]]:
-    """Look at the secret with the keys of S3, or at the other one."""
+def secret(number: int) -> Callable[[Executor], tuple[str, list[str]]]:
+    """Look at a secret of a task: of S3 (maybe not there), of the site, of trackers, in this order."""
 
     def look(executor: Executor) -> tuple[str, list[str]]:
-        for entry in executor.platform.get("secretAsEnv", ()):
-            keys = [key["envVar"] for key in entry.get("keyToEnv", ())]
-            if ("AWS_ACCESS_KEY_ID" in keys) is is_s3:
-                return entry["secretName"], keys
-        return "", []
+        found = [
+            (entry["secretName"], [key["envVar"] for key in entry.get("keyToEnv", ())])
+            for entry in executor.platform.get("secretAsEnv", ())
+        ]
+        is_s3 = [name for name, keys in found if "AWS_ACCESS_KEY_ID" in keys]
+        places = found if is_s3 else [("", []), *found]
+        return places[number] if number < len(places) else ("", [])
 
     return look
 
@@ -348,12 +353,14 @@ VIEWS: dict[str, list[View]] = {
         )
     ],
     "credentials_secret": [
-        of("pair", lambda executor: secret(is_s3=True)(executor)[0]),
+        of("pair", lambda executor: secret(0)(executor)[0]),
         of_pods("credentials_secret"),
     ],
     "env": [of("pair", variables), of_pods("env")],
-    "env_secret": [of("pair", lambda executor: secret(is_s3=False)(executor)[0])],
-    "env_secret_keys": [of("pair", lambda executor: secret(is_s3=False)(executor)[1])],
+    "env_secret": [of("pair", lambda executor: secret(1)(executor)[0])],
+    "env_secret_keys": [of("pair", lambda executor: secret(1)(executor)[1])],
+    "tracking_secret": [of("pair", lambda executor: secret(2)(executor)[0]), of_pods("tracking_secret")],
+    "tracking_secret_keys": [of("pair", lambda executor: secret(2)(executor)[1]), of_pods("tracking_secret_keys")],
     "image_pull_secrets": [of("pair", pull_secrets), of_pods("image_pull_secrets")],
     "model_cache_claim": [of("score", claim), of("import-model", claim), of_pods("model_cache_claim")],
     "scratch_size": [of("pair", mount("/tmp"))],

@@ -132,7 +132,7 @@ def test_nothing_is_known_from_fewer_than_two_prompts(size: int) -> None:
 
 @pytest.mark.slow
 def test_intervals_hold_the_truth_in_95_of_100_simulations() -> None:
-    """What length_controlled_win_rate does, for many simulations at once: lengths and resamples are the same in each."""
+    """What length_controlled_win_rate does, for many simulations at once: lengths and resamples are those of all."""
     size, num_simulations, num_resamples, together = 60, 2000, 199, 20
     random = np.random.default_rng(1)
     features = _features(*random.integers(50, 1000, (2, size)).astype(float), None)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -283,6 +284,20 @@ def test_pages_of_trackers_are_linked_and_nothing_else_is() -> None:
     parsed = Page(build_report(run_data(one)))
     links = [value or "" for name, value in parsed.attributes if name == "href"]
     assert [link for link in links if not link.startswith("data:")] == ["https://mlflow.example/#/experiments/1/runs/2"]
+
+
+def test_results_on_alpaca_eval_stand_beside_the_papers() -> None:
+    first, second = iteration(1), iteration(2)
+    scores = {"win_rate_percent": 17.1, "win_rate_percent_se": 1.2, "length_controlled_win_rate_percent": 18.3}
+    second = replace(second, alpaca_eval={**scores, "annotator": "weighted_alpaca_eval_gpt4_turbo", "seconds": 9.0})
+    page = build_report(run := run_data(first, second))
+    rows = summary(run)["alpaca_eval"]
+    assert [row["name"] for row in rows] == ["first policy", "iteration 1", "iteration 2"]
+    assert [row["paper_length_controlled_win_rate_percent"] for row in rows] == [12.69, 19.03, 20.71]
+    text = Page(page).words
+    table = text[text.index("AlpacaEval 2") : text.index("Where it wins")]
+    assert "first policy\u2013\u201312.6910.71" in table and "iteration 218.3017.10 \u00b1 1.2020.7120.16" in table
+    assert "AlpacaEval" not in Page(build_report(run_data(first))).words
 
 
 def test_tables_are_typeset() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dice_core.stages.place import Place, show
+from dice_core.stages.place import MAX_SHOWN_NUMBERS, Place, show
 from dice_core.stages.runner import StageReport
 
 
@@ -51,3 +51,15 @@ def test_a_metric_that_kfps_launcher_cannot_take_is_shown_as_text() -> None:
         "uri": "s3://b/x",
         "task": "iteration 1: train",
     }
+
+
+def test_a_task_shows_at_most_15_numbers_and_those_of_its_stages_choice_first() -> None:
+    """Evaluate measures some forty."""
+    choice = ("heldout_reward_accuracy_incumbent", "heldout_reward_accuracy")
+    metrics: dict[str, Any] = {f"number_{i}": i for i in range(40)} | dict.fromkeys(choice, 0.5) | {"reason": "better"}
+    artifact = Artifact()
+    show(StageReport("s3://b/x", "completed", metrics), Place("evaluate", 1), artifact)
+    numbers = [name for name, value in artifact.metadata.items() if isinstance(value, int | float)]
+    assert len(numbers) == MAX_SHOWN_NUMBERS == 15
+    assert numbers == [*choice, *(f"number_{i}" for i in range(13))]
+    assert artifact.metadata["reason"] == "better"

@@ -82,13 +82,13 @@ def make_responses(prompts, tokenizer, path, num_responses=4):
 class Run:
     """One run's places on S3, with a policy, its reference, and data."""
 
-    def __init__(self, root, tiny_model, folder):
+    def __init__(self, root, model, folder):
         from dice_core.models.loading import load_tokenizer
 
-        self.source = str(tiny_model)
+        self.source = str(model)
         self.root, self.folder, self.uri = root, folder, layout.run(root, "stages")
         self.policy = import_model(self.source, layout.model(root, "tiny")).uri
-        self.tokenizer = load_tokenizer(tiny_model)
+        self.tokenizer = load_tokenizer(model)
         source = write_preferences(folder / "preferences.jsonl", 12)
         self.data = prepare_data(
             source, layout.data(self.uri), policy_uri=self.policy, data={"num_held_out": 3}, chat=CHAT
@@ -99,8 +99,8 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(s3, tiny_model, tmp_path_factory):
-    return Run(s3, tiny_model, tmp_path_factory.mktemp("run"))
+def run(s3, served_model, tmp_path_factory):
+    return Run(s3, served_model, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +139,12 @@ def test_the_warm_start_trains_on_offline_pairs_and_makes_another_model(run, war
     assert trained.files["model.safetensors"].sha256 != start.files["model.safetensors"].sha256
     assert trained.text_digests == start.text_digests, "of what turns text into ids"
     assert abs(warm_start.metrics["step0_loss"] - 0.693147) < 1e-4
+
+
+def test_a_trained_model_has_a_card_that_its_manifest_does_not_name(run, warm_start):
+    card = open_storage(warm_start.uri).read_bytes("README.md").decode()
+    assert "The policy of the warm start of run `stages`" in card and f"`{run.policy}`" in card
+    assert "README.md" not in require_manifest(warm_start.uri).files
 
 
 def test_cut_responses_are_counted_and_not_scored(scored):
@@ -244,9 +250,9 @@ def test_an_accepted_policy_is_promoted_and_the_next_iteration_starts_with_it(ru
         evaluation=evaluation,
         chat=CHAT,
     )
-    assert {"heldout_reward_accuracy", "heldout_reward_accuracy_previous", "accepted"} <= set(evaluated.metrics)
+    assert {"heldout_reward_accuracy", "heldout_reward_accuracy_incumbent", "accepted"} <= set(evaluated.metrics)
     found = read_promotion(promoted)
-    assert (found is not None) == bool(evaluated.metrics["accepted"] and evaluated.metrics["improved"])
+    assert (found is not None) == bool(evaluated.metrics["promotable"])
     assert found is None or (found.policy_uri, found.reference_uri) == (trained.uri, warm_start.uri)
     written = report(layout.report(run.uri), run_uri=run.uri, num_iterations=1)
     page = open_storage(written.uri).read_bytes("report.html")

@@ -148,6 +148,7 @@ def node(change: Any) -> Any:
         (lambda _: None, ["cluster.credentials_secret=dice-s3"], "secret dice-s3: there is none in namespace kubeflow"),
         (lambda c: c.objects.update({f"{NAMESPACE}/secrets/hub": {"data": {"TOKEN": ""}}}),
          ["cluster.env_secret=hub"], "secret hub: has no key HF_TOKEN"),
+        (lambda _: None, ["cluster.tracking_secret=mlflow"], "secret mlflow: there is none in namespace kubeflow"),
         (lambda _: None, ['cluster.image_pull_secrets=["r"]'], "image pull secret r: there is none"),
         (node(lambda n: n["spec"].update(unschedulable=True)), [], "gpu-1 is cordoned"),
         (node(lambda n: n["status"]["conditions"].clear()), [], "gpu-1 is not ready"),
