@@ -30,6 +30,7 @@ DOCUMENTS = [
     "docs/stages.md",
     "docs/kubeflow.md",
     "docs/promotion.md",
+    "docs/report.md",
     "manifests/README.md",
     "images/README.md",
 ]
