@@ -61,7 +61,8 @@ def training_charts(iterations: Sequence[IterationData], summaries: Sequence[Sum
     """
     trained = [(one, numbers) for one, numbers in zip(iterations, summaries, strict=True) if one.training]
     lines = [one.training for one, _ in trained]
-    loss = usual_range([found for one in lines for found in _values(one, ["loss"])])
+    rings = [(True, value) for _, numbers in trained for _, value in _measured(numbers, "loss")]
+    loss = usual_range([found for one in lines for found in _values(one, ["loss"])] + rings)
     rewards = usual_range([found for one in lines for found in _values(one, _REWARDS)])
     return [(numbers["name"], _curves_of(one.training, numbers, loss, rewards)) for one, numbers in trained]
 
