@@ -9,7 +9,6 @@ from components import images
 
 @dsl.component(base_image=images.GENERATE, install_kfp_package=False)
 def evaluate(
-    run_uri: str,
     settings_uri: str,
     place: str,
     policy_uri: str,

@@ -25,6 +25,6 @@ def _image(name: str) -> str:
 CORE = _image("core")
 """No GPU: data, pairs, the launcher of training, the report."""
 GENERATE = _image("generate")
-"""vLLM: sampling."""
+"""vLLM: sampling, scoring, measuring policies."""
 TRAIN = _image("train")
-"""torch and DeepSpeed: training and scoring."""
+"""torch and DeepSpeed: training, and importing models."""

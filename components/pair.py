@@ -6,9 +6,7 @@ from components import images
 
 
 @dsl.component(base_image=images.CORE, install_kfp_package=False)
-def pair(
-    run_uri: str, settings_uri: str, place: str, policy_uri: str, data_uri: str, metrics: dsl.Output[dsl.Metrics]
-) -> str:
+def pair(settings_uri: str, place: str, policy_uri: str, data_uri: str, metrics: dsl.Output[dsl.Metrics]) -> str:
     given = locals()
     from dice_core.stages.pair import pair_task
 

@@ -6,7 +6,7 @@ from components import images
 
 
 @dsl.component(base_image=images.CORE, install_kfp_package=False)
-def prepare_data(run_uri: str, settings_uri: str, place: str, policy_uri: str, metrics: dsl.Output[dsl.Metrics]) -> str:
+def prepare_data(settings_uri: str, place: str, policy_uri: str, metrics: dsl.Output[dsl.Metrics]) -> str:
     given = locals()
     from dice_core.stages.prepare_data import prepare_data_task
 

@@ -6,9 +6,7 @@ from components import images
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def train(
-    run_uri: str, settings_uri: str, place: str, policy_uri: str, pairs_uri: str, metrics: dsl.Output[dsl.Metrics]
-) -> str:
+def train(settings_uri: str, place: str, policy_uri: str, pairs_uri: str, metrics: dsl.Output[dsl.Metrics]) -> str:
     given = locals()
     from dice_core.stages.train import train_task
 

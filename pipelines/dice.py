@@ -1,7 +1,7 @@
 """The DICE pipeline of a preset: iterations and shards unrolled when it is compiled.
 
     check settings -> import-model -> prepare-data -> [warm start: pair -> train] -> iteration 1 -> iteration 2 ...
-    iteration: generate and score (a task a shard) -> pair -> train -> evaluate
+    iteration: generate and score (one task a shard) -> pair -> train -> evaluate
     report: at the end, whatever happened
     a recurring run chooses its name, policy, reference and prompts first
 
@@ -26,12 +26,11 @@ from kfp.dsl.python_component import PythonComponent
 from components.check_settings import check_settings
 from components.choose_inputs import choose_inputs
 from components.evaluate import evaluate
-from components.generate import generate
+from components.generate_and_score import generate_and_score
 from components.import_model import import_model
 from components.pair import pair
 from components.prepare_data import prepare_data
 from components.report import report
-from components.score import score
 from components.train import train
 from dice_core.settings.base import Settings
 from dice_core.stages.judge_models import JUDGE, REWARD
@@ -40,12 +39,11 @@ from dice_core.stages.table import (
     CHECK_SETTINGS,
     CHOOSE_INPUTS,
     EVALUATE,
-    GENERATE,
+    GENERATE_AND_SCORE,
     IMPORT_MODEL,
     PAIR,
     PREPARE_DATA,
     REPORT,
-    SCORE,
     TRAIN,
     Stage,
 )
@@ -78,8 +76,8 @@ DESCRIPTIONS = {
     "launch": "Which processes train (LaunchConfig).",
 }
 
-_COMMON = ("run_uri", "settings_uri")
-"""Of every task behind check-settings: where the run is, and what it was started with."""
+_COMMON = ("settings_uri",)
+"""Of every task behind check-settings: what the run was started with, and by its place where the run is."""
 _DATA_SOURCES = ("preferences_source", "prompts_source", "exclude_source")
 _ROLES = (JUDGE, REWARD)
 """Of models that only presets with a source of theirs import."""
@@ -260,10 +258,8 @@ def _train(preset: Preset, given: Given, pairs_uri: Any) -> Any:
 
 
 def _generate_and_score(preset: Preset, given: Given, shard: int) -> dsl.PipelineTask:
-    given = {**given, "shard": shard}
-    responses = _start(preset, GENERATE, generate, given, "policy_uri", "data_uri", "gate_uri")
-    given["responses_uri"] = responses.outputs[OUTPUT]
-    return _start(preset, SCORE, score, given, "policy_uri", "reference_uri", "responses_uri")
+    names = ("policy_uri", "reference_uri", "data_uri", "gate_uri")
+    return _start(preset, GENERATE_AND_SCORE, generate_and_score, {**given, "shard": shard}, *names)
 
 
 def _pair_train_evaluate(preset: Preset, given: Given, scored: list[dsl.PipelineTask]) -> IterationOutputs:

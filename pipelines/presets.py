@@ -46,7 +46,7 @@ class Preset:
     """The promoted pointer that an accepted, better policy moves. Empty: of the preset's name; NO_POINTER: none."""
     iterations: int = 2
     num_shards: int = 1
-    """Tasks that generate, and that score, in parallel: a GPU each."""
+    """Tasks that generate and score, in parallel: a GPU each."""
     num_retries: int = 2
     seed: int = 42
     chat: ChatConfig

@@ -106,9 +106,12 @@ def _rules(path: Path) -> list[Object]:
 
 def _selected(item: Object, selector: str) -> bool:
     labels = item["metadata"].get("labels", {})
-    if match := re.fullmatch(r"(\S+) in \((.*)\)", selector):
-        return labels.get(match[1]) in match[2].split(",")
-    for term in filter(None, selector.split(",")):
+    # Commas stand between terms, and between the values of one.
+    for term in re.findall(r"(?:[^,(]|\([^)]*\))+", selector):
+        if match := re.fullmatch(r"(\S+) in \((.*)\)", term):
+            if labels.get(match[1]) not in match[2].split(","):
+                return False
+            continue
         name, equals, value = term.partition("=")
         if name not in labels or (equals and labels[name] != value):
             return False

@@ -248,6 +248,14 @@ def test_a_lock_has_what_pyproject_asks_for(name: str, without: set[str]) -> Non
     assert not without & set(_pins(LOCKS[name]))
 
 
+def test_flash_attention_is_where_models_are_scored_and_trained_built_for_the_torch_of_both() -> None:
+    for name in ("generate", "train"):
+        assert "--from=flash-attn /wheels /wheels" in _arguments(_build(name), "COPY")
+    assert len({_pins(LOCKS[name])["torch"] for name in ("generate", "train")}) == 1
+    # What it imports.
+    assert all("einops" in _pins(LOCKS[name]) for name in ("generate", "train"))
+
+
 def test_flash_attention_is_compiled_only_where_it_is_asked_for() -> None:
     assert "flash-attn" in _pins("train-gpu.lock")
     assert _DEFAULTS["FLASH_ATTN"] == "none"

@@ -33,8 +33,8 @@ ROOMS = {
     "settings storage",
     "dice_core.release": "models progress storage tracking",
     "dice_core.report": "data evaluation preferences storage",
-    "dice_core.stages": "accelerator data evaluation generation judges launch models preferences progress release "
-    "report settings storage tracking training",
+    "dice_core.stages": "accelerator child_processes data evaluation generation judges launch models preferences "
+    "progress release report settings storage tracking training",
     "dice_core.commands": "release settings storage",
     "dice_core.cli": "commands progress settings stages",
 }

@@ -86,7 +86,7 @@ def _reason_left(stage: Stage, uri: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        _leave_reason(stage, uri, error)
+        leave_reason(stage, uri, error)
         raise
     # An older attempt, whose pod lived on, may have failed meanwhile.
     _take_back(stage, uri)
@@ -143,7 +143,8 @@ def _take_back(stage: Stage, uri: str) -> None:
         log(f"{stage.name}: what an earlier attempt said of its failure stays: {problem}")
 
 
-def _leave_reason(stage: Stage, uri: str, error: Exception) -> None:
+def leave_reason(stage: Stage, uri: str, error: Exception) -> None:
+    """Say at the place of a stage why its attempt failed, and on the page of its run."""
     failure = StageFailure(
         stage=stage.name,
         reason=one_line(error),

@@ -120,7 +120,7 @@ def _check_fit(
 
 def check_settings_task(
     root: str, run: str, job_id: str, service_account: str, warm_start_training: Mapping[str, Any], **given: Any
-) -> tuple[str, str, str]:
+) -> tuple[str, str]:
     """Name a run and check all that it is started with, as a task of a pipeline; see check_run for what is given.
 
     Args:
@@ -132,7 +132,7 @@ def check_settings_task(
         given: the other sections and the plan, by name.
 
     Returns:
-        The name of the run, its address, and that of its settings, for its other tasks.
+        The name of the run and the address of its settings, for its other tasks.
     """
     # Loaded here: whoever only checks settings on the way to a cluster needs none of it.
     from dice_core.stages.run_settings import write_settings
@@ -141,5 +141,4 @@ def check_settings_task(
     sections = {name: given.pop(name) for name in SECTIONS if name in given}
     sections |= {WARM_START_TRAINING: warm_start_training} if warm_start_training else {}
     check_run(root, run, sections, service_account=service_account, **given)
-    run_uri = layout.run(root, run)
-    return run, run_uri, write_settings(run_uri, sections, given)
+    return run, write_settings(layout.run(root, run), sections, given)

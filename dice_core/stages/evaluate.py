@@ -225,7 +225,6 @@ def _expected(context: StageContext, compared_with: ComparedWith) -> str:
 
 
 def evaluate_task(
-    run_uri: str,
     settings_uri: str,
     place: str,
     policy_uri: str,
@@ -241,7 +240,7 @@ def evaluate_task(
     Returns:
         The address of the evaluation, and `accepted` or `refused`; the latter of a policy that was never made too.
     """
-    task = read_task(run_uri, settings_uri, place)
+    task = read_task(settings_uri, place)
     pointer, iteration = task.plan["promote_as"], task.place.iteration or 0
     report = evaluate(
         policy_uri,
@@ -253,7 +252,7 @@ def evaluate_task(
         first_uri=first_uri,
         judge_uri=judge_uri,
         promoted_uri=layout.promoted(task.root, pointer) if pointer else "",
-        earlier_uri=layout.stage(run_uri, iteration - 1, EVALUATE.name) if iteration > 1 else "",
+        earlier_uri=layout.stage(task.run_uri, iteration - 1, EVALUATE.name) if iteration > 1 else "",
         seed=task.plan["seed"],
         **task.settings(EVALUATE),
     )

@@ -13,8 +13,7 @@ from dice_core.progress import Progress
 from dice_core.settings.base import Values
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.parts import part_name, published_behind, read_input, stored_parts
-from dice_core.stages.place import Artifact, show
-from dice_core.stages.run_settings import read_task
+from dice_core.stages.run_settings import Task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import GENERATE
 from dice_core.storage import layout
@@ -118,16 +117,9 @@ def _count_responses(counts: dict[str, int], _: str, table: pa.Table) -> None:
     counts["num_duplicate_responses"] += num_duplicate_responses(table)
 
 
-def generate_task(
-    run_uri: str, settings_uri: str, place: str, policy_uri: str, data_uri: str, gate_uri: str, metrics: Artifact
-) -> str:
-    """Generate a shard's responses, as a task of a pipeline; see generate.
-
-    Returns:
-        The address of the responses.
-    """
-    task = read_task(run_uri, settings_uri, place)
-    report = generate(
+def generate_in_run(task: Task, policy_uri: str, data_uri: str, gate_uri: str) -> StageReport:
+    """Generate a shard's responses at their place in a run; see generate."""
+    return generate(
         policy_uri,
         data_uri,
         task.uri,
@@ -138,4 +130,3 @@ def generate_task(
         seed=task.plan["seed"],
         **task.settings(GENERATE),
     )
-    return show(report, task.place, metrics)

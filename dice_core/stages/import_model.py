@@ -69,7 +69,7 @@ def import_model_task(
         The model's address; empty: nobody needs it.
     """
     run_uri = layout.run(root, run)
-    sections = read_task(run_uri, settings_uri, IMPORT_MODEL.name).sections if settings_uri else {}
+    sections = read_task(settings_uri, IMPORT_MODEL.name).sections if settings_uri else {}
     kind = kind_for(role, sections)
     if kind is None:
         reason = f"the settings of the run have no use for {source or 'a model'} as {role}"

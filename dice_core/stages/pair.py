@@ -149,17 +149,20 @@ def _offline_pairs(
     return {}, {}, built
 
 
-def pair_task(run_uri: str, settings_uri: str, place: str, policy_uri: str, data_uri: str, metrics: Artifact) -> str:
+def pair_task(settings_uri: str, place: str, policy_uri: str, data_uri: str, metrics: Artifact) -> str:
     """Make the pairs of an iteration from its shards, as a task of a pipeline; see pair.
 
     Returns:
         The address of the pairs.
     """
-    task = read_task(run_uri, settings_uri, place)
+    task = read_task(settings_uri, place)
     iteration = task.place.iteration or 0
     num_shards = task.plan["num_shards"] if iteration else 0
     scores, responses = (
-        [layout.join(run_uri, Place(stage.name, iteration, shard, num_shards).below) for shard in range(num_shards)]
+        [
+            layout.join(task.run_uri, Place(stage.name, iteration, shard, num_shards).below)
+            for shard in range(num_shards)
+        ]
         for stage in (SCORE, GENERATE)
     )
     report = pair(

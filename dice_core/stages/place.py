@@ -4,8 +4,8 @@ A pipeline, the state of a run and a stage's own task all ask here. Loads no tor
 """
 
 import re
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any, Protocol
 
@@ -16,8 +16,8 @@ from dice_core.storage.manifest import Metric
 
 WARM_START = 0
 """The iteration that makes a run's first policy."""
-MAX_SHOWN_NUMBERS = 15
-"""Of a task in the UI."""
+MAX_SHOWN = 15
+"""Numbers of a task: more than these nobody reads in the UI."""
 _OF_RUN = {
     CHECK_SETTINGS.name: layout.check_settings,
     CHOOSE_INPUTS.name: layout.choose_inputs,
@@ -48,6 +48,16 @@ class Place:
             shard = {"shard": int(match["shard"]), "num_shards": int(match["of"])} if match["shard"] else {}
             return cls(match["stage"], int(match["iteration"] or WARM_START), **shard)
         return cls(next((name for name, place in _OF_RUN.items() if place("") == f"/{below}"), below))
+
+    @property
+    def parts(self) -> tuple["Place", ...]:
+        """The places where the task leaves its results: this one, or those of the stages that it runs."""
+        stage = STAGES.get(self.stage)
+        return tuple(self.of(STAGES[name]) for name in stage.parts) if stage and stage.parts else (self,)
+
+    def of(self, stage: Stage) -> "Place":
+        """Return the place of another stage in the same iteration and shard."""
+        return replace(self, stage=stage.name)
 
     def uri(self, root: str, run: str) -> str:
         """Return where the stage writes; empty where that is no place of the run's own."""
@@ -107,16 +117,43 @@ class Artifact(Protocol):
 def show(report: StageReport, place: Place, artifact: Artifact) -> str:
     """Put a stage's metrics into its task's artifact, with whose they are; return the stage's address.
 
-    KFP's launcher fails a task for a metric that is null or not finite: these are shown as text. Of the numbers the
-    first are shown that tell a person most: the UI's list is no longer read beyond that, and the page has them all.
+    Of the numbers the first are shown that tell a person most: the page of the run has them all.
     """
-    metrics = _of_most_interest(report.metrics, place.stage)
+    return _fill(artifact, _of_most_interest(report.metrics, place.stage), report.status, report.uri, place)
+
+
+def show_parts(reports: Sequence[tuple[Stage, StageReport]], place: Place, artifact: Artifact) -> str:
+    """Put the metrics of the stages of one task into its artifact, each with its stage's name in front.
+
+    The ones that a person looks at come first, then those that are not 0, up to MAX_SHOWN.
+
+    Args:
+        reports: of the stages, in the order in which they ran.
+        place: of the task.
+        artifact: of the task.
+
+    Returns:
+        The address of the last stage.
+    """
+    found = {
+        f"{stage.name}_{name}": (name not in stage.shown, value == 0, value)
+        for stage, report in reports
+        for name, value in report.metrics.items()
+    }
+    names = sorted(found, key=lambda name: found[name][:2])[:MAX_SHOWN]
+    statuses = [report.status for _, report in reports]
+    status = next((one for one in ("skipped", "completed") if one in statuses), "already complete")
+    return _fill(artifact, {name: found[name][2] for name in names}, status, reports[-1][1].uri, place)
+
+
+def _fill(artifact: Artifact, metrics: Mapping[str, Any], status: str, uri: str, place: Place) -> str:
+    """Fill an artifact; KFP's launcher fails a task for a metric that is null or not finite: those are text."""
     shown = {
         name: "?" if value is None else str(value) if isinstance(value, float) and not isfinite(value) else value
         for name, value in metrics.items()
     }
-    artifact.metadata.update(shown, status=report.status, uri=report.uri, task=place.label)
-    return report.uri
+    artifact.metadata.update(shown, status=status, uri=uri, task=place.label)
+    return uri
 
 
 def _of_most_interest(metrics: Mapping[str, Metric], stage: str) -> dict[str, Metric]:
@@ -124,5 +161,5 @@ def _of_most_interest(metrics: Mapping[str, Metric], stage: str) -> dict[str, Me
     first = [name for name in STAGES[stage].shown if name in metrics]
     ordered = {name: metrics[name] for name in [*first, *metrics]}
     numbers = [name for name, value in ordered.items() if isinstance(value, int | float) and isfinite(value)]
-    left_out = set(numbers[MAX_SHOWN_NUMBERS:])
+    left_out = set(numbers[MAX_SHOWN:])
     return {name: value for name, value in ordered.items() if name not in left_out}

@@ -194,13 +194,13 @@ def _read(sources: Mapping[str, LocalSource], data: DataConfig) -> "tuple[dict[s
     return rows, benchmark
 
 
-def prepare_data_task(run_uri: str, settings_uri: str, place: str, policy_uri: str, metrics: Artifact) -> str:
+def prepare_data_task(settings_uri: str, place: str, policy_uri: str, metrics: Artifact) -> str:
     """Prepare the data of a run, as a task of a pipeline; see prepare_data.
 
     Returns:
         The address of the prepared tables.
     """
-    task = read_task(run_uri, settings_uri, place)
+    task = read_task(settings_uri, place)
     report = prepare_data(
         task.plan["preferences_source"],
         task.uri,

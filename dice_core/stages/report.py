@@ -180,11 +180,12 @@ def _collect(
     known: Mapping[str, Mapping[str, Histogram]] | None = None,
 ) -> RunData:
     # The pair stage names the shards that it has read.
+    in_tasks = {name for stage in STAGES.values() if stage.is_task for name in stage.parts or (stage.name,)}
     groups = {maker: name for name, makers in PAIR.inputs.items() for maker in makers}
     stages = [
         ReportedStage(stage.name, stage.in_warm_start, groups[stage.name] if stage.scope == "shard" else "")
         for stage in STAGES.values()
-        if stage.scope != "run" and stage.is_task
+        if stage.scope != "run" and stage.name in in_tasks
     ]
     return collect(contents, num_iterations, stages, details=details, known=known or {})
 

@@ -7,7 +7,7 @@ another file, and a retried task reads what it read before. Loads no torch.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -41,6 +41,10 @@ class Task:
         """Where all runs keep their data."""
         return self.run_uri.rpartition("/runs/")[0]
 
+    def of(self, stage: Stage) -> "Task":
+        """Return what one of the stages has to do that this task runs."""
+        return replace(self, place=self.place.of(stage))
+
     def settings(self, stage: Stage) -> dict[str, Any]:
         """Return the sections of a stage, by name; the warm start trains with settings of its own."""
         found: dict[str, Any] = {name: self.sections.get(name, {}) for name in stage.sections}
@@ -57,11 +61,10 @@ def write_settings(run_uri: str, sections: Mapping[str, Any], plan: Mapping[str,
     return layout.join(place, name)
 
 
-def read_task(run_uri: str, settings_uri: str, place: str) -> Task:
+def read_task(settings_uri: str, place: str) -> Task:
     """Return a task of a run.
 
     Args:
-        run_uri: where the run is.
         settings_uri: as write_settings returned it.
         place: of the task's stage below the run, such as iteration-1/train.
 
@@ -75,7 +78,7 @@ def read_task(run_uri: str, settings_uri: str, place: str) -> Task:
             f"{settings_uri}: changed since check-settings wrote it: make submit RUN= with the same name"
         )
     found = json.loads(data)
-    return Task(run_uri, Place.parse(place), found["sections"], found["plan"])
+    return Task(layout.run_uri_of(settings_uri), Place.parse(place), found["sections"], found["plan"])
 
 
 def _digest(data: bytes) -> str:

@@ -18,8 +18,7 @@ from dice_core.settings.base import Values
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.models_agree import require_one_tokenizer, tell_same_weights
 from dice_core.stages.parts import part_name, published_behind, read_input, stored_parts
-from dice_core.stages.place import Artifact, show
-from dice_core.stages.run_settings import read_task
+from dice_core.stages.run_settings import Task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import SCORE
 from dice_core.storage.manifest import Manifest, Metric
@@ -161,20 +160,6 @@ def _valid_parts(
             yield index, filtered.responses
 
 
-def score_task(
-    run_uri: str,
-    settings_uri: str,
-    place: str,
-    policy_uri: str,
-    reference_uri: str,
-    responses_uri: str,
-    metrics: Artifact,
-) -> str:
-    """Score a shard's responses, as a task of a pipeline; see score.
-
-    Returns:
-        The address of the scores.
-    """
-    task = read_task(run_uri, settings_uri, place)
-    report = score(policy_uri, reference_uri, responses_uri, task.uri, **task.settings(SCORE))
-    return show(report, task.place, metrics)
+def score_in_run(task: Task, policy_uri: str, reference_uri: str, responses_uri: str) -> StageReport:
+    """Score a shard's responses at their place in a run; see score."""
+    return score(policy_uri, reference_uri, responses_uri, task.uri, **task.settings(SCORE))

@@ -46,6 +46,8 @@ class Stage:
     """It can be run from the command line. The others only answer a pipeline."""
     is_task: bool = True
     """It is a task of a pipeline, and has a component."""
+    parts: tuple[str, ...] = ()
+    """The stages that it runs one after the other in its pod, each at a place of its own; it has none itself."""
 
     def seed(self, run_seed: int, *iteration: int) -> int:
         """Return the seed of all its draws: its own, and in a stage of an iteration another one in each."""
@@ -78,6 +80,7 @@ GENERATE = Stage(
     pod="gpu",
     scope="shard",
     shown=("num_prompts", "num_responses", "num_response_tokens"),
+    is_task=False,
 )
 IMPORT_RESPONSES = Stage(
     name="import-responses",
@@ -93,6 +96,10 @@ SCORE = Stage(
     pod="gpu",
     scope="shard",
     shown=("num_scored", "reward_mean", "reward_std"),
+    is_task=False,
+)
+GENERATE_AND_SCORE = Stage(
+    name="generate-and-score", pod="gpu", scope="shard", is_command=False, parts=(GENERATE.name, SCORE.name)
 )
 PAIR = Stage(
     name="pair",
@@ -164,6 +171,7 @@ STAGES: dict[str, Stage] = {
         GENERATE,
         IMPORT_RESPONSES,
         SCORE,
+        GENERATE_AND_SCORE,
         PAIR,
         TRAIN,
         EVALUATE,
@@ -173,6 +181,12 @@ STAGES: dict[str, Stage] = {
     )
 }
 """All stages by name, in the order of a run, which the report keeps."""
+
+
+def tasks_of(stage: str) -> list[str]:
+    """Return the names of the tasks that run a stage: its own, which pipelines of older versions have, and others."""
+    return [name for name, row in STAGES.items() if stage in (name, *row.parts)]
+
 
 WARM_START_TRAINING = "warm_start_training"
 """The section of the warm start's training; a run without a warm start has none."""

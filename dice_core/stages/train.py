@@ -104,13 +104,13 @@ def _run_job(
     return manifest
 
 
-def train_task(run_uri: str, settings_uri: str, place: str, policy_uri: str, pairs_uri: str, metrics: Artifact) -> str:
+def train_task(settings_uri: str, place: str, policy_uri: str, pairs_uri: str, metrics: Artifact) -> str:
     """Train the policy of an iteration, as a task of a pipeline; see train.
 
     Returns:
         The address of the new policy.
     """
-    task = read_task(run_uri, settings_uri, place)
+    task = read_task(settings_uri, place)
     report = train(
         policy_uri,
         pairs_uri,

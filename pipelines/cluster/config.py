@@ -114,9 +114,9 @@ class ClusterConfig(Settings):
     cpu_task_timeout: Duration = "6h"
     """Longest attempt of a task without a timeout of its own."""
     generate_timeout: Duration = "12h"
-    """Longest attempt of a task that generates."""
+    """Longest generation of a shard. The task that also scores it may take this and score_timeout together."""
     score_timeout: Duration = "6h"
-    """Longest attempt of a task that scores."""
+    """Longest scoring of a shard."""
     train_timeout: Duration = "24h"
     """Longest training. Of pods of its own, the time counts in which all of them run."""
     evaluate_timeout: Duration = "3h"
@@ -197,5 +197,6 @@ class ClusterConfig(Settings):
 
     def timeout_seconds(self, stage: Stage) -> int:
         """Return how long one attempt of a stage's task may run."""
-        name = f"{stage.name}_timeout"
-        return to_seconds(getattr(self, name if name in type(self).model_fields else "cpu_task_timeout"))
+        names = [f"{name}_timeout" for name in stage.parts or (stage.name,)]
+        own = [name for name in names if name in type(self).model_fields] or ["cpu_task_timeout"]
+        return sum(to_seconds(getattr(self, name)) for name in own)

@@ -5,6 +5,7 @@ from typing import Any
 
 from dice_core.launch.failure_report import why_waiting
 from dice_core.launch.kubernetes import KubernetesApi
+from dice_core.stages.table import tasks_of
 from pipelines.cluster.log_lines import own_lines
 from pipelines.cluster.workflow import KFP_RUN_LABEL, path_of
 
@@ -15,7 +16,8 @@ _WORKFLOW_LABEL, _NODE_ANNOTATION = "workflows.argoproj.io/workflow", "workflows
 
 def stage_pods(cluster: KubernetesApi, run_id: str, stage: str = "") -> list[dict[str, Any]]:
     """Return the pods of a run that do the work of a stage, oldest first, without KFP's own beside them."""
-    return _pods(cluster, f"{KFP_RUN_LABEL}={run_id},{STAGE_LABEL}" + (f"={stage}" if stage else ""))
+    wanted = f" in ({','.join(tasks_of(stage))})" if stage else ""
+    return _pods(cluster, f"{KFP_RUN_LABEL}={run_id},{STAGE_LABEL}{wanted}")
 
 
 def waiting_pods(cluster: KubernetesApi, run_id: str) -> list[tuple[str, str]]:

@@ -23,6 +23,7 @@ import psutil
 from dice_core.report.table import summary_table
 from dice_core.settings.base import ConfigError
 from dice_core.stages.report import read_summary
+from dice_core.stages.table import SCORE
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
@@ -317,7 +318,11 @@ def _scratch_folder() -> Iterator[Path]:
 
 def _describe_uri(uri: str) -> str:
     manifest = read_manifest(uri)
-    return describe(manifest) if manifest else ""
+    if manifest is None:
+        return ""
+    # The task that scores has sampled the responses too.
+    responses = manifest.inputs.get("responses", "").rpartition("@")[0] if manifest.stage == SCORE.name else ""
+    return ", ".join(filter(None, [_describe_uri(responses) if responses else "", describe(manifest)]))
 
 
 def explain_failure(screen: Screen, exit_code: int, folder: Path) -> int:

@@ -54,7 +54,7 @@ class _Screen:
 
     def __init__(self, observer: Observer, pace: Pace) -> None:
         self._observer, self._pace = observer, pace
-        self._shown: dict[int, str] = {}
+        self._shown: dict[str, str] = {}
         self._said: dict[str, str] = {}
         self._last = time.monotonic()
 
@@ -63,10 +63,10 @@ class _Screen:
         if not view.is_over:
             self._say("run", view.state)
         num_done = sum(task.state in ENDED for task in view.tasks)
-        for index, task in enumerate(view.tasks):
-            if task.state not in (WAITING, UNKNOWN) and self._shown.get(index) != task.state:
+        for task in view.tasks:
+            if task.state not in (WAITING, UNKNOWN) and self._shown.get(task.label) != task.state:
                 self._print(f"[{num_done:2d}/{len(view.tasks)}] {task}")
-            self._shown[index] = task.state
+            self._shown[task.label] = task.state
         if not view.is_over and time.monotonic() - self._last >= self._pace.progress:
             self._last = time.monotonic()
             for label, line in self._observer.progress(view):

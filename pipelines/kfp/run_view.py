@@ -19,19 +19,9 @@ from pipelines.cluster.jobs import own_name, parameters_of
 from pipelines.cluster.pods import last_line, stage_pods, task_path, waiting_pods
 from pipelines.cluster.workflow import Workflow, has_workflow_of_any, workflow_of
 from pipelines.kfp.api import KfpApi, KfpError
+from pipelines.kfp.stage_states import Results, stage_states, tell_more
 from pipelines.kfp.task_graph import GraphTask, graph_tasks
-from pipelines.kfp.task_states import (
-    FAILED,
-    STOPPED,
-    UNKNOWN,
-    RunFacts,
-    TaskState,
-    is_any,
-    kfp_states,
-    run_facts,
-    with_results,
-    workflow_states,
-)
+from pipelines.kfp.task_states import STOPPED, RunFacts, TaskState, kfp_states, run_facts, workflow_states
 
 LOST = "lost"
 """A run whose workflow has gone while KFP takes it for one under way."""
@@ -46,8 +36,9 @@ class RunView:
     facts: RunFacts
     is_lost: bool
     tasks: tuple[TaskState, ...]
+    """Stage by stage; a task of several stages as a whole where it is not known which of them is at work."""
     graph: tuple[GraphTask, ...]
-    """The tasks of the states, in the same order; empty where the compiled pipeline is not known."""
+    """Empty where the compiled pipeline is not known."""
     sources: tuple[str, ...] = ()
     """What the states are from, where it is not the workflow alone."""
 
@@ -90,11 +81,11 @@ class Observer:
         else:
             states = kfp_states(graph, run, facts, now)
             sources.append("KFP's answer, which ends where a workflow grows past 1 MiB")
-        if is_any(states, (UNKNOWN, FAILED)) and (results := self._results(run)):
-            before, states = states, with_results(states, graph, *results)
-            sources += ["the results in S3"] if states != before and sources else []
+        results = self._results(run) if tell_more(states, graph) else None
+        told = stage_states(states, graph, results)
+        sources += ["the results in S3"] if sources and told != stage_states(states, graph) else []
         is_lost = has_none and not facts.is_final and self._is_its_cluster(run)
-        return RunView(run, facts, is_lost, tuple(states), tuple(graph), tuple(sources))
+        return RunView(run, facts, is_lost, tuple(told), tuple(graph), tuple(sources))
 
     def waiting(self) -> list[tuple[str, str]]:
         """Return which pods do not run yet, and why."""
@@ -160,8 +151,8 @@ class Observer:
         )
         return False
 
-    def _results(self, run: Any) -> tuple[set[str], dict[str, str]] | None:
-        """Return the places below a run with complete results, and why stages failed by their places.
+    def _results(self, run: Any) -> Results | None:
+        """Return what a run's folder tells; None where that is not known.
 
         Costs a listing and a request for each failure: it is asked again at every look.
         """
@@ -176,7 +167,7 @@ class Observer:
             self._tell(f"{error}; what the run has left there is not shown")
             return None
         end = f"/{layout.MANIFEST}"
-        return {key.removesuffix(end) for key in keys if key.endswith(end)}, reasons
+        return Results({key.removesuffix(end) for key in keys if key.endswith(end)}, reasons)
 
     def _tell(self, line: str) -> None:
         if line not in self._told:

@@ -1,15 +1,14 @@
 """The states of a run's tasks, each from the source that knows it; `?` where none does. Pure: no calls, no clock.
 
-Three sources, the surest first. The workflow's nodes are the truth while the workflow is there. KFP's answer is a copy
+Two sources, the surer first. The workflow's nodes are the truth while the workflow is there. KFP's answer is a copy
 that ends where Argo begins to compress the status (from 1 MiB on): what it says is final is true, what it says is
-under way may be over. A manifest tells that a stage's results are complete.
+under way may be over. What the results tell beside is stage_states.py's.
 
 KFP's answer names a task by its key in its own graph alone. It names the children of each by Argo's ids, which are
 FNV-1a hashes of the nodes' names: these tell tasks of one key apart.
 """
 
-import dataclasses
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -267,36 +266,6 @@ def tasks_of_paths(paths: Iterable[str]) -> list[GraphTask]:
         frame = f"{around[-1].replace('-', ' ')}: " if around and not key_of(path).startswith(around[-1]) else ""
         found.append(GraphTask(path, frame + key_of(path)))
     return sorted(found, key=lambda task: task.label)
-
-
-def with_results(
-    states: Sequence[TaskState], tasks: Sequence[GraphTask], complete: Container[str], reasons: Mapping[str, str]
-) -> list[TaskState]:
-    """Return states with what the run's folder tells: results that are complete, and why a stage failed.
-
-    Args:
-        states: of the tasks.
-        tasks: in the same order; none: there is nothing to look up.
-        complete: places below the run with complete results.
-        reasons: why the last attempt of a stage failed, by its place below the run.
-    """
-    return [_with_result(*pair, complete, reasons) for pair in zip(states, tasks, strict=False)] or list(states)
-
-
-def _with_result(state: TaskState, task: GraphTask, complete: Container[str], reasons: Mapping[str, str]) -> TaskState:
-    place = task.place.below if task.place else ""
-    if state.state == FAILED and place in reasons:
-        return dataclasses.replace(state, note=reasons[place])
-    if state.state != UNKNOWN or not place:
-        return state
-    if place in reasons:
-        return dataclasses.replace(state, note=f"its last attempt failed: {reasons[place]}")
-    return dataclasses.replace(state, state=OK, note="its results are complete") if place in complete else state
-
-
-def is_any(states: Iterable[TaskState], wanted: Container[str]) -> bool:
-    """Return whether a task is in one of some states."""
-    return any(state.state in wanted for state in states)
 
 
 def moment(text: str) -> float:

@@ -20,6 +20,7 @@ from dice_core.stages.runner import StageReport
 from dice_core.stages.table import STAGES
 from dice_core.storage import layout
 from dice_core.storage.contract import StorageError
+from dice_core.storage.manifest import Manifest, publish_files
 
 FOLDER = Path(images.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "images"))
@@ -121,20 +122,17 @@ def test_each_body_calls_its_stage_with_the_addresses_of_the_run(
     run = layout.run(root, "r")
     places = {
         "prepare_data": "data",
-        "generate": "iteration-1/generate/shard-0-of-2",
-        "score": "iteration-1/score/shard-0-of-2",
         "pair": "iteration-1/pair",
         "train": "iteration-1/train",
         "evaluate": "iteration-1/evaluate",
     }
     tasks = {name: f"iteration 1: {name}" for name in ("pair", "train", "evaluate")}
-    tasks |= {name: f"iteration 1: {name} 1 of 2" for name in ("generate", "score")}
     tasks |= {"import_model": "import model", "prepare_data": "prepare data"}
     settings_uri = write_settings(run, SECTIONS, PLAN)
     for name in ("import_model", *places):
         uri = f"{run}/{places[name]}" if name in places else f"{root}/models/org--model"
         monkeypatch.setattr(f"dice_core.stages.{name}.{name}", stand_in(name))
-        values = {"root": root, "run": "r", "source": "org/model", "run_uri": run, "settings_uri": settings_uri}
+        values = {"root": root, "run": "r", "source": "org/model", "settings_uri": settings_uri}
         values["place"] = places.get(name, "")
         metrics = FakeArtifact(tmp_path / "metrics")
         given = {key: values.get(key, key) for key in component(name).component_spec.inputs}
@@ -145,9 +143,51 @@ def test_each_body_calls_its_stage_with_the_addresses_of_the_run(
     assert called["pair"]["scores_uris"] == [f"{run}/iteration-1/score/shard-{i}-of-2" for i in (0, 1)]
     assert called["pair"]["responses_uris"] == [f"{run}/iteration-1/generate/shard-{i}-of-2" for i in (0, 1)]
     assert called["evaluate"]["promoted_uri"] == f"{root}/promoted/p.json"
-    assert called["generate"]["generation"] == {"num_responses": 3} and called["generate"]["seed"] == 5
     assert (called["train"]["training"], called["train"]["pods"]) == ({"beta": 0.2}, {})
     assert called["prepare_data"]["exclude_source"] == "s3://b/exclude"
+
+
+def test_the_task_of_two_stages_calls_both_and_shows_the_metrics_of_both(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of responses that are there: else generate runs in a process of its own, see test_generate_and_score.py."""
+    called = {}
+
+    def stand_in(name: str) -> Any:
+        signature = inspect.signature(stage_function(name))
+
+        def stage(*args: Any, **kwargs: Any) -> StageReport:
+            called[name] = signature.bind(*args, **kwargs).arguments
+            return StageReport(called[name]["output_uri"], "already complete", {"count": 3, "seconds": 0.5})
+
+        return stage
+
+    for name in ("generate", "score"):
+        monkeypatch.setattr(f"dice_core.stages.{name}.{name}", stand_in(name))
+    run = layout.run(str(tmp_path / "root"), "r")
+    responses, scores = (layout.shard(run, 2, name, 0, 2) for name in ("generate", "score"))
+    publish_files(responses, {}, Manifest(stage="generate", fingerprint="f", files={}))
+    metrics = FakeArtifact(tmp_path / "metrics")
+    values = {"settings_uri": write_settings(run, SECTIONS, PLAN), "metrics": metrics}
+    values["place"] = "iteration-2/generate-and-score/shard-0-of-2"
+    body = component("generate_and_score")
+    given = {key: values.get(key, key) for key in body.component_spec.inputs}
+    assert body.python_func(**given, metrics=metrics) == scores
+    of_both = {"iteration": 2, "shard": 0, "num_shards": 2, "gate_uri": "gate_uri", "data_uri": "data_uri"}
+    of_both |= {"output_uri": responses, "generation": {"num_responses": 3}, "seed": 5, "policy_uri": "policy_uri"}
+    assert {name: called["generate"][name] for name in of_both} == of_both
+    assert called["score"] == {
+        "policy_uri": "policy_uri",
+        "reference_uri": "reference_uri",
+        "responses_uri": responses,
+        "output_uri": scores,
+        "scoring": {},
+    }
+    shown = {
+        f"{stage}_{name}": value for stage in ("generate", "score") for name, value in (("count", 3), ("seconds", 0.5))
+    }
+    shown |= {"status": "already complete", "uri": scores, "task": "iteration 2: generate and score 1 of 2"}
+    assert metrics.metadata == shown
 
 
 @pytest.mark.parametrize(
@@ -166,7 +206,7 @@ def test_evaluate_returns_its_decision_beside_the_address(
     )
     run = layout.run(str(tmp_path), "r")
     given = dict.fromkeys(component("evaluate").component_spec.inputs, "s3://b/x")
-    given |= {"run_uri": run, "settings_uri": write_settings(run, SECTIONS, PLAN), "place": "iteration-1/evaluate"}
+    given |= {"settings_uri": write_settings(run, SECTIONS, PLAN), "place": "iteration-1/evaluate"}
     found = component("evaluate").python_func(**given, metrics=FakeArtifact(tmp_path / "metrics"))
     assert found == (f"{run}/iteration-1/evaluate", decision)
 
@@ -184,7 +224,7 @@ def test_the_warm_start_has_a_place_and_settings_of_its_own(
     monkeypatch.setattr(f"dice_core.stages.{name}.{name}", stage)
     run = layout.run(str(tmp_path), "r")
     given = dict.fromkeys(component(name).component_spec.inputs, "s3://b/x")
-    given |= {"run_uri": run, "settings_uri": write_settings(run, SECTIONS, PLAN), "place": f"warm-start/{name}"}
+    given |= {"settings_uri": write_settings(run, SECTIONS, PLAN), "place": f"warm-start/{name}"}
     uri = component(name).python_func(**given, metrics=FakeArtifact(tmp_path / "metrics"))
     assert uri == f"{run}/warm-start/{name}"
     assert called.get("training", {"beta": 0.3}) == {"beta": 0.3} and not called.get("scores_uris")
@@ -193,10 +233,10 @@ def test_the_warm_start_has_a_place_and_settings_of_its_own(
 def test_settings_that_were_changed_since_they_were_checked_are_refused(tmp_path: Path) -> None:
     run = layout.run(str(tmp_path), "r")
     settings_uri = write_settings(run, SECTIONS, PLAN)
-    assert read_task(run, settings_uri, "iteration-1/train").plan == PLAN
+    assert read_task(settings_uri, "iteration-1/train").plan == PLAN
     Path(settings_uri).write_text(Path(settings_uri).read_text().replace("0.2", "0.4"))
     with pytest.raises(StorageError, match="changed since check-settings wrote it"):
-        read_task(run, settings_uri, "iteration-1/train")
+        read_task(settings_uri, "iteration-1/train")
 
 
 def test_a_run_whose_first_task_failed_has_a_report_that_says_so(tmp_path: Path) -> None:

@@ -84,9 +84,7 @@ def origin(spec: dict[str, Any], reference: str, name: str) -> str:
 
 def test_the_graph_reads_as_iterations_with_shards_inside(tmp_path: Path) -> None:
     preset = apply_overrides(PRESETS["zephyr"](), ["num_shards=2", "iterations=2"])
-    iteration = dict.fromkeys(
-        ["generate 1 of 2", "score 1 of 2", "generate 2 of 2", "score 2 of 2", "pair", "train", "evaluate"]
-    )
+    iteration = dict.fromkeys(["generate and score 1 of 2", "generate and score 2 of 2", "pair", "train", "evaluate"])
     start = dict.fromkeys(["check settings", "import policy", "prepare data", "import reference"])
     assert outline(compiled(preset, tmp_path)) == {
         "zephyr": start | {"iteration 1": iteration, "if iteration 1 is accepted": {"iteration 2": iteration}},
@@ -112,17 +110,15 @@ def test_a_key_stands_once_in_the_whole_pipeline(preset: str, tmp_path: Path) ->
     graphs = [spec["root"], *spec["components"].values()]
     keys = [key for graph in graphs if "dag" in graph for key in graph["dag"]["tasks"]]
     assert len(keys) == len(set(keys))
-    assert {"iteration-1-train", "iteration-2-score-1", "iteration-2-evaluate"} <= set(keys)
+    assert {"iteration-1-train", "iteration-2-generate-and-score-1", "iteration-2-evaluate"} <= set(keys)
 
 
 def test_stages_wait_for_what_they_read(tmp_path: Path) -> None:
     spec = compiled(apply_overrides(PRESETS["zephyr"](), ["num_shards=2"]), tmp_path)
     assert dependencies(spec, "comp-iteration-2") == {
-        "generate 1 of 2": set(),
-        "score 1 of 2": {"generate 1 of 2"},
-        "generate 2 of 2": set(),
-        "score 2 of 2": {"generate 2 of 2"},
-        "pair": {"score 1 of 2", "score 2 of 2"},
+        "generate and score 1 of 2": set(),
+        "generate and score 2 of 2": set(),
+        "pair": {"generate and score 1 of 2", "generate and score 2 of 2"},
         "train": {"pair"},
         "evaluate": {"train"},
     }
@@ -201,7 +197,7 @@ def test_the_report_is_written_whatever_happened(spec: dict[str, Any]) -> None:
 
 
 def test_no_task_takes_a_cached_result(spec: dict[str, Any]) -> None:
-    assert len(all_tasks(spec)) >= 15
+    assert len(all_tasks(spec)) >= 13
     assert [task for task in all_tasks(spec) if task["cachingOptions"]] == []
 
 

@@ -227,6 +227,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
     return compile_batch
 
 
+_OF_ONE_TASK = ("generate_timeout", "score_timeout")
+"""One task runs both stages, and may take both times."""
+
 View = Callable[[Compiled], Any]
 
 
@@ -313,11 +316,11 @@ def pull_secrets(executor: Executor) -> list[str]:
 
 
 VIEWS: dict[str, list[View]] = {
-    "gpu_resource": [of("generate", accelerator("Type", "")), of_pods("gpu_resource")],
+    "gpu_resource": [of("generate-and-score", accelerator("Type", "")), of_pods("gpu_resource")],
     "gpu_hour_price": [lambda compiled: compiled.planned("gpu_hour_price")],
-    "gpus_per_task": [of("generate", lambda executor: int(accelerator("Count", "0")(executor)))],
-    "gpu_node_selector": [of("score", selector), of_pods("node_selector")],
-    "gpu_tolerations": [of("score", tolerations), of_pods("tolerations")],
+    "gpus_per_task": [of("generate-and-score", lambda executor: int(accelerator("Count", "0")(executor)))],
+    "gpu_node_selector": [of("generate-and-score", selector), of_pods("node_selector")],
+    "gpu_tolerations": [of("generate-and-score", tolerations), of_pods("tolerations")],
     "cpu_node_selector": [of("pair", selector), of("train", selector)],
     "cpu_tolerations": [of("pair", tolerations), of("train", tolerations)],
     "gpu_task_cpu": [of("evaluate", resource("CpuRequest"))],
@@ -341,8 +344,8 @@ VIEWS: dict[str, list[View]] = {
     "clean_pod_policy": [of_pods("clean_pod_policy")],
     "job_ttl": [of_pods("ttl_seconds_after_finished")],
     "cpu_task_timeout": [of("pair", seconds), of("report", seconds)],
-    "generate_timeout": [of("generate", seconds)],
-    "score_timeout": [of("score", seconds)],
+    "generate_timeout": [of("generate-and-score", seconds)],
+    "score_timeout": [of("generate-and-score", seconds)],
     "train_timeout": [of_pods("active_deadline_seconds")],
     "evaluate_timeout": [of("evaluate", seconds)],
     "pending_timeout": [of_pods("pending_deadline_seconds")],
@@ -362,7 +365,7 @@ VIEWS: dict[str, list[View]] = {
     "tracking_secret": [of("pair", lambda executor: secret(2)(executor)[0]), of_pods("tracking_secret")],
     "tracking_secret_keys": [of("pair", lambda executor: secret(2)(executor)[1]), of_pods("tracking_secret_keys")],
     "image_pull_secrets": [of("pair", pull_secrets), of_pods("image_pull_secrets")],
-    "model_cache_claim": [of("score", claim), of("import-model", claim), of_pods("model_cache_claim")],
+    "model_cache_claim": [of("generate-and-score", claim), of("import-model", claim), of_pods("model_cache_claim")],
     "scratch_size": [of("pair", mount("/tmp"))],
     "run_as_user": [
         of("pair", lambda executor: int(executor.platform["securityContext"].get("runAsUser", 0))),
@@ -387,7 +390,10 @@ def seen(section: str, name: str, compiled: Compiled) -> list[Any]:
 
 
 def expected(preset: Preset, section: str, name: str) -> Any:
-    value = preset.sections()[section].to_dict()[name]
+    values = preset.sections()[section].to_dict()
+    if section == "cluster" and name in _OF_ONE_TASK:
+        return sum(to_seconds(values[name]) for name in _OF_ONE_TASK)
+    value = values[name]
     return to_seconds(value) if section == "cluster" and name.endswith(("_timeout", "_ttl")) else value
 
 

@@ -33,6 +33,22 @@ def pod(name: str, stage: str, time: str, status: Any) -> dict[str, Any]:
     return {"metadata": {"name": name, "labels": labels, "creationTimestamp": time}, "status": status}
 
 
+@pytest.mark.parametrize("stage", ["generate", "score"])
+def test_the_logs_of_a_stage_are_those_of_each_task_that_runs_it(
+    stage: str, cluster: ClusterObjects, kfp: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pipelines of older versions have a task for each of the two."""
+    names = ("generate-and-score", "generate", "score", "pair")
+    cluster.objects[f"{NAMESPACE}/pods"] = [
+        pod(name, name, f"2026-01-01T00:00:0{second}Z", {"phase": "Running"}) for second, name in enumerate(names)
+    ]
+    cluster.objects |= {f"{NAMESPACE}/pods/{name}/log": "one\n" for name in names}
+    kfp.runs = [RUN]
+    assert main(["logs", "--run", "x", "--task", stage]) == 0
+    shown = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("== ")]
+    assert shown == ["generate-and-score:", f"{stage}:"]
+
+
 def test_logs_are_those_of_the_runs_stages_oldest_first(
     cluster: ClusterObjects, kfp: KfpServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ from tests.compiled_pipeline import Compiled, Executor
 
 pytestmark = pytest.mark.slow
 
-GPU_STAGES = [stage.name for stage in STAGES.values() if stage.pod == "gpu"]
+GPU_STAGES = [stage.name for stage in STAGES.values() if stage.pod == "gpu" and stage.is_task]
 CPU_STAGES = [stage.name for stage in STAGES.values() if stage.pod != "gpu" and stage.is_task]
 TINY = ["iterations=1", "num_shards=2"]
 
@@ -72,7 +72,9 @@ def test_pods_that_ask_for_gpus_are_told_so_and_no_others(zephyr: Compiled, demo
 def test_a_toleration_may_have_an_end(tmp_path: Path) -> None:
     toleration = {"key": "x", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}
     changed = compiled(tmp_path, f"cluster.gpu_tolerations={json.dumps([toleration])}")
-    assert changed.executors("score")[0].platform["tolerations"] == [toleration | {"tolerationSeconds": "300"}]
+    assert changed.executors("generate-and-score")[0].platform["tolerations"] == [
+        toleration | {"tolerationSeconds": "300"}
+    ]
 
 
 def test_no_other_task_holds_a_gpu_or_sits_on_its_nodes(zephyr: Compiled) -> None:
@@ -88,9 +90,10 @@ def test_the_launcher_of_training_is_small_and_runs_in_the_image_without_cuda(ze
 
 
 def test_the_other_images_are_those_of_the_stages(zephyr: Compiled) -> None:
-    assert {executor.container["image"] for executor in zephyr.executors("generate", "evaluate")} == {images.GENERATE}
+    with_vllm = zephyr.executors("generate-and-score", "evaluate")
+    assert {executor.container["image"] for executor in with_vllm} == {images.GENERATE}
     # An import builds the model without values, which takes torch and no GPU.
-    assert {executor.container["image"] for executor in zephyr.executors("import-model", "score")} == {images.TRAIN}
+    assert {executor.container["image"] for executor in zephyr.executors("import-model")} == {images.TRAIN}
     assert {executor.container["image"] for executor in zephyr.executors("prepare-data", "pair")} == {images.CORE}
 
 
@@ -115,8 +118,10 @@ def test_models_are_kept_on_the_claim_by_the_tasks_that_load_or_import_them(zeph
 
 
 def test_every_task_has_a_timeout(zephyr: Compiled) -> None:
-    seconds = {stage: zephyr.executors(stage)[0].platform["activeDeadlineSeconds"] for stage in ("generate", "pair")}
-    assert seconds == {"generate": str(12 * 3600), "pair": str(6 * 3600)}
+    stages = ("generate-and-score", "pair")
+    seconds = {stage: zephyr.executors(stage)[0].platform["activeDeadlineSeconds"] for stage in stages}
+    # Of both stages together.
+    assert seconds == {"generate-and-score": str((12 + 6) * 3600), "pair": str(6 * 3600)}
     assert all(int(executor.platform["activeDeadlineSeconds"]) > 0 for executor in zephyr.executors())
 
 

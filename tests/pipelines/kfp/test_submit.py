@@ -71,9 +71,8 @@ def test_what_is_uploaded_is_the_pipeline_with_its_platform_part(server: KfpServ
     assert submit() == 0
     spec = server.versions[0]["pipeline_spec"]
     assert spec["pipeline_spec"]["pipelineInfo"]["name"] == "dice-zephyr"
-    assert (
-        "exec-iteration-1-generate-1" in spec["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    )
+    executors = spec["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert "exec-iteration-1-generate-and-score-1" in executors
 
 
 def test_a_version_is_uploaded_once_for_each_content(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,13 +208,14 @@ def test_a_dry_run_shows_graph_images_resources_and_what_differs_from_the_preset
     result = run_command(*words, DICE_REGISTRY="registry.example.com/dice", DICE_TAG="1")
     assert result.returncode == 0, result.stderr
     lines = [line.strip() for line in result.stdout.splitlines()]
-    # check-settings, two imports, prepare-data and the report; per iteration 4 + 4 shards, pair, train and evaluate.
-    assert f"graph:           3 iterations, 4 shards, {5 + 3 * (4 + 4 + 3)} tasks" in lines
+    # check-settings, two imports, prepare-data and the report; per iteration 4 shards, pair, train and evaluate.
+    assert f"graph:           3 iterations, 4 shards, {5 + 3 * (4 + 3)} tasks" in lines
     image = "registry.example.com/dice/dice-{}:1"
     assert [line for line in lines if line.startswith("registry")] == [
         image.format(name) for name in ("core", "generate", "train")
     ]
-    assert f"12 x generate, 3 x evaluate: cpu 10, memory 64Gi, 1 nvidia.com/gpu; {image.format('generate')}" in lines
+    on_gpu = f"cpu 10, memory 64Gi, 1 nvidia.com/gpu; {image.format('generate')}"
+    assert f"12 x generate-and-score, 3 x evaluate: {on_gpu}" in lines
     training = f"6 x training pod, 2 at a time: cpu 80, memory 400Gi, 8 nvidia.com/gpu; {image.format('train')}"
     assert training in lines
     assert lines[lines.index("settings that differ from preset zephyr:") + 1 : lines.index("parameters:")] == [

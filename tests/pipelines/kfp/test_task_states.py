@@ -16,7 +16,6 @@ from pipelines.kfp.task_states import (
     kfp_states,
     moment,
     run_facts,
-    with_results,
     workflow_states,
 )
 from tests.compiled_pipeline import compiled_spec
@@ -213,26 +212,12 @@ def test_nodes_that_are_kept_elsewhere_are_not_taken_for_none() -> None:
     assert parse_workflow(body).nodes is None
 
 
-def test_results_tell_what_nothing_else_does_and_reasons_why_it_failed() -> None:
-    tasks = graph_tasks(recorded_pipeline(EIGHT_SHARDS))
-    states = [TaskState(task.label, "FAILED" if task.label == "import policy" else "?") for task in tasks]
-    complete = {"iteration-1/generate/shard-2-of-8", "iteration-1/train"}
-    found = with_results(states, tasks, complete, {"iteration-1/pair": "no scores", "data": "not read"})
-    told = {state.label: (state.state, state.note) for state in found if state.note}
-    assert told == {
-        "iteration 1: generate 3 of 8": ("ok", "its results are complete"),
-        "iteration 1: train": ("ok", "its results are complete"),
-        "iteration 1: pair": ("?", "its last attempt failed: no scores"),
-        "prepare data": ("?", "its last attempt failed: not read"),
-    }
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("num_shards", [1, 8, 64])
 def test_the_pipeline_of_today_is_read_with_any_number_of_shards(num_shards: int) -> None:
     tasks = graph_tasks(compiled_spec("demo", [f"num_shards={num_shards}"]))
-    assert len(tasks) == 3 + 2 + 2 * (2 * num_shards + 3) + 1
-    places = [task.place.below for task in tasks if task.place]
+    assert len(tasks) == 3 + 2 + 2 * (num_shards + 3) + 1
+    places = [place.below for task in tasks if task.place for place in task.place.parts]
     assert f"iteration-2/score/shard-{num_shards - 1}-of-{num_shards}" in places
     assert "warm-start/train" in places and "iteration-1/evaluate" in places and "report" in places
     assert len({task.path for task in tasks}) == len({task.label for task in tasks}) == len(tasks)
