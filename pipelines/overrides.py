@@ -5,6 +5,7 @@ that a typo fails before anything is compiled or submitted.
 """
 
 import dataclasses
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ from dice_core.settings.base import ConfigError
 from dice_core.settings.hints import allowed
 from dice_core.settings.overrides import parse_overrides, with_field
 from dice_core.stages.check_settings import check_settings
-from dice_core.stages.judge_models import check_judge_models
+from dice_core.stages.judge_models import check_judge_models, endpoints_of
 from dice_core.stages.table import SECTIONS
+from pipelines.cluster.config import ClusterConfig
 from pipelines.cluster.pools import NODE_KINDS, POOLS, TRAINER_MEMORY_ZERO2
 from pipelines.cluster.training_pods import OWNERS, training_pods
 from pipelines.presets import PRESETS, Preset
@@ -100,6 +102,21 @@ def _check(preset: Preset) -> None:
     parsed = check_settings({name: value.to_dict() for name, value in sections.items()})
     # Keys are in the pods of a run, and not on this machine.
     check_judge_models(parsed, preset.judge_source, preset.reward_source, needs_keys=False)
+    if preset.cluster:
+        for section, endpoint in endpoints_of(parsed, preset.reward_source).items():
+            _check_key(section, endpoint.endpoint_key_variable, preset.cluster)
+
+
+def _check_key(section: str, variable: str, cluster: ClusterConfig) -> None:
+    """Check that pods get an endpoint's key, from a secret; preflight looks whether the secret has it."""
+    if variable in cluster.env:
+        raise ConfigError(f"cluster.env: {variable} is a key: it belongs into a secret, see cluster.env_secret")
+    if variable and (not cluster.env_secret or variable not in cluster.env_secret_keys):
+        keys = json.dumps(list(dict.fromkeys([*cluster.env_secret_keys, variable])), separators=(",", ":"))
+        raise ConfigError(
+            f"{section}.endpoint_key_variable: pods do not get {variable}: name the secret that has it, with "
+            f"cluster.env_secret={cluster.env_secret or 'NAME'} cluster.env_secret_keys={keys}"
+        )
 
 
 def _own_field(preset: Preset, text: str) -> tuple[str, str | int]:

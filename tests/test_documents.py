@@ -29,6 +29,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "docs/stages.md",
     "docs/kubeflow.md",
+    "docs/judges.md",
     "docs/promotion.md",
     "docs/report.md",
     "manifests/README.md",

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from dice_core.settings.quantities import quantity
+from dice_core.stages.table import EVALUATE
 from pipelines.cluster import config as cluster
 from pipelines.cluster import resources
 from pipelines.cluster.pools import POOLS
@@ -242,6 +243,16 @@ def test_the_way_out_is_dns_and_tls_without_the_metadata_service_of_the_node() -
         ({"cidr": "169.254.20.10/32"}, [53]),
         ({"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}, [443, 6443]),
     ]
+
+
+def test_the_way_to_a_judge_in_the_cluster_is_open_to_those_who_ask_it_and_to_no_other_pod() -> None:
+    policy = find(render("components/judge-endpoint"), "NetworkPolicy", "dice-egress-judge-endpoint")
+    kubernetes_validate.validate(policy, KUBERNETES_VERSION, strict=True)
+    [rule] = policy["spec"]["egress"]
+    assert policy["spec"]["policyTypes"] == ["Egress"] and rule["ports"] == [{"protocol": "TCP", "port": 8000}]
+    [expression] = policy["spec"]["podSelector"]["matchExpressions"]
+    assert policy["spec"]["podSelector"]["matchLabels"] == TASK
+    assert expression["key"] == "app.kubernetes.io/component" and EVALUATE.name in expression["values"]
 
 
 # ---- the files themselves

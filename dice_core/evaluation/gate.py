@@ -106,6 +106,8 @@ class Gate:
     reason: str
     """One line for manifests and logs."""
     rules: tuple[Rule, ...]
+    power: str = ""
+    """What so many prompts or pairs can show, in a line; empty: not known."""
     warnings: tuple[str, ...] = ()
     """What a person should know of an accepted candidate too."""
 
@@ -127,9 +129,9 @@ def decide(findings: Findings, config: EvaluationConfig) -> Gate:
     outcome = _outcome(gains)
     broken = [rule.sentence for rule in guards if rule.passed is False]
     barred = [rule.sentence for rule in (*evidence, *guards) if not rule.passed]
-    promotable = outcome == BETTER and not barred
-    reason = "; ".join(broken) if broken else _verdict(outcome, gains, barred, _power(findings, config))
-    return Gate(outcome, not broken, promotable, reason, rules, (*_unsure(guards), *_limits(findings)))
+    promotable, power = outcome == BETTER and not barred, _power(findings, config)
+    reason = "; ".join(broken) if broken else _verdict(outcome, gains, barred, power)
+    return Gate(outcome, not broken, promotable, reason, rules, power, (*_unsure(guards), *_limits(findings)))
 
 
 def _outcome(gains: Sequence[Rule]) -> Outcome:

@@ -42,7 +42,8 @@ that no number is null or not finite. `measuring.py` fills this in; it stores no
         accepted, promotable                    0 or 1
         outcome                                 better | not shown | worse
         reason                                  one line
-    gate            outcome, accepted, promotable, reason, warnings: list of lines, and
+    gate            outcome, accepted, promotable, reason, power (what so many prompts can show, a line),
+                    warnings: list of lines, and
       rules         list of {name, what, kind, value, low, high, bound, passed, sentence}
         kind        gain: all of them make a policy better; guard: refuses a policy when broken; evidence: only bars
                     its promotion

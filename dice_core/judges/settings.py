@@ -21,7 +21,7 @@ class JudgeModelConfig(EngineConfig):
     """Of a server that speaks OpenAI's API, such as https://api.example.com/v1."""
     endpoint_model: str = ""
     """The model's name there."""
-    endpoint_key_variable: str = "DICE_JUDGE_API_KEY"
+    endpoint_key_variable: str = Field(default="DICE_JUDGE_API_KEY", json_schema_extra=OPERATIONAL)
     """Environment variable with the key, which a secret fills (cluster.env_secret). Empty: the server asks for none."""
     endpoint_concurrency: Int = Field(default=8, ge=1, json_schema_extra=OPERATIONAL)
     """Requests that are under way at a time."""

@@ -103,7 +103,16 @@ def _parse(uri: str, manifest: Manifest) -> Evaluated:
         uri,
         policy_digest=inputs["policy"][2] if "policy" in inputs else "",
         previous_uri=inputs["previous"][0] if "previous" in inputs else "",
-        incumbent_digest=inputs["incumbent"][2] if "incumbent" in inputs else None,
+        incumbent_digest=_incumbent_digest(manifest.settings.get("compared_with"), inputs),
         iteration=int(manifest.settings.get("iteration", 0)),
         verdict=manifest.metrics,
     )
+
+
+def _incumbent_digest(
+    compared_with: Mapping[str, str] | None, inputs: Mapping[str, tuple[str, str, str]]
+) -> str | None:
+    """Return what the pointer must name; empty: nothing, since the policy was compared with the run's first one."""
+    if compared_with is None:
+        return None
+    return inputs["incumbent"][2] if compared_with["what"] == "given model" else compared_with["promoted_digest"]

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dice_core.data.settings import DataConfig
+from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.generation.settings import GenerationConfig
 from dice_core.launch.settings import LaunchConfig, parse_launch
 from dice_core.preferences.settings import ScoringConfig
@@ -100,9 +102,11 @@ def check_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Setti
 
 def _check_fit(
     *,
+    data: DataConfig,
     generation: GenerationConfig,
     scoring: ScoringConfig,
     training: TrainingConfig,
+    evaluation: EvaluationConfig,
     launch: LaunchConfig,
     warm_start_training: TrainingConfig | None = None,
     **_: Settings,
@@ -111,6 +115,11 @@ def _check_fit(
         raise ConfigError(
             f"scoring.min_valid_responses: must not exceed generation.num_responses {generation.num_responses}, "
             f"or no prompt would ever have enough, got {scoring.min_valid_responses}"
+        )
+    if evaluation.num_sample_prompts > data.num_held_out:
+        raise ConfigError(
+            f"evaluation.num_sample_prompts: must not exceed data.num_held_out {data.num_held_out}, whose prompts are "
+            f"answered, got {evaluation.num_sample_prompts}"
         )
     num_processes = launch.num_nodes * launch.processes_per_node
     training.accumulation_steps(num_processes)

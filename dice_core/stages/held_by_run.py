@@ -19,6 +19,7 @@ from dice_core.stages.table import (
     GENERATE,
     PAIR,
     PREPARE_DATA,
+    RUN_BY_TASKS,
     SCORE,
     STAGES,
     TRAIN,
@@ -119,7 +120,7 @@ class _Held(NamedTuple):
 
 def _is_wanted(plan: RunPlan, held: _Held) -> bool:
     """Return whether a run by this plan would go on with a result."""
-    if not held.stage.is_task:
+    if held.stage.name not in RUN_BY_TASKS:
         return False
     if held.iteration is None:
         return held.stage is PREPARE_DATA

@@ -56,14 +56,12 @@ def check_judge_models(
             f"judge_source: is empty, and judging.judge is {judging.judge}: name the judge's model when the "
             "pipeline is compiled (SET=judge_source=...), or set judging.judge=none"
         )
-    endpoints: dict[str, JudgeModelConfig] = {"judging": judging} if judging.judge == "endpoint" else {}
-    if reward in _REWARD_KINDS and not reward_source:
-        if reward != "judge" or not isinstance(grading, JudgeModelConfig) or not grading.endpoint_url:
-            raise ConfigError(
-                f"reward_source: is empty, and scoring.reward is {reward}: name the model when the "
-                "pipeline is compiled (SET=reward_source=...), or set scoring.reward=implicit"
-            )
-        endpoints["grading"] = grading
+    endpoints = endpoints_of(sections, reward_source)
+    if reward in _REWARD_KINDS and not reward_source and "grading" not in endpoints:
+        raise ConfigError(
+            f"reward_source: is empty, and scoring.reward is {reward}: name the model when the "
+            "pipeline is compiled (SET=reward_source=...), or set scoring.reward=implicit"
+        )
     if needs_keys:
         for section, config in endpoints.items():
             api_key(config, section)
@@ -74,6 +72,23 @@ def check_judge_models(
             f"judge_source: {judge} ranks the responses that are trained on (scoring.reward {reward}), so it cannot "
             "judge the policy that learnt them: take another judge"
         )
+
+
+def endpoints_of(sections: Mapping[str, Settings], reward_source: str) -> dict[str, JudgeModelConfig]:
+    """Return the settings of the endpoints that a run asks, by section.
+
+    Args:
+        sections: of a run.
+        reward_source: the model of scoring.reward; without one, a judge that grades is behind an endpoint.
+    """
+    found: dict[str, JudgeModelConfig] = {}
+    judging, grading = sections["judging"], sections.get("grading")
+    if isinstance(judging, JudgingConfig) and judging.judge == "endpoint":
+        found["judging"] = judging
+    is_judge = getattr(sections["scoring"], "reward", "implicit") == "judge"
+    if is_judge and not reward_source and isinstance(grading, JudgeModelConfig) and grading.endpoint_url:
+        found["grading"] = grading
+    return found
 
 
 def _identity(config: Settings | None, source: str) -> str:

@@ -24,7 +24,7 @@ from dice_core.stages.place import Artifact, Place, is_place_of
 from dice_core.stages.recurring_name import continued_or_new, given_or_new
 from dice_core.stages.run_status import run_status
 from dice_core.stages.runner import StageReport
-from dice_core.stages.table import CHECK_SETTINGS, IMPORT_MODEL, PAIR, REPORT, STAGES
+from dice_core.stages.table import CHECK_SETTINGS, IMPORT_MODEL, PAIR, REPORT, RUN_BY_TASKS, STAGES
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import MissingObjectError, StorageError
@@ -180,12 +180,11 @@ def _collect(
     known: Mapping[str, Mapping[str, Histogram]] | None = None,
 ) -> RunData:
     # The pair stage names the shards that it has read.
-    in_tasks = {name for stage in STAGES.values() if stage.is_task for name in stage.parts or (stage.name,)}
     groups = {maker: name for name, makers in PAIR.inputs.items() for maker in makers}
     stages = [
         ReportedStage(stage.name, stage.in_warm_start, groups[stage.name] if stage.scope == "shard" else "")
         for stage in STAGES.values()
-        if stage.scope != "run" and stage.name in in_tasks
+        if stage.scope != "run" and stage.name in RUN_BY_TASKS
     ]
     return collect(contents, num_iterations, stages, details=details, known=known or {})
 

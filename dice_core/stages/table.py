@@ -139,7 +139,7 @@ EVALUATE = Stage(
     pod="gpu",
     scope="iteration",
     format_version=3,
-    shown=("win_rate", "heldout_reward_accuracy_incumbent", "heldout_reward_accuracy", "reason"),
+    shown=("outcome", "win_rate", "heldout_reward_accuracy_incumbent", "heldout_reward_accuracy"),
 )
 ALPACA_EVAL = Stage(
     name="alpaca-eval",
@@ -181,6 +181,9 @@ STAGES: dict[str, Stage] = {
     )
 }
 """All stages by name, in the order of a run, which the report keeps."""
+
+RUN_BY_TASKS = frozenset(name for stage in STAGES.values() if stage.is_task for name in stage.parts or (stage.name,))
+"""The stages that the tasks of a pipeline run; the others are a person's commands only."""
 
 
 def tasks_of(stage: str) -> list[str]:

@@ -85,7 +85,7 @@ def origin(spec: dict[str, Any], reference: str, name: str) -> str:
 def test_the_graph_reads_as_iterations_with_shards_inside(tmp_path: Path) -> None:
     preset = apply_overrides(PRESETS["zephyr"](), ["num_shards=2", "iterations=2"])
     iteration = dict.fromkeys(["generate and score 1 of 2", "generate and score 2 of 2", "pair", "train", "evaluate"])
-    start = dict.fromkeys(["check settings", "import policy", "prepare data", "import reference"])
+    start = dict.fromkeys(["check settings", "import policy", "import judge", "prepare data", "import reference"])
     assert outline(compiled(preset, tmp_path)) == {
         "zephyr": start | {"iteration 1": iteration, "if iteration 1 is accepted": {"iteration 2": iteration}},
         "report": None,

@@ -109,6 +109,49 @@ def test_any_text_is_a_change_or_one_line(text: str) -> None:
         assert "\n" not in str(error)
 
 
+ENDPOINT = [
+    "judging.judge=endpoint",
+    "judging.endpoint_url=https://a.example/v1",
+    "judging.endpoint_model=gpt",
+    "judge_source=",
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["judge_source="], "judge_source: is empty, and judging.judge is reward-model: name the judge's model"),
+        (
+            ENDPOINT,
+            "judging.endpoint_key_variable: pods do not get DICE_JUDGE_API_KEY: name the secret that has it, with "
+            'cluster.env_secret=NAME cluster.env_secret_keys=["HF_TOKEN","DICE_JUDGE_API_KEY"]',
+        ),
+        (
+            [*ENDPOINT, "cluster.env_secret=keys"],
+            'cluster.env_secret=keys cluster.env_secret_keys=["HF_TOKEN","DICE_JUDGE_API_KEY"]',
+        ),
+        (
+            [*ENDPOINT, 'cluster.env={"DICE_JUDGE_API_KEY":"sk-1"}'],
+            "cluster.env: DICE_JUDGE_API_KEY is a key: it belongs into a secret",
+        ),
+    ],
+)
+def test_a_judge_that_pods_could_not_ask_is_refused_before_anything_is_compiled(
+    changes: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        apply_overrides(zephyr(), changes)
+    assert message in str(raised.value) and "\n" not in str(raised.value) and "sk-1" not in str(raised.value)
+
+
+def test_a_judge_that_pods_can_ask_passes() -> None:
+    keys = ["cluster.env_secret=keys", 'cluster.env_secret_keys=["DICE_JUDGE_API_KEY"]']
+    assert apply_overrides(zephyr(), [*ENDPOINT, *keys]).judging.judge == "endpoint"
+    assert apply_overrides(zephyr(), [*ENDPOINT, "judging.endpoint_key_variable="]).judge_source == ""
+    # On this machine the variable is in the environment, or check-settings says that it is not.
+    assert apply_overrides(on_this_machine(zephyr()), [*ENDPOINT, "launch.processes_per_node=4"]).cluster is None
+
+
 def test_an_unknown_preset_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown name 'zefyr', did you mean 'zephyr'"):
         find_preset("zefyr")

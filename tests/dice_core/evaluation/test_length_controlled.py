@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
@@ -96,6 +96,7 @@ def test_folds_are_those_of_group_k_fold(size: int) -> None:
 
 
 @pytest.mark.parametrize("with_difficulty", [False, True])
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), size=st.integers(6, 40))
 def test_swapping_the_models_turns_it_into_one_minus_it(with_difficulty: bool, seed: int, size: int) -> None:
     preferences, lengths, others, difficulty = draw(size, seed)

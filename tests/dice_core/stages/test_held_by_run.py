@@ -39,7 +39,10 @@ SETTINGS = [
     for name in SECTIONS[section].model_fields
 ]
 # Allowed together with another setting only.
-COMPANIONS = {"warmup_steps": ("lr_scheduler", "constant_with_warmup")}
+COMPANIONS = {
+    "warmup_steps": ("lr_scheduler", "constant_with_warmup"),
+    "endpoint_max_cost": ("endpoint_input_price", 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,11 @@ class Start:
     def plan(self) -> dict[str, Any]:
         """Return the parameters that belong to no section."""
         plan = {"num_iterations": 1, "num_shards": 2, "seed": 42, "promote_as": "demo", "policy_source": "org/policy"}
-        plan |= {"reference_source": "", "preferences_source": str(Path(self.root) / "pairs.jsonl")}
+        plan |= {
+            "judge_source": "org/judge",
+            "reference_source": "",
+            "preferences_source": str(Path(self.root) / "pairs.jsonl"),
+        }
         return {**plan, "prompts_source": "", "exclude_source": "", **self.others}
 
     def with_setting(self, section: str, name: str, value: Any) -> "Start":
@@ -102,7 +109,8 @@ class Start:
         place = layout.stage(run, 1, "train")
         trained = train(policy, pairs, place, training=of["training"], launch=of["launch"], **seed).uri
         pointer = layout.promoted(self.root, plan["promote_as"]) if plan["promote_as"] else ""
-        chosen = {name: of[name] for name in ("evaluation", "generation", "chat")}
+        chosen = {name: of[name] for name in ("evaluation", "judging", "generation", "chat")}
+        chosen |= {"judge_uri": import_skipped(self.root, plan["judge_source"])} if plan["judge_source"] else {}
         place = layout.stage(run, 1, "evaluate")
         evaluate(trained, policy, reference, data, place, promoted_uri=pointer, **chosen, **seed)
 
@@ -162,7 +170,7 @@ def others(section: str, name: str, value: Any) -> Iterator[Any]:
         yield [*value, 7]
     annotation = SECTIONS[section].model_fields[name].annotation
     yield from (word for word in words(annotation) if word != value)
-    yield from ("another", "2026-01-31")
+    yield from ("another", "2026-01-31", "https://a.example/v1")
 
 
 def words(annotation: Any) -> list[Any]:
@@ -213,6 +221,20 @@ def test_another_setting_is_refused_exactly_where_a_stage_would_refuse_it(
 ) -> None:
     other = changed(held_once, section, name)
     assert other.is_checked() == other.is_run() == (name in SECTIONS[section].operational())
+
+
+def test_another_judge_is_refused_where_one_has_judged(start: Start) -> None:
+    held = start.with_setting("judging", "judge", "reward-model")
+    held.go()
+    held.check()
+    other = held.with_other("judge_source", "org/another")
+    with pytest.raises(
+        ConfigError, match=r"judge_source was '.*org--judge', now 'org/another' \(iteration-1/evaluate\)"
+    ):
+        other.check()
+    assert not other.is_run()
+    # Of a run that nobody has judged the judge may be any.
+    start.with_other("run", "third").with_other("judge_source", "org/another").check()
 
 
 def test_how_it_trains_may_differ(held: Start) -> None:
