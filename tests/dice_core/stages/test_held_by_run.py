@@ -234,7 +234,7 @@ def test_another_judge_is_refused_where_one_has_judged(start: Start) -> None:
         other.check()
     assert not other.is_run()
     # Of a run that nobody has judged the judge may be any.
-    start.with_other("run", "third").with_other("judge_source", "org/another").check()
+    replace(start, run="third").with_other("judge_source", "org/another").check()
 
 
 def test_how_it_trains_may_differ(held: Start) -> None:
