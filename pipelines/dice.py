@@ -190,7 +190,7 @@ def _check_settings(preset: Preset, given: Given) -> dsl.PipelineTask:
         num_iterations=preset.iterations,
         num_shards=preset.num_shards,
         preset=preset.name,
-        gpu_hour_price=preset.cluster.gpu_hour_price if preset.cluster else 0.0,
+        gpu_hour_price=float(preset.cluster.gpu_hour_price) if preset.cluster else 0.0,
         service_account=PIPELINE_ACCOUNT if preset.cluster else "",
     )
     return configure_task(checked, CHECK_SETTINGS, "check settings", preset)
