@@ -249,8 +249,8 @@ logs: $(STAMP) ## Show what RUN's stages wrote; TASK=train shows only that stage
 
 .PHONY: board
 board: $(STAMP) ## Serve the curves of RUN's trainings, or of all runs, with TensorBoard as they grow; PORT= (6006).
-	@$(PY) -m uv venv --quiet --allow-existing --python $(PY) $(BOARD) && \
-	  $(PY) -m uv pip install --quiet --no-deps --python $(BOARD)/bin/python -r $(BOARD_LOCK) \
+	@{ $(PY) -m uv venv --quiet --allow-existing --python $(PY) $(BOARD) && \
+	  $(PY) -m uv pip install --quiet --no-deps --python $(BOARD)/bin/python -r $(BOARD_LOCK); } >&2 \
 	  || { echo "make: TensorBoard cannot be installed in $(BOARD), see above; any TensorBoard shows the files in <training>/tensorboard/" >&2; exit 1; }
 	@exec $(PY) -m pipelines board $(CLUSTER_OPTIONS) --python $(BOARD)/bin/python --folder $(BOARD)/curves $(if $(RUN),--run "$(RUN)") $(if $(PORT),--port "$(PORT)")
 

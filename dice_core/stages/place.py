@@ -12,12 +12,11 @@ from typing import Any, Protocol
 from dice_core.stages.runner import StageReport
 from dice_core.stages.table import CHECK_SETTINGS, CHOOSE_INPUTS, PREPARE_DATA, REPORT, STAGES, Stage
 from dice_core.storage import layout
-from dice_core.storage.manifest import Metric
 
 WARM_START = 0
 """The iteration that makes a run's first policy."""
 MAX_SHOWN = 15
-"""Numbers of a task: more than these nobody reads in the UI."""
+"""Numbers of a task: more than these nobody reads in the UI, and the page has them all."""
 _OF_RUN = {
     CHECK_SETTINGS.name: layout.check_settings,
     CHOOSE_INPUTS.name: layout.choose_inputs,
@@ -117,9 +116,14 @@ class Artifact(Protocol):
 def show(report: StageReport, place: Place, artifact: Artifact) -> str:
     """Put a stage's metrics into its task's artifact, with whose they are; return the stage's address.
 
-    Of the numbers the first are shown that tell a person most: the page of the run has them all.
+    Of the numbers the first MAX_SHOWN are shown: the stage's own choice, then the others in their order.
     """
-    return _fill(artifact, _of_most_interest(report.metrics, place.stage), report.status, report.uri, place)
+    first = [name for name in STAGES[place.stage].shown if name in report.metrics]
+    ordered = {name: report.metrics[name] for name in [*first, *report.metrics]}
+    numbers = [name for name, value in ordered.items() if isinstance(value, int | float) and isfinite(value)]
+    left_out = set(numbers[MAX_SHOWN:])
+    shown = {name: value for name, value in ordered.items() if name not in left_out}
+    return _fill(artifact, shown, report.status, report.uri, place)
 
 
 def show_parts(reports: Sequence[tuple[Stage, StageReport]], place: Place, artifact: Artifact) -> str:
@@ -154,12 +158,3 @@ def _fill(artifact: Artifact, metrics: Mapping[str, Any], status: str, uri: str,
     }
     artifact.metadata.update(shown, status=status, uri=uri, task=place.label)
     return uri
-
-
-def _of_most_interest(metrics: Mapping[str, Metric], stage: str) -> dict[str, Metric]:
-    """Return the stage's own choice first, then the others in their order, with at most so many numbers."""
-    first = [name for name in STAGES[stage].shown if name in metrics]
-    ordered = {name: metrics[name] for name in [*first, *metrics]}
-    numbers = [name for name, value in ordered.items() if isinstance(value, int | float) and isfinite(value)]
-    left_out = set(numbers[MAX_SHOWN:])
-    return {name: value for name, value in ordered.items() if name not in left_out}

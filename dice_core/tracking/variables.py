@@ -23,15 +23,22 @@ PASSED_ON = (
 tasks some of them. Nothing that is of the launcher's own pod: its run, its identity, its files."""
 
 
+_ADDRESSES = ("MLFLOW_TRACKING_URI", "WANDB_BASE_URL")
+
+
 def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of an environment that training pods get too, as plain text.
 
     An address with a password in it is a secret.
     """
-    return {name: environment[name] for name in PASSED_ON if environment.get(name) and "@" not in environment[name]}
+    hidden = _with_password(environment)
+    return {name: environment[name] for name in PASSED_ON if environment.get(name) and name not in hidden}
 
 
 def left_behind(environment: Mapping[str, str]) -> list[str]:
     """Return the variables of trackers that training pods would need and do not get, as they are secrets."""
-    hidden = [name for name in PASSED_ON if "@" in environment.get(name, "")]
-    return [*(name for name in SECRETS if environment.get(name)), *hidden]
+    return [*(name for name in SECRETS if environment.get(name)), *_with_password(environment)]
+
+
+def _with_password(environment: Mapping[str, str]) -> list[str]:
+    return [name for name in _ADDRESSES if "@" in environment.get(name, "")]

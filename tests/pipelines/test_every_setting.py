@@ -381,7 +381,7 @@ VIEWS: dict[str, list[View]] = {
     "env_secret": [of("pair", lambda executor: secret(1)(executor)[0])],
     "env_secret_keys": [of("pair", lambda executor: secret(1)(executor)[1])],
     "tracking_secret": [of("pair", lambda executor: secret(2)(executor)[0]), of_pods("tracking_secret")],
-    "tracking_secret_keys": [of("pair", lambda executor: secret(2)(executor)[1]), of_pods("tracking_secret_keys")],
+    "tracking_secret_keys": [of("pair", lambda executor: secret(2)(executor)[1])],
     "image_pull_secrets": [of("pair", pull_secrets), of_pods("image_pull_secrets")],
     "model_cache_claim": [of("generate-and-score", claim), of("import-model", claim), of_pods("model_cache_claim")],
     "scratch_size": [of("pair", mount("/tmp"))],

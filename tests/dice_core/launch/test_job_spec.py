@@ -223,6 +223,7 @@ def test_what_the_launcher_knows_of_trackers_reaches_the_pods_and_secrets_as_ref
         "MLFLOW_TRACKING_URI": "https://mlflow.example.com",
         "MLFLOW_EXPERIMENT_ID": "3",
         "MLFLOW_WORKSPACE": "team",
+        "MLFLOW_TRACKING_USERNAME": "me@example.com",
         "WANDB_PROJECT": "dice",
         # Of the launcher's own pod and task.
         "MLFLOW_RUN_ID": "of-the-task",
@@ -238,7 +239,13 @@ def test_what_the_launcher_knows_of_trackers_reaches_the_pods_and_secrets_as_ref
     }
     assert plain == {
         name: environment[name]
-        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_WORKSPACE", "WANDB_PROJECT")
+        for name in (
+            "MLFLOW_TRACKING_URI",
+            "MLFLOW_EXPERIMENT_ID",
+            "MLFLOW_WORKSPACE",
+            "MLFLOW_TRACKING_USERNAME",
+            "WANDB_PROJECT",
+        )
     }
     for name in keys:
         assert variables[name]["valueFrom"]["secretKeyRef"] == {"name": "trackers", "key": name}
