@@ -52,8 +52,8 @@ class FileArtifact(Artifact, Protocol):
 
 
 def report(
-    output_uri: str,
     *,
+    output_uri: str,
     run_uri: str = "",
     runs_uris: Sequence[str] = (),
     num_iterations: int = 0,
@@ -258,7 +258,7 @@ def report_task(
     name = continued_or_new(root, schedule, job_id) if schedule else given_or_new(run, promote_as, job_id)
     uri = layout.run(root, name)
     # The run may have failed at its first task: its page says that there is nothing.
-    written = report(layout.report(uri), run_uri=uri, num_iterations=num_iterations, allow_empty=True)
+    written = report(output_uri=layout.report(uri), run_uri=uri, num_iterations=num_iterations, allow_empty=True)
     if run_status(read_contents(uri), num_iterations) is None:
         # It comes last: nobody works on the run any more.
         end_run(uri, "KILLED")

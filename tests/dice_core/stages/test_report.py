@@ -79,7 +79,7 @@ def test_an_evaluation_of_an_earlier_version_is_a_note_and_no_crash(tmp_path: Pa
     manifest = Manifest(stage="evaluate", fingerprint="f", files={}, metrics={"accepted": 1, "reason": "as before"})
     place = layout.stage(uri, 1, "evaluate")
     publish_files(place, {"evaluation-old.json": tmp_path / "scratch" / "old.json"}, manifest)
-    report(layout.report(uri), run_uri=uri)
+    report(output_uri=layout.report(uri), run_uri=uri)
     found = read_summary(layout.report(uri))
     assert found["iterations"][0]["status"] == "accepted" and found["verdict"]["outcome"] == "unfinished"
     assert found["notes"] == [f"{place}: measured by an earlier version: its gate and its answers are not shown"]

@@ -254,7 +254,7 @@ def test_an_accepted_policy_is_promoted_and_the_next_iteration_starts_with_it(ru
     found = read_promotion(promoted)
     assert (found is not None) == bool(evaluated.metrics["promotable"])
     assert found is None or (found.policy_uri, found.reference_uri) == (trained.uri, warm_start.uri)
-    written = report(layout.report(run.uri), run_uri=run.uri, num_iterations=1)
+    written = report(run_uri=run.uri, output_uri=layout.report(run.uri), num_iterations=1)
     page = open_storage(written.uri).read_bytes("report.html")
     assert len(page) < 1_000_000
     assert b"</html>" in page
