@@ -32,6 +32,9 @@ DOCUMENTS = [
     "docs/tracking.md",
     "docs/promotion.md",
     "docs/judges.md",
+    "docs/judges.md",
+    "docs/promotion.md",
+    "docs/report.md",
     "manifests/README.md",
     "images/README.md",
 ]

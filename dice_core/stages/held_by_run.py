@@ -53,6 +53,10 @@ class RunPlan:
     """Of the model that compares answers; empty: there is none."""
     reward_source: str = ""
     """Of the model that ranks responses; empty: there is none."""
+    preset: str = ""
+    """Its name, for people."""
+    gpu_hour_price: float = 0.0
+    """Of one GPU, in any currency, for the report; 0: not known."""
 
     @property
     def uri(self) -> str:

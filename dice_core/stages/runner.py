@@ -16,11 +16,12 @@ from typing import Any, Literal, TypeVar
 import pyarrow as pa
 
 from dice_core import __version__
+from dice_core.accelerator import num_gpus
 from dice_core.data import records
 from dice_core.progress import log
 from dice_core.settings.base import Settings
 from dice_core.stages.identity import differences, fingerprint
-from dice_core.stages.table import TRAIN, Stage
+from dice_core.stages.table import STAGES, TRAIN, Stage
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError, UnfitError
 from dice_core.storage.disk_space import full_disk_is_named
@@ -177,8 +178,10 @@ class StageContext:
         return self.parts[name].entry == describe_file(path)
 
     def publish(self, files: Mapping[str, Path], metrics: Mapping[str, Metric]) -> Manifest:
-        """Store files beside the finished parts, and the manifest."""
-        manifest = Manifest(files=self.stored.manifest.files, metrics=dict(metrics), **self.manifest_fields)
+        """Store files beside the finished parts, and the manifest; it says how many GPUs the stage held, if any."""
+        gpus = num_gpus() if STAGES[self.manifest_fields["stage"]].pod == "gpu" else 0
+        metrics = {**metrics, **({"num_gpus": gpus} if gpus else {})}
+        manifest = Manifest(files=self.stored.manifest.files, metrics=metrics, **self.manifest_fields)
         return publish_files(self.uri, files, manifest)
 
     def skip(self, reason: str) -> Manifest:

@@ -183,6 +183,8 @@ def _train_and_publish(
     if average:
         average.copy_to(trainer.scorer)
     metrics = {**_training_metrics(trainer), **trainer.speed.totals(trainer.policy)}
+    if device_type() == "cuda":
+        metrics["num_gpus"] = ranks.num_processes()
     if tracked:
         tracked.describe(metrics)
     weights = gather_weights(trainer.policy, uses_deepspeed=config.deepspeed != "none", keep=is_first)

@@ -252,9 +252,12 @@ def test_settings_that_were_changed_since_they_were_checked_are_refused(tmp_path
 
 def test_a_run_whose_first_task_failed_has_a_report_that_says_so(tmp_path: Path) -> None:
     """The report is the last task of every run, also of one that has made nothing."""
-    page = FakeArtifact(tmp_path / "page")
-    component("report").python_func(root=str(tmp_path / "root"), run="r", job_id="", num_iterations=2, page=page)
+    page, table, metrics = (FakeArtifact(tmp_path / name) for name in ("page", "table", "metrics"))
+    given = {"root": str(tmp_path / "root"), "run": "r", "job_id": "", "num_iterations": 2}
+    component("report").python_func(**given, page=page, table=table, metrics=metrics)
     assert "not started" in Path(page.path).read_text()
+    assert "No verdict yet" in Path(table.path).read_text()
+    assert metrics.metadata == {"outcome": "unfinished"}
 
 
 def test_a_model_that_was_imported_elsewhere_and_carried_over_is_asked_of_nobody(

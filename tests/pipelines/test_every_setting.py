@@ -159,6 +159,7 @@ OTHER = {
     },
     "cluster": {
         "gpu_resource": "amd.com/gpu",
+        "gpu_hour_price": "2.5",
         "gpus_per_task": "2",
         "gpu_node_selector": '{"pool":"gpu"}',
         "gpu_tolerations": '[{"key":"gpu","operator":"Exists"}]',
@@ -360,6 +361,7 @@ def pull_secrets(executor: Executor) -> list[str]:
 
 VIEWS: dict[str, list[View]] = {
     "gpu_resource": [of("generate-and-score", accelerator("Type", "")), of_pods("gpu_resource")],
+    "gpu_hour_price": [lambda compiled: compiled.planned("gpu_hour_price")],
     "gpus_per_task": [of("generate-and-score", lambda executor: int(accelerator("Count", "0")(executor)))],
     "gpu_node_selector": [of("generate-and-score", selector), of_pods("node_selector")],
     "gpu_tolerations": [of("generate-and-score", tolerations), of_pods("tolerations")],
