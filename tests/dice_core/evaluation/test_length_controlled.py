@@ -7,8 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold
 
 from dice_core.evaluation.length_controlled import (
     GRID,
@@ -21,6 +19,7 @@ from dice_core.evaluation.length_controlled import (
     length_controlled_win_rate,
 )
 from dice_core.evaluation.win_rate import ADDED, resample_counts
+from tests.peer_statistics import ask, logistic
 
 Floats = NDArray[np.float64]
 TO_SCIKIT_LEARN = 1e-4
@@ -36,63 +35,60 @@ def draw(size: int, seed: int) -> tuple[Floats, Floats, Floats, Floats]:
     return np.clip(likely + 0.3 * random.normal(size=size), 0, 1), lengths, others, difficulty
 
 
-def scikit_learn(features: Floats, preferences: Floats, c: float) -> Floats:
-    """Fit as AlpacaEval does: each preference is a row of either class with its weight."""
-    model = LogisticRegression(
-        C=c, l1_ratio=1, solver="liblinear", fit_intercept=False, tol=1e-9, max_iter=100_000, random_state=0
-    )
-    labels = np.repeat([1, 0], len(preferences))
-    model.fit(np.vstack([features, features]), labels, sample_weight=np.concatenate([preferences, 1 - preferences]))
-    coefficients: Floats = model.coef_[0]
-    return coefficients
-
-
 def columns(lengths: Floats, others: Floats, difficulty: Floats | None) -> Floats:
     difference = lengths - others
     terms = [np.tanh(difference / difference.std(ddof=1)), np.ones(len(lengths))]
     return np.stack(terms if difficulty is None else [*terms, difficulty], axis=1)
 
 
-@pytest.mark.parametrize(("size", "seed"), [(12, 0), (60, 1), (805, 2)])
-def test_without_difficulties_it_is_scikit_learns_soft_fit(size: int, seed: int) -> None:
-    preferences, lengths, others, _ = draw(size, seed)
-    found = fit(preferences, lengths, others)
-    length, model = scikit_learn(columns(lengths, others, None), preferences, GRID[-1])
-    assert (found.length, found.model) == pytest.approx((length, model), abs=TO_SCIKIT_LEARN)
-    assert found.win_rate == pytest.approx(1 / (1 + math.exp(-model)), abs=TO_SCIKIT_LEARN)
+@pytest.mark.slow
+def test_without_difficulties_it_is_scikit_learns_soft_fit() -> None:
+    drawn = [draw(size, seed) for size, seed in ((12, 0), (60, 1), (805, 2))]
+    questions = [logistic(columns(lengths, others, None), wins, GRID[-1]) for wins, lengths, others, _ in drawn]
+    for (preferences, lengths, others, _), (length, model) in zip(drawn, ask(questions), strict=True):
+        found = fit(preferences, lengths, others)
+        assert (found.length, found.model) == pytest.approx((length, model), abs=TO_SCIKIT_LEARN)
+        assert found.win_rate == pytest.approx(1 / (1 + math.exp(-model)), abs=TO_SCIKIT_LEARN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "seed"), [(43, 0), (60, 1), (805, 2)])
 def test_with_difficulties_it_is_scikit_learns_fit_with_the_c_of_five_folds(size: int, seed: int) -> None:
     preferences, lengths, others, difficulty = draw(size, seed)
     features = columns(lengths, others, difficulty)
-    losses = np.zeros(len(GRID))
-    for train, left_out in GroupKFold(NUM_FOLDS).split(features, groups=np.arange(size)):
-        for number, c in enumerate(GRID):
-            likely = _sigmoid(features[left_out] @ scikit_learn(features[train], preferences[train], c))
+    [split] = ask([["folds", size, NUM_FOLDS]])
+    asked = [logistic(features[train], preferences[train], c) for train, _ in split for c in GRID]
+    of_folds, losses = iter(ask(asked)), np.zeros(len(GRID))
+    for _, left_out in split:
+        for number in range(len(GRID)):
+            likely = _sigmoid(features[left_out] @ np.array(next(of_folds)))
             target = preferences[left_out]
             losses[number] -= np.mean(target * np.log(likely) + (1 - target) * np.log(1 - likely))
     found = fit(preferences, lengths, others, difficulty)
     assert found.c == GRID[losses.argmin()]
-    length, model, difficult = scikit_learn(features, preferences, found.c)
+    [(length, model, difficult)] = ask([logistic(features, preferences, found.c)])
     assert (found.length, found.model, found.difficulty) == pytest.approx(
         (length, model, difficult), abs=TO_SCIKIT_LEARN
     )
     assert found.win_rate == pytest.approx(_sigmoid(model + difficult * difficulty).mean(), abs=TO_SCIKIT_LEARN)
 
 
-@pytest.mark.parametrize("c", GRID)
-def test_every_penalty_of_the_grid_gives_scikit_learns_weights(c: float) -> None:
+@pytest.mark.slow
+def test_every_penalty_of_the_grid_gives_scikit_learns_weights() -> None:
     preferences, lengths, others, difficulty = draw(150, 4)
     features = columns(lengths, others, difficulty)
-    [weights] = _minimise(features, preferences, np.ones((1, 150)), np.array([c]))
-    assert weights == pytest.approx(scikit_learn(features, preferences, c), abs=TO_SCIKIT_LEARN)
+    expected = ask([logistic(features, preferences, c) for c in GRID])
+    for c, weights in zip(GRID, expected, strict=True):
+        [found] = _minimise(features, preferences, np.ones((1, 150)), np.array([c]))
+        assert found == pytest.approx(np.array(weights), abs=TO_SCIKIT_LEARN)
 
 
-@pytest.mark.parametrize("size", [5, 17, 42])
-def test_folds_are_those_of_group_k_fold(size: int) -> None:
-    theirs = {frozenset(test) for _, test in GroupKFold(NUM_FOLDS).split(np.zeros(size), groups=np.arange(size))}
-    assert {frozenset(np.flatnonzero(folds(size) == number)) for number in range(NUM_FOLDS)} == theirs
+@pytest.mark.slow
+def test_folds_are_those_of_group_k_fold() -> None:
+    sizes = (5, 17, 42)
+    for size, split in zip(sizes, ask([["folds", size, NUM_FOLDS] for size in sizes]), strict=True):
+        theirs = {frozenset(test) for _, test in split}
+        assert {frozenset(np.flatnonzero(folds(size) == number)) for number in range(NUM_FOLDS)} == theirs
 
 
 @pytest.mark.parametrize("with_difficulty", [False, True])
