@@ -201,7 +201,8 @@ def open_input(uri: str, makers: Sequence[str], folder: Path) -> Input:
         StorageError: nothing finished is there, or the result of a stage that makes no such input.
     """
     if not uri.endswith(".parquet"):
-        made_by = " or ".join(f"`dice {stage}`" for stage in makers)
+        commands = [f"`dice {stage}`" for stage in makers]
+        made_by = " or ".join(filter(None, (", ".join(commands[:-1]), commands[-1])))
         if os.path.isfile(uri):
             raise UnfitError(f"{uri}: a file, where the result of {made_by} is needed: give the folder it wrote")
         manifest = require_manifest(uri, made_by)

@@ -166,7 +166,7 @@ def train_task(
     """
     task = read_task(settings_uri, place)
     settings = task.settings(TRAIN)
-    is_base = TrainingConfig.parse(settings["training"], "training").reference == "base"
+    is_base = settings["training"].get("reference") == "base"
     with _called(WARM_START_TRAINING if task.place.iteration == WARM_START else _section.get()):
         report = train(
             policy_uri,

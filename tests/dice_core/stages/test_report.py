@@ -111,8 +111,8 @@ def test_a_run_to_compare_that_is_not_there_is_named_in_one_line(
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"output_uri": "ROOT/x"}, "--run, --runs: give one of them"),
-        ({"run_uri": "ROOT/runs/a", "runs_uris": ["ROOT/runs/b"], "output_uri": "ROOT/x"}, "give one of them"),
+        ({"output_uri": "ROOT/x"}, "report: give one of --run"),
+        ({"run_uri": "ROOT/runs/a", "runs_uris": ["ROOT/runs/b"], "output_uri": "ROOT/x"}, "report: give one of --run"),
         ({"runs_uris": ["ROOT/runs/a"], "output_uri": "ROOT/x"}, "--runs: must be 2 to 6 different runs, got 1"),
         ({"runs_uris": ["ROOT/runs/a"] * 2, "output_uri": "ROOT/x"}, "must be 2 to 6 different runs"),
         ({"runs_uris": ["ROOT/runs/a", "ROOT/runs/b"], "output_uri": "ROOT/runs/a/report"}, "belongs to no run"),
