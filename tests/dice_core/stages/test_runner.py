@@ -159,7 +159,7 @@ def test_the_result_of_another_stage_is_no_input(uri, tmp_path):
     run(str(tmp_path / "responses"), Work())
     with pytest.raises(StorageError, match=r"responses: holds the result of generate, where that of `dice pair` is"):
         run(uri, Work(), inputs={"pairs": str(tmp_path / "responses")})
-    with pytest.raises(StorageError, match=r"that of `dice import-model`, `dice train` or `dice extrapolate` is needed"):
+    with pytest.raises(StorageError, match=r"`dice import-model`, `dice train` or `dice extrapolate` is needed"):
         run(uri, Work(), inputs={"policy": str(tmp_path / "responses")})
 
 
