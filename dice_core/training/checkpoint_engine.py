@@ -6,6 +6,7 @@ DeepSpeed decides what is in a state and which process saves what. Imports DeepS
 from typing import Any
 
 import deepspeed.runtime.engine
+import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
 from dice_core.training.checkpoints import CheckpointStore
@@ -28,8 +29,8 @@ class StagedCheckpoints(CheckpointEngine):  # type: ignore[misc]
         self._store.stage_state(state_dict, path)
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        """Return the state of a path."""
-        return load_state(path, map_location or "cpu")
+        """Return the state of a path, on the CPU unless a device is named: torch.load also takes a function, for that."""
+        return load_state(path, map_location if isinstance(map_location, str | torch.device) else "cpu")
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
         """End: the store marks a checkpoint complete when it is written."""

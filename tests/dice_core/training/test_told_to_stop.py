@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 Start = Callable[[TrainingJob], subprocess.Popen[str]]
 ROOT = Path(__file__).parents[3]
 LAUNCH = LaunchConfig(processes_per_node=2)
-SETTINGS = {"max_steps": 200, "eval_steps": 1000}
+SETTINGS = {"max_steps": 60, "eval_steps": 1000}
 
 
 @pytest.fixture
@@ -89,7 +89,8 @@ def test_a_pod_told_to_stop_stores_the_step_it_is_at_before_it_ends(
 ) -> None:
     monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "machine-1"))
     process, said = start(job), list[str]()
-    wait_for(process.stdout, "train: step 1 of", said)
+    wait_for(process.stdout, "reference log-probs: 12 of 12", said)
+    time.sleep(0.5)  # its first step begins now
     process.send_signal(signal.SIGTERM)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode != 0 and "published" not in rest
