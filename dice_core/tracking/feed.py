@@ -17,7 +17,7 @@ from dice_core.progress import log, one_line
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 """How tracked work ends, in MLflow's words."""
 
-_END_SECONDS = 5.0
+_END_SECONDS = 10.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 60.0
 # The time that sending takes is a twentieth of all time, at most: a long file is sent less often.
 _SHARE_OF_SENDING = 20

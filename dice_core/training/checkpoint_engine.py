@@ -29,7 +29,7 @@ class StagedCheckpoints(CheckpointEngine):  # type: ignore[misc]
         self._store.stage_state(state_dict, path)
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        """Return the state of a path, on the CPU unless a device is named: torch.load also takes a function, for that."""
+        """Return the state of a path, on the CPU unless a device is named (torch.load takes a function too)."""
         return load_state(path, map_location if isinstance(map_location, str | torch.device) else "cpu")
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
