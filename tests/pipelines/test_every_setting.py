@@ -97,7 +97,7 @@ OTHER = {
         "max_length": "4096",
         "endpoint_url": "https://b.example/v1",
         "endpoint_model": "grader",
-        "endpoint_key_variable": "GRADER_KEY",
+        "endpoint_key_variable": "",
         "endpoint_concurrency": "3",
         "endpoint_timeout": "30",
         "endpoint_retries": "2",
