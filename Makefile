@@ -5,8 +5,10 @@ SHELL = bash -o pipefail
 
 VENV ?= .venv
 LOCK := requirements/cpu.lock
-# Of the server that the tests of tracking run: it does not fit into the other.
-MLFLOW_LOCK := tests/mlflow.lock
+# Of programs that do not fit into it: AlpacaEval, and what serves the curves, each in an environment of its own.
+ALPACA_LOCK := requirements/alpaca.lock
+BOARD_LOCK := requirements/board.lock
+BOARD := .cache/board
 # Rewritten only after a complete installation, so that an interrupted one is made again.
 STAMP := $(VENV)/.installed
 PY := $(VENV)/bin/python
@@ -48,6 +50,7 @@ TRAINING_OPERATOR_VERSION ?= v1.9.3
 
 # Runs on the cluster: KFP_HOST, DICE_ROOT and DICE_NAMESPACE are read from the environment.
 RUN ?=
+PORT ?=
 NAME ?=
 TASK ?=
 TAIL ?=
@@ -58,6 +61,9 @@ EVERY ?=
 PROMPTS ?=
 WAIT ?=
 DRY_RUN ?=
+POLICY ?=
+REASON ?=
+TO ?=
 CLUSTER_OPTIONS = $(if $(CONTEXT),--context "$(CONTEXT)")
 # The shell takes SET from the environment, so that the quotes of JSON in it stay; `set -f` before it keeps its brackets.
 SET_OPTION = $(if $(SET),--set $$SET)
@@ -125,16 +131,19 @@ typecheck: $(STAMP) ## Check the types of dice_core, components and pipelines wi
 check: lint typecheck ## Lint and typecheck: what CI runs before the tests.
 
 .PHONY: lock
-lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml, and the lock of the tests' MLflow; UPGRADE=1 takes the newest releases that fit.
+lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml, and those of AlpacaEval, make board and the tests' trackers; UPGRADE=1 takes the newest releases that fit.
 	@links="$$($(PY) -m pip config get global.find-links 2>/dev/null || true)"; \
 	$(PY) -m uv pip compile --quiet --python $(PY) --python-version 3.11 $(if $(call on,UPGRADE),--upgrade) $${links:+--find-links $$links} \
 	  --excludes requirements/excludes.txt --constraints requirements/constraints.txt --annotation-style line \
 	  --custom-compile-command "make lock" \
 	  --extra core --extra train --extra generate-cpu --extra pipelines --extra demo --extra test \
 	  pyproject.toml --output-file $(LOCK)
-	@echo mlflow | $(PY) -m uv pip compile --quiet --python-version 3.11 $(if $(call on,UPGRADE),--upgrade) --annotation-style line \
-	  --custom-compile-command "make lock" - --output-file $(MLFLOW_LOCK)
-	@echo "$(LOCK): $$(grep -c == $(LOCK)) packages; $(MLFLOW_LOCK): $$(grep -c == $(MLFLOW_LOCK))"
+	@compile="$(PY) -m uv pip compile --quiet --python-version 3.11 $(if $(call on,UPGRADE),--upgrade) --annotation-style line"; \
+	export UV_CUSTOM_COMPILE_COMMAND="make lock"; \
+	for name in mlflow wandb; do echo $$name | $$compile - --output-file tests/$$name.lock; done; \
+	echo tensorboard | $$compile --constraints requirements/constraints.txt - --output-file $(BOARD_LOCK); \
+	$$compile --constraints requirements/constraints.txt --extra alpaca pyproject.toml --output-file $(ALPACA_LOCK)
+	@echo "$(LOCK): $$(grep -c == $(LOCK)) packages"
 
 ##@ Pipelines
 
@@ -238,6 +247,13 @@ status: $(STAMP) ## Show RUN and its tasks, or the latest runs.
 logs: $(STAMP) ## Show what RUN's stages wrote; TASK=train shows only that stage, TAIL=0 all lines, RAW=1 those of Kubeflow and Argo too.
 	@exec $(PY) -m pipelines logs $(CLUSTER_OPTIONS) --run "$(RUN)" $(if $(TASK),--task "$(TASK)") $(if $(TAIL),--tail "$(TAIL)") $(if $(call on,RAW),--raw)
 
+.PHONY: board
+board: $(STAMP) ## Serve the curves of RUN's trainings, or of all runs, with TensorBoard as they grow; PORT= (6006).
+	@{ $(PY) -m uv venv --quiet --allow-existing --python $(PY) $(BOARD) && \
+	  $(PY) -m uv pip install --quiet --no-deps --python $(BOARD)/bin/python -r $(BOARD_LOCK); } >&2 \
+	  || { echo "make: TensorBoard cannot be installed in $(BOARD), see above; any TensorBoard shows the files in <training>/tensorboard/" >&2; exit 1; }
+	@exec $(PY) -m pipelines board $(CLUSTER_OPTIONS) --python $(BOARD)/bin/python --folder $(BOARD)/curves $(if $(RUN),--run "$(RUN)") $(if $(PORT),--port "$(PORT)")
+
 .PHONY: cancel
 cancel: $(STAMP) ## Stop RUN, its training and its waiting pods; make retry continues it.
 	@exec $(PY) -m pipelines cancel $(CLUSTER_OPTIONS) --run "$(RUN)"
@@ -254,6 +270,25 @@ schedule: $(STAMP) ## Run PRESET on a schedule: CRON="0 0 3 * * 1" (seconds firs
 .PHONY: unschedule
 unschedule: $(STAMP) ## Disable the schedule NAME (by default the preset's), and delete it when no run of it is under way; FORCE=1 ends that run.
 	@exec $(PY) -m pipelines unschedule $(CLUSTER_OPTIONS) --name "$(or $(NAME),$(PRESET))" $(if $(call on,FORCE),--force)
+
+##@ Promoted models
+
+# Of the pointer NAME, by default the preset's, below DICE_ROOT.
+POINTER = "$${DICE_ROOT%/}/promoted/$(or $(NAME),$(PRESET)).json"
+REQUIRE_ROOT = test -n "$$DICE_ROOT" || { echo "make: DICE_ROOT is not set: s3://bucket/prefix, where all runs keep their data" >&2; exit 1; }
+
+.PHONY: history
+history: $(STAMP) ## Show which models the pointer NAME (by default the preset's) has named, since when, by whom and on what evidence.
+	@$(REQUIRE_ROOT); exec $(PY) -m dice_core.cli history --pointer $(POINTER)
+
+.PHONY: promote
+promote: $(STAMP) ## Point NAME to the model that a run has proposed, or to POLICY=s3://...; FORCE=1 REASON="why" goes against its evaluation.
+	@$(REQUIRE_ROOT); exec $(PY) -m dice_core.cli promote --pointer $(POINTER) $(if $(POLICY),--policy "$(POLICY)") \
+	  $(if $(call on,FORCE),--force) $(if $(REASON),--reason "$$REASON")
+
+.PHONY: rollback
+rollback: $(STAMP) ## Let NAME say again what it said before, or as entry TO= of its history wrote; REASON="why".
+	@$(REQUIRE_ROOT); exec $(PY) -m dice_core.cli rollback --pointer $(POINTER) $(if $(TO),--to "$(TO)") $(if $(REASON),--reason "$$REASON")
 
 ##@ Cleaning
 

@@ -36,6 +36,8 @@ def check_settings(
     launch: dict,
     pods: dict,
     service_account: str,
+    preset: str = "",
+    gpu_hour_price: float = 0.0,
 ) -> NamedTuple("Checked", [("run", str), ("settings_uri", str)]):
     given = locals()
     from dice_core.stages.check_settings import check_settings_task

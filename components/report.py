@@ -12,6 +12,8 @@ def report(
     job_id: str,
     num_iterations: int,
     page: dsl.Output[dsl.HTML],
+    table: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
     schedule: str = "",
     promote_as: str = "",
 ) -> None:

@@ -1,6 +1,7 @@
 """Where this process computes: on a GPU, or on the CPU where none was promised. Loads torch when it is asked."""
 
 import os
+import sys
 from typing import Literal
 
 GPU_VARIABLE = "DICE_GPU"
@@ -35,6 +36,12 @@ def require_promised_gpu() -> None:
 
     if not torch.cuda.device_count():
         _refuse_cpu()
+
+
+def num_gpus() -> int:
+    """Return how many GPUs this process can see; 0 where torch is not loaded, for then it has computed on none."""
+    torch = sys.modules.get("torch")
+    return int(torch.cuda.device_count()) if torch else 0
 
 
 def _refuse_cpu() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dice_core import __version__
+from dice_core import __version__, interrupts
 from dice_core.commands import table as commands
 from dice_core.commands.table import Command
 from dice_core.progress import one_line
@@ -38,11 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = vars(build_parser(named or COMMANDS.values()).parse_args(words))
         command = COMMANDS[options.pop("command")]
         print(run_stage(command, options) if isinstance(command, Stage) else run_command(command, options))
-    except KeyboardInterrupt:
-        print("dice: stopped; the same command goes on", file=sys.stderr)
-        return 130
     except (ValueError, RuntimeError, OSError, ImportError) as error:
-        if os.environ.get("DICE_DEBUG"):
+        # A library may make another error of Ctrl-C: whoever called tells of that.
+        if os.environ.get("DICE_DEBUG") or interrupts.is_pressed():
             raise
         print(f"dice: error: {one_line(error)}", file=sys.stderr)
         return 1
@@ -163,4 +161,5 @@ def _read_config(path: str | None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with interrupts.told_in_one_line(interrupts.LINE.format("dice")):
+        sys.exit(main())

@@ -1,7 +1,11 @@
-"""`python -m pipelines COMMAND`."""
+"""`python -m pipelines COMMAND`: Ctrl-C ends it with one line from its first moment on."""
 
 import sys
 
-from pipelines.cli import main
+from dice_core.interrupts import LINE, told_in_one_line
 
-sys.exit(main())
+if __name__ == "__main__":
+    with told_in_one_line(LINE.format("pipelines")):
+        from pipelines.cli import main
+
+        sys.exit(main())

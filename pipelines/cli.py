@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dice_core import interrupts
 from dice_core.launch.kubernetes import KubernetesError
 from dice_core.settings.base import ConfigError
 from dice_core.settings.documentation import settings_help
@@ -32,12 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What is left is written here, where a reader that is gone is no error.
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        print("pipelines: stopped; the same command goes on", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         return _without_reader(options.name_of_command)
     except (ValueError, KubernetesError, KfpError, LocalRunError, OSError) as error:
+        if interrupts.is_pressed():
+            raise
         print(f"pipelines: error: {error}", file=sys.stderr)
         return 1
 
@@ -184,6 +184,15 @@ def _add_cluster_commands(commands: "argparse._SubParsersAction[argparse.Argumen
     parser.add_argument("--task", default="", metavar="STAGE", help="only this stage, such as train")
     parser.add_argument("--tail", default=100, type=int, metavar="N", help="last lines of each pod; 0: all")
     parser.add_argument("--raw", action="store_true", help="with the lines of Kubeflow Pipelines and Argo")
+    parser = add("board", "board", "serve the curves of a run's trainings, or of all runs, with TensorBoard")
+    parser.add_argument("--run", default="", metavar="NAME", help="of the run; all runs if empty")
+    parser.add_argument(
+        "--root", default="", metavar="URI", help="of all runs; DICE_ROOT or the cluster's own by default"
+    )
+    parser.add_argument("--port", default=6006, type=int, metavar="N", help="of this machine, where it is served")
+    parser.add_argument("--seconds", default=15, type=int, metavar="N", help="between two looks at the storage")
+    parser.add_argument("--python", default=sys.executable, metavar="FILE", help="the Python that has TensorBoard")
+    parser.add_argument("--folder", default=".cache/board/curves", metavar="FOLDER", help="for copies of the curves")
     add("preflight", "preflight.preflight", "look whether the cluster has what a run needs", preset=True)
 
 

@@ -197,6 +197,8 @@ def _check_settings(preset: Preset, given: Given) -> dsl.PipelineTask:
         **{f"{role}_source": given.get(f"{role}_source", "") for role in _ROLES},
         num_iterations=preset.iterations,
         num_shards=num_sampling_tasks(preset),
+        preset=preset.name,
+        gpu_hour_price=float(preset.cluster.gpu_hour_price) if preset.cluster else 0.0,
         service_account=PIPELINE_ACCOUNT if preset.cluster else "",
     )
     return configure_task(checked, CHECK_SETTINGS, "check settings", preset)

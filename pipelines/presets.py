@@ -211,7 +211,6 @@ def demo() -> Preset:
         saved_dtype="float32",  # bfloat16 would round most of so small a change away
         gradient_checkpointing=False,  # the model is small; recomputing costs a third more time
         eval_steps=3,
-        save_steps=50,  # a checkpoint takes as long as two steps, and there are six
         reference_logps="reuse",  # exact in float32
     )
     return Preset(

@@ -34,11 +34,15 @@ class Compiled:
         """Return the settings of a section that is a parameter of a run."""
         return self.spec["root"]["inputDefinitions"]["parameters"][name]["defaultValue"]
 
+    def planned(self, name: str) -> Any:
+        """Return what check-settings gets that is no parameter of a run, and writes down."""
+        (found,) = [task["inputs"]["parameters"][name] for stage, task in self.tasks() if stage == "check-settings"]
+        return found["runtimeValue"]["constant"]
+
     @property
     def pods(self) -> dict[str, Any]:
         """Return the settings of the training pods: check-settings gets them, and writes them down for the others."""
-        (found,) = [task["inputs"]["parameters"]["pods"] for stage, task in self.tasks() if stage == "check-settings"]
-        return dict(found["runtimeValue"]["constant"])
+        return dict(self.planned("pods"))
 
     def executors(self, *stages: str) -> list[Executor]:
         """Return the executors of stages (all by default), by what their containers run."""

@@ -155,6 +155,16 @@ def smollm(smollm_gguf: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a Llama of 2 layers and 3 million random weights, with SmolLM2's tokenizer."""
+    return _random_llama(smollm, tmp_path_factory.mktemp("tiny-model"), num_heads=4)
+
+
+@pytest.fixture(scope="session")
+def served_model(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the like of the tiny model that vLLM serves on a CPU: its kernels ask for heads of 32."""
+    return _random_llama(smollm, tmp_path_factory.mktemp("served-model"), num_heads=2)
+
+
+def _random_llama(smollm: Path, folder: Path, num_heads: int) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -165,15 +175,14 @@ def tiny_model(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads // 2,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    folder = tmp_path_factory.mktemp("tiny-model")
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

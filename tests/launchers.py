@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dice_core.launch.kubernetes import Patience
+from dice_core.launch.kubernetes import JobPatience
 from dice_core.launch.pytorchjob import PyTorchJobBackend
 from dice_core.launch.settings import LaunchConfig, parse_launch
 from dice_core.storage.manifest import Manifest, publish_files
@@ -21,7 +21,7 @@ from tests.kubernetes_api.store import POD, Object
 Make = Callable[[str], tuple[str, ...]]
 """Makes a script of a worker's last lines, and returns the command to run it."""
 REPOSITORY = Path(__file__).parents[1]
-PATIENCE = Patience(first_pause=0.05, longest_pause=0.2, give_up=20, poll=0.1, reminder=0.3, drain=5, stop=5)
+PATIENCE = JobPatience(first_pause=0.05, longest_pause=0.2, give_up=20, poll=0.1, reminder=0.3, drain=5, stop=5)
 SETTINGS = {"backend": "pytorchjob", "image": "training:1"}
 
 
@@ -49,7 +49,7 @@ class Launcher(threading.Thread):
     """A launcher in a thread, and how it ended."""
 
     def __init__(
-        self, job_uri: str, command: Sequence[str] = (), *, patience: Patience = PATIENCE, **settings: Any
+        self, job_uri: str, command: Sequence[str] = (), *, patience: JobPatience = PATIENCE, **settings: Any
     ) -> None:
         super().__init__(daemon=True)
         self._job_uri = job_uri
@@ -75,13 +75,13 @@ def start_process(
     job_uri: str,
     command: Sequence[str] = (),
     *,
-    patience: Patience = PATIENCE,
+    patience: JobPatience = PATIENCE,
     stderr: int | None = None,
     **settings: Any,
 ) -> subprocess.Popen[bytes]:
     """Start a launcher that can be killed."""
     code = (
-        "from dice_core.launch.kubernetes import Patience; from dice_core.launch.settings import parse_launch;"
+        "from dice_core.launch.kubernetes import JobPatience; from dice_core.launch.settings import parse_launch;"
         "from dice_core.launch.pytorchjob import PyTorchJobBackend;"
         f"launch, pods = parse_launch(*{sections(settings)!r});"
         f"PyTorchJobBackend(pods, {tuple(command)!r}, {patience!r}).run({job_uri!r}, launch)"

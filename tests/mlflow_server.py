@@ -1,7 +1,8 @@
 """A real `mlflow server` on this machine, for the tests that speak its REST API.
 
 MLflow does not fit into the project's lock: it gets an environment of its own in .cache, made once from mlflow.lock
-(some ten seconds and 0.8 GB). Where the package index cannot be reached, the tests that need it are skipped.
+(some ten seconds and 0.8 GB). Where the package index cannot be reached, the tests that need it are skipped. Other
+programs that tests only talk to are installed the same way.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ from dice_core.child_processes import end_with_parent
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "tests" / "mlflow.lock"
-_ENVIRONMENTS = ROOT / ".cache" / "mlflow"
+_ENVIRONMENTS = ROOT / ".cache" / "environments"
 # What uv says of an index that does not answer; anything else is a fault of the lock.
 _UNREACHABLE = (
     "error sending request",
@@ -98,7 +99,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
 @contextmanager
 def running_mlflow_server(folder: Path) -> Iterator[MlflowServer]:
     """Run a server that keeps its store in a folder; where no package index answers, the test is skipped."""
-    python, port = mlflow_python(), _free_port()
+    python, port = python_of(LOCK), free_port()
     command = [str(python), "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
     command += [f"--backend-store-uri=sqlite:///{folder}/mlflow.db", f"--artifacts-destination={folder}/artifacts"]
     # Without jobs it is one process less; without telemetry it calls nobody.
@@ -141,31 +142,31 @@ def _wait_until_ready(server: MlflowServer, process: subprocess.Popen[bytes], lo
     raise RuntimeError(f"mlflow server did not come up:\n{log.read_text(errors='replace')[-4000:]}")
 
 
-def mlflow_python() -> Path:
-    """Return the Python of an environment that holds the lock's packages; made where it is not there yet."""
-    digest = hashlib.sha256(f"{sys.version}\n{LOCK.read_text()}".encode()).hexdigest()[:12]
-    folder = _ENVIRONMENTS / digest
+def python_of(lock: Path) -> Path:
+    """Return the Python of an environment that holds a lock's packages; made where it is not there yet."""
+    digest = hashlib.sha256(f"{sys.version}\n{lock.read_text()}".encode()).hexdigest()[:12]
+    folder = _ENVIRONMENTS / f"{lock.stem}-{digest}"
     python, complete = folder / "bin" / "python", folder / ".complete"
     _ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
     with FileLock(_ENVIRONMENTS / "making.lock"):
         if not complete.is_file():
             shutil.rmtree(folder, ignore_errors=True)
-            _make_environment(folder, python)
+            _make_environment(lock, folder, python)
             complete.touch()
     return python
 
 
-def _make_environment(folder: Path, python: Path) -> None:
+def _make_environment(lock: Path, folder: Path, python: Path) -> None:
     uv, environment = [sys.executable, "-m", "uv"], _without_bytecode_ban()
     subprocess.run([*uv, "venv", "--quiet", f"--python={sys.executable}", folder], check=True, env=environment)
     # uv does not read pip's configuration. Modules are compiled now: each start would compile them again.
     index = _installer().pip_config(Path(sys.executable)).get("index-url")
-    install = [*uv, "pip", "install", "--quiet", "--no-deps", "--compile-bytecode", f"--python={python}", "-r", LOCK]
+    install = [*uv, "pip", "install", "--quiet", "--no-deps", "--compile-bytecode", f"--python={python}", "-r", lock]
     install += ["--default-index", index] if index else []
     done = subprocess.run(install, capture_output=True, text=True, check=False, env=environment)
     if done.returncode and any(words in done.stderr for words in _UNREACHABLE):
-        pytest.skip(f"mlflow cannot be installed, the package index does not answer: {done.stderr.strip()[:300]}")
-    assert not done.returncode, f"{LOCK}: cannot be installed:\n{done.stderr}"
+        pytest.skip(f"{lock.name} cannot be installed, the package index does not answer: {done.stderr.strip()[:300]}")
+    assert not done.returncode, f"{lock}: cannot be installed:\n{done.stderr}"
 
 
 def _without_bytecode_ban() -> dict[str, str]:
@@ -181,7 +182,8 @@ def _installer() -> ModuleType:
     return module
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens at."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

@@ -10,6 +10,17 @@ from dice_core.storage import layout
 from dice_core.storage.manifest import FileEntry, Manifest
 
 ROOT = "s3://bucket/dice/runs/march"
+POINTER = "s3://bucket/dice/promoted/zephyr.json"
+FIRST_POLICY = "s3://bucket/dice/models/zephyr-7b-beta"
+PLAN = {
+    "preset": "zephyr",
+    "policy_source": "HuggingFaceH4/zephyr-7b-beta",
+    "preferences_source": "HuggingFaceH4/ultrafeedback_binarized",
+    "prompts_source": "",
+    "seed": 42,
+    "training": {"beta": 0.1, "learning_rate": 5e-7},
+    "pairing": {"replay_ratio": 0.5},
+}
 
 
 def stage(name: str, number: int, metrics: dict[str, Any], **settings: Any) -> StageData:
@@ -41,41 +52,150 @@ def training_lines(steps: int, start_margin: float, rng: np.random.Generator) ->
     return tuple(lines)
 
 
-GAIN = "accuracy 59.4% -> 66.4% (+7.0 +/- 2.1 points)"
-NO_GAIN = "no gain: accuracy 87.5% -> 81.2% (-6.2 +/- 5.1 points)"
+REASONS = {
+    "better": "win rate 54.3% (95% interval 51.3% to 57.3%), 53.1% at equal length (50.2% to 56.0%)",
+    "not shown": "win rate 51.2% (95% interval 48.2% to 54.2%) is not shown to be above one half",
+    "worse": "win rate 45.0% (95% interval 42.0% to 48.0%)",
+}
+_WIN_RATES = {"better": 0.543, "not shown": 0.512, "worse": 0.45}
 
 
-def evaluation(accepted: bool, samples: list[tuple[str, str, str]]) -> dict[str, Any]:
-    reasons = [] if accepted else ["answers grew by 82.0% (standard error 9.0)"]
-    gate = {"accepted": accepted, "improved": True, "comparison": GAIN, "reasons": reasons}
-    warnings = ["the limit of tokens cuts 56% of the answers"] if accepted else []
-    return {
-        "gate": {**gate, "warnings": warnings},
-        "samples": [
-            {"prompt": prompt, "previous": {"text": old, "is_cut": False}, "policy": {"text": new, "is_cut": True}}
-            for prompt, old, new in samples
-        ],
+def measured(name: str, value: float, half: float) -> dict[str, float]:
+    return {name: value, f"{name}_low": value - half, f"{name}_high": value + half, f"{name}_se": half / 1.96}
+
+
+def evaluation_metrics(outcome: str = "better", judged: bool = True, growth: float = 0.0691) -> dict[str, Any]:
+    """The numbers of evaluation.json, see dice_core/evaluation/result.py."""
+    found: dict[str, Any] = {}
+    if judged:
+        found |= measured("win_rate", _WIN_RATES[outcome], 0.03)
+        found |= measured("length_controlled_win_rate", _WIN_RATES[outcome] - 0.012, 0.029)
+        found |= measured("reward_judge_agreement", 0.61, 0.03)
+        found |= {"num_wins": 541, "num_ties": 31, "num_losses": 452, "sign_test_p": 0.005}
+        found |= {"num_judged_prompts": 1024, "num_missing_verdicts": 3, "share_parsed_verdicts": 0.997}
+        found |= {"flip_rate": 0.0, "num_same_answers": 2, "num_needed": 3300, "detectable_difference": 0.037}
+    else:
+        found |= {"num_needed": 431, "detectable_difference": 0.259}
+    found |= measured("heldout_reward_accuracy", 0.664, 0.058)
+    found |= measured("heldout_reward_accuracy_incumbent", 0.594, 0.06)
+    found |= measured("heldout_reward_accuracy_previous", 0.594, 0.06)
+    change = 0.07 if judged or outcome == "better" else 0.125
+    found |= measured("heldout_reward_accuracy_change", change, 0.041 if outcome == "better" else 0.181)
+    found |= measured("heldout_reward_margin", 4.21, 0.4) | measured("heldout_step_accuracy", 0.582, 0.0603)
+    found |= measured("mean_response_characters", 1284.0, 172.0)
+    found |= measured("mean_response_characters_incumbent", 1201.0, 178.0)
+    found |= measured("response_characters_growth", growth, 0.061)
+    found |= measured("share_cut_responses", 0.02, 0.01) | measured("share_cut_responses_incumbent", 0.01, 0.01)
+    found |= {"drift_per_token": 0.042, "num_held_out_pairs": 256, "num_sample_prompts": 1024}
+    return found
+
+
+def _rule(
+    metrics: dict[str, Any], name: str, measure: str, what: str, kind: str, bound: float, passed: bool | None
+) -> dict[str, Any]:
+    """A rule as evaluation/gate.py makes it."""
+    interval = {"low": metrics.get(f"{measure}_low"), "high": metrics.get(f"{measure}_high")}
+    return {"name": name, "what": what, "kind": kind, "value": metrics[measure], **interval} | {
+        "bound": bound,
+        "passed": passed,
+        "sentence": f"{what} is {metrics[measure]:.3g}, the bound is {bound:g}",
     }
 
 
+def evaluation(
+    outcome: str = "better",
+    samples: list[dict[str, Any]] | None = None,
+    *,
+    accepted: bool = True,
+    judged: bool = True,
+    number: int = 1,
+    against: str = FIRST_POLICY,
+) -> dict[str, Any]:
+    metrics = evaluation_metrics(outcome, judged, growth=0.0691 if accepted else 0.82)
+    gain = {"better": True, "not shown": None, "worse": False}[outcome]
+    gains = [("accuracy_gain", "heldout_reward_accuracy_change", "change of held-out accuracy", 0.0)]
+    if judged:
+        names = {"win_rate": "win rate", "length_controlled_win_rate": "win rate at equal length"}
+        gains = [(name, name, what, 0.5) for name, what in names.items()]
+    rules = [_rule(metrics, *measure, "gain", bound, gain) for *measure, bound in gains]
+    rules.append(
+        _rule(metrics, "length_growth", "response_characters_growth", "growth in length", "guard", 0.5, accepted)
+    )
+    reason = REASONS[outcome] if accepted else "answers grew by 82.0%"
+    gate = {"outcome": outcome, "accepted": accepted, "promotable": accepted and outcome == "better", "reason": reason}
+    judging = {"judge": "reward-model" if judged else "none", "wanted_difference": 0.02 if judged else 0.05}
+    return {
+        "gate": {
+            **gate,
+            "warnings": ["the limit of tokens cuts 56% of the answers"] if accepted else [],
+            "rules": rules,
+        },
+        "judging": {**judging, "num_needed": metrics["num_needed"], "flip_rate": metrics.get("flip_rate")},
+        "compared_with": {
+            "uri": against,
+            "what": "first policy" if against == FIRST_POLICY else "promoted model",
+            "promoted_uri": POINTER,
+        },
+        "samples": SAMPLES if samples is None else samples,
+    }
+
+
+def sample(prompt: str, incumbent: str, policy: str, **fields: Any) -> dict[str, Any]:
+    rewards = fields.pop("rewards", (None, None))
+    return {
+        "prompt_id": f"id of {prompt[:40]}",
+        "prompt": prompt,
+        "incumbent": {"text": incumbent, "is_cut": False, "num_tokens": 40, "reward": rewards[0]},
+        "policy": {"text": policy, "is_cut": True, "num_tokens": 50, "reward": rewards[1]},
+        "verdict": None,
+        **fields,
+    }
+
+
+def verdict(first: float, second: float) -> dict[str, Any]:
+    flipped = (first - 0.5) * (second - 0.5) < 0
+    both = {"candidate_first": first, "candidate_second": second}
+    return {**both, "preference": (first + second) / 2, "flipped": flipped}
+
+
 SAMPLES = [
-    (
+    sample(
         "My landlord wants to raise the rent by 12 percent with two weeks' notice. What can I do?",
         "You can talk to your landlord and ask them. It is important to be polite. You can also look for help.",
         "First, check your lease and your local rules: many places ask for 30 to 60 days of written notice.\n\n"
         "1. Ask for the notice in writing.\n2. Compare the new rent with flats nearby.\n3. Offer a smaller rise.",
+        verdict=verdict(0.91, 0.91),
+        rewards=(-1.2, 3.4),
+        category="advice",
     ),
-    (
+    sample(
         "Write a two-line birthday wish for a colleague who loves hiking.",
         "Happy birthday! I hope you have a great day with hiking and friends and family.",
         "Happy birthday! May every trail ahead be dry,\nand every summit worth the climb.",
+        verdict=verdict(0.8, 0.3),
+        rewards=(0.5, 0.25),
+        category="writing",
     ),
-    ("Why do my basil leaves turn yellow?", "", "Most often it is too much water: let the top of the soil dry out."),
+    sample(
+        "Why do my basil leaves turn yellow?",
+        "",
+        "Most often it is too much water: let the top of the soil dry out.",
+        verdict=verdict(0.12, 0.12),
+        rewards=(-2.0, 4.0),
+        category="advice",
+    ),
 ]
 
 
 def iteration(
-    number: int, accepted: bool = True, steps: int = 60, num_scores: int = 4000, improved: bool = True
+    number: int,
+    outcome: str = "better",
+    *,
+    accepted: bool = True,
+    judged: bool = True,
+    steps: int = 60,
+    num_scores: int = 4000,
+    against: str = FIRST_POLICY,
 ) -> IterationData:
     rng = np.random.default_rng(number)
     lengths = rng.lognormal(6.6, 0.5, num_scores)
@@ -86,24 +206,21 @@ def iteration(
     penalties = np.linspace(-0.02, 0.08, 50)
     curve = tuple((float(p), float(1031 - 2200 * np.tanh(p * 22))) for p in penalties)
     dropped = {"num_dropped_length_limit": 61, "num_dropped_too_short": 3, "num_dropped_few_valid_responses": 48}
+    dropped |= {"num_dropped_empty": 0}
     beta = {"training": {"beta": 0.1, "loss": "sigmoid", "learning_rate": 5e-7}}
-    measured = {"heldout_reward_accuracy": 0.664, "heldout_reward_accuracy_se": 0.0294}
-    measured |= {"heldout_reward_accuracy_previous": 0.594, "heldout_reward_accuracy_previous_se": 0.0306}
-    measured |= {"heldout_reward_accuracy_change": 0.07, "heldout_reward_accuracy_change_se": 0.021}
-    measured |= {"heldout_reward_margin": 4.21, "heldout_reward_margin_previous": 2.9}
-    measured |= {"heldout_step_accuracy": 0.582, "heldout_step_accuracy_se": 0.0308}
-    measured |= {"mean_response_characters": 1284.0, "mean_response_characters_se": 88.0}
-    measured |= {"mean_response_characters_previous": 1201.0, "mean_response_characters_previous_se": 91.0}
-    measured |= {"response_characters_growth": 0.0691, "response_characters_growth_se": 0.031}
-    measured |= {"accepted": int(accepted), "reason": GAIN if accepted else "answers grew by 82.0%"}
-    measured |= {"improved": int(improved)} if improved else {"improved": 0, "reason": NO_GAIN}
+    found = evaluation(outcome, accepted=accepted, judged=judged, number=number, against=against)
+    numbers = evaluation_metrics(outcome, judged, growth=0.0691 if accepted else 0.82)
+    numbers |= {key: found["gate"][key] for key in ("outcome", "reason")}
+    numbers |= {key: int(found["gate"][key]) for key in ("accepted", "promotable")}
+    numbers["promotion"] = "promoted" if found["gate"]["promotable"] else "not promoted: the gate does not say so"
     return IterationData(
         number,
         {
             "generate": stage(
                 "generate",
                 number,
-                {"num_responses": 16384, "num_duplicate_responses": 212, "seconds": 1742.0},
+                {"num_responses": 16384, "num_response_tokens": 5_000_000, "num_duplicate_responses": 212}
+                | {"seconds": 1742.0, "num_gpus": 8},
                 generation={"num_responses": 16, "temperature": 0.7, "top_p": 0.9},
             ),
             "score": stage("score", number, {"num_scored": 16272, **dropped, "reward_std": 4.1, "seconds": 380.5}),
@@ -119,6 +236,7 @@ def iteration(
                     "num_tied_prompts": 3,
                     "num_few_responses_prompts": 11,
                     "num_non_finite_scores": 2,
+                    "num_identical_pairs": 0,
                 }
                 | {"length_penalty": 0.0231, "length_gap": -0.8, "length_gap_unpenalised": 1031.4, "seconds": 4.2},
                 pairing={"length_unit": "characters", "replay_ratio": 0.5},
@@ -127,23 +245,37 @@ def iteration(
                 "train",
                 number,
                 {"first_loss": 0.6931, "last_loss": 0.5124, "first_reward_accuracy": 0.5, "last_reward_accuracy": 0.871}
+                | {"num_measured_pairs": 512, "num_steps": steps, "tokens_per_second": 21000.0, "mfu": 0.412}
                 | {"step0_loss": 0.693152, "reference_noise_rms": 0.0132, "relative_update": 1.2e-4}
-                | {"update_rounding_loss": 0.31, "num_dropped_pairs": 2, "seconds": 5111.0},
+                | {"update_rounding_loss": 0.31, "num_dropped_pairs": 2, "seconds": 5111.0, "num_gpus": 8}
+                | {"peak_memory_bytes": 61 * 2**30},
                 **beta,
             ),
-            "evaluate": stage("evaluate", number, {**measured, "seconds": 141.0}, evaluation={"num_shown_samples": 6}),
+            "evaluate": stage(
+                "evaluate",
+                number,
+                {**numbers, "seconds": 141.0, "num_gpus": 1},
+                evaluation={"num_shown_samples": 6},
+                promoted_uri=POINTER,
+            ),
         },
         histogram(groups),
         histogram({"all": lengths, "chosen": lengths[best], "rejected": lengths[worst]}),
         curve,
         training_lines(steps, 0.45, rng),
-        evaluation(accepted, SAMPLES),
+        found,
     )
 
 
-def run_data(*iterations: IterationData) -> RunData:
+def policy_of(number: int) -> str:
+    return layout.stage(ROOT, number, "train")
+
+
+def run_data(*iterations: IterationData, promoted: int = 0, **fields: Any) -> RunData:
+    """Return a run. `promoted` is the iteration whose policy the pointer names; 0: it names nothing."""
     data = stage("data", 1, {"num_prompts": 1024, "num_held_out": 256, "num_dropped_duplicates": 12, "seconds": 3.0})
-    return RunData(ROOT, iterations, data, "2026-03-04 05:06 UTC")
+    pointer = {POINTER: policy_of(promoted) if promoted else ""}
+    return RunData(ROOT, iterations, data, "2026-03-04 05:06 UTC", plan=PLAN, promoted=pointer, **fields)
 
 
 def warm_start() -> IterationData:

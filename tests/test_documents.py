@@ -29,7 +29,12 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "docs/stages.md",
     "docs/kubeflow.md",
+    "docs/tracking.md",
+    "docs/promotion.md",
     "docs/judges.md",
+    "docs/judges.md",
+    "docs/promotion.md",
+    "docs/report.md",
     "manifests/README.md",
     "images/README.md",
 ]
@@ -148,12 +153,23 @@ def is_a_stage_or_command(words: tuple[str, ...], folder: Path) -> None:
         sections[name].parse(values, name)
 
 
+def is_a_command_by_make(words: tuple[str, ...], folder: Path) -> None:
+    """What it does is tested in tests/dice_core/commands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DICE_ROOT", "s3://bucket/dice/")
+        arguments = run_make(words[1:], folder, PRINTS_ITS_ARGUMENTS).splitlines()
+    assert arguments[:2] == ["-m", "dice_core.cli"]
+    assert stages.build_parser().parse_args(arguments[2:]).pointer_uri == "s3://bucket/dice/promoted/zephyr.json"
+
+
 def is_for_make(words: tuple[str, ...], folder: Path) -> None:
+    """Variables of make, and those that programs read."""
     for word in words[1:]:
-        assert word.partition("=")[0] + " ?=" in MAKEFILE
+        name = word.partition("=")[0]
+        assert f"{name} ?=" in MAKEFILE or name in ("DICE_ROOT", "DICE_ALPACA_EVAL")
 
 
-def needs_a_cluster(words: tuple[str, ...], folder: Path) -> None:
+def is_of_others(words: tuple[str, ...], folder: Path) -> None:
     """Somebody else's command."""
 
 
@@ -166,10 +182,14 @@ CHECKS: dict[str, Callable[[tuple[str, ...], Path], object]] = {
     "make schedule": is_run_dry,
     "make preflight": is_understood,
     "make status": is_understood,
+    "make board": is_understood,
     "make logs": is_understood,
     "make cancel": is_understood,
     "make retry": is_understood,
     "make unschedule": is_understood,
+    "make history": is_a_command_by_make,
+    "make promote": is_a_command_by_make,
+    "make rollback": is_a_command_by_make,
     # CI
     "make install": is_planned,
     "make check": is_planned,
@@ -196,7 +216,10 @@ CHECKS: dict[str, Callable[[tuple[str, ...], Path], object]] = {
     "make kind-up": is_planned,
     "make kind-load": is_planned,
     "make deploy": is_planned,
-    "kubectl": needs_a_cluster,
+    "kubectl": is_of_others,
+    # tests/mlflow_server.py makes such an environment.
+    "python3.11": is_of_others,
+    "pip": is_of_others,
     "dice": is_a_stage_or_command,
     "export": is_for_make,
 }

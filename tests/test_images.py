@@ -5,6 +5,7 @@ base is DICE_TEST_BASE_IMAGE, an image with Python 3.11 or 3.12 and its venv mod
 """
 
 import fnmatch
+import importlib
 import itertools
 import os
 import re
@@ -14,15 +15,19 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 from components import images
+from tests.test_import_rules import MODULES, imports, our_imports, packages_of, whole
 
 PROJECT = Path(__file__).parents[1]
 IMAGES = ["core", "generate", "train", "cpu"]
 LOCKS = {"core": "core.lock", "generate": "generate-gpu.lock", "train": "train-gpu.lock"}
+# What runs use where somebody has put it into an image of theirs.
+OPTIONAL = {"wandb"}
 LABELS = ["title", "description", "licenses", "version", "revision", "base.name"]
 # Variables that name a place where something is written when a pod runs.
 WRITTEN = re.compile(
@@ -201,7 +206,10 @@ def test_nothing_else_is_sent(path: str) -> None:
 def test_an_image_installs_its_lock_and_nothing_beside_it(name: str) -> None:
     installs = re.findall(r"pip (?:install|wheel) [^&;|]*", "\n".join(_arguments(_build(name), "RUN")))
     assert installs
-    for command in installs:
+    # What a site names, none by default, keeps to the lock's versions.
+    extra = [command for command in installs if "${EXTRA_PACKAGES}" in command]
+    assert all("--constraint locked.txt" in command for command in extra)
+    for command in set(installs) - set(extra):
         assert "--no-deps" in command
         assert "--require-hashes" in command or " . " in command or " {} +" in command, command
 
@@ -243,6 +251,25 @@ def test_a_lock_has_what_pyproject_asks_for(name: str, without: set[str]) -> Non
     names = {re.split(r"[\[<>=!~ ;]", requirement)[0] for requirement in wanted} - without
     assert names <= set(_pins(LOCKS[name]))
     assert not without & set(_pins(LOCKS[name]))
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "generate_and_score", "import_model"])
+def test_an_image_with_torch_has_every_package_that_the_code_of_its_stages_imports(stage: str) -> None:
+    """Also what a function imports when it is called: a GGUF file is read in the train image, where torch is."""
+    image = getattr(importlib.import_module(f"components.{stage}"), stage).component_spec.implementation.container.image
+    lock = LOCKS[image.rpartition("dice-")[2].partition(":")[0]]
+    seen, waiting = set[str](), {f"dice_core.stages.{stage}"}
+    while name := next(iter(waiting - seen), ""):
+        seen.add(name)
+        waiting |= {module for module in our_imports(whole(MODULES[name])) if module.startswith("dice_core")}
+    used = {package for name in seen for package in packages_of(imports(whole(MODULES[name])))}
+    owners = packages_distributions()
+    wanted = {
+        owners[package][0].lower().replace("_", "-").removesuffix("-cpu")
+        for package in used - sys.stdlib_module_names - {"dice_core"} - OPTIONAL
+    }
+    assert "torch" in wanted
+    assert wanted <= set(_pins(lock))
 
 
 def test_flash_attention_is_where_models_are_scored_and_trained_built_for_the_torch_of_both() -> None:

@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -17,24 +17,28 @@ ROOMS = {
     "dice_core.accelerator": "",
     "dice_core.child_processes": "",
     "dice_core.hub_access": "",
+    "dice_core.interrupts": "",
     "dice_core.progress": "",
     "dice_core.settings": "",
     "dice_core.data": "hub_access settings",
     "dice_core.storage": "data progress settings",
+    "dice_core.tracking": "progress storage",
     "dice_core.models": "hub_access progress settings storage",
     "dice_core.logprobs": "models",
     "dice_core.generation": "data models progress settings storage",
     "dice_core.judges": "accelerator data generation hub_access models progress settings storage",
     "dice_core.preferences": "accelerator data judges logprobs models progress settings storage",
-    "dice_core.training": "accelerator child_processes data logprobs models progress settings storage",
-    "dice_core.launch": "accelerator child_processes progress settings storage training",
-    "dice_core.evaluation": "accelerator data generation judges logprobs models preferences progress settings storage",
-    "dice_core.release": "progress storage",
+    "dice_core.training": "accelerator child_processes data logprobs models progress settings storage tracking",
+    "dice_core.launch": "accelerator child_processes progress settings storage tracking training",
+    "dice_core.evaluation": "accelerator child_processes data generation judges logprobs models preferences progress "
+    "settings storage",
+    "dice_core.release": "models progress storage tracking",
     "dice_core.report": "data evaluation preferences storage",
-    "dice_core.stages": "accelerator child_processes data evaluation generation judges launch models preferences "
-    "progress release report settings storage training",
+    "dice_core.stages": "accelerator child_processes data evaluation generation judges launch logprobs models "
+    "preferences progress release report settings storage tracking training",
     "dice_core.commands": "release settings storage",
-    "dice_core.cli": "commands progress settings stages",
+    "dice_core.cli": "commands interrupts progress settings stages",
+    "dice_core.__main__": "cli interrupts",
 }
 
 
@@ -97,16 +101,24 @@ def test_arrows_between_rooms_run_down_only(path: Path) -> None:
 
 def test_every_room_is_in_the_table_and_the_table_has_no_circle() -> None:
     assert {room(module_name(path)) for path in files("dice_core")} - {"dice_core"} == set(ROOMS)
-    TopologicalSorter({own: [f"dice_core.{name}" for name in below.split()] for own, below in ROOMS.items()}).prepare()
+    table = {own: {f"dice_core.{name}" for name in below.split()} for own, below in ROOMS.items()}
+    assert circle(table) == []
+    assert circle(table | {"dice_core.progress": {"dice_core.cli"}}).count("dice_core.progress") in (1, 2)
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
     """Imports inside functions and for types count too."""
     graph = {name: our_imports(whole(path)) - {name} for name, path in MODULES.items()}
+    assert circle(graph) == []
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Return names that lead to each other, the first of them at both ends; none where there is no circle."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        pytest.fail(f"a circle of files: {' <- '.join(error.args[1])}")
+        return list(error.args[1])
+    return []
 
 
 @pytest.mark.parametrize("path", files("dice_core"), ids=module_name)

@@ -21,9 +21,10 @@ TRAINER_ACCOUNT = cluster.ClusterConfig().trainer_service_account
 
 @pytest.mark.parametrize("name", ["base", *(f"overlays/{name}" for name in OVERLAYS)])
 def test_every_object_fits_the_schema_of_its_kind_with_no_field_too_many(name: str) -> None:
-    for item in render(name):
-        if "kueue.x-k8s.io" not in item["apiVersion"]:  # not part of Kubernetes
-            kubernetes_validate.validate(item, KUBERNETES_VERSION, strict=True)
+    objects = [item for item in render(name) if "kueue.x-k8s.io" not in item["apiVersion"]]  # not part of Kubernetes
+    for item in objects:
+        kubernetes_validate.validate(item, KUBERNETES_VERSION, strict=True)
+    assert {"Role", "RoleBinding", "ServiceAccount"} <= {item["kind"] for item in objects}
 
 
 def test_the_schemas_refuse_a_misspelt_field() -> None:

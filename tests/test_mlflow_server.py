@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mlflow_server import MlflowServer, _make_environment
+from tests.mlflow_server import LOCK, MlflowServer, _make_environment
 
 pytestmark = pytest.mark.slow
 
@@ -26,4 +26,4 @@ def test_an_index_that_does_not_answer_skips_the_tests_and_says_so(
     monkeypatch.setenv("UV_NO_CACHE", "1")
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     with pytest.raises(pytest.skip.Exception, match="the package index does not answer"):
-        _make_environment(tmp_path / "venv", tmp_path / "venv" / "bin" / "python")
+        _make_environment(LOCK, tmp_path / "venv", tmp_path / "venv" / "bin" / "python")

@@ -3,6 +3,7 @@
 from dice_core.commands.person import person
 from dice_core.commands.table import Answer
 from dice_core.release.evaluated import Evaluated, find_evaluation, read_evaluation, require_model
+from dice_core.release.mlflow_registry import register_or_tell
 from dice_core.settings.base import ConfigError
 from dice_core.storage.contract import UnfitError
 from dice_core.storage.manifest import Manifest
@@ -60,7 +61,9 @@ def promote(
     )
     was_there = before is not None and before.content_digest == promotion.content_digest
     text = f"{pointer_uri} {'already named' if was_there else 'names'} {promotion.policy_uri}"
-    return Answer(text, vars(promotion) | {"pointer": pointer_uri, "changed": not was_there})
+    registry = register_or_tell(pointer_uri)
+    values = vars(promotion) | {"pointer": pointer_uri, "changed": not was_there, "registry": registry}
+    return Answer(text, values)
 
 
 def _proposed(pointer_uri: str, evaluation_uri: str) -> tuple[str, str]:
@@ -78,8 +81,9 @@ def _against(evaluated: Evaluated | None, current_digest: str) -> str:
     if not evaluated.is_promotable:
         what = "does not show that it is better" if evaluated.is_accepted else "refused it"
         return f"{evaluated.uri} {what} ({evaluated.reason})"
-    if evaluated.incumbent_digest is not None and evaluated.incumbent_digest != current_digest:
-        return f"{evaluated.uri} compared it with a policy that the pointer does not name any more"
+    # Where nothing is promoted yet, there is nothing to be better than.
+    if current_digest and evaluated.incumbent_digest not in (None, current_digest):
+        return f"{evaluated.uri} compared it with another policy than the pointer names"
     return ""
 
 

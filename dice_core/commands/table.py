@@ -34,4 +34,4 @@ class Command:
         return function
 
 
-COMMANDS: dict[str, Command] = {name: Command(name) for name in ("promote", "rollback", "history")}
+COMMANDS: dict[str, Command] = {name: Command(name) for name in ("promote", "rollback", "history", "register", "push")}

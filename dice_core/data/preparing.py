@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dice_core.data.decontamination import BenchmarkIndex, benchmark_index, normalised_text
 from dice_core.data.records import PREFERENCES, PROMPTS, ROWS_AT_A_TIME, RecordError, prompt_id, take_text
+from dice_core.data.rows import control_token_pattern
 from dice_core.data.same_tokens import Tokenise, same_tokens
 from dice_core.data.settings import DataConfig
 from dice_core.data.sources import Rows
@@ -134,12 +135,6 @@ def prepare(
     )
     cleaned = {"prompts": {} if prompts is preferences else prompts.num_cleaned, "preferences": preferences.num_cleaned}
     return Prepared(*tables, counts=_counts(tables, {"prompts": prompts_dropped, "preferences": dropped}, cleaned))
-
-
-def control_token_pattern(tokens: Iterable[str], config: DataConfig) -> re.Pattern[str] | None:
-    """Return a pattern that finds any of the tokens; None where config.control_tokens keeps them."""
-    wanted = sorted(tokens) if config.control_tokens == "drop" else []
-    return re.compile("|".join(map(re.escape, wanted))) if wanted else None
 
 
 def _clean(rows: Rows, rules: _Rules) -> tuple[list[_Row], Counter[str]]:

@@ -9,7 +9,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,7 +175,7 @@ class _Reader:
 
     def without_prompt(self, prompt: str, answer: str) -> str:
         """Return the answer alone, where it repeats the prompt in front of it."""
-        rest = None if self.config.repeated_prompts == "keep" else _after_prompt(prompt.strip(), answer)
+        rest = None if self.config.repeated_prompts == "keep" else after_prompt(prompt.strip(), answer)
         if rest is None:
             return answer
         if self.config.repeated_prompts == "drop":
@@ -245,7 +245,7 @@ class _Reader:
         self.cleaned.add("system_prompt")
 
 
-def _after_prompt(prompt: str, answer: str) -> str | None:
+def after_prompt(prompt: str, answer: str) -> str | None:
     """Return what follows the prompt that an answer begins with; None where it surely or perhaps begins otherwise."""
     start = answer.find(prompt, 0, len(prompt) + _LONGEST_LABEL)
     if start < 0:
@@ -340,3 +340,9 @@ def kind(value: object) -> str:
 def _show(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def control_token_pattern(tokens: Iterable[str], config: DataConfig) -> re.Pattern[str] | None:
+    """Return a pattern that finds any of the tokens; None where config.control_tokens keeps them."""
+    wanted = sorted(tokens) if config.control_tokens == "drop" else []
+    return re.compile("|".join(map(re.escape, wanted))) if wanted else None

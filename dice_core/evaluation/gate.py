@@ -1,9 +1,12 @@
 """Whether a candidate is accepted, and whether it is better than the incumbent: pure functions of what was measured.
 
-Accepted means that the run may go on with it: no guard is broken. Better means that what decides lies above the
-incumbent's by more than chance: the win rate and the one at equal lengths, or, without a judge, the change of held-out
-accuracy. Promotable is a candidate that is better and whose guards all hold. Each rule is an object that says in a
-sentence what it found.
+Accepted means that the run may go on with it: no guard is broken, against the policy before it. Better means that what
+decides lies above the incumbent's by more than chance: the win rate and the one at equal lengths, or, without a judge,
+the change of held-out accuracy. Promotable is a candidate that is better and whose guards all hold, against the
+incumbent too. Each rule is an object that says in a sentence what it found.
+
+Where the incumbent is of another run, the policy before the candidate is not: a run that is young and sound goes on,
+however far it still is from a model that several iterations made.
 
 A bound of the settings is a limit on the true change. Measured changes are noisy, the more so on few pairs and prompts:
 a guard is broken when the whole 95 % interval lies beyond its bound. A change beyond it by less is no reason to end a
@@ -12,10 +15,10 @@ run, and none to promote: the remedy is more held-out pairs or sample prompts, n
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from dice_core.evaluation.estimates import Estimate
+from dice_core.evaluation.estimates import UNKNOWN, Estimate
 from dice_core.evaluation.settings import EvaluationConfig
 
 Kind = Literal["gain", "guard", "evidence"]
@@ -40,6 +43,24 @@ class Judged:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """The candidate against another model, on the same held-out pairs and prompts."""
+
+    accuracy: Estimate
+    """Held-out reward accuracy, the candidate's minus the other's."""
+    length: Estimate
+    """Mean characters of an answer relative to the other's, minus 1."""
+    cut: Estimate
+    """Share of answers that the limit of tokens ends, the candidate's minus the other's."""
+    share_cut: float
+    """The other's."""
+
+
+NO_CHANGES = Changes(UNKNOWN, UNKNOWN, UNKNOWN, math.nan)
+"""Nothing was measured."""
+
+
+@dataclass(frozen=True)
 class Findings:
     """What the gate looks at, of the candidate unless it says otherwise. Shares are of the sampled answers."""
 
@@ -47,22 +68,19 @@ class Findings:
     """Held-out reward accuracy against the run's base reference."""
     accuracy_incumbent: float
     """That of the incumbent, against the same reference on the same pairs."""
-    accuracy_change: Estimate
-    """The first minus the second."""
-    length_growth: Estimate
-    """Mean characters of an answer relative to the incumbent's on the same prompts, minus 1."""
+    incumbent: Changes
+    """Against the incumbent."""
     drift: Estimate
     """From the first policy, in nats per token of the answers."""
     share_cut: float
     """Ended by the limit of tokens."""
-    share_cut_incumbent: float
-    cut_growth: Estimate
-    """The first minus the second."""
     share_empty: float
     num_answers: int
     num_distinct_answers: int
     num_pairs: int
     """Held-out pairs that both models scored."""
+    previous: Changes | None = None
+    """Against the policy before the candidate; None: it is the incumbent."""
     num_prompts: int = 0
     """That a judge compared."""
     judged: Judged | None = None
@@ -106,6 +124,8 @@ class Gate:
     reason: str
     """One line for manifests and logs."""
     rules: tuple[Rule, ...]
+    power: str = ""
+    """What so many prompts or pairs can show, in a line; empty: not known."""
     warnings: tuple[str, ...] = ()
     """What a person should know of an accepted candidate too."""
 
@@ -127,9 +147,9 @@ def decide(findings: Findings, config: EvaluationConfig) -> Gate:
     outcome = _outcome(gains)
     broken = [rule.sentence for rule in guards if rule.passed is False]
     barred = [rule.sentence for rule in (*evidence, *guards) if not rule.passed]
-    promotable = outcome == BETTER and not barred
-    reason = "; ".join(broken) if broken else _verdict(outcome, gains, barred, _power(findings, config))
-    return Gate(outcome, not broken, promotable, reason, rules, (*_unsure(guards), *_limits(findings)))
+    promotable, power = outcome == BETTER and not barred, _power(findings, config)
+    reason = "; ".join(broken) if broken else _verdict(outcome, gains, barred, power)
+    return Gate(outcome, not broken, promotable, reason, rules, power, (*_unsure(guards), *_limits(findings)))
 
 
 def _outcome(gains: Sequence[Rule]) -> Outcome:
@@ -151,7 +171,7 @@ def _verdict(outcome: Outcome, gains: Sequence[Rule], barred: Sequence[str], pow
 def _gains(findings: Findings) -> list[Rule]:
     judged = findings.judged
     if judged is None:
-        change = findings.accuracy_change
+        change = findings.incumbent.accuracy
         sentence = f"held-out accuracy {_percent(findings.accuracy_incumbent)} -> {_percent(findings.accuracy)}"
         sentence += f" ({_points(change.value, '+')}{_interval(change, 100, '+')}, {findings.num_pairs} pairs)"
         if math.isnan(change.value):
@@ -182,39 +202,54 @@ def _gain(name: str, what: str, estimate: Estimate, bound: float, sentence: str)
 
 
 def _guards(findings: Findings, config: EvaluationConfig) -> list[Rule]:
-    change = findings.accuracy_change
-    drop = Estimate(-change.value, change.standard_error)
-    return [
-        *_degenerate(findings),
+    if findings.previous is None:
+        changes = _bounded_changes(findings, findings.incumbent, config)
+    else:
+        changes = _bounded_changes(findings, findings.previous, config, "the previous policy")
+    drift = _bounded(
+        "drift",
+        "drift from the first policy is",
+        findings.drift,
+        config.max_drift_per_token,
+        "max_drift_per_token",
+        " nats per token",
+        scale=1,
+    )
+    return [*_degenerate(findings), *changes, drift]
+
+
+def _bounded_changes(
+    findings: Findings, changes: Changes, config: EvaluationConfig, against: str = "", prefix: str = ""
+) -> list[Rule]:
+    """Return the guards of changes against a model, which is named where there are two."""
+    drop = Estimate(-changes.accuracy.value, changes.accuracy.standard_error)
+    more = f" against {against}" if against else ""
+    cut = f"the token limit cuts {_percent(findings.share_cut)} of the answers ({against or 'the incumbent'}'s "
+    rules = [
         _bounded(
-            "accuracy_drop", "held-out reward accuracy fell by", drop, config.max_accuracy_drop, "max_accuracy_drop"
+            "accuracy_drop",
+            f"held-out reward accuracy{more} fell by",
+            drop,
+            config.max_accuracy_drop,
+            "max_accuracy_drop",
         ),
         _bounded(
             "length_growth",
-            "answers grew by",
-            findings.length_growth,
+            f"answers{more} grew by",
+            changes.length,
             config.max_length_growth,
             "max_length_growth",
             "%",
         ),
         _bounded(
             "cut_answers",
-            f"the token limit cuts {_percent(findings.share_cut)} of the answers (the incumbent's "
-            f"{_percent(findings.share_cut_incumbent)}), more by",
-            findings.cut_growth,
+            f"{cut}{_percent(changes.share_cut)}), more by",
+            changes.cut,
             config.max_cut_growth,
             "max_cut_growth",
         ),
-        _bounded(
-            "drift",
-            "drift from the first policy is",
-            findings.drift,
-            config.max_drift_per_token,
-            "max_drift_per_token",
-            " nats per token",
-            scale=1,
-        ),
     ]
+    return [replace(rule, name=prefix + rule.name) for rule in rules]
 
 
 def _bounded(
@@ -270,6 +305,14 @@ def _exact(name: str, what: str, value: float, bound: float, sentence: str) -> R
 
 
 def _evidence(findings: Findings, config: EvaluationConfig) -> list[Rule]:
+    """Return the rules that bar a promotion alone."""
+    rules = []
+    if findings.previous is not None:
+        rules = _bounded_changes(findings, findings.incumbent, config, "the incumbent", "incumbent_")
+    return [*_parsed(findings, config), *(replace(rule, kind="evidence") for rule in rules)]
+
+
+def _parsed(findings: Findings, config: EvaluationConfig) -> list[Rule]:
     if findings.judged is None:
         return []
     parsed, bound = findings.judged.share_parsed, config.min_parsed_verdicts
@@ -307,10 +350,10 @@ def _unsure(guards: Sequence[Rule]) -> list[str]:
 def _limits(findings: Findings) -> list[str]:
     if not findings.num_answers:
         return ["no answers were sampled"]
-    if max(findings.share_cut, findings.share_cut_incumbent) > 0.5:
+    if max(findings.share_cut, findings.incumbent.share_cut) > 0.5:
         return [
             f"the limit of tokens cuts {findings.share_cut:.0%} of the answers "
-            f"({findings.share_cut_incumbent:.0%} of the incumbent's): longer ones would not show as longer"
+            f"({findings.incumbent.share_cut:.0%} of the incumbent's): longer ones would not show as longer"
         ]
     return []
 

@@ -20,7 +20,9 @@ GRID = np.logspace(-4, 4, 10)
 """Of C, the weight of the data against the penalty: scikit-learn's own for Cs=10."""
 NUM_FOLDS = 5
 _MAX_STEPS = 100
-_ENOUGH = 1e-10
+_ENOUGH = 1e-9
+_ENOUGH_INSIDE = 1e-6
+_ROUNDING = 1e-13
 _MAX_SWEEPS = 60
 _MAX_HALVINGS = 30
 _RESAMPLES_AT_A_TIME = 250
@@ -169,24 +171,34 @@ def _minimise(features: Floats, targets: Floats, counts: Floats, c: Floats, star
     num_terms = features.shape[1]
     products = (features[:, :, None] * features[:, None, :]).reshape(len(features), -1)  # (prompts, terms x terms)
     weights = np.tile(np.zeros(num_terms) if start is None else start, (len(counts), 1))
-    scaled = counts * c[:, None]  # (problems, prompts)
-    cost = _objective(weights, features, targets, scaled)  # (problems,)
+    goals = np.broadcast_to(targets, counts.shape)
+    open_ones = np.arange(len(counts))
     for _ in range(_MAX_STEPS):
-        likely = _sigmoid(weights @ features.T)  # (problems, prompts)
-        gradient = (scaled * (likely - targets)) @ features  # (problems, terms)
+        # Of the problems that are not solved yet.
+        scaled, goal, old = counts[open_ones] * c[open_ones, None], goals[open_ones], weights[open_ones]
+        likely = _sigmoid(old @ features.T)  # (problems, prompts)
+        gradient = (scaled * (likely - goal)) @ features  # (problems, terms)
         curvature = ((scaled * likely * (1 - likely)) @ products).reshape(-1, num_terms, num_terms)
-        step = _proximal_step(weights, gradient, curvature)  # (problems, terms)
-        for _ in range(_MAX_HALVINGS):
-            reached = _objective(weights + step, features, targets, scaled)
-            is_worse = reached > cost + _TINY * np.abs(cost)
-            if not is_worse.any():
-                break
-            step = np.where(is_worse[:, None], step / 2, step)
-        step = np.where((reached > cost + _TINY * np.abs(cost))[:, None], 0, step)
-        weights, cost = weights + step, np.minimum(reached, cost)
-        if np.abs(step).max() < _ENOUGH:
+        step = _no_rise(old, _proximal_step(old, gradient, curvature), features, goal, scaled)
+        weights[open_ones] = old + step
+        open_ones = open_ones[(np.abs(step) > _ENOUGH * (1 + np.abs(old))).any(axis=1)]
+        if not open_ones.size:
             break
     return weights
+
+
+def _no_rise(weights: Floats, step: Floats, features: Floats, targets: Floats, scaled: Floats) -> Floats:
+    """Halve the steps with which the objective would rise. Shape: (problems, terms)."""
+    highest = _objective(weights, features, targets, scaled) * (1 + _ROUNDING)  # (problems,)
+    rises = np.arange(len(weights))
+    for _ in range(_MAX_HALVINGS):
+        reached = _objective((weights + step)[rises], features, targets[rises], scaled[rises])
+        rises = rises[reached > highest[rises]]
+        if not rises.size:
+            return step
+        step[rises] /= 2
+    step[rises] = 0
+    return step
 
 
 def _objective(weights: Floats, features: Floats, targets: Floats, scaled: Floats) -> Floats:
@@ -208,6 +220,7 @@ def _proximal_step(weights: Floats, gradient: Floats, curvature: Floats) -> Floa
             wanted = weights[:, term] + step[:, term] - slope / own
             moved = np.sign(wanted) * np.maximum(np.abs(wanted) - 1 / own, 0)
             step[:, term] = moved - weights[:, term]
-        if np.abs(step - before).max() < _ENOUGH:
+        # The next step of Newton's mends the rest.
+        if np.abs(step - before).max() <= _ENOUGH_INSIDE * np.abs(step).max():
             break
     return step

@@ -7,7 +7,7 @@ which the next iteration will score, is reported beside it. `result.py` says wha
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from dice_core.evaluation.estimates import (
     mean,
     ratio,
 )
-from dice_core.evaluation.gate import Findings, Judged, decide
+from dice_core.evaluation.gate import NO_CHANGES, Changes, Findings, Judged, decide
 from dice_core.evaluation.length_controlled import length_controlled_win_rate
 from dice_core.evaluation.result import Answer, Evaluation, Sample
 from dice_core.evaluation.settings import EvaluationConfig
@@ -51,7 +51,13 @@ class PairLogps:
 
 
 def summarise(
-    pairs: PairLogps, samples: Sequence[Sample], config: EvaluationConfig, *, judge: str = NO_JUDGE, seed: int = 0
+    pairs: PairLogps,
+    samples: Sequence[Sample],
+    config: EvaluationConfig,
+    *,
+    previous: Sequence[Answer] | None = None,
+    judge: str = NO_JUDGE,
+    seed: int = 0,
 ) -> Evaluation:
     """Turn log-probs, answers and verdicts into estimates and the gate's decision.
 
@@ -59,11 +65,12 @@ def summarise(
         pairs: log-probs under the models.
         samples: answers of both models, with rewards and verdicts where there are any.
         config: the gate's bounds.
+        previous: answers of the policy before the candidate to the same prompts; None: it is the incumbent.
         judge: who gave the verdicts; NO_JUDGE: nobody, and held-out accuracy decides.
         seed: of resampling.
     """
     estimates, counts, num_broken = _of_pairs(pairs)
-    estimates |= _of_answers(samples)
+    estimates |= _of_answers(samples, previous)
     counts |= {
         "num_sample_prompts": len(samples),
         "num_distinct_responses": len({sample.policy.text for sample in samples}),
@@ -74,7 +81,10 @@ def summarise(
         estimates, counts = estimates | more_estimates, counts | more_counts
         judged = Judged(estimates["win_rate"], estimates["length_controlled_win_rate"], counts["share_parsed_verdicts"])
     counts |= _power(estimates, counts, judged is not None, config.wanted_difference)
-    gate = decide(_findings(estimates, counts, judged, num_broken), config)
+    findings = _findings(estimates, counts, judged, num_broken)
+    if previous is not None:
+        findings = replace(findings, previous=_changes(estimates, "_previous"))
+    gate = decide(findings, config)
     return Evaluation(estimates, counts, gate, list(samples), judge, config.wanted_difference)
 
 
@@ -90,12 +100,9 @@ def refused_unmeasured(reason: str, config: EvaluationConfig, *, judge: str = NO
     unknown = Findings(
         accuracy=math.nan,
         accuracy_incumbent=math.nan,
-        accuracy_change=UNKNOWN,
-        length_growth=UNKNOWN,
+        incumbent=NO_CHANGES,
         drift=UNKNOWN,
         share_cut=math.nan,
-        share_cut_incumbent=math.nan,
-        cut_growth=UNKNOWN,
         share_empty=math.nan,
         num_answers=0,
         num_distinct_answers=0,
@@ -124,6 +131,7 @@ def _of_pairs(pairs: PairLogps) -> tuple[dict[str, Estimate], dict[str, int | fl
         "heldout_reward_accuracy_incumbent": accuracy(margin_old),
         "heldout_reward_accuracy_previous": accuracy(margin_before),
         "heldout_reward_accuracy_change": accuracy_change(margin, margin_old),
+        "heldout_reward_accuracy_change_previous": accuracy_change(margin, margin_before),
         "heldout_reward_margin": mean(margin),
         "heldout_reward_margin_incumbent": mean(margin_old),
         "heldout_reward_margin_change": mean(margin - margin_old),
@@ -142,20 +150,25 @@ def _of_pairs(pairs: PairLogps) -> tuple[dict[str, Estimate], dict[str, int | fl
     return estimates, counts, num_broken
 
 
-def _of_answers(samples: Sequence[Sample]) -> dict[str, Estimate]:
+def _of_answers(samples: Sequence[Sample], previous: Sequence[Answer] | None) -> dict[str, Estimate]:
     new, old = [sample.policy for sample in samples], [sample.incumbent for sample in samples]
-    lengths, lengths_old = [len(answer.text) for answer in new], [len(answer.text) for answer in old]
-    cut, cut_old = [answer.is_cut for answer in new], [answer.is_cut for answer in old]
+    before = old if previous is None else previous
+    lengths, lengths_old, lengths_before = ([len(answer.text) for answer in some] for some in (new, old, before))
+    cut, cut_old, cut_before = ([answer.is_cut for answer in some] for some in (new, old, before))
     return {
         "mean_response_characters": mean(lengths),
         "mean_response_characters_incumbent": mean(lengths_old),
+        "mean_response_characters_previous": mean(lengths_before),
         "response_characters_change": mean(np.subtract(lengths, lengths_old)),
         "response_characters_growth": growth(lengths, lengths_old),
+        "response_characters_growth_previous": growth(lengths, lengths_before),
         "share_empty_responses": mean([not answer.text for answer in new]),
         "share_empty_responses_incumbent": mean([not answer.text for answer in old]),
         "share_cut_responses": mean(cut),
         "share_cut_responses_incumbent": mean(cut_old),
+        "share_cut_responses_previous": mean(cut_before),
         "share_cut_responses_change": accuracy_change(_signs(cut), _signs(cut_old)),
+        "share_cut_responses_change_previous": accuracy_change(_signs(cut), _signs(cut_before)),
         "drift_per_token": _drift(new),
     }
 
@@ -237,18 +250,25 @@ def _power(
     return {"detectable_difference": detectable_difference(num, spread), "num_needed": num_needed(wanted, spread)}
 
 
+def _changes(estimates: dict[str, Estimate], suffix: str = "") -> Changes:
+    """Return the candidate's changes against the incumbent, or with a suffix against the previous policy."""
+    return Changes(
+        accuracy=estimates[f"heldout_reward_accuracy_change{suffix}"],
+        length=estimates[f"response_characters_growth{suffix}"],
+        cut=estimates[f"share_cut_responses_change{suffix}"],
+        share_cut=estimates[f"share_cut_responses{suffix or '_incumbent'}"].value,
+    )
+
+
 def _findings(
     estimates: dict[str, Estimate], counts: dict[str, int | float], judged: Judged | None, num_broken: int
 ) -> Findings:
     return Findings(
         accuracy=estimates["heldout_reward_accuracy"].value,
         accuracy_incumbent=estimates["heldout_reward_accuracy_incumbent"].value,
-        accuracy_change=estimates["heldout_reward_accuracy_change"],
-        length_growth=estimates["response_characters_growth"],
+        incumbent=_changes(estimates),
         drift=estimates["drift_per_token"],
         share_cut=estimates["share_cut_responses"].value,
-        share_cut_incumbent=estimates["share_cut_responses_incumbent"].value,
-        cut_growth=estimates["share_cut_responses_change"],
         share_empty=estimates["share_empty_responses"].value,
         num_answers=int(counts["num_sample_prompts"]),
         num_distinct_answers=int(counts["num_distinct_responses"]),

@@ -24,17 +24,20 @@ that no number is null or not finite. `measuring.py` fills this in; it stores no
       held-out pairs, implicit reward in nats against the run's base reference, without beta
         heldout_reward_accuracy *, heldout_reward_accuracy_incumbent *, heldout_reward_accuracy_previous *
         heldout_reward_accuracy_change *        candidate - incumbent, on the same pairs
+        heldout_reward_accuracy_change_previous *          candidate - previous policy
         heldout_reward_margin *, heldout_reward_margin_incumbent *, heldout_reward_margin_change *
         heldout_chosen_reward *, heldout_rejected_reward *
         heldout_step_accuracy *, heldout_step_margin *     against the previous policy: the reward of the next iteration
         num_held_out_pairs, num_heldout_ties, num_heldout_ties_incumbent, num_too_long_pairs, num_non_finite_pairs
       sampled answers, one to a prompt
         num_sample_prompts
-        mean_response_characters *, mean_response_characters_incumbent *
+        mean_response_characters *, mean_response_characters_incumbent *, mean_response_characters_previous *
         response_characters_change *            characters
         response_characters_growth *            share of the incumbent's mean length
+        response_characters_growth_previous *   share of the previous policy's
         share_empty_responses *, share_empty_responses_incumbent *
-        share_cut_responses *, share_cut_responses_incumbent *
+        share_cut_responses *, share_cut_responses_incumbent *, share_cut_responses_change *
+        share_cut_responses_previous *, share_cut_responses_change_previous *
         num_distinct_responses
         drift_per_token *                       nats: mean of log p(candidate) - log p(first policy) over the tokens of
                                                 the candidate's answers
@@ -42,10 +45,12 @@ that no number is null or not finite. `measuring.py` fills this in; it stores no
         accepted, promotable                    0 or 1
         outcome                                 better | not shown | worse
         reason                                  one line
-    gate            outcome, accepted, promotable, reason, warnings: list of lines, and
+    gate            outcome, accepted, promotable, reason, power (what so many prompts can show, a line),
+                    warnings: list of lines, and
       rules         list of {name, what, kind, value, low, high, bound, passed, sentence}
-        kind        gain: all of them make a policy better; guard: refuses a policy when broken; evidence: only bars
-                    its promotion
+        kind        gain: all of them make a policy better; guard: refuses a policy when broken, against the previous
+                    policy; evidence: only bars its promotion (with names incumbent_*: a guard against the incumbent,
+                    where that is another than the previous policy)
         value, low, high   null where not known
         bound       what is compared with: low of a gain is above it; a guard's value is not beyond it
         passed      true, false (of a guard: beyond the bound by more than chance), or null: not shown either way

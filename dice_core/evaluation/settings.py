@@ -40,5 +40,5 @@ class EvaluationConfig(Settings):
     promote: Literal["auto", "manual"] = Field(default="auto", json_schema_extra=OPERATIONAL)
     """What becomes of a better policy: `auto` moves the promoted pointer to it, `manual` proposes it to a person, who
     does that with `dice promote`."""
-    registered_model: str = Field(default="", json_schema_extra=OPERATIONAL)
+    registered_model: str = Field(default="", pattern=r"""^[^'"/:]*$""", json_schema_extra=OPERATIONAL)
     """Name of the model in MLflow's registry, where MLFLOW_TRACKING_URI is set; empty: that of the promoted pointer."""

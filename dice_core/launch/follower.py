@@ -20,7 +20,7 @@ from dice_core.launch.failure_report import (
     waiting_reasons,
 )
 from dice_core.launch.jobs import TrainingJobs
-from dice_core.launch.kubernetes import KubernetesError, Patience
+from dice_core.launch.kubernetes import JobPatience, KubernetesError
 from dice_core.launch.pod_logs import PodLogs
 from dice_core.launch.settings import PodConfig
 from dice_core.progress import Throttle, log
@@ -31,7 +31,7 @@ Objects = dict[str, dict[str, Any]]
 class JobFollower:
     """One job, from where it is now to its end."""
 
-    def __init__(self, jobs: TrainingJobs, job: Mapping[str, Any], limits: PodConfig, patience: Patience) -> None:
+    def __init__(self, jobs: TrainingJobs, job: Mapping[str, Any], limits: PodConfig, patience: JobPatience) -> None:
         """Take a job that exists and has not succeeded."""
         self._jobs, self._job, self._limits, self._patience = jobs, job, limits, patience
         self._name, self._uid = job["metadata"]["name"], job["metadata"]["uid"]

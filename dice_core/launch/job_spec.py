@@ -15,6 +15,7 @@ from dice_core.accelerator import GPU_VARIABLE
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.settings.quantities import POD_VOLUMES, quantity
 from dice_core.storage import layout
+from dice_core.tracking.variables import passed_on
 
 GROUP, VERSION, PLURAL, KIND = "kubeflow.org", "v1", "pytorchjobs", "PyTorchJob"
 CONTAINER = "pytorch"
@@ -106,7 +107,7 @@ def training_job(
         job_uri: what the processes are given.
         launch: which processes the pods run.
         pods: what the pods look like.
-        environment: the launcher's own; COPIED_VARIABLES are taken from it.
+        environment: the launcher's own; COPIED_VARIABLES and those of trackers are taken from it.
         owner: an ownerReference: deleting that object deletes the job.
         command: instead of torchrun with the training module; the job's URI is added.
     """
@@ -202,7 +203,7 @@ def _replica(number: int, container: Mapping[str, Any], restart_policy: str, pod
 def _container(
     command: list[str], num_processes: int, pods: PodConfig, environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    requests = {"cpu": pods.cpu, "memory": pods.memory, **pods.extra_resources}
+    requests = {"cpu": pods.cpu, "memory": pods.memory, "ephemeral-storage": pods.disk, **pods.extra_resources}
     # A limit of CPUs would only slow training down; one of memory protects the other pods of the node.
     limits = {"memory": pods.memory, **pods.extra_resources}
     if pods.gpu_resource:
@@ -231,11 +232,15 @@ def _container(
 def _variables(num_processes: int, pods: PodConfig, environment: Mapping[str, str]) -> list[dict[str, Any]]:
     promised = {GPU_VARIABLE: "1"} if pods.gpu_resource else {}
     threads = _threads(num_processes, pods.cpu)
-    values = {**_DEFAULT_VARIABLES, **promised, **threads, **_copied(environment), **pods.env}
-    variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in values.items()]
-    for name in CREDENTIALS if pods.credentials_secret else ():
-        source = {"secretKeyRef": {"name": pods.credentials_secret, "key": name}}
-        variables.append({"name": name, "valueFrom": source})
+    secret = dict.fromkeys(CREDENTIALS, pods.credentials_secret) if pods.credentials_secret else {}
+    secret |= dict.fromkeys(pods.tracking_secret_keys, pods.tracking_secret) if pods.tracking_secret else {}
+    copied = {**_copied(environment), **passed_on(environment)}
+    values = {**_DEFAULT_VARIABLES, **promised, **threads, **copied, **pods.env}
+    variables: list[dict[str, Any]] = [
+        {"name": name, "value": value} for name, value in values.items() if name not in secret
+    ]
+    for name, holder in secret.items():
+        variables.append({"name": name, "valueFrom": {"secretKeyRef": {"name": holder, "key": name}}})
     return variables
 
 

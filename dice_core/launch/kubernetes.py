@@ -5,6 +5,7 @@ its patience ends. Commands of people make each call once. Objects are plain dic
 objects mean is not known here: jobs.py, failure_report.py.
 """
 
+import itertools
 import json
 import os
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 from dice_core.launch.connection_errors import innermost
 from dice_core.progress import Throttle, log
+from dice_core.storage.outages import doubled
 
 _ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _FORBIDDEN, _NOT_FOUND, _CONFLICT = 403, 404, 409
@@ -40,7 +42,7 @@ class ForbiddenError(KubernetesError):
 
 
 @dataclass(frozen=True)
-class Patience:
+class JobPatience:
     """How long a launcher waits for what, in seconds. The tests take shorter ones."""
 
     first_pause: float = 1.0
@@ -57,18 +59,15 @@ class Patience:
     """How long a launcher that was told to stop tries to delete the job."""
 
     def pauses(self) -> Iterator[float]:
-        """Yield growing pauses."""
-        pause = self.first_pause
-        while True:
-            yield pause
-            pause = min(2 * pause, self.longest_pause)
+        """Return growing pauses, without end."""
+        return (doubled(self.first_pause, self.longest_pause, num_tries) for num_tries in itertools.count(1))
 
 
 class KubernetesApi:
     """A connection to the API of a cluster, and a namespace of it."""
 
     def __init__(
-        self, namespace: str = "", *, context: str = "", patience: Patience | None = None, timeout: float = 10.0
+        self, namespace: str = "", *, context: str = "", patience: JobPatience | None = None, timeout: float = 10.0
     ) -> None:
         """Take a context of the kubeconfig (the current one if empty), or a pod's own account; makes no call.
 
@@ -153,7 +152,7 @@ class KubernetesApi:
 
     def hurry(self, timeout: float, *, give_up: float) -> None:
         """From now on wait so many seconds for one answer, and ask again for `give_up` seconds only."""
-        self.patience = replace(self.patience or Patience(), first_pause=0.05, longest_pause=0.5, give_up=give_up)
+        self.patience = replace(self.patience or JobPatience(), first_pause=0.05, longest_pause=0.5, give_up=give_up)
         self._timeouts = (timeout, timeout)
 
     def _call(self, method: str, path: str, query: Mapping[str, str], body: Any = None) -> bytes | None:
@@ -222,7 +221,7 @@ class KubernetesApi:
     def _say_retry(self, what: str, error: Exception) -> None:
         """Log that a call is made again: once in a while, for all calls together."""
         if self._reminder is None or self._reminder.is_due():
-            self._reminder = self._reminder or Throttle((self.patience or Patience()).reminder)
+            self._reminder = self._reminder or Throttle((self.patience or JobPatience()).reminder)
             log(f"train: {what}: {detail(error)}; trying again")
 
 

@@ -26,11 +26,12 @@ from dice_core.launch.failure_report import failure_report, is_running, job_outc
 from dice_core.launch.follower import JobFollower
 from dice_core.launch.job_spec import differing_settings, job_name, training_job
 from dice_core.launch.jobs import TrainingJobs
-from dice_core.launch.kubernetes import KubernetesApi, KubernetesError, Patience, own_pod
+from dice_core.launch.kubernetes import JobPatience, KubernetesApi, KubernetesError, own_pod
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.progress import log
 from dice_core.settings.base import ConfigError
 from dice_core.storage.manifest import read_manifest
+from dice_core.tracking.variables import left_behind
 from dice_core.training.job import TrainingJob
 
 _CALL_SECONDS = 60.0
@@ -49,9 +50,9 @@ class _Stopped(BaseException):
 class PyTorchJobBackend:
     """Pods of a cluster that has the training operator. See launch.Backend."""
 
-    def __init__(self, pods: PodConfig, command: Sequence[str] = (), patience: Patience | None = None) -> None:
+    def __init__(self, pods: PodConfig, command: Sequence[str] = (), patience: JobPatience | None = None) -> None:
         """Take what the pods look like, what each runs instead of torchrun, and how long to wait for what."""
-        self._pods, self._command, self._patience = pods, command, patience or Patience()
+        self._pods, self._command, self._patience = pods, command, patience or JobPatience()
 
     def run(self, job_uri: str, launch: LaunchConfig) -> None:
         """Run the job in pods and return when it has succeeded.
@@ -68,6 +69,7 @@ class PyTorchJobBackend:
             jobs = TrainingJobs(KubernetesApi(patience=self._patience, timeout=_CALL_SECONDS))
         except KubernetesError as error:
             raise ConfigError(f"launch.backend 'pytorchjob': {error}") from None
+        _tell_left_behind(self._pods)
         uid, received, owner = "", 0, None
         with _signals_raised():
             try:
@@ -89,8 +91,18 @@ class PyTorchJobBackend:
             signal.raise_signal(received)
 
 
+def _tell_left_behind(pods: PodConfig) -> None:
+    """Say which variables of a tracker the training pods will not have: this pod holds them as plain text."""
+    given = {*pods.env, *(pods.tracking_secret_keys if pods.tracking_secret else ())}
+    if missing := [name for name in left_behind(os.environ) if name not in given]:
+        log(
+            f"train: the training pods do not get {', '.join(missing)}, which a job would show to whoever may read it: "
+            "name their secret in cluster.tracking_secret"
+        )
+
+
 def _start_or_adopt(
-    jobs: TrainingJobs, name: str, body: dict[str, Any], output_uri: str, patience: Patience
+    jobs: TrainingJobs, name: str, body: dict[str, Any], output_uri: str, patience: JobPatience
 ) -> dict[str, Any]:
     """Return the job of this name: the one that is there and can still be the result, or a new one."""
     start, pauses = time.monotonic(), patience.pauses()

@@ -59,6 +59,9 @@ class PodConfig(Settings):
     """Request of a pod, such as "90"; empty: none."""
     memory: OptionalQuantity = ""
     """Request and limit of a pod, such as "1000Gi"; shared memory in use counts. Empty: none."""
+    disk: OptionalQuantity = ""
+    """Request of a pod for its node's disk (ephemeral-storage), such as "250Gi"; empty: what checkpoints, the finished
+    model and, without a cache, the policy take, by the number of parameters."""
     shm_size: OptionalQuantity = ""
     """Size of /dev/shm in memory, such as "64Gi"; empty: the container runtime's own (64 MB with most)."""
     extra_resources: Resources = Field(default_factory=dict)
@@ -84,6 +87,10 @@ class PodConfig(Settings):
     """More annotations of the pods."""
     credentials_secret: str = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: the service account gives access."""
+    tracking_secret: str = ""
+    """Secret whose keys become variables of the pods: what trackers ask for. Empty: none."""
+    tracking_secret_keys: Names = ()
+    """Of that secret; each is the variable of its name, such as MLFLOW_TRACKING_TOKEN."""
     image_pull_secrets: Names = ()
     """Secrets to pull the image with."""
     node_selector: Labels = Field(default_factory=dict)

@@ -1,20 +1,15 @@
-"""How a model attends over packed rows: which way it can take, and what tells its layers who sees whom.
-
-Two kernels on a GPU, each for what it can do. FlexAttention, a part of torch, runs packed rows: it alone takes the mask
-of a prompt that several responses share. flash-attn knows causal attention and windows only, and takes no mask: it runs
-the models whose responses go in rows of their own, where it is installed. Elsewhere torch's SDPA runs everything.
+"""How a model attends over packed rows: what tells its layers who sees whom, and the kernels that heed it.
 
 transformers hands its kernels whatever a model's attention has beside queries, keys and values (a soft cap, sinks, a
 bias), and its SDPA drops without a word what it does not know. Here it is the other way round: only what is known to be
 right is let through, for packed rows and for plain ones.
 
-Rows come from `packing.py`; `forward.py` runs the model.
+Rows come from `packing.py`; `ways.py` says which kernel a model takes, and `forward.py` runs it.
 """
 
 import inspect
-import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,129 +19,36 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.utils.import_utils import is_flash_attn_2_available
 
-from dice_core.logprobs.packing import Row, padded, windowed
+from dice_core.logprobs.packing import Row, windowed
 from dice_core.models.files import ModelError
-from dice_core.models.rotary import stretches_positions
 
 Mask = Tensor | BlockMask
-Way = Literal["flex", "segments", "dense", "separate"]
 
 BLOCK = 128
-_MASKED_LAYERS = {"full_attention", "sliding_attention"}
-_SEGMENTS = "dice_segments"
-_MASKED_ATTENTIONS = {"sdpa", "eager", "flex_attention", _SEGMENTS}
-# What tells a model's layers who sees whom, and is replaced by a mask of ours. (GPT-2 has the third for the states of
-# an encoder, which it does not get.) Under masks of other makers a token may see more or less than a prompt and itself.
-_MASK_MAKERS = {"create_causal_mask", "create_sliding_window_causal_mask", "create_bidirectional_mask"}
+SEGMENTS = "dice_segments"
+"""Name of segment_attention among transformers' kernels."""
+MAKES_WINDOWS = "create_sliding_window_causal_mask"
+"""transformers' function for the mask of a sliding window."""
 # What attention may be given and need not heed: the mask says it, or it is about caches and outputs.
 _SAID_BY_MASK = {"sliding_window", "is_causal", "position_ids", "cache_position"}
 _OF_OUTPUTS = {"use_cache", "output_attentions", "output_hidden_states", "output_router_logits", "return_dict"}
 _NEED_NO_HEED = _SAID_BY_MASK | _OF_OUTPUTS
-# What flash-attn 2 has kernels for: Ampere, Ada and Hopper, 16 bits, heads of up to 256.
-_FLASH_GENERATIONS, _FLASH_DTYPES, _FLASH_HEAD_SIZE = {8, 9}, {torch.bfloat16, torch.float16}, 256
-
-
-def packed_way(model: PreTrainedModel) -> Way:
-    """Return how prompt groups run through a model; it is switched to that way's attention where that is another.
-
-    `flex` is FlexAttention, which skips the empty blocks of a mask and needs a GPU; `segments` runs prompts and
-    responses one by one through SDPA, within rows that all else runs through whole; `dense` is a mask of all tokens by
-    all tokens, for a model that is set to eager attention; `separate` repeats the prompt for each response, for models
-    that cannot be masked by (prompt, response), warns, and takes flash-attn where it can. Measured on a CPU in float32:
-    `segments` takes 0.93 of the time of a cached prompt with batches of its responses, and with gradient 0.9 of that of
-    a dense mask.
-    """
-    reason = unmaskable(model)
-    if reason:
-        warnings.warn(
-            f"{model.config.model_type}: {reason}, so each response runs in a row of its own with its prompt: "
-            "the results are the same, only slower",
-            stacklevel=2,
-        )
-        _use_flash_attention(model)
-        return "separate"
-    if model.config._attn_implementation in ("sdpa", _SEGMENTS):
-        has_flex = model.device.type == "cuda" and model._supports_flex_attn
-        model.set_attn_implementation("flex_attention" if has_flex else _SEGMENTS)
-    ways: dict[str, Way] = {"flex_attention": "flex", _SEGMENTS: "segments"}
-    return ways.get(model.config._attn_implementation, "dense")
 
 
 def use_checked_attention(model: PreTrainedModel) -> None:
     """Switch a model that is set to transformers' SDPA to the one below, which drops nothing without a word.
 
-    What a kernel of a GPU, chosen later, would drop is found too: `output_head.check_head` runs the model once before.
+    What a kernel of a GPU, chosen later, would drop is found too: `trial.check_model` runs the model once before.
     """
     if model.config._attn_implementation == "sdpa" and model._supports_attention_backend:
-        model.set_attn_implementation(_SEGMENTS)
+        model.set_attn_implementation(SEGMENTS)
 
 
-def unmaskable(model: PreTrainedModel) -> str:
-    """Return why a model cannot see rows of prompt groups through a mask; empty if it can."""
-    config = model.config.get_text_config()
-    others = set(getattr(config, "layer_types", None) or ()) - _MASKED_LAYERS
-    if model._is_stateful or others:
-        return f"its layers ({', '.join(sorted(others)) or 'stateful'}) are not all attention"
-    if not _masks_are_known(model):
-        return "it makes its masks in a way of its own"
-    if "position_ids" not in inspect.signature(model.get_decoder().forward).parameters:
-        return "it takes no positions"
-    if stretches_positions(model):
-        return "its positions depend on the longest sequence of the batch"
-    if not model._supports_attention_backend or model.config._attn_implementation not in _MASKED_ATTENTIONS:
-        return "its attention takes no mask of ours"
-    return ""
-
-
-def _masks_are_known(model: PreTrainedModel) -> bool:
-    """Return whether the model asks for the masks of all its layers by functions that a mask of ours stands for."""
+def mask_makers(model: PreTrainedModel) -> set[str]:
+    """Return the names of the functions that make the masks of a model's layers."""
     code = getattr(inspect.unwrap(model.get_decoder().forward), "__code__", None)
-    makers = {name for name in code.co_names if "create" in name and "mask" in name} if code else set()
-    return bool(makers) and makers <= _MASK_MAKERS
-
-
-def takes_flash_attention(
-    *,
-    attention: str,
-    is_supported: bool,
-    is_installed: bool,
-    generation: int | None,
-    dtype: torch.dtype,
-    head_size: int | None,
-) -> bool:
-    """Return whether a model that runs in separate rows is switched to flash-attn.
-
-    Args:
-        attention: what it has now; only SDPA, transformers' or ours, is replaced.
-        is_supported: transformers has it for this model.
-        is_installed: the package is there.
-        generation: of the GPU: the first number of its compute capability; None on a CPU.
-        dtype: of the weights.
-        head_size: of an attention head; None where the model does not say.
-    """
-    has_kernel = generation in _FLASH_GENERATIONS and dtype in _FLASH_DTYPES
-    has_kernel = has_kernel and head_size is not None and head_size <= _FLASH_HEAD_SIZE
-    return attention in ("sdpa", _SEGMENTS) and is_supported and is_installed and has_kernel
-
-
-def _use_flash_attention(model: PreTrainedModel) -> None:
-    if model.device.type != "cuda":
-        return
-    config = model.config.get_text_config()
-    size, num_heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
-    head_size = getattr(config, "head_dim", None) or (size // num_heads if size and num_heads else None)
-    if takes_flash_attention(
-        attention=model.config._attn_implementation,
-        # transformers refuses a bias by distance only when it runs.
-        is_supported=model._supports_flash_attn and not getattr(config, "alibi", False),
-        is_installed=is_flash_attn_2_available(),
-        generation=torch.cuda.get_device_capability(model.device)[0],
-        dtype=model.dtype,
-        head_size=head_size,
-    ):
-        model.set_attn_implementation("flash_attention_2")
+    return {name for name in code.co_names if "create" in name and "mask" in name} if code else set()
 
 
 def attention_masks(model: PreTrainedModel, row: Row, dtype: torch.dtype) -> Mask | dict[str, Mask]:
@@ -155,12 +57,14 @@ def attention_masks(model: PreTrainedModel, row: Row, dtype: torch.dtype) -> Mas
     A model whose layers differ gets one mask for each type of layer; a sliding window counts positions, not places.
 
     Args:
-        model: for which `unmaskable` has no reason.
+        model: for which `ways.unmaskable` has no reason.
         row: as `filled` leaves it.
         dtype: of the model's activations.
     """
     config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
+    # A config may have a window that its model does not heed (Moshi).
+    has_windows = MAKES_WINDOWS in mask_makers(model)
+    window = getattr(config, "sliding_window", None) if has_windows else None
     types = set(getattr(config, "layer_types", None) or ())
     is_out_of_window = window is not None and int(row.positions.max()) >= window
     if not is_out_of_window or types == {"full_attention"}:
@@ -172,7 +76,7 @@ def attention_masks(model: PreTrainedModel, row: Row, dtype: torch.dtype) -> Mas
 
 
 def _mask(model: PreTrainedModel, row: Row, window: int | None, dtype: torch.dtype) -> Mask:
-    if model.config._attn_implementation == _SEGMENTS:
+    if model.config._attn_implementation == SEGMENTS:
         return segment_table(row, window)
     row = row if window is None else windowed(row, window)
     starts = torch.from_numpy(np.stack([row.own_starts, row.prompt_starts, row.prompt_ends])[:, None])  # (3, 1, tokens)
@@ -233,7 +137,7 @@ def segment_attention(
     if attention_mask is None or attention_mask.dtype != torch.int64:
         if softcap is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        return _softcapped(query, key, value, attention_mask, scaling, softcap).transpose(1, 2), None
+        return _heads_last(_softcapped(query, key, value, attention_mask, scaling, softcap)), None
     outputs = []
     for start, end, prompt_start, prompt_end, window in attention_mask[0, 0].tolist():
         # Each (1, key heads, keys, head size).
@@ -251,7 +155,12 @@ def segment_attention(
                 query[:, :, start:end], keys, values, scale=scaling, enable_gqa=is_grouped, **options
             )
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2), None  # (1, tokens, heads, head size)
+    return _heads_last(torch.cat(outputs, dim=2)), None
+
+
+def _heads_last(attended: Tensor) -> Tensor:
+    """Return (rows, tokens, heads, head size) in one piece of memory: some models make a view of it."""
+    return attended.transpose(1, 2).contiguous()
 
 
 def _refuse_unknown(module: torch.nn.Module, given: Mapping[str, Any]) -> None:
@@ -304,9 +213,9 @@ def _causal(num_queries: int, num_keys: int, window: int, device: torch.device) 
     return seen.triu_(num_before - window + 1) if window else seen
 
 
-AttentionInterface.register(_SEGMENTS, segment_attention)
+AttentionInterface.register(SEGMENTS, segment_attention)
 # What a plain forward of such a model takes.
-AttentionMaskInterface.register(_SEGMENTS, sdpa_mask)
+AttentionMaskInterface.register(SEGMENTS, sdpa_mask)
 
 
 def dense_mask(own_starts: Tensor, prompt_starts: Tensor, prompt_ends: Tensor) -> Tensor:
@@ -350,8 +259,3 @@ def _listed(is_listed: Tensor) -> tuple[Tensor, Tensor]:
     """Turn (rows, query blocks, key blocks) flags into FlexAttention's counts and lists of key blocks, heads alike."""
     flags = is_listed[:, None].to(torch.int32)  # (rows, 1, query blocks, key blocks)
     return flags.sum(-1, dtype=torch.int32), flags.argsort(dim=-1, descending=True, stable=True).to(torch.int32)
-
-
-def filled(row: Row, way: Way) -> Row:
-    """Return the row, for FlexAttention filled up to whole blocks."""
-    return padded(row, -(-len(row.input_ids) // BLOCK) * BLOCK) if way == "flex" else row

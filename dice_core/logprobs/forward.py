@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dice_core.logprobs.attention import attention_masks, filled, packed_way, use_checked_attention
-from dice_core.logprobs.output_head import check_head, target_logps
+from dice_core.logprobs.attention import attention_masks, use_checked_attention
+from dice_core.logprobs.output_head import target_logps
 from dice_core.logprobs.packing import Piece, PromptGroup, Row, fill_rows, length_batches, pack_row, split_groups
+from dice_core.logprobs.trial import check_model
+from dice_core.logprobs.ways import filled, packed_way
 from dice_core.models.rotary import reset_positions, stretches_positions
 
 __all__ = ["PromptGroup", "group_logps", "packed_token_logps"]
@@ -56,7 +58,7 @@ def packed_token_logps(
         return [[torch.zeros(0, device=model.device) for _ in group.responses] for group in groups]
     use_checked_attention(model)
     # Before the way is chosen: the check is a plain forward, and FlexAttention would be compiled for it.
-    check_head(model)
+    check_model(model)
     way = packed_way(model)
     if way == "separate":
         return _separate_token_logps(model, groups)
@@ -112,7 +114,7 @@ def _one_behind(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 def _batches(model: PreTrainedModel, groups: Sequence[PromptGroup], tokens_per_batch: int) -> Iterator[Batch]:
     use_checked_attention(model)
-    check_head(model)
+    check_model(model)
     way = packed_way(model)
     if way == "separate":
         yield from _separate_batches(model, groups, tokens_per_batch)

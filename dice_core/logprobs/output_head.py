@@ -7,18 +7,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
-
-from dice_core.models.files import ModelError
 
 # Logits of a chunk. On a CPU they should be near its caches; on an accelerator each chunk also costs a pass over the
 # gradient of the head's weights. Measured on a CPU with 49,152 words: 64 to 256 positions are fastest.
 _CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**27}
-_checked: "WeakSet[nn.Module]" = WeakSet()
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 
 
 @dataclass(frozen=True)
@@ -44,11 +41,12 @@ class LogitScale:
 
 
 def logit_scale(model: PreTrainedModel) -> LogitScale:
-    """Return the scale a model's config asks for: Gemma's soft cap, Cohere's and Granite's factors."""
+    """Return the scale a model's config asks for: soft caps as Gemma's, factors as Cohere's and Granite's."""
     config = model.config.get_text_config()
     factor = getattr(config, "logit_scale", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0
-    return LogitScale(factor / divisor, getattr(config, "final_logit_softcapping", None) or math.inf)
+    softcaps = (getattr(config, name, None) for name in _SOFTCAPS)
+    return LogitScale(factor / divisor, next(filter(None, softcaps), math.inf))
 
 
 def target_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, chunk_size: int | None = None) -> Tensor:
@@ -58,7 +56,7 @@ def target_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, chunk_
     weights there, before the forward and before the backward) see one call, however many chunks a process has.
 
     Args:
-        model: whose output head is meant; `check_head` has seen it.
+        model: whose output head is meant; `trial.check_model` has seen it.
         hidden: (tokens, hidden size), what the head would get.
         targets: (tokens,), token ids.
         chunk_size: positions at a time; by default a chunk's logits take 32 MiB on a CPU, 512 MiB on an accelerator.
@@ -91,37 +89,6 @@ def target_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, chunk_
 def _product_dtype(device_type: str, weight_dtype: torch.dtype) -> torch.dtype:
     is_autocast = torch.is_autocast_enabled(device_type)
     return torch.get_autocast_dtype(device_type) if is_autocast else weight_dtype
-
-
-def check_head(model: PreTrainedModel) -> None:
-    """Compare with the model's own logits, once for each model: an unknown scale must not pass silently.
-
-    Weights sharded by ZeRO-3 are not checked: another forward would upset the order in which they are collected.
-
-    Raises:
-        ModelError: the model makes its logits in a way that is not known here.
-    """
-    head = model.get_output_embeddings()
-    if model in _checked or hasattr(getattr(head, "weight", None), "ds_id"):
-        return
-    if not isinstance(head, nn.Linear):
-        raise ModelError(f"{model.config.model_type}: has no linear output head but {type(head).__name__}")
-    decoder = model.get_decoder()
-    if decoder is model or not isinstance(decoder, PreTrainedModel):
-        raise ModelError(f"{model.config.model_type}: transformers does not tell its decoder from its head")
-    ids = torch.arange(8, device=model.device)[None] % head.out_features  # (1, 8)
-    with torch.no_grad():
-        expected = model(input_ids=ids, use_cache=False).logits.float()  # (1, 8, vocabulary)
-        hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state  # (1, 8, hidden size)
-        found = logit_scale(model).apply(head(hidden).float().clone())  # (1, 8, vocabulary)
-    # Broken weights give no numbers to compare; their log-probs are seen not to be finite later.
-    difference, size = (values.nan_to_num(0, 0, 0).abs().max() for values in (found - expected, expected))
-    if difference > 0.02 * size:
-        raise ModelError(
-            f"{model.config.model_type}: its logits are not its head's output under a known scale "
-            "(logit_scale, logits_scaling, final_logit_softcapping): log-probs of it would be wrong"
-        )
-    _checked.add(model)
 
 
 @dataclass(frozen=True)

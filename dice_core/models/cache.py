@@ -8,7 +8,8 @@ One that lies in a folder of this machine is verified and used there.
 import os
 from pathlib import Path
 
-from dice_core.models.files import ModelError, ModelKind, is_model_file, verify_model_folder
+from dice_core.models.files import ModelError, ModelKind, is_model_file, trusts_remote_code, verify_model_folder
+from dice_core.models.fitting import check_parts_fit, needs_check
 from dice_core.progress import doing, log
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
@@ -43,14 +44,26 @@ def fetch_model(uri: str, cache_dir: Path | None = None, *, kind: ModelKind = "l
 
     Raises:
         StorageError: no finished model is there, it was changed, or the cache cannot be written.
-        ModelError: what is there is no model, or one of another kind.
+        ModelError: what is there is no model, or one of another kind, or an earlier version, which checked less, has
+            imported it and it fails now.
     """
-    from filelock import FileLock
-
     manifest = require_manifest(uri)
     if manifest.skipped:
         raise ModelError(f"{uri}: holds no model: its stage was skipped ({manifest.skipped})")
     require_kind(manifest, uri, kind)
+    folder = fetch_as_it_is(uri, manifest, cache_dir)
+    if needs_check(manifest):
+        try:
+            check_parts_fit(folder, trusts_remote_code(folder), kind=kind)
+        except ModelError as error:
+            raise ModelError(f"{uri}: imported by an earlier version, which checked less: {error}") from None
+    return folder
+
+
+def fetch_as_it_is(uri: str, manifest: Manifest, cache_dir: Path | None = None) -> Path:
+    """Return a local folder with a model whose files are those of its manifest; see fetch_model."""
+    from filelock import FileLock
+
     if in_place := _verified_in_place(uri, manifest):
         return in_place
     cache = cache_dir or Path(os.environ.get("DICE_CACHE") or "~/.cache/dice/models").expanduser()

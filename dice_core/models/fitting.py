@@ -6,7 +6,7 @@ need after training is tried here too. `files.py` checks names and headers, `wei
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +25,15 @@ from dice_core.models.files import (
 from dice_core.models.generation_config import savable
 from dice_core.models.loading import load_tokenizer_files, require_fit, unloadable
 from dice_core.progress import log
+from dice_core.storage.manifest import Manifest
 
 if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+IMPORT_STAGE = "import-model"
+CHECKS = 1
+"""Raised when an import begins to check what a model in storage may fail: that one is then checked when it is read."""
 
 # By safetensors' names. The floating types are those that can be trained and checked to be finite.
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -40,14 +45,24 @@ _ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _PLACEHOLDERS = ("image", "audio", "video", "boi", "eoi")
 
 
+def needs_check(manifest: Manifest) -> bool:
+    """Return whether a model was imported by a version that checked less. What training saves, it has tried itself."""
+    return manifest.stage == IMPORT_STAGE and manifest.checks < CHECKS
+
+
 def check_parts_fit(
-    folder: Path, trust_remote_code: bool, kind: ModelKind = "language-model"
+    folder: Path,
+    trust_remote_code: bool,
+    check_model: "Callable[[PreTrainedModel], None] | None" = None,
+    *,
+    kind: ModelKind = "language-model",
 ) -> "GenerationConfig | None":
     """Check that a whole model folder can be loaded, spoken to, and saved again.
 
     Args:
         folder: verified by files.verify_model_folder.
         trust_remote_code: whether code inside the model may run.
+        check_model: raises ModelError for a model, on the meta device, that its users cannot run.
         kind: what the model has to be.
 
     Returns:
@@ -69,6 +84,8 @@ def check_parts_fit(
         if kind == "reward-model":
             _require_reward(folder, config, tokenizer)
         model = _fit_weights(folder, config, trust_remote_code, kind)
+        if check_model is not None:
+            check_model(model)
         given = _generation_config(folder)
         stored = savable(given) if given is not None else None
         embedding: Any = model.get_input_embeddings()
@@ -78,7 +95,7 @@ def check_parts_fit(
         _try_to_save(folder, model, tokenizer, stored)
     if given is None or stored is given:
         return None
-    log(f"import-model: {GENERATION_CONFIG} is cleaned: transformers could not save it with a trained model")
+    log(f"{IMPORT_STAGE}: {GENERATION_CONFIG} is cleaned: transformers could not save it with a trained model")
     return stored
 
 
@@ -276,7 +293,7 @@ def _check_template(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
         ) from None
     # Jinja's own errors and whatever a template raises.
     except Exception as error:
-        log(f"import-model: the chat template of {folder} cannot be used: {' '.join(str(error).split())[:300]}")
+        log(f"{IMPORT_STAGE}: the chat template of {folder} cannot be used: {' '.join(str(error).split())[:300]}")
 
 
 def _try_to_save(

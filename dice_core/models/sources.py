@@ -23,6 +23,7 @@ from dice_core.models.files import (
     shard_names,
     small_file_patterns,
 )
+from dice_core.models.hub_download import download
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.manifest import Manifest, describe_file, fetch_files, read_manifest
@@ -70,6 +71,8 @@ def find_source(source: str, revision: str) -> Source:
         if not path.is_file():
             raise ModelError(f"{source}: no such file; a GGUF file must be on this machine")
         return Source("gguf", str(path), "", f"gguf {describe_file(path).sha256}")
+    if not is_address and path.is_file():
+        raise ModelError(f"{source!r}: a file that is no model; allowed: {_ALLOWED}")
     if not is_address and not path.is_dir():
         raise ModelError(f"{source!r}: no such folder; allowed: {_ALLOWED}")
     address = source if is_address else str(path.absolute())
@@ -110,21 +113,17 @@ def bring(source: Source, folder: Path, with_code: bool) -> Path:
 
 def _from_hub(source: Source, with_code: bool) -> Path:
     """Download from the Hub into its own cache, which resumes and is shared with other programs."""
-    from huggingface_hub import HfApi, errors, snapshot_download
+    from huggingface_hub import HfApi, errors
 
     is_out_of_reach = is_hub_out_of_reach()
     # The small files first: the index among them says which weights are wanted, so that no second copy in another
     # form (consolidated.safetensors, original/) is downloaded.
-    options: dict[str, Any] = {"revision": source.revision or None, "ignore_patterns": ["*/*"]}
-    options["local_files_only"] = is_out_of_reach
+    small = [*small_file_patterns(with_code), INDEX]
     try:
-        folder = Path(
-            snapshot_download(source.address, allow_patterns=[*small_file_patterns(with_code), INDEX], **options)
-        )
+        folder = download(source.address, small, source.revision or None, is_offline=is_out_of_reach)
         shards = shard_names(folder)
         # The commit and not the branch: it may have moved in between.
-        options["revision"] = folder.name
-        snapshot_download(source.address, allow_patterns=shards, **options)
+        download(source.address, shards, folder.name, is_offline=is_out_of_reach)
         if not is_out_of_reach and not all((folder / shard).exists() for shard in shards):
             check_names(HfApi().list_repo_files(source.address, revision=folder.name), source.address)
     except (OSError, ValueError, errors.EntryNotFoundError) as error:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dice_core.models.files import ModelError
-from dice_core.models.weights import describe_weights
+from dice_core.models.weights import ReadBytes, describe_weights
 from dice_core.progress import doing, log
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import MissingObjectError, Storage, StorageError
@@ -55,9 +55,10 @@ def upload_model(uri: str, files: Mapping[str, Path], manifest: Manifest) -> Man
 def _upload(storage: Storage, files: Mapping[str, Path], manifest: Manifest) -> dict[str, FileEntry]:
     """Upload what is not there yet, each file after it was read and found good."""
     uploaded, entries = _uploaded(storage, manifest.fingerprint), {}
+    read = ReadBytes(f"{manifest.stage}: reading", sum(path.stat().st_size for path in files.values()))
     for name, path in files.items():
         with doing(f"reading {name}"):
-            entries[name] = describe_weights(path) if name.endswith(".safetensors") else describe_file(path)
+            entries[name] = describe_weights(path, read) if name.endswith(".safetensors") else describe_file(path)
         if uploaded.get(name) == entries[name]:
             log(f"{manifest.stage}: {name} is there from an earlier attempt")
             continue

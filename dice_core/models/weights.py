@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from dice_core.models.files import ModelError, shard_names
+from dice_core.progress import Progress
 from dice_core.storage.manifest import FileEntry
 
+_MB = 1_000_000
 # Small enough to stay in a processor's cache between the check and the digest.
 _PIECE_BYTES = 1 << 18
 
@@ -27,8 +29,25 @@ _EXPONENTS: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
 }
 
 
-def describe_weights(path: Path) -> FileEntry:
+class ReadBytes:
+    """Says how far files are read that are read one after another."""
+
+    def __init__(self, what: str, num_bytes: int) -> None:
+        """Take what begins each line, and the size of all files."""
+        self._progress, self._num_done, self._num_all = Progress(what, "MB", tells_end=False), 0, num_bytes
+
+    def add(self, num_bytes: int) -> None:
+        """Take what has been read since."""
+        self._num_done += num_bytes
+        self._progress(self._num_done // _MB, self._num_all // _MB)
+
+
+def describe_weights(path: Path, read: ReadBytes | None = None) -> FileEntry:
     """Return size and digest of a whole safetensors file whose values are all finite.
+
+    Args:
+        path: of the file.
+        read: is told what has been read.
 
     Raises:
         ModelError: a tensor has values that are not finite numbers.
@@ -36,6 +55,8 @@ def describe_weights(path: Path) -> FileEntry:
     digest = hashlib.sha256()
     for piece in _finite_pieces(path):
         digest.update(piece)
+        if read is not None:
+            read.add(len(piece))
     return FileEntry(path.stat().st_size, digest.hexdigest())
 
 
@@ -45,9 +66,11 @@ def check_finite(folder: Path) -> None:
     Raises:
         ModelError: a tensor has values that are not.
     """
-    for shard in shard_names(folder):
-        for _ in _finite_pieces(folder / shard):
-            pass
+    paths = [folder / shard for shard in shard_names(folder)]
+    read = ReadBytes("checking that weights are finite", sum(path.stat().st_size for path in paths))
+    for path in paths:
+        for piece in _finite_pieces(path):
+            read.add(len(piece))
 
 
 def _finite_pieces(path: Path) -> Iterator[bytes]:

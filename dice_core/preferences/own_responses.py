@@ -15,9 +15,11 @@ import pyarrow as pa
 from dice_core.data.chat import ChatFormat, PromptTooLongError
 from dice_core.data.records import PROMPTS, RESPONSES, ROWS_AT_A_TIME, RecordError, conform, prompt_id
 from dice_core.preferences.selection import PairError
+from dice_core.progress import log
 
 _UNFINISHED = "\ufffd"
 """What a character becomes whose last bytes were cut off."""
+_NO_TOKEN = "<no such token>"
 
 
 @dataclass
@@ -110,15 +112,28 @@ def checked(
     """
     known = conform(prompts, PROMPTS, "prompts")
     texts = dict(zip(known["prompt_id"].to_pylist(), known["prompt"].to_pylist(), strict=True))
+    frames_differ = False
     for table in tables:
         for batch in conform(table, RESPONSES, where).to_batches(max_chunksize=ROWS_AT_A_TIME):
             for row in batch.to_pylist():
+                prompt = texts.get(row["prompt_id"])
                 _check_row(row, texts, template, where)
+                if prompt is not None and not frames_differ and _is_framed_otherwise(row, prompt, template):
+                    frames_differ = True
+                    log(
+                        f"{where}: warning: prompt_token_ids of prompt_id {row['prompt_id']} and perhaps others are "
+                        "not that prompt in the policy's chat format (chat.*): pairs keep them as they are"
+                    )
         yield table
 
 
 def _check_row(row: dict[str, Any], texts: dict[str, str], template: ChatFormat, where: str) -> None:
     place = f"{where}: prompt_id {row['prompt_id']}, sample_index {row['sample_index']}"
+    if not row["prompt_token_ids"] or _decoded(row["prompt_token_ids"], template) == _NO_TOKEN:
+        raise PairError(
+            f"{place}: prompt_token_ids are none, or hold ids that the policy's tokenizer does not have: give ids of "
+            "this policy, or make the table from texts with `dice import-responses`"
+        )
     # Each prompt once.
     prompt = texts.pop(row["prompt_id"], None)
     if prompt is not None and not _asks(row["prompt_token_ids"], prompt, template):
@@ -129,6 +144,13 @@ def _check_row(row: dict[str, Any], texts: dict[str, str], template: ChatFormat,
         return
     if said != template.decode_response(template.response_token_ids(text)):
         raise PairError(_other_text(place, "response_token_ids", said, text))
+
+
+def _is_framed_otherwise(row: dict[str, Any], prompt: str, template: ChatFormat) -> bool:
+    try:
+        return list(row["prompt_token_ids"]) != template.prompt_token_ids(prompt)
+    except PromptTooLongError:
+        return False
 
 
 def _finished(text: str) -> str:
@@ -145,7 +167,7 @@ def _asks(token_ids: list[int], prompt: str, template: ChatFormat) -> bool:
 
 def _decoded(token_ids: list[int], template: ChatFormat) -> str:
     largest = len(template.tokenizer)
-    return template.decode_response(token_ids) if all(0 <= i < largest for i in token_ids) else "<no such token>"
+    return template.decode_response(token_ids) if all(0 <= i < largest for i in token_ids) else _NO_TOKEN
 
 
 def _other_text(place: str, column: str, decoded: str, text: str) -> str:

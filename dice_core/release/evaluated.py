@@ -24,7 +24,7 @@ class Evaluated:
     previous_uri: str
     """What that policy was trained from."""
     incumbent_digest: str | None
-    """Of the promoted policy that it was compared with; None: it was compared with none that is promoted."""
+    """Of the policy that it was compared with: the promoted one, or the run's first. None: it does not say."""
     iteration: int
     verdict: Mapping[str, Metric]
     """All numbers, and the reason."""

@@ -1,11 +1,11 @@
-"""Charts as inline SVG text: lines and histograms. Pure.
+"""Charts as inline SVG text: lines, histograms and intervals. Pure.
 
 Colours and fonts come from the page's style sheet by class, so one drawing serves light, dark and print. Every series
 differs in more than its colour (a fill, a dash, markers), for readers who see no colour and for paper.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -13,7 +13,8 @@ from dice_core.report.run_data import Histogram
 
 _WIDTH, _HEIGHT = 380, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 16, 26, 40
-_MOST_POINTS, _MOST_TICKS = 150, 6
+_ROW_WIDTH, _ROW_HEIGHT, _MARGIN = 400, 20, 16
+_MOST_POINTS, _MOST_TICKS = 110, 6
 
 Point = tuple[float, float]
 
@@ -37,11 +38,20 @@ class Rule:
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis shows, in which unit, the range it must cover at least, and whether it counts whole things."""
+    """What an axis shows, in which unit, the range it must cover at least, and whether it counts whole things.
+
+    Where it has ends, points beyond them are drawn at the edge as triangles: one step out of the ordinary does not
+    flatten the others.
+    """
 
     label: str
     covers: Sequence[float] = field(default_factory=tuple)
     is_whole: bool = False
+    ends: tuple[float, float] | None = None
+
+    def clip(self, value: float) -> float:
+        """Return the value, or the end beyond which it lies."""
+        return value if self.ends is None else min(max(value, self.ends[0]), self.ends[1])
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ def tick_label(value: float, step: float) -> str:
 
 
 def line_chart(
-    title: str, x: Axis, y: Axis, lines: Sequence[Line], *, rules: Sequence[Rule] = (), mark: Point | None = None
+    title: str, x: Axis, y: Axis, lines: Sequence[Line], *, rules: Sequence[Rule] = (), marks: Sequence[Point] = ()
 ) -> str:
     """Draw lines over common axes.
 
@@ -92,21 +102,67 @@ def line_chart(
         y: the axis upwards.
         lines: those without finite points are left out.
         rules: values to compare with.
-        mark: one point to single out.
+        marks: points to single out.
     """
     drawn = [(line, _thin([p for p in line.points if all(map(math.isfinite, p))])) for line in lines]
     drawn = [(line, points) for line, points in drawn if points]
-    everything = [point for _, points in drawn for point in points] + ([mark] if mark else [])
+    everything = [point for _, points in drawn for point in points] + list(marks)
     if not everything:
         return ""
     across = _scale([p[0] for p in everything] + list(x.covers), _LEFT, _WIDTH - _RIGHT, tight=True, whole=x.is_whole)
-    upward = _scale([p[1] for p in everything] + list(y.covers) + [r.y for r in rules], _HEIGHT - _BOTTOM, _TOP)
+    heights = [y.clip(p[1]) for p in everything] + list(y.covers) + [r.y for r in rules]
+    upward = _scale(heights, _HEIGHT - _BOTTOM, _TOP)
     parts = [_frame(across, upward, x.label, y.label)]
-    parts += [_line(line, points, across, upward) for line, points in drawn]
+    parts += [_line(line, [(px, y.clip(py)) for px, py in points], across, upward) for line, points in drawn]
+    parts += [_beyond(line, points, y, across, upward) for line, points in drawn]
     parts += [_rule(rule, upward) for rule in rules]
-    if mark:
-        parts.append(f'<circle class="mark" cx="{across(mark[0]):.1f}" cy="{upward(mark[1]):.1f}" r="4.5"/>')
+    parts += [f'<circle class="mark" cx="{across(px):.1f}" cy="{upward(py):.1f}" r="4.5"/>' for px, py in marks]
     return _svg(title, parts)
+
+
+def interval_chart(title: str, value: float, low: float, high: float, axis: Axis, lines: Mapping[str, float]) -> str:
+    """Draw one row of a forest plot: a value with its interval, over lines at values that mean something.
+
+    Args:
+        title: read by screen readers.
+        value: the point.
+        low: the lower end of its interval, or minus infinity.
+        high: the upper end, or infinity.
+        axis: the range it must cover; rows that share it compare.
+        lines: their classes to their values.
+    """
+    across = _scale(axis.covers, _MARGIN, _ROW_WIDTH - _MARGIN)
+    middle, ends = _ROW_HEIGHT / 2, [min(max(end, across.low), across.high) for end in (low, high)]
+    parts = [f'<path class="{name}" d="M{across(at):.1f} 0V{_ROW_HEIGHT}"/>' for name, at in lines.items()]
+    caps = "".join(f"M{across(end):.1f} {middle - 4}v8" for end in (low, high) if across.low <= end <= across.high)
+    parts.append(f'<path class="whisker" d="M{across(ends[0]):.1f} {middle}H{across(ends[1]):.1f}{caps}"/>')
+    parts.append(f'<circle class="estimate" cx="{across(value):.1f}" cy="{middle}" r="4"/>')
+    return _row_svg(title, _ROW_HEIGHT, parts)
+
+
+def axis_chart(axis: Axis, lines: Mapping[str, float], scale: float = 1) -> str:
+    """Draw the axis below the rows of a forest plot.
+
+    Args:
+        axis: as of the rows.
+        lines: as of the rows; they end here.
+        scale: multiplies the ticks' labels, such as 100 for shares in percent.
+    """
+    across = _scale(axis.covers, _MARGIN, _ROW_WIDTH - _MARGIN)
+    parts = [f'<path class="{name}" d="M{across(at):.1f} 0V6"/>' for name, at in lines.items()]
+    parts.append(f'<path class="axis" d="M{_MARGIN} 6H{_ROW_WIDTH - _MARGIN}"/>')
+    step = scale * (across.ticks[1] - across.ticks[0])
+    for tick in across.ticks:
+        x = across(tick)
+        parts.append(f'<path class="axis" d="M{x:.1f} 6v4"/>')
+        parts.append(f'<text x="{x:.1f}" y="22" text-anchor="middle">{tick_label(scale * tick, step)}</text>')
+    middle = _ROW_WIDTH / 2
+    parts.append(f'<text class="label" x="{middle}" y="37" text-anchor="middle">{escape(axis.label)}</text>')
+    return _row_svg(axis.label, 40, parts)
+
+
+def _row_svg(title: str, height: int, parts: Sequence[str]) -> str:
+    return f'<svg viewBox="0 0 {_ROW_WIDTH} {height}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
 
 
 def histogram_chart(title: str, x: Axis, histogram: Histogram, *, filled: str, outlined: Sequence[str]) -> str:
@@ -176,6 +232,17 @@ def _line(line: Line, points: Sequence[Point], across: _Scale, upward: _Scale) -
             for px, py in points
         )
     return drawing
+
+
+def _beyond(line: Line, points: Sequence[Point], y: Axis, across: _Scale, upward: _Scale) -> str:
+    """Draw triangles at the edge for points that lie beyond it."""
+    shapes = []
+    for px, py in points:
+        if y.clip(py) != py:
+            # Upwards above the upper end, downwards below the lower one.
+            rise = -7 if py > y.clip(py) else 7
+            shapes.append(f"M{across(px) - 4:.1f} {upward(y.clip(py)) - rise / 2:.1f}h8l-4 {rise}z")
+    return f'<path class="beyond {line.style}" d="{"".join(shapes)}"/>' if shapes else ""
 
 
 def _steps(edges: Sequence[float], heights: Sequence[float], across: _Scale, upward: _Scale) -> str:

@@ -4,7 +4,6 @@ A run may be unfinished or stopped by its gate: what is not there is shown as su
 """
 
 import json
-import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,11 +25,13 @@ from dice_core.storage import layout
 from dice_core.storage.contract import StorageError
 from dice_core.storage.failures import StageFailure
 from dice_core.storage.manifest import Manifest, Metric, fetch_files
+from dice_core.storage.promotion import read_promotion
 from dice_core.storage.run_contents import RunContents
 
 State = Literal["completed", "skipped", "partial", "missing"]
-_SHARD = re.compile(r"(shard-\d+-of-(\d+))/(.+)")
 _BATCH_ROWS = 4096
+_OF = ("reward", "implicit_reward")
+"""What score says the mean and the standard deviation of, over num_scored responses."""
 _PAIR_COLUMNS = ["source", "chosen", "rejected", "chosen_reward", "rejected_reward"]
 
 Details = Literal["none", "small", "all"]
@@ -55,7 +56,8 @@ class StageData:
 
     state: State = "missing"
     metrics: dict[str, Metric] = field(default_factory=dict)
-    """Counts are sums over the shards, seconds are those of the slowest; the rest is the first shard's."""
+    """Counts are sums over the shards, seconds are those of the slowest, means and deviations are of all rows; the rest
+    is the first shard's."""
     manifests: dict[str, Manifest] = field(default_factory=dict)
     """By URI."""
     num_shards: int = 1
@@ -100,6 +102,8 @@ class IterationData:
     """Lines of metrics.jsonl."""
     evaluation: dict[str, Any] | None = None
     """evaluation.json."""
+    alpaca_eval: dict[str, Metric] = field(default_factory=dict)
+    """Numbers of `dice alpaca-scores` on its policy; empty: there are none."""
     failures: tuple[StageFailure, ...] = ()
     """Why its stages have failed whose last attempt left a reason."""
 
@@ -122,6 +126,10 @@ class RunData:
     """What could not be read, and why."""
     failures: tuple[StageFailure, ...] = ()
     """Of the stages that belong to no iteration, such as prepare-data."""
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    """What the run was last started with, as check-settings recorded it; empty where stages were run one by one."""
+    promoted: Mapping[str, str] = field(default_factory=dict)
+    """Pointers that the run may move, and the address of the policy that each names now; empty: none yet."""
     package_version: str = __version__
 
     @property
@@ -170,7 +178,9 @@ def collect(
             reason = _why_none_follows(iterations[-1]) if iterations else ""
             found = {name: StageData("skipped", skipped=reason) for name in found} if reason else found
         more = _details(found, notes, details, known.get(made_from(found), {}))
+        more["alpaca_eval"] = _alpaca_eval(run, number)
         iterations.append(IterationData(number, found, **more, failures=failures))
+    planned = run.manifest(layout.check_settings(run.uri))
     return RunData(
         run.uri,
         tuple(iterations),
@@ -178,7 +188,32 @@ def collect(
         time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         tuple(notes),
         tuple(failure for failure in run.failures if failure.iteration is None),
+        planned.settings if planned else {},
+        _promoted(iterations, notes) if details != "none" else {},
     )
+
+
+def _alpaca_eval(run: RunContents, number: int) -> dict[str, Metric]:
+    """Return what the run keeps of AlpacaEval beside an iteration's other results."""
+    name = "alpaca-scores"
+    found = run.manifest(layout.stage(run.uri, number, name) if number else layout.warm_start(run.uri, name))
+    return found.metrics if found else {}
+
+
+def _promoted(iterations: Sequence[IterationData], notes: list[str]) -> dict[str, str]:
+    """Return what the pointers name that the evaluations were to move."""
+    found: dict[str, str] = {}
+    for iteration in iterations:
+        uri = str(iteration.stage("evaluate").settings.get("promoted_uri") or "")
+        if not uri or uri in found:
+            continue
+        try:
+            promotion = read_promotion(uri)
+        except StorageError as error:
+            notes.append(" ".join(str(error).split()))
+        else:
+            found[uri] = promotion.policy_uri if promotion else ""
+    return found
 
 
 def _why_none_follows(iteration: IterationData) -> str:
@@ -226,14 +261,32 @@ def merge_shards(manifests: Mapping[str, Manifest], num_shards: int) -> StageDat
                 metrics[name] = old + value
             elif name == "seconds":
                 metrics[name] = max(old, value)
+    metrics |= _pooled([manifest.metrics for manifest in found])
     skipped = next((manifest.skipped for manifest in found if manifest.skipped), "")
     state: State = "skipped" if skipped else "completed" if len(found) == num_shards else "partial"
     return StageData(state, metrics, dict(manifests), num_shards, skipped)
 
 
+def _pooled(shards: Sequence[Mapping[str, Metric]]) -> dict[str, Metric]:
+    """Return the means, and the deviations of rewards, of all shards' rows together."""
+    pooled: dict[str, Metric] = {}
+    for name, count in (("reward_agreement", "num_agreement_prompts"), *((f"{of}_mean", "num_scored") for of in _OF)):
+        known = [(float(shard[count]), float(shard[name])) for shard in shards if shard.get(count) and name in shard]
+        if known:
+            pooled[name] = sum(number * mean for number, mean in known) / sum(number for number, _ in known)
+    for of in _OF:
+        names = ("num_scored", f"{of}_mean", f"{of}_std")
+        known_in = [shard for shard in shards if shard.get("num_scored") and all(name in shard for name in names)]
+        rows = [tuple(float(shard[name]) for name in names) for shard in known_in]
+        if rows:
+            squares = sum(number * (mean**2 + std**2) for number, mean, std in rows) / sum(row[0] for row in rows)
+            pooled[f"{of}_std"] = max(squares - float(pooled[f"{of}_mean"]) ** 2, 0.0) ** 0.5
+    return pooled
+
+
 def _one(run: RunContents, uri: str) -> StageData:
     manifest = run.manifest(uri)
-    return merge_shards({uri: manifest} if manifest else {}, 1)
+    return merge_shards({run.address(uri): manifest} if manifest else {}, 1)
 
 
 def _warm_start(run: RunContents, stages: Sequence[ReportedStage]) -> dict[str, StageData]:
@@ -251,7 +304,7 @@ def _stage(run: RunContents, uri: str, group: str, pair: Manifest | None) -> Sta
     # The pair stage says exactly which shards it read; before it has ended, what lies there has to do.
     used = [value.rpartition("@")[0] for key, value in (pair.inputs if pair else {}).items() if _is_in(key, group)]
     uris = used or _shard_uris(run, uri)
-    found = {uri: manifest for uri in uris if (manifest := run.manifest(uri))}
+    found = {run.address(uri): manifest for uri in uris if (manifest := run.manifest(uri))}
     return merge_shards(found, max(len(uris), 1))
 
 
@@ -261,8 +314,8 @@ def _is_in(name: str, group: str) -> bool:
 
 def _shard_uris(run: RunContents, stage_uri: str) -> list[str]:
     """Return the places of all shards of a stage, those that have not begun too."""
-    keys = [_SHARD.fullmatch(key) for key in run.keys_below(stage_uri)]
-    counts = [int(match[2]) for match in keys if match]
+    shards = [layout.shard_of(folder) for folder in (key.partition("/")[0] for key in run.keys_below(stage_uri))]
+    counts = [shard[1] for shard in shards if shard]
     if not counts:
         return []
     # Shards of another number of them are an attempt that was given up.
@@ -330,7 +383,11 @@ def _read_training(stages: Mapping[str, StageData], folder: Path) -> dict[str, A
 
 def _read_evaluation(stages: Mapping[str, StageData], folder: Path) -> dict[str, Any]:
     files = _files(stages.get("evaluate"), folder, "evaluation")
-    return {"evaluation": next((json.loads(path.read_text()) for path in files), None)}
+    found = next((json.loads(path.read_text()) for path in files), None)
+    if found is not None and "outcome" not in found.get("gate", {}):
+        where = next(iter(stages["evaluate"].manifests))
+        raise ValueError(f"{where}: measured by an earlier version: its gate and its answers are not shown")
+    return {"evaluation": found}
 
 
 def _tables(stage: StageData | None, folder: Path, prefix: str) -> Iterator[Path]:

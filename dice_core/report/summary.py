@@ -1,23 +1,26 @@
-"""The numbers of a run that a person asks for first: one dict per iteration, and the rows of one table made from them.
+"""The numbers of a run as one dict of plain values: summary.json. Page, terminal and KFP show these and no others.
 
-Pure. page.py shows the rows, `make demo` prints them, and summary.json holds the dicts.
+Pure. verdict.py says what they mean for the whole run, table.py and page.py show them. docs/report.md lists the names.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dice_core.preferences.reward import paper_length_penalty
+from dice_core.report.alpaca import alpaca_rows
+from dice_core.report.answers import disputed_prompts, followed_prompts, without_texts
+from dice_core.report.judged import groups_of_verdicts
+from dice_core.report.numbers import plain
+from dice_core.report.resources import gpu_hours, resources
 from dice_core.report.run_data import IterationData, RunData, StageData
+from dice_core.report.verdict import run_verdict
 from dice_core.storage.failures import StageFailure
 
-NOTHING = "-"
-"""Stands in a table where a number is not known."""
-NO_GAIN = "no gain"
-"""Ends the status of an iteration whose policy goes on and is not better."""
 _NUM_NAMED_SHARDS = 4
 FAILED = "failed"
 """Ends the status of an iteration one of whose stages left a reason."""
+_SOURCES = ("policy_source", "reference_source", "preferences_source", "prompts_source")
 
 
 class FailureLine(NamedTuple):
@@ -34,29 +37,16 @@ class FailureLine(NamedTuple):
         return f"{self.reason} ({self.details})"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: a cell per iteration. ASCII; page.py sets arrows and minus signs."""
-
-    group: str
-    label: str
-    cells: tuple[str, ...]
-
-
-def column_names(data: RunData) -> list[str]:
-    """Return the names of the iterations, in order."""
-    return [name(iteration) for iteration in data.iterations]
-
-
 def name(iteration: IterationData) -> str:
     """Return what people call an iteration."""
     return f"iteration {iteration.number}" if iteration.number else "warm start"
 
 
 def status(iteration: IterationData) -> str:
-    """Return where an iteration stands: completed, accepted, no gain, refused, skipped, or what failed or goes on.
+    """Return where an iteration stands: the gate's outcome, refused, skipped, or what failed or goes on.
 
-    Accepted is a policy that is better than the one before; no gain is one that goes on and is not.
+    Better, not shown and worse are outcomes of policies with which the run may go on; accepted is one of an evaluation
+    that an earlier version made.
     """
     stages = iteration.stages
     if iteration.failures:
@@ -70,10 +60,8 @@ def status(iteration: IterationData) -> str:
         return f"{open_stages[0]} not finished"
     if iteration.number == 0:
         return "completed"
-    verdict = iteration.stage("evaluate").metrics
-    if not verdict.get("accepted"):
-        return "refused"
-    return "accepted" if verdict.get("promotable", verdict.get("improved")) else NO_GAIN
+    decision = iteration.stage("evaluate").metrics
+    return str(decision.get("outcome", "accepted")) if decision.get("accepted") else "refused"
 
 
 def failure_lines(failures: Iterable[StageFailure]) -> list[FailureLine]:
@@ -103,177 +91,143 @@ def _shards(failures: Sequence[StageFailure]) -> str:
     return f" {', '.join(str(shard + 1) for shard, _ in shards)} {of_all}"
 
 
-def summary(data: RunData) -> dict[str, Any]:
-    """Return the whole run as plain JSON types; None where a number is not known."""
-    return {
+def summary(data: RunData, *, gpu_hour_price: float = 0) -> dict[str, Any]:
+    """Return the whole run as plain JSON types; None where a number is not known, and never one that is not finite.
+
+    Args:
+        data: of `collect`.
+        gpu_hour_price: of one GPU, in any currency; 0: as the run was planned, or not known.
+    """
+    plan = data.plan
+    iterations = [summarise(iteration) for iteration in data.iterations]
+    found = {
+        "run": data.uri.rstrip("/").rpartition("/")[2],
         "run_uri": data.uri,
+        "preset": plan.get("preset") or None,
+        **{source: plan.get(source) or None for source in _SOURCES},
         "package_version": data.package_version,
         "written": data.written,
-        "iterations": [summarise(iteration) for iteration in data.iterations],
+        "verdict": run_verdict(iterations, failure_lines(data.failures), data.promoted),
+        "resources": resources(data, gpu_hour_price or float(plan.get("gpu_hour_price") or 0)),
+        "data": {key: value for key, value in data.data.metrics.items() if key.startswith("num_")},
+        "iterations": iterations,
+        "alpaca_eval": alpaca_rows(data),
+        "answers": without_texts(followed_prompts(data.iterations)),
+        "disputed": without_texts(disputed_prompts(data.iterations)),
+        "settings": {key: value for key, value in plan.items() if isinstance(value, Mapping)} | {"seed": _seed(data)},
+        "trackers": _trackers(data),
         "notes": list(data.notes),
         "failures": {line.task: line.text for line in failure_lines(data.failures)},
     }
+    return plain(found)  # type: ignore[no-any-return]
+
+
+def _trackers(data: RunData) -> dict[str, str]:
+    """Return the pages of experiment trackers that the stages name: metrics such as mlflow_url."""
+    stages = [data.data, *(stage for one in data.iterations for stage in one.stages.values())]
+    found = {name: str(value) for stage in stages for name, value in stage.metrics.items() if name.endswith("_url")}
+    return {name: url for name, url in found.items() if url.startswith(("http://", "https://"))}
+
+
+def _seed(data: RunData) -> Any:
+    stages: list[StageData] = [stage for one in data.iterations for stage in one.stages.values()]
+    return data.plan.get("seed", next((stage.settings["seed"] for stage in stages if "seed" in stage.settings), None))
 
 
 def summarise(iteration: IterationData) -> dict[str, Any]:
-    """Return the numbers of one iteration, flat but for `seconds` and `dropped`; None where one is not known."""
+    """Return the numbers of one iteration, flat but for a few groups of them; None where one is not known."""
     names = ("generate", "score", "pair", "train", "evaluate")
     generate, score, pair, train, evaluate = (iteration.stage(name).metrics for name in names)
-    beta = iteration.stage("train").settings.get("training", {}).get("beta")
-    penalty = pair.get("length_penalty")
-    # The paper has no other reward. Pairs of earlier versions do not say which theirs is.
-    is_implicit = pair.get("reward", "implicit") == "implicit"
-    paper = None if None in (penalty, beta) or not is_implicit else paper_length_penalty(float(penalty or 0), beta)
+    training = iteration.stage("train").settings.get("training", {})
+    evaluation = iteration.evaluation or {}
+    reason = evaluate.get("reason") or next((s.skipped for s in iteration.stages.values() if s.skipped), "")
+    return {
+        "iteration": iteration.number,
+        "name": name(iteration),
+        "status": status(iteration),
+        "failures": {line.task: line.text for line in failure_lines(iteration.failures)},
+        "reason": reason,
+        **_uris(iteration),
+        **_copied(generate, score, pair, train),
+        "length_penalty_paper": _paper_penalty(pair, training),
+        "length_unit": _length_unit(iteration),
+        "step0_loss_expected": expected_first_loss(training) if training else None,
+        "generated_tokens_per_second": _generated_tokens_per_second(generate),
+        "dropped": dropped(iteration),
+        "num_filtered": sum(dropped(iteration).values()) if score else None,
+        **{field: value for field, value in evaluate.items() if field not in ("seconds", "reason", "num_gpus")},
+        "gate": {"outcome": None, "rules": [], "warnings": [], **evaluation.get("gate", {})},
+        "judging": evaluation.get("judging", {}),
+        "compared_with": evaluation.get("compared_with", {}),
+        **groups_of_verdicts(evaluation.get("samples", [])),
+        "seconds": {name: stage.metrics.get("seconds") for name, stage in iteration.stages.items()},
+        "gpu_hours": {name: gpu_hours(stage) for name, stage in iteration.stages.items()},
+    }
+
+
+def _paper_penalty(pair: Mapping[str, Any], training: Mapping[str, Any]) -> float | None:
+    """Return the length penalty on the paper's scale, which has no other reward than the implicit one."""
+    penalty, beta = pair.get("length_penalty"), training.get("beta")
+    # Pairs of earlier versions do not say which reward theirs is.
+    if penalty is None or beta is None or pair.get("reward", "implicit") != "implicit":
+        return None
+    return paper_length_penalty(float(penalty), beta)
+
+
+def _length_unit(iteration: IterationData) -> str:
+    unit = str(iteration.stage("pair").settings.get("pairing", {}).get("length_unit", "characters"))
+    return unit.removesuffix("s")
+
+
+def _uris(iteration: IterationData) -> dict[str, Any]:
+    """Return where the policy is that the iteration made, and its evaluation."""
+    places = {"policy_uri": iteration.stage("train"), "evaluation_uri": iteration.stage("evaluate")}
+    return {field: next(iter(stage.manifests), None) for field, stage in places.items()}
+
+
+def _copied(*metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of stages that the page shows, as those stages named them."""
+    generate, score, pair, train = metrics
     copied = {
+        "num_prompts": generate,
         "num_responses": generate,
+        "num_response_tokens": generate,
         "num_cut_responses": generate,
         "num_duplicate_responses": generate,
         "num_scored": score,
-        "num_generated_pairs": pair,
-        "num_replayed_pairs": pair,
-        "num_train_pairs": pair,
-        "num_eval_pairs": pair,
-        "length_penalty": pair,
-        "length_gap": pair,
-        "length_gap_unpenalised": pair,
-        **{field: train for field in ("first_loss", "last_loss", "first_reward_accuracy", "last_reward_accuracy")},
-        **{field: train for field in ("num_steps", "num_dropped_pairs", "step0_loss", "reference_noise_rms")},
-        **{field: train for field in ("relative_update", "update_rounding_loss", "tokens_per_second")},
+        **dict.fromkeys(("reward_mean", "reward_std", "reward_agreement", "num_agreement_prompts"), score),
+        "implicit_reward_std": {"implicit_reward_std": score.get("implicit_reward_std", score.get("reward_std"))},
+        **dict.fromkeys(("num_generated_pairs", "num_replayed_pairs", "num_train_pairs", "num_eval_pairs"), pair),
+        **dict.fromkeys(("num_non_finite_scores", "num_few_responses_prompts", "num_tied_prompts"), pair),
+        **dict.fromkeys(("num_identical_pairs", "num_unused_generated_pairs"), pair),
+        **dict.fromkeys(("num_identical_offline_pairs", "num_missing_replayed_pairs"), pair),
+        **dict.fromkeys(("length_penalty", "length_gap", "length_gap_unpenalised"), pair),
+        **dict.fromkeys(("first_loss", "last_loss", "first_reward_accuracy", "last_reward_accuracy"), train),
+        **dict.fromkeys(("num_measured_pairs", "num_steps", "num_dropped_pairs", "num_processes"), train),
+        **dict.fromkeys(("step0_loss", "reference_noise_rms", "relative_update", "update_rounding_loss"), train),
+        **dict.fromkeys(("tokens_per_second", "peak_memory_bytes", "mfu"), train),
     }
-    return {
-        "iteration": iteration.number,
-        "status": status(iteration),
-        "failures": {line.task: line.text for line in failure_lines(iteration.failures)},
-        "reason": evaluate.get("reason") or next((s.skipped for s in iteration.stages.values() if s.skipped), ""),
-        **{field: metrics.get(field) for field, metrics in copied.items()},
-        "length_penalty_paper": paper,
-        "dropped": dropped(iteration),
-        "num_filtered": sum(dropped(iteration).values()) if score else None,
-        **{field: value for field, value in evaluate.items() if field not in ("seconds", "reason")},
-        "seconds": {name: stage.metrics.get("seconds") for name, stage in iteration.stages.items()},
-    }
+    return {field: found.get(field) for field, found in copied.items()}
 
 
-def _stage_names(data: RunData) -> list[str]:
-    """Return the stages in their order; the warm start has some of them."""
-    return max((list(iteration.stages) for iteration in data.iterations), key=len, default=[])
+def _generated_tokens_per_second(generate: Mapping[str, Any]) -> float | None:
+    tokens, seconds = generate.get("num_response_tokens"), generate.get("seconds")
+    return round(tokens / seconds, 1) if tokens and seconds else None
+
+
+def expected_first_loss(training: Mapping[str, Any]) -> float | None:
+    """Return the loss where policy and reference are one model, or None where it depends on the data.
+
+    Args:
+        training: TrainingConfig as a dict.
+    """
+    if training.get("sft_weight") or training.get("reference") == "base":
+        return None
+    beta = training.get("beta", 0.1)
+    return {"sigmoid": math.log(2), "hinge": 1.0, "ipo": 1 / (4 * beta**2)}.get(training.get("loss", "sigmoid"))
 
 
 def dropped(iteration: IterationData) -> dict[str, int]:
-    """Return how many responses were not scored, by reason."""
-    metrics = iteration.stage("score").metrics
-    prefix = "num_dropped_"
+    """Return how many responses score dropped, by reason."""
+    metrics, prefix = iteration.stage("score").metrics, "num_dropped_"
     return {key.removeprefix(prefix): int(value) for key, value in metrics.items() if key.startswith(prefix)}
-
-
-def rows(data: RunData) -> list[Row]:
-    """Return the table of a run. A cell is "-" where the number is not known."""
-    values = [summarise(iteration) for iteration in data.iterations]
-    lines: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
-        ("", "status", lambda s: s["status"]),
-        ("responses", "generated", lambda s: _count(s["num_responses"])),
-        ("responses", "filtered", _filtered),
-        ("responses", "pairs (generated + replayed)", _pairs),
-        ("length", "length penalty, nats per {unit}", lambda s: _number(s["length_penalty"], ".4g")),
-        ("length", "length penalty, paper's scale (x beta)", lambda s: _number(s["length_penalty_paper"], ".3g")),
-        (
-            "length",
-            "length gap without -> with penalty, {unit}s",
-            lambda s: _arrow(s["length_gap_unpenalised"], s["length_gap"], "+.1f"),
-        ),
-        ("training", "DPO loss, start -> end", lambda s: _arrow(s["first_loss"], s["last_loss"], ".4f")),
-        (
-            "training",
-            "reward accuracy, start -> end",
-            lambda s: _arrow(s["first_reward_accuracy"], s["last_reward_accuracy"], ".1%"),
-        ),
-        ("held out", "reward accuracy before", lambda s: _measured(s, "heldout_reward_accuracy_previous", ".1%")),
-        ("held out", "reward accuracy after", lambda s: _measured(s, "heldout_reward_accuracy", ".1%")),
-        ("held out", "change, points", lambda s: _measured(s, "heldout_reward_accuracy_change", "+.1f", 100)),
-        (
-            "held out",
-            "reward margin before -> after, nats",
-            lambda s: _arrow(s.get("heldout_reward_margin_previous"), s.get("heldout_reward_margin"), "+.2f"),
-        ),
-        ("held out", "accuracy of the next reward", lambda s: _measured(s, "heldout_step_accuracy", ".1%")),
-        ("held out", "answer before, characters", lambda s: _measured(s, "mean_response_characters_previous", ",.0f")),
-        ("held out", "answer after, characters", lambda s: _measured(s, "mean_response_characters", ",.0f")),
-        ("held out", "growth in length", lambda s: _measured(s, "response_characters_growth", "+.1%")),
-        *(("time", stage, lambda s, stage=stage: _seconds(s["seconds"].get(stage))) for stage in _stage_names(data)),
-        ("time", "all stages", lambda s: _seconds(sum(v for v in s["seconds"].values() if v) or None)),
-    ]
-    unit = _length_unit(data)
-    return [
-        Row(group, label.replace("{unit}", unit), tuple(cell(value) for value in values))
-        for group, label, cell in lines
-    ]
-
-
-def summary_table(data: RunData) -> str:
-    """Return the table as plain text, for a terminal."""
-    header = ("", *column_names(data))
-    body = [(f"{row.group}: {row.label}" if row.group else row.label, *row.cells) for row in rows(data)]
-    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
-    rule = tuple("-" * width for width in widths)
-    lines = [
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in [header, rule, *body]
-    ]
-    for iteration in data.iterations:
-        reason = summarise(iteration)["reason"]
-        state = status(iteration)
-        if state in (NO_GAIN, "refused", "skipped"):
-            lines.append(f"{name(iteration)} {state}: {reason.removeprefix(f'{state}: ')}")
-        lines += [f"{name(iteration)}: {line.task} {FAILED}: {line.text}" for line in failure_lines(iteration.failures)]
-    lines += [f"{line.task} {FAILED}: {line.text}" for line in failure_lines(data.failures)]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _length_unit(data: RunData) -> str:
-    stages: list[StageData] = [iteration.stage("pair") for iteration in data.iterations]
-    units = (stage.settings.get("pairing", {}).get("length_unit", "characters") for stage in stages)
-    return str(next(units, "characters")).removesuffix("s")
-
-
-def _count(value: Any) -> str:
-    return NOTHING if value is None else f"{value:,.0f}"
-
-
-def _number(value: Any, spec: str) -> str:
-    return NOTHING if value is None else f"{value:{spec}}"
-
-
-def _arrow(start: Any, end: Any, spec: str) -> str:
-    return NOTHING if start is None or end is None else f"{start:{spec}} -> {end:{spec}}"
-
-
-def _filtered(values: dict[str, Any]) -> str:
-    num, generated = values["num_filtered"], values["num_responses"]
-    if num is None:
-        return NOTHING
-    return f"{num:,} ({num / generated:.1%})" if generated else f"{num:,}"
-
-
-def _pairs(values: dict[str, Any]) -> str:
-    generated, replayed = values["num_generated_pairs"], values["num_replayed_pairs"]
-    return NOTHING if generated is None or replayed is None else f"{generated:,} + {replayed:,}"
-
-
-def _measured(values: dict[str, Any], field: str, spec: str, scale: float = 1) -> str:
-    """Return `value +/- standard error`; the error has no sign of its own."""
-    value, error = values.get(field), values.get(f"{field}_se")
-    if value is None:
-        return NOTHING
-    text = f"{scale * value:{spec}}"
-    return text if error is None else f"{text} +/- {scale * error:{spec.lstrip('+')}}"
-
-
-def _seconds(value: Any) -> str:
-    if value is None:
-        return NOTHING
-    minutes, seconds = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    if minutes:
-        return f"{minutes} min {seconds:02d} s"
-    return f"{value:.1f} s"

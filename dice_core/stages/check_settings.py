@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dice_core.data.settings import DataConfig
+from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.generation.settings import GenerationConfig
 from dice_core.launch.settings import LaunchConfig, parse_launch
 from dice_core.preferences.settings import PairingConfig, ScoringConfig
@@ -82,17 +84,34 @@ def _compare_and_record(root: str, run: str, sections: Mapping[str, Settings], p
     from dice_core.stages.judge_models import check_judge_models
     from dice_core.storage.manifest import Manifest, publish_files
     from dice_core.storage.run_contents import read_contents
+    from dice_core.tracking.run_tracking import begin_run
 
     chosen = RunPlan(root=root, run=run, sections=sections, **plan)
     if chosen.has_warm_start and WARM_START_TRAINING not in sections:
         raise ConfigError("reference_source: is empty, name what the policy's own DPO started from")
     check_judge_models(sections, chosen.judge_source, chosen.reward_source, needs_keys=True)
+    _require_incumbent(chosen.root, chosen.promote_as)
     if found := find_differences(chosen, read_contents(chosen.uri)):
         raise ConfigError(
             f"run {run}: holds results of other settings: {describe(found)}: take another run name, or the old values"
         )
     record = Manifest(stage=CHECK_SETTINGS.name, fingerprint="", files={}, settings=chosen.to_dict())
     publish_files(layout.check_settings(chosen.uri), {}, record)
+    begin_run(chosen.uri, chosen.to_dict())
+
+
+def _require_incumbent(root: str, promote_as: str) -> None:
+    """Check that the promoted model is there: each evaluation compares its policy with it.
+
+    Raises:
+        StorageError: it is gone, or was made anew.
+    """
+    from dice_core.storage.promotion import read_promotion, require_content
+
+    pointer = layout.promoted(root, promote_as) if promote_as else ""
+    promotion = read_promotion(pointer) if pointer else None
+    if promotion:
+        require_content(promotion.policy_uri, promotion.content_digest, pointer)
 
 
 def check_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Settings]:
@@ -117,9 +136,11 @@ def check_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Setti
 
 def _check_fit(
     *,
+    data: DataConfig,
     generation: GenerationConfig,
     scoring: ScoringConfig,
     training: TrainingConfig,
+    evaluation: EvaluationConfig,
     launch: LaunchConfig,
     warm_start_training: TrainingConfig | None = None,
     **_: Settings,
@@ -128,6 +149,11 @@ def _check_fit(
         raise ConfigError(
             f"scoring.min_valid_responses: must not exceed generation.num_responses {generation.num_responses}, "
             f"or no prompt would ever have enough, got {scoring.min_valid_responses}"
+        )
+    if evaluation.num_sample_prompts > data.num_held_out:
+        raise ConfigError(
+            f"evaluation.num_sample_prompts: must not exceed data.num_held_out {data.num_held_out}, whose prompts are "
+            f"answered, got {evaluation.num_sample_prompts}"
         )
     num_processes = launch.num_nodes * launch.processes_per_node
     training.accumulation_steps(num_processes)

@@ -187,7 +187,10 @@ def _measure_and_promote(
         context.publish_part(_RESULT, context.write_json(values, _RESULT))
     key = context.parts[_RESULT].key
     values = json.loads(context.stored.fetch(context.folder / "part", [key])[key].read_text())
-    log(f"evaluate: {values['gate']['reason']}")
+    gate = values["gate"]
+    power = [gate["power"]] if gate["power"] and gate["power"] not in gate["reason"] else []
+    for said in (gate["reason"], *power, *gate["warnings"]):
+        log(f"evaluate: {said}")
     outcome = settle(
         context.inputs["policy"],
         evaluated_uri=context.uri,
@@ -195,7 +198,7 @@ def _measure_and_promote(
         incumbent=_expected(context, compared_with),
         iteration=iteration,
         verdict=values["metrics"],
-        is_promotable=bool(values["gate"]["promotable"]),
+        is_promotable=bool(gate["promotable"]),
         promoted_uri=pointer,
         config=evaluation,
     )

@@ -21,7 +21,7 @@ from dice_core.evaluation.answers import answers_of, prompts_to_answer, sample_a
 from dice_core.evaluation.estimates import Floats
 from dice_core.evaluation.held_out import ANSWER_LOGPS, PAIR_LOGPS, HeldOutPairs, as_array, score_under, tokenise_pairs
 from dice_core.evaluation.measuring import NO_JUDGE, PairLogps, refused_unmeasured, summarise
-from dice_core.evaluation.result import Evaluation, Sample
+from dice_core.evaluation.result import Answer, Evaluation, Sample
 from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.evaluation.verdict_table import VERDICTS, comparisons_of, verdict_table, with_verdicts
 from dice_core.generation.settings import GenerationConfig
@@ -80,7 +80,7 @@ def measure(context: StageContext, plan: EvaluationPlan) -> Evaluation:
         UnfitError: a model has another tokenizer than the policy.
         ModelError: another model than the policy is broken.
     """
-    require_one_tokenizer(context, "policy", ("incumbent", "previous", "base_reference", "first"))
+    require_one_tokenizer(context, "policy", ("previous", "base_reference", "first", "incumbent"))
     return _Steps(context, plan).run()
 
 
@@ -103,6 +103,7 @@ class _Steps:
         plan = self._plan
         try:
             answers = (self._answers("policy"), self._answers("incumbent"))
+            previous = self._previous()
         except _BrokenPolicyError as error:
             return refused_unmeasured(str(error), plan.evaluation, judge=plan.judging.judge)
         pairs = tokenise_pairs(self._held_out, self._model("policy"), plan.chat)
@@ -117,7 +118,9 @@ class _Steps:
         )
         if plan.judging.judge != NO_JUDGE:
             samples = self._judged(samples)
-        return summarise(measured, samples, plan.evaluation, judge=plan.judging.judge, seed=plan.seed)
+        return summarise(
+            measured, samples, plan.evaluation, previous=previous, judge=plan.judging.judge, seed=plan.seed
+        )
 
     def _digest(self, role: str) -> str:
         return self._context.inputs[role].manifest.content_digest
@@ -143,6 +146,13 @@ class _Steps:
             raise _BrokenPolicyError(str(error).removeprefix(f"{folder}/")) from None
         made = sample_answers(folder, self._prompts, self._sampling, plan.chat, seed=plan.seed, role=_ROLES[role])
         return self._tables.keep(name, made, records.RESPONSES)
+
+    def _previous(self) -> list[Answer] | None:
+        """Return the answers of the policy before the candidate; None: it is the incumbent."""
+        if self._digest("previous") == self._digest("incumbent"):
+            return None
+        found = self._answers("previous")
+        return answers_of(found, [None] * found.num_rows)
 
     def _logps(self, pairs: HeldOutPairs, answers: tuple[pa.Table, pa.Table]) -> dict[str, "_Logps"]:
         """Return the log-probs under each model by its digest: whatever roles it has, it is in memory once."""

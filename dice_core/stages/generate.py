@@ -1,6 +1,7 @@
 """Stage generate: sample the responses of a shard."""
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,12 +13,15 @@ from dice_core.generation.settings import GenerationConfig
 from dice_core.progress import Progress
 from dice_core.settings.base import Values
 from dice_core.stages.attempts import leaves_reason
-from dice_core.stages.parts import part_name, published_behind, read_input, stored_parts
+from dice_core.stages.parts import part_name, published_behind, read_data, stored_parts
 from dice_core.stages.run_settings import Task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import GENERATE
 from dice_core.storage import layout
 from dice_core.storage.manifest import Manifest
+
+if TYPE_CHECKING:
+    from dice_core.data.chat import ChatFormat
 
 _COUNTS = ("num_responses", "num_response_tokens", "num_cut_responses", "num_duplicate_responses")
 
@@ -84,7 +88,7 @@ def _sample_parts(
 
     if refused := context.refused_policy():
         return context.skip(refused)
-    prompts = read_input(context, context.inputs["data"], records.PROMPTS, "prompts")
+    prompts, cleaned = read_data(context, records.PROMPTS, "prompts", lambda: _template(context, chat))
     if not prompts.num_rows:
         raise records.RecordError(f"{context.inputs['data'].uri}: the prompts table is empty, nothing to generate")
     rows = shard_rows(prompts.num_rows, shard, num_shards)
@@ -104,7 +108,14 @@ def _sample_parts(
                 policy, prompts, config=generation, chat=chat, seed=seed, parts=wanted, on_progress=progress
             ):
                 publish(index, table)
-    return context.publish({}, {"num_prompts": prompts.num_rows, **counts, "seconds": context.seconds()})
+    return context.publish({}, {"num_prompts": prompts.num_rows, **cleaned, **counts, "seconds": context.seconds()})
+
+
+def _template(context: StageContext, chat: ChatConfig) -> "ChatFormat":
+    from dice_core.data.chat import chat_format
+    from dice_core.models.loading import load_tokenizer
+
+    return chat_format(load_tokenizer(context.fetch_tokenizer("policy")), chat)
 
 
 def _count_responses(counts: dict[str, int], _: str, table: pa.Table) -> None:

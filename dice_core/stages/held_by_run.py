@@ -24,6 +24,7 @@ from dice_core.stages.table import (
     TRAIN,
     WARM_START_TRAINING,
     Stage,
+    is_of_pipeline,
 )
 from dice_core.storage import layout
 from dice_core.storage.manifest import Manifest
@@ -52,6 +53,10 @@ class RunPlan:
     """Of the model that compares answers; empty: there is none."""
     reward_source: str = ""
     """Of the model that ranks responses; empty: there is none."""
+    preset: str = ""
+    """Its name, for people."""
+    gpu_hour_price: float = 0.0
+    """Of one GPU, in any currency, for the report; 0: not known."""
 
     @property
     def uri(self) -> str:
@@ -115,6 +120,8 @@ class _Held(NamedTuple):
 
 def _is_wanted(plan: RunPlan, held: _Held) -> bool:
     """Return whether a run by this plan would go on with a result."""
+    if not is_of_pipeline(held.stage.name):
+        return False
     if held.iteration is None:
         return held.stage is PREPARE_DATA
     if held.stage.scope == "shard" and not held.place.endswith(f"-of-{plan.num_shards}"):

@@ -1,5 +1,7 @@
 """Stage import-model: bring a model into storage once."""
 
+from typing import TYPE_CHECKING
+
 from dice_core.models import importing
 from dice_core.models.files import model_kind
 from dice_core.progress import log
@@ -12,6 +14,9 @@ from dice_core.stages.table import IMPORT_MODEL
 from dice_core.storage import layout
 from dice_core.storage.manifest import clear_stage, read_manifest
 from dice_core.storage.probe import require_writable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def import_model(
@@ -46,9 +51,22 @@ def import_model(
         if not was_complete:
             require_writable(output_uri)
         manifest = importing.import_model(
-            source, output_uri, revision=revision, trust_remote_code=trust_remote_code, kind=wanted
+            source,
+            output_uri,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            kind=wanted,
+            # A reward model has no head for text; its runner is another one.
+            check_model=_check_structure if wanted == "language-model" else None,
         )
     return StageReport(output_uri, "already complete" if was_complete else "completed", manifest.metrics)
+
+
+def _check_structure(model: "PreTrainedModel") -> None:
+    # Loads torch, which the check before it has asked for.
+    from dice_core.logprobs.trial import check_structure
+
+    check_structure(model)
 
 
 def import_model_task(

@@ -58,7 +58,7 @@ def import_responses(
 def _make_tables(context: StageContext, *, source: LocalSource, data: DataConfig, chat: ChatConfig) -> Manifest:
     """Read the texts, and write them as token ids."""
     from dice_core.data.chat import chat_format
-    from dice_core.data.preparing import control_token_pattern
+    from dice_core.data.rows import control_token_pattern
     from dice_core.data.sources import read_responses
     from dice_core.models.loading import load_tokenizer
     from dice_core.preferences.own_responses import ResponseTables, require_some

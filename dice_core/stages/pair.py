@@ -13,7 +13,7 @@ from dice_core.preferences.settings import PairingConfig
 from dice_core.progress import Progress
 from dice_core.settings.base import ConfigError, Values
 from dice_core.stages.attempts import leaves_reason
-from dice_core.stages.parts import group_tables, read_input
+from dice_core.stages.parts import group_tables, read_data, read_input
 from dice_core.stages.place import Artifact, Place, show
 from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
@@ -87,9 +87,10 @@ def _make_pairs(context: StageContext, *, pairing: PairingConfig, chat: ChatConf
         scores.require_same("policy", context.inputs["policy"])
     template = chat_format(load_tokenizer(context.fetch_tokenizer("policy")), chat)
     make = _mixed_pairs if context.group("scores") else _offline_pairs
-    files, metrics, built = make(context, pairing, template, seed)
+    offline, cleaned = read_data(context, records.PREFERENCES, "preferences", lambda: template)
+    files, metrics, built = make(context, pairing, template, seed, offline)
     files["pairs.parquet"] = context.write_tables(_counted(built), records.PAIRS, "pairs.parquet")
-    return context.publish(files, {**metrics, **built.counts, "seconds": context.seconds()})
+    return context.publish(files, {**metrics, **cleaned, **built.counts, "seconds": context.seconds()})
 
 
 def _counted(built: "PairSet") -> Iterator[pa.Table]:
@@ -102,7 +103,7 @@ def _counted(built: "PairSet") -> Iterator[pa.Table]:
 
 
 def _mixed_pairs(
-    context: StageContext, pairing: PairingConfig, template: "ChatFormat", seed: int
+    context: StageContext, pairing: PairingConfig, template: "ChatFormat", seed: int, offline: pa.Table
 ) -> "tuple[dict[str, Path], dict[str, Metric], PairSet]":
     from dice_core.preferences.length_penalty import choose_length_penalty
     from dice_core.preferences.pairs import build_pairs
@@ -114,7 +115,7 @@ def _mixed_pairs(
     built = build_pairs(
         select_pairs(scores, penalty.value, pairing),
         _responses(context, prompts, template),
-        read_input(context, context.inputs["data"], records.PREFERENCES, "preferences"),
+        offline,
         prompts=prompts,
         config=pairing,
         seed=seed,
@@ -157,12 +158,12 @@ def _responses(context: StageContext, prompts: pa.Table, template: "ChatFormat")
 
 
 def _offline_pairs(
-    context: StageContext, pairing: PairingConfig, template: "ChatFormat", seed: int
+    context: StageContext, pairing: PairingConfig, template: "ChatFormat", seed: int, offline: pa.Table
 ) -> "tuple[dict[str, Path], dict[str, Metric], PairSet]":
     from dice_core.preferences.pairs import offline_pairs
 
     built = offline_pairs(
-        read_input(context, context.inputs["data"], records.PREFERENCES, "preferences"),
+        offline,
         config=pairing,
         seed=seed,
         tokenise_prompt=template.prompt_token_ids,

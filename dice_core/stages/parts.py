@@ -7,14 +7,20 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from dice_core.data import records
+from dice_core.progress import log
 from dice_core.stages.runner import Input, StageContext
 from dice_core.storage import layout
 from dice_core.storage.contract import UnfitError
+from dice_core.storage.manifest import Metric
 from dice_core.storage.transfers import read_ahead, write_behind
+
+if TYPE_CHECKING:
+    from dice_core.data.chat import ChatFormat
 
 # Tables of thousands of parts: little is done with each, so that their way here decides.
 # Each may take ten of the storage's forty connections.
@@ -39,6 +45,34 @@ def read_input(context: StageContext, source: Input, schema: pa.Schema, prefix: 
         found = ", ".join(source.manifest.files) or "no file"
         raise UnfitError(f"{source.uri}: has no {prefix}*.parquet, its manifest names {found}")
     return _read(context, source, schema, names[0])
+
+
+def read_data(
+    context: StageContext, schema: pa.Schema, prefix: str, template: "Callable[[], ChatFormat]"
+) -> tuple[pa.Table, dict[str, Metric]]:
+    """Read prompts or pairs from prepare-data, or from a user's own file, which is cleaned as prepare-data does it.
+
+    Args:
+        context: with an input `data`.
+        schema: of the table.
+        prefix: of its name at prepare-data's place.
+        template: returns the chat format of the policy; called for a user's own file.
+
+    Returns:
+        The table, and numbers for the manifest: what was dropped and cleaned.
+    """
+    source = context.inputs["data"]
+    table = read_input(context, source, schema, prefix)
+    if not source.is_users_file:
+        return table, {}
+    from dice_core.data.own_tables import clean_table
+
+    where = layout.join(source.uri, source.tables()[0])
+    table, counts = clean_table(table, template().control_tokens, where)
+    if counts:
+        told = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+        log(f"{context.manifest_fields['stage']}: {where}: {told}")
+    return table, dict(counts)
 
 
 def _read(context: StageContext, source: Input, schema: pa.Schema, name: str) -> pa.Table:

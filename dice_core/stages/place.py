@@ -3,7 +3,6 @@
 A pipeline, the state of a run and a stage's own task all ask here. Loads no torch.
 """
 
-import re
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -12,21 +11,18 @@ from typing import Any, Protocol
 from dice_core.stages.runner import StageReport
 from dice_core.stages.table import CHECK_SETTINGS, CHOOSE_INPUTS, PREPARE_DATA, REPORT, STAGES, Stage
 from dice_core.storage import layout
+from dice_core.storage.manifest import Metric
 
 WARM_START = 0
 """The iteration that makes a run's first policy."""
 MAX_SHOWN = 15
-"""Metrics of a task that runs several stages: more than these nobody reads in the UI."""
+"""Numbers of a task: more than these nobody reads in the UI, and the page has them all."""
 _OF_RUN = {
     CHECK_SETTINGS.name: layout.check_settings,
     CHOOSE_INPUTS.name: layout.choose_inputs,
     PREPARE_DATA.name: layout.data,
     REPORT.name: layout.report,
 }
-
-_IN_ITERATION = re.compile(
-    r"(?:warm-start|iteration-(?P<iteration>\d+))/(?P<stage>[a-z-]+)(?:/shard-(?P<shard>\d+)-of-(?P<of>\d+))?"
-)
 
 
 @dataclass(frozen=True)
@@ -43,9 +39,10 @@ class Place:
     @classmethod
     def parse(cls, below: str) -> "Place":
         """Return the place that has an address below its run, such as iteration-1/score/shard-2-of-8."""
-        if match := _IN_ITERATION.fullmatch(below):
-            shard = {"shard": int(match["shard"]), "num_shards": int(match["of"])} if match["shard"] else {}
-            return cls(match["stage"], int(match["iteration"] or WARM_START), **shard)
+        found = layout.parse_place(below)
+        if found and found.iteration is not None:
+            shard, num_shards = found.shard or (None, 1)
+            return cls(found.stage, found.iteration, shard, num_shards)
         return cls(next((name for name, place in _OF_RUN.items() if place("") == f"/{below}"), below))
 
     @property
@@ -103,8 +100,10 @@ def is_place_of(stage: Stage, below: str) -> bool:
     """Return whether a place below a run is one of a stage's own."""
     if stage.scope == "run":
         return below == Place(stage.name).below
-    shard = r"/shard-\d+-of-\d+" if stage.scope == "shard" else ""
-    return re.fullmatch(rf"(warm-start|iteration-\d+)/{stage.name}{shard}", below) is not None
+    found = layout.parse_place(below)
+    if found is None or found.stage != stage.name or found.iteration is None:
+        return False
+    return (found.shard is not None) == (stage.scope == "shard")
 
 
 class Artifact(Protocol):
@@ -115,7 +114,16 @@ class Artifact(Protocol):
 
 def show(report: StageReport, place: Place, artifact: Artifact) -> str:
     """Put a stage's metrics into its task's artifact, with whose they are; return the stage's address."""
-    return _fill(artifact, report.metrics, report.status, report.uri, place)
+    return _fill(artifact, _of_most_interest(report.metrics, place.stage), report.status, report.uri, place)
+
+
+def _of_most_interest(metrics: Mapping[str, Metric], stage: str) -> dict[str, Metric]:
+    """Return the stage's own choice first, then the others in their order, with at most so many numbers."""
+    first = [name for name in STAGES[stage].shown if name in metrics]
+    ordered = {name: metrics[name] for name in [*first, *metrics]}
+    numbers = [name for name, value in ordered.items() if isinstance(value, int | float) and isfinite(value)]
+    left_out = set(numbers[MAX_SHOWN:])
+    return {name: value for name, value in ordered.items() if name not in left_out}
 
 
 def show_parts(reports: Sequence[tuple[Stage, StageReport]], place: Place, artifact: Artifact) -> str:

@@ -1,4 +1,4 @@
-"""What follows from an evaluation: the pointer moves or a person is asked, and the model's card tells.
+"""What follows from an evaluation: the pointer moves or a person is asked; a registry and the model's card tell.
 
 The gate has decided (evaluation/gate.py); storage/promotion.py moves the pointer. A stage calls this each time it runs,
 also for a decision that an earlier attempt has stored: each step is made once.
@@ -10,6 +10,7 @@ from functools import partial
 from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.progress import log
 from dice_core.release.evaluated import Evaluated
+from dice_core.release.mlflow_registry import register_or_tell
 from dice_core.release.model_card import update_card
 from dice_core.stages.runner import Input
 from dice_core.storage.manifest import Metric
@@ -62,6 +63,7 @@ def settle(
                 evidence=Evidence(verdict=verdict, registered_model=config.registered_model),
             )
             outcome = "promoted" if is_automatic else "proposed"
+            register_or_tell(promoted_uri)
         except MovedError as error:
             outcome = f"not promoted: {error}"
             log(f"evaluate: {error}")

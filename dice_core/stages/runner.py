@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,11 +16,12 @@ from typing import Any, Literal, TypeVar
 import pyarrow as pa
 
 from dice_core import __version__
+from dice_core.accelerator import num_gpus
 from dice_core.data import records
 from dice_core.progress import log
 from dice_core.settings.base import Settings
 from dice_core.stages.identity import differences, fingerprint
-from dice_core.stages.table import Stage
+from dice_core.stages.table import STAGES, TRAIN, Stage
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError, UnfitError
 from dice_core.storage.disk_space import full_disk_is_named
@@ -40,6 +41,7 @@ from dice_core.storage.manifest import (
 )
 from dice_core.storage.probe import require_writable
 from dice_core.storage.scratch import scratch_root
+from dice_core.tracking.run_tracking import Tracked, tracked_stage
 
 Value = TypeVar("Value")
 
@@ -176,8 +178,10 @@ class StageContext:
         return self.parts[name].entry == describe_file(path)
 
     def publish(self, files: Mapping[str, Path], metrics: Mapping[str, Metric]) -> Manifest:
-        """Store files beside the finished parts, and the manifest."""
-        manifest = Manifest(files=self.stored.manifest.files, metrics=dict(metrics), **self.manifest_fields)
+        """Store files beside the finished parts, and the manifest; it says how many GPUs the stage held, if any."""
+        gpus = num_gpus() if STAGES[self.manifest_fields["stage"]].pod == "gpu" else 0
+        metrics = {**metrics, **({"num_gpus": gpus} if gpus else {})}
+        manifest = Manifest(files=self.stored.manifest.files, metrics=metrics, **self.manifest_fields)
         return publish_files(self.uri, files, manifest)
 
     def skip(self, reason: str) -> Manifest:
@@ -269,13 +273,22 @@ def _run(context: StageContext, work: Callable[[StageContext], Manifest]) -> Sta
     skipped = next((entry.manifest.skipped for entry in context.inputs.values() if entry.manifest.skipped), "")
     if not skipped:
         require_writable(output_uri)
-    with context.cleanup:
+    with context.cleanup, _tracked(context) if not skipped else nullcontext() as tracked:
         manifest = context.skip(skipped) if skipped else work(context)
+        if tracked:
+            tracked.describe(manifest.metrics)
     if manifest.skipped:
         log(f"{stage}: skipped: {manifest.skipped}")
         return StageReport(output_uri, "skipped", {}, manifest.skipped)
     log(f"{stage}: completed in {context.seconds():.0f} s: {output_uri}")
     return StageReport(output_uri, "completed", manifest.metrics)
+
+
+def _tracked(context: StageContext) -> AbstractContextManager[Tracked]:
+    stage, settings = context.manifest_fields["stage"], context.manifest_fields["settings"]
+    # Training's work is done by other processes, maybe of other machines.
+    is_here = stage != TRAIN.name
+    return tracked_stage(stage, context.uri, context.fingerprint, settings, measures_machine=is_here)
 
 
 def _delete_dead_uploads(stage: str, uri: str) -> None:

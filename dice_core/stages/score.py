@@ -1,7 +1,7 @@
 """Stage score: the log-probs of a shard's valid responses, and what ranks them: the implicit reward, or a given one."""
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dice_core.data import records
+from dice_core.data.settings import ChatConfig
 from dice_core.judges.settings import GradingConfig
 from dice_core.preferences.agreement import mean_agreement, taus_by_prompt
 from dice_core.preferences.reward import implicit_reward
@@ -25,6 +26,7 @@ from dice_core.stages.parts import part_name, published_behind, read_input, stor
 from dice_core.stages.run_settings import Task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
 from dice_core.stages.table import SCORE
+from dice_core.storage import layout
 from dice_core.storage.manifest import Manifest, Metric
 from dice_core.storage.transfers import read_ahead
 
@@ -233,10 +235,28 @@ def _valid_parts(
 ) -> Generator[tuple[int, "Filtered"], None, None]:
     from dice_core.preferences.scoring import filter_responses
 
+    source = context.inputs["responses"]
+    look = _own_responses_checked(context) if source.is_users_file else lambda table: table
+
     def read(name: str) -> "Filtered":
-        return filter_responses(read_input(context, context.inputs["responses"], records.RESPONSES, name), config)
+        return filter_responses(look(read_input(context, source, records.RESPONSES, name)), config)
 
     yield from enumerate(read_ahead(read, names, _NUM_AHEAD))
+
+
+def _own_responses_checked(context: StageContext) -> Callable[[pa.Table], pa.Table]:
+    """Return what looks at a user's own responses as pair does: their token ids must be their texts.
+
+    Nothing of that depends on the chat settings: pair has them, and compares the prompts.
+    """
+    from dice_core.data.chat import chat_format
+    from dice_core.models.loading import load_tokenizer
+    from dice_core.preferences.own_responses import checked
+
+    source = context.inputs["responses"]
+    where = layout.join(source.uri, source.tables()[0])
+    template = chat_format(load_tokenizer(context.fetch_tokenizer("policy")), ChatConfig())
+    return lambda table: next(checked([table], records.PROMPTS.empty_table(), template, where))
 
 
 def _counted(

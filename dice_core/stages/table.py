@@ -71,6 +71,7 @@ PREPARE_DATA = Stage(
     name="prepare-data",
     inputs={"policy": _MODEL},
     sections={"data": DataConfig, "chat": ChatConfig},
+    format_version=2,
     shown=("num_prompts", "num_preferences", "num_held_out"),
 )
 GENERATE = Stage(
@@ -79,6 +80,7 @@ GENERATE = Stage(
     sections={"generation": GenerationConfig, "chat": ChatConfig},
     pod="gpu",
     scope="shard",
+    format_version=2,
     shown=("num_prompts", "num_responses", "num_response_tokens"),
     is_task=False,
 )
@@ -120,6 +122,7 @@ PAIR = Stage(
     sections={"pairing": PairingConfig, "chat": ChatConfig},
     scope="iteration",
     in_warm_start=True,
+    format_version=2,
     shown=("num_generated_pairs", "num_replayed_pairs", "length_penalty", "length_gap"),
 )
 TRAIN = Stage(
@@ -129,7 +132,7 @@ TRAIN = Stage(
     pod="train",
     scope="iteration",
     in_warm_start=True,
-    format_version=2,
+    format_version=3,
     shown=("num_steps", "first_loss", "last_loss"),
 )
 EVALUATE = Stage(
@@ -152,7 +155,25 @@ EVALUATE = Stage(
     pod="gpu",
     scope="iteration",
     format_version=3,
-    shown=("win_rate", "heldout_reward_accuracy_incumbent", "heldout_reward_accuracy", "reason"),
+    shown=("outcome", "win_rate", "heldout_reward_accuracy_incumbent", "heldout_reward_accuracy"),
+)
+ALPACA_EVAL = Stage(
+    name="alpaca-eval",
+    inputs={"policy": _MODEL},
+    sections={"generation": GenerationConfig, "chat": ChatConfig},
+    pod="gpu",
+    scope="iteration",
+    in_warm_start=True,
+    shown=("num_prompts", "num_cut_answers", "mean_characters"),
+    is_task=False,
+)
+ALPACA_SCORES = Stage(
+    name="alpaca-scores",
+    inputs={"answers": ("alpaca-eval",)},
+    scope="iteration",
+    in_warm_start=True,
+    shown=("length_controlled_win_rate_percent", "win_rate_percent", "num_annotated"),
+    is_task=False,
 )
 EXTRAPOLATE = Stage(
     name="extrapolate",
@@ -176,6 +197,8 @@ STAGES: dict[str, Stage] = {
         PAIR,
         TRAIN,
         EVALUATE,
+        ALPACA_EVAL,
+        ALPACA_SCORES,
         EXTRAPOLATE,
         REPORT,
     )
@@ -186,6 +209,11 @@ STAGES: dict[str, Stage] = {
 def tasks_of(stage: str) -> list[str]:
     """Return the names of the tasks that run a stage: its own, which pipelines of older versions have, and others."""
     return [name for name, row in STAGES.items() if stage in (name, *row.parts)]
+
+
+def is_of_pipeline(stage: str) -> bool:
+    """Return whether a pipeline runs a stage, in a task of its own or as a part of one; a person runs the others."""
+    return any(STAGES[name].is_task for name in tasks_of(stage))
 
 
 WARM_START_TRAINING = "warm_start_training"

@@ -1,5 +1,8 @@
 """Stage train: write the job down, launch it, and accept only what its manifest says it finished."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
@@ -7,14 +10,18 @@ from dice_core.release.model_card import update_card
 from dice_core.settings.base import ConfigError, Values
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.models_agree import require_one_tokenizer
-from dice_core.stages.place import Artifact, show
+from dice_core.stages.place import WARM_START, Artifact, show
 from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
-from dice_core.stages.table import TRAIN
+from dice_core.stages.table import TRAIN, WARM_START_TRAINING
 from dice_core.storage import layout
 from dice_core.storage.contract import UnfitError
-from dice_core.storage.manifest import Manifest, require_manifest
+from dice_core.storage.manifest import Manifest, Metric, require_manifest
+from dice_core.training.disk import node_bytes
 from dice_core.training.settings import TrainingConfig
+
+_section: ContextVar[str] = ContextVar("section", default="training")
+"""What a person calls the settings of the training that is under way."""
 
 
 @leaves_reason(TRAIN)
@@ -51,17 +58,19 @@ def train(
     from dice_core.training.job import delete_leftovers
 
     layout.check_count(iteration, "iteration", 0)
-    config = TrainingConfig.parse(training, "training")
+    section = _section.get()
+    config = TrainingConfig.parse(training, section)
     launch_config, pod_config = parse_launch(launch, pods)
-    config.accumulation_steps(launch_config.num_nodes * launch_config.processes_per_node)
+    config.accumulation_steps(launch_config.num_nodes * launch_config.processes_per_node, section)
     if (config.reference == "base") != bool(reference_uri):
         raise ConfigError(
-            f"training.reference: is {config.reference!r}, which needs "
+            f"{section}.reference: is {config.reference!r}, which needs "
             f"{'a reference, and none is given' if not reference_uri else f'no reference: leave out {reference_uri}'}"
         )
     work = partial(
         _run_job,
         training=config,
+        section=section,
         launch=launch_config,
         pods=pod_config,
         seed=TRAIN.seed(seed, iteration),
@@ -83,8 +92,17 @@ def train(
     return report
 
 
+@contextmanager
+def _called(section: str) -> Iterator[None]:
+    before = _section.set(section)
+    try:
+        yield
+    finally:
+        _section.reset(before)
+
+
 def _run_job(
-    context: StageContext, *, training: TrainingConfig, launch: LaunchConfig, pods: PodConfig, seed: int
+    context: StageContext, *, training: TrainingConfig, section: str, launch: LaunchConfig, pods: PodConfig, seed: int
 ) -> Manifest:
     """Write the job down, launch it, and accept only what its manifest says it finished."""
     from dice_core.launch.launch import launch_training
@@ -103,16 +121,34 @@ def _run_job(
         seed=seed,
         reference_uri=reference.uri if reference else "",
         manifest_fields=context.manifest_fields,
+        section=section,
     )
     pairs.require_same("policy", context.inputs["policy"])
     if launch.backend == "torchrun":
         # A launcher in a small pod does not hold the pairs: the training pods say the same, one line as well.
         check_job(job, context.folder / "pairs")
-    launch_training(job.write(), launch, pods)
+    launch_training(job.write(), launch, _with_disk(pods, context.inputs["policy"].manifest.metrics, training, launch))
     manifest = require_manifest(context.uri)
     if manifest.fingerprint != context.fingerprint:
         raise UnfitError(f"{context.uri}: another training published here while this one ran: take a new run name")
     return manifest
+
+
+def _with_disk(
+    pods: PodConfig, policy: Mapping[str, Metric], training: TrainingConfig, launch: LaunchConfig
+) -> PodConfig:
+    """Return what the pods look like, with a request for the disk that the model needs where nobody chose one."""
+    num_parameters = policy.get("num_parameters")
+    if pods.disk or not isinstance(num_parameters, int | float):
+        return pods
+    num_bytes = node_bytes(
+        int(num_parameters),
+        training,
+        launch.num_nodes,
+        has_scratch_volume=bool(pods.scratch_volume),
+        has_cache_volume=bool(pods.model_cache_claim),
+    )
+    return pods.model_copy(update={"disk": f"{-(-num_bytes >> 30)}Gi"})
 
 
 def train_task(
@@ -131,13 +167,14 @@ def train_task(
     task = read_task(settings_uri, place)
     settings = task.settings(TRAIN)
     is_base = TrainingConfig.parse(settings["training"], "training").reference == "base"
-    report = train(
-        policy_uri,
-        pairs_uri,
-        task.uri,
-        reference_uri=base_reference_uri if is_base else "",
-        iteration=task.place.iteration or 0,
-        seed=task.plan["seed"],
-        **settings,
-    )
+    with _called(WARM_START_TRAINING if task.place.iteration == WARM_START else _section.get()):
+        report = train(
+            policy_uri,
+            pairs_uri,
+            task.uri,
+            reference_uri=base_reference_uri if is_base else "",
+            iteration=task.place.iteration or 0,
+            seed=task.plan["seed"],
+            **settings,
+        )
     return show(report, task.place, metrics)

@@ -17,7 +17,6 @@ from dice_core.storage.contract import MissingObjectError
 from dice_core.storage.stored_record import read_record
 from dice_core.storage.transfers import side_by_side
 
-_SHARD = re.compile(r"(.+)/shard-(\d+)-of-(\d+)")
 # Of the retried nodes of a workflow, from the outermost: "demo-x1(0).root(0).train(0).executor(1)".
 _RETRIES = re.compile(r"\((\d+)\)(?=\.|$)")
 
@@ -60,8 +59,8 @@ class StageFailure:
     @property
     def shard(self) -> tuple[int, int] | None:
         """Its shard, from 0, and how many there are; None of a stage without shards."""
-        match = _SHARD.fullmatch(self.place)
-        return (int(match[2]), int(match[3])) if match else None
+        place = layout.parse_place(self.place)
+        return place.shard if place else None
 
     @property
     def title(self) -> str:

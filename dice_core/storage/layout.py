@@ -14,6 +14,7 @@
           generate/shard-<i>-of-<n>/
           score/shard-<i>-of-<n>/
           pair/  train/  evaluate/
+          alpaca-eval/  alpaca-scores/         where a person has asked for them
         report/
 
 Each of these folders belongs to one stage, which writes `manifest.json` there last. Where its last attempt failed,
@@ -21,6 +22,7 @@ Each of these folders belongs to one stage, which writes `manifest.json` there l
 """
 
 import re
+from dataclasses import dataclass
 
 MANIFEST, FAILURE = "manifest.json", "failure.json"
 
@@ -28,7 +30,20 @@ MAX_NAME = 63
 """Of a label value; S3 would take more."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
-_PLACE = re.compile(r"(?:(?:warm-start|iteration-(\d+))/)?[a-z-]+(?:/shard-\d+-of-\d+)?")
+_FRAME, _STAGE = re.compile(r"warm-start|iteration-(\d+)"), re.compile(r"[a-z-]+")
+_SHARD = re.compile(r"shard-(\d+)-of-(\d+)")
+
+
+@dataclass(frozen=True)
+class StagePlace:
+    """What the place of a stage below a run says, such as iteration-1/score/shard-2-of-8."""
+
+    stage: str
+    """Its folder, which for most stages has their name."""
+    iteration: int | None
+    """From 1; 0 is the warm start, None the whole run."""
+    shard: tuple[int, int] | None
+    """Its number, from 0, and how many there are."""
 
 
 def check_name(name: str, what: str) -> str:
@@ -103,13 +118,28 @@ def run_uri_of(uri: str) -> str:
 
 def is_stage(place: str) -> bool:
     """Return whether an address below a run, such as iteration-1/train, is the place of a stage or of a shard."""
-    return _PLACE.fullmatch(place) is not None
+    return parse_place(place) is not None
+
+
+def parse_place(place: str) -> StagePlace | None:
+    """Return what an address below a run says; None: it is the place of no stage."""
+    iteration, parts = iteration_of(place), place.split("/")
+    parts = parts if iteration is None else parts[1:]
+    shard = shard_of(parts[1]) if len(parts) == 2 else None
+    parts = parts if shard is None else parts[:1]
+    return StagePlace(parts[0], iteration, shard) if len(parts) == 1 and _STAGE.fullmatch(parts[0]) else None
 
 
 def iteration_of(place: str) -> int | None:
-    """Return the iteration of a place below a run, 0 for the warm start; None: it belongs to the whole run."""
-    folder, number = place.partition("/")[0], _PLACE.match(place)
-    return 0 if folder == "warm-start" else int(number[1]) if number and number[1] else None
+    """Return the iteration of whatever lies below a run, 0 for the warm start; None: it belongs to the whole run."""
+    frame = _FRAME.fullmatch(place.partition("/")[0])
+    return int(frame[1] or 0) if frame else None
+
+
+def shard_of(folder: str) -> tuple[int, int] | None:
+    """Return the number of a shard, from 0, and how many there are, by the name of its folder; None: it is none."""
+    match = _SHARD.fullmatch(folder)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def model(root: str, name: str) -> str:

@@ -69,6 +69,8 @@ class Manifest:
     metrics: dict[str, Metric] = field(default_factory=dict)
     text_digests: dict[str, str] = field(default_factory=dict)
     """Of a model, what turns text into token ids: hex digests of its `tokenizer` and its `chat_template`."""
+    checks: int = 0
+    """Of a model, which checks its import made (models.fitting.CHECKS); 0: fewer than any version counts."""
     skipped: str = ""
     """Why the stage did nothing (a refused policy before it); empty when it ran."""
     package_version: str = __version__

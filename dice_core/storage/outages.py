@@ -27,7 +27,7 @@ _interrupted = threading.Event()
 
 
 @dataclass(frozen=True)
-class Patience:
+class StorePatience:
     """How long requests wait for a store that is away, in seconds. Tests take less."""
 
     give_up: float = 180.0
@@ -41,7 +41,12 @@ class Patience:
 
     def pause(self, num_tries: int) -> float:
         """Return how long to wait after so many tries: twice as long each time."""
-        return min(self.longest_pause, self.first_pause * 2.0 ** min(num_tries - 1, 30))
+        return doubled(self.first_pause, self.longest_pause, num_tries)
+
+
+def doubled(first: float, longest: float, num_tries: int) -> float:
+    """Return a pause that doubles with each try, from the first on, up to the longest. In seconds."""
+    return min(longest, first * 2.0 ** min(num_tries - 1, 30))
 
 
 @contextmanager
@@ -57,7 +62,7 @@ def waiting_ends_with_interrupt() -> Iterator[None]:
 class Outages:
     """What one client knows of its server. Safe to use from several threads."""
 
-    def __init__(self, server: str, patience: Patience) -> None:
+    def __init__(self, server: str, patience: StorePatience) -> None:
         """Take what messages call the server, and how long to wait for it."""
         self._server, self._patience = server, patience
         self._lock = threading.Lock()

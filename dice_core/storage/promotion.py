@@ -149,7 +149,7 @@ def roll_back(uri: str, sequence: int | None = None, *, by: str = "", reason: st
 
     Args:
         uri: of the pointer.
-        sequence: number of the entry to go back to; None: the one before the current.
+        sequence: number of the entry to go back to; None: what was in effect before the current policy was promoted.
         by: who.
         reason: why.
 
@@ -192,9 +192,12 @@ def _target(pointer: "_Pointer", sequence: int | None) -> Entry:
     """Return the entry to go back to."""
     history = pointer.history()
     if sequence is None:
-        if len(history.chain) < 2:
-            raise UnfitError(f"{history.uri}: nothing was promoted before what it says now that its history knows of")
-        return history.chain[1]
+        if history.previous is None:
+            raise UnfitError(
+                f"{history.uri}: its history knows of nothing before what it says now: `dice history` shows the "
+                "entries, --to takes one"
+            )
+        return history.previous
     target = history.entry(sequence)
     if not target.pointer or history.states()[sequence] == "never in effect":
         raise UnfitError(f"{history.uri}: entry {sequence} was never in effect: `dice promote` promotes its policy")

@@ -106,6 +106,17 @@ class History:
         return found
 
     @property
+    def previous(self) -> Entry | None:
+        """What was in effect before the current policy was promoted; None where the entries do not tell.
+
+        After a rollback that is one step further back, and not what was just left.
+        """
+        chain = self.chain
+        promoted = [i for i, entry in enumerate(chain) if entry.how != "rollback" and entry.pointer == self.pointer]
+        before = chain[promoted[0] + 1 :] if promoted else []
+        return before[0] if before else None
+
+    @property
     def is_complete(self) -> bool:
         """Whether an entry holds what the pointer says. An older version and a person's editor write none."""
         return not self.pointer or bool(self.chain)
@@ -117,15 +128,17 @@ class History:
 
     def _state(self, entry: Entry, chain: Sequence[int]) -> State:
         if entry.how == "proposal":
-            return self._state_of_proposal(entry)
+            return self._state_of_proposal(entry, chain)
         if entry.sequence in chain:
             return "current" if entry.sequence == chain[0] else "replaced"
         # What was there before the first entry that can be followed is not known.
         return "never in effect" if chain and entry.sequence > chain[-1] else "?"
 
-    def _state_of_proposal(self, proposal: Entry) -> State:
+    def _state_of_proposal(self, proposal: Entry, chain: Sequence[int]) -> State:
         later = [entry for entry in self.entries if entry.sequence > proposal.sequence]
-        if any(entry.content_digest == proposal.content_digest for entry in later if entry.how != "proposal"):
+        taken = [entry for entry in later if entry.content_digest == proposal.content_digest]
+        # A promotion that was interrupted leaves the proposal open: the same command finishes it.
+        if any(self._state(entry, chain) != "never in effect" for entry in taken if entry.how != "proposal"):
             return "promoted"
         # Another policy took the place that the proposal was measured against, or another one is proposed by now.
         current = self.chain[0].content_digest if self.chain else ""

@@ -25,6 +25,12 @@ class RunContents:
     begun: dict[str, Manifest] = field(default_factory=dict)
     """What stages began with that have not finished, as far as their parts say it."""
     failures: tuple[StageFailure, ...] = ()
+    addresses: dict[str, str] = field(default_factory=dict)
+    """Where results lie that are not at their place below the run."""
+
+    def address(self, uri: str) -> str:
+        """Return where the result lies whose place is at an address below the run."""
+        return self.addresses.get(self._place(uri) or "", uri)
 
     def manifest(self, uri: str) -> Manifest | None:
         """Return the manifest at an address below the run, or at any other, which is then asked for."""

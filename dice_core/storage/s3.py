@@ -36,7 +36,7 @@ from dice_core.storage.contract import (
     manifests_first,
 )
 from dice_core.storage.disk_space import full_disk_is_named
-from dice_core.storage.outages import Outages, Patience, waiting_ends_with_interrupt
+from dice_core.storage.outages import Outages, StorePatience, waiting_ends_with_interrupt
 from dice_core.storage.s3_answers import NotS3Error, refuse_other_answers
 from dice_core.storage.waits import Waits
 
@@ -72,7 +72,7 @@ class S3Storage:
         part_bytes: int = 16 * _MIB,
         num_threads: int = 10,
         keys_per_request: int = 1000,
-        patience: Patience | None = None,
+        patience: StorePatience | None = None,
     ) -> None:
         """Take the place; no network call.
 
@@ -84,7 +84,7 @@ class S3Storage:
             keys_per_request: listed or deleted; 1000 is the most that S3 takes.
             patience: with a server that is away; None: that of stages.
         """
-        self._patience = patience or Patience()
+        self._patience = patience or StorePatience()
         self._bucket, self._keys_per_request = bucket, keys_per_request
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
@@ -275,7 +275,7 @@ class _ToldTransfer(BaseSubscriber):  # type: ignore[misc]
             self._progress(self._num_bytes // _MB, (future.meta.size or 0) // _MB)
 
 
-def _connection(patience: Patience) -> _Connection:
+def _connection(patience: StorePatience) -> _Connection:
     """Return the client for the AWS variables as they are now; made once for each set of them and each process."""
     # Connections do not survive a fork, hence the process id.
     identity = (
@@ -289,7 +289,7 @@ def _connection(patience: Patience) -> _Connection:
         return _clients[identity]
 
 
-def _connect(patience: Patience) -> _Connection:
+def _connect(patience: StorePatience) -> _Connection:
     endpoint, outages = _endpoint(), Outages(_server(), patience)
     retries: dict[str, Any] = {"mode": "standard"}
     if "AWS_MAX_ATTEMPTS" not in os.environ:

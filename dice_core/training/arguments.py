@@ -84,8 +84,8 @@ def training_arguments(config: TrainingConfig, folder: Path, *, has_eval_pairs: 
         gradient_checkpointing=False,
         eval_strategy="steps" if has_eval_pairs else "no",
         eval_steps=config.eval_steps,
-        save_strategy="steps",
-        save_steps=config.save_steps,
+        # checkpoints.CheckpointCallback says when.
+        save_strategy="no",
         logging_strategy="steps",
         logging_steps=config.logging_steps,
         # The loss before the first update is a number of the result: no run ends, and no checkpoint is made, before it

@@ -58,7 +58,7 @@ class TrainingPairs:
         return sorted(self.train + self.eval, key=lambda pair: pair.index)
 
 
-def read_pairs(table: pa.Table, max_length: int, where: str) -> TrainingPairs:
+def read_pairs(table: pa.Table, max_length: int, where: str, section: str = "training") -> TrainingPairs:
     """Turn a records.PAIRS table into training pairs.
 
     Args:
@@ -66,6 +66,7 @@ def read_pairs(table: pa.Table, max_length: int, where: str) -> TrainingPairs:
         max_length: pairs whose prompt plus longer response has more tokens are dropped, as are pairs whose responses
             are the same token ids.
         where: what the table is called in messages.
+        section: what max_length is a setting of.
 
     Raises:
         RecordError: a response without tokens, or no training pair is left.
@@ -92,7 +93,7 @@ def read_pairs(table: pa.Table, max_length: int, where: str) -> TrainingPairs:
     if not kept["train"]:
         message = f"{where}: no training pair is left of {table.num_rows} pairs"
         if shortest:
-            message += f" (training.max_length is {max_length}, the shortest dropped pair has {shortest} tokens)"
+            message += f" ({section}.max_length is {max_length}, the shortest dropped pair has {shortest} tokens)"
         if num_identical:
             message += f" ({num_identical} have two responses of the same token ids)"
         raise RecordError(message)

@@ -38,6 +38,8 @@ class TrainingJob:
     """The model that is the reference, where it is not the policy as it starts."""
     manifest_fields: Mapping[str, Any] = field(default_factory=dict)
     """stage, fingerprint, settings and inputs of the manifest to publish."""
+    section: str = "training"
+    """What a person calls these settings: a run's warm start has a section of its own."""
 
     def write(self) -> str:
         """Store the job at its output's place, and return its URI."""
@@ -56,7 +58,8 @@ class TrainingJob:
         parent, _, name = job_uri.rpartition("/")
         data = open_storage(parent or ".").read_bytes(name)
         try:
-            TrainingConfig.parse(json.loads(data)["training"], "training")
+            values = json.loads(data)
+            TrainingConfig.parse(values["training"], values.get("section", "training"))
             return read_record(cls, data, job_uri)
         except ConfigError:
             raise

@@ -28,9 +28,14 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def num_local() -> int:
+    """Return how many processes train on this node."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(num_processes())))
+
+
 def num_nodes() -> int:
     """Return how many machines train together."""
-    return num_processes() // int(os.environ.get("LOCAL_WORLD_SIZE", str(num_processes())))
+    return num_processes() // num_local()
 
 
 def node_rank() -> int:

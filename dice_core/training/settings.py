@@ -54,8 +54,11 @@ class TrainingConfig(Settings):
     """How states are split over processes: not at all, optimizer and gradients (ZeRO-2), or weights too (ZeRO-3)."""
     eval_steps: Int = Field(default=20, ge=1, json_schema_extra=OPERATIONAL)
     """Measure the evaluation pairs every so many steps."""
-    save_steps: Int = Field(default=50, ge=1, json_schema_extra=OPERATIONAL)
-    """Write a checkpoint every so many steps."""
+    save_minutes: float = Field(default=30.0, gt=0, json_schema_extra=OPERATIONAL)
+    """Write a checkpoint every so many minutes, and when a pod is told to stop. Training goes on while it is written
+    and stored; what restarts loses so many minutes at most."""
+    save_steps: Int = Field(default=0, ge=0, json_schema_extra=OPERATIONAL)
+    """Write one every so many steps too; 0: by time alone."""
     logging_steps: Int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
     """Log the loss every so many steps."""
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import TrainOutput
 
 from dice_core.logprobs.forward import PromptGroup, packed_token_logps
@@ -26,7 +27,9 @@ from dice_core.training import loss as dpo
 from dice_core.training import ranks
 from dice_core.training.activations import keep_fewer_activations
 from dice_core.training.batches import TrainingPair, TrainingPairs, measured_pairs, packed_rows, step_order
+from dice_core.training.checkpoints import CheckpointStore
 from dice_core.training.settings import TrainingConfig
+from dice_core.training.staging import load_state
 from dice_core.training.throughput import Speedometer
 
 REFERENCE_FILE, WEIGHTS_FILE = "reference_logps.npy", "policy.safetensors"
@@ -92,10 +95,25 @@ class DPOTrainer(Trainer):
         pairs: TrainingPairs,
         config: TrainingConfig,
         arguments: TrainingArguments,
+        store: CheckpointStore,
+        *,
+        section: str = "training",
         callbacks: list[TrainerCallback] | None = None,
         on_reference_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Take a policy with float32 weights and dropout off, and the pairs."""
+        """Take a policy with float32 weights and dropout off, the pairs, and where checkpoints go.
+
+        Args:
+            policy: on the CPU or a device.
+            pairs: both splits.
+            config: of DPO.
+            arguments: of transformers, made from the same settings.
+            store: takes what a checkpoint holds.
+            section: what a person calls these settings.
+            callbacks: beside those for measuring.
+            on_reference_progress: called with (pairs done, all pairs) while reference log-probs are computed.
+        """
+        self._section, self._store = section, store
         self.pairs, self.dpo_config, self.reference_logps = pairs, config, pairs.reference_logps.copy()
         self._on_reference_progress = on_reference_progress
         self._resume_folder: Path | None = None
@@ -150,7 +168,7 @@ class DPOTrainer(Trainer):
             )
             raise NonFiniteError(
                 f"stopped at step {self.state.global_step + 1}: the loss is not finite for the pairs of prompts "
-                f"{names}; look at these pairs, lower training.learning_rate, or try training.precision 'float32'"
+                f"{names}; look at these pairs, {self._advice}"
             )
         self._count(pairs, logps.detach(), losses.detach(), metrics)
         share: Tensor = losses.sum() * self._rows_per_step / self.dpo_config.global_batch_size  # ()
@@ -309,10 +327,29 @@ class DPOTrainer(Trainer):
             return
         np.save(folder / REFERENCE_FILE, self.reference_logps)
         if not self.is_deepspeed_enabled:
-            save_model(self.policy, str(folder / WEIGHTS_FILE))
+            self._store.stage_tensors(_by_first_name(self.policy.state_dict()), folder / WEIGHTS_FILE)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            # By way of checkpoint_engine.py.
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save and self.optimizer and self.lr_scheduler:
+            self._store.stage_state(self.optimizer.state_dict(), Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None and self.optimizer and self.lr_scheduler:
+            self.optimizer.load_state_dict(load_state(Path(checkpoint) / OPTIMIZER_NAME))
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_model(self.policy, str(Path(resume_from_checkpoint) / WEIGHTS_FILE))
+
+    @property
+    def _advice(self) -> str:
+        return f"lower {self._section}.learning_rate, or try {self._section}.precision 'float32'"
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
         return SequentialSampler(self._train_rows)
@@ -321,10 +358,17 @@ class DPOTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         if norm is not None and not math.isfinite(float(norm)):
             raise NonFiniteError(
-                f"stopped at step {self.state.global_step + 1}: the gradient's norm is {float(norm)}; "
-                "lower training.learning_rate, or try training.precision 'float32'"
+                f"stopped at step {self.state.global_step + 1}: the gradient's norm is {float(norm)}; {self._advice}"
             )
         return norm
+
+
+def _by_first_name(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return each tensor once, where modules share one: safetensors keeps no second name."""
+    names: dict[tuple[int, torch.Size], str] = {}
+    for name, tensor in state.items():
+        names.setdefault((tensor.data_ptr(), tensor.shape), name)
+    return {name: state[name] for name in names.values()}
 
 
 class _MeasureBefore(TrainerCallback):

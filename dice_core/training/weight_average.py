@@ -1,10 +1,11 @@
 """An exponential moving average of the weights, kept beside training and saved in place of the last weights."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -17,9 +18,11 @@ class WeightAverage(TrainerCallback):
     Each process keeps the whole: settings refuse it where weights are sharded.
     """
 
-    def __init__(self, decay: float, resume_folder: Path | None) -> None:
-        """Take the decay, and the checkpoint that training goes on from."""
-        self._decay, self._resume_folder = decay, resume_folder
+    def __init__(
+        self, decay: float, resume_folder: Path | None, stage: Callable[[Mapping[str, Tensor], Path], None]
+    ) -> None:
+        """Take the decay, the checkpoint that training goes on from, and what puts tensors into a checkpoint."""
+        self._decay, self._resume_folder, self._stage = decay, resume_folder, stage
         self._average: dict[str, Tensor] = {}  # by name, each of its weight's shape
 
     def on_train_begin(
@@ -39,7 +42,7 @@ class WeightAverage(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Put the average into the checkpoint."""
         if args.should_save:
-            save_file(self._average, Path(args.output_dir or "") / f"checkpoint-{state.global_step}" / _FILE)
+            self._stage(self._average, Path(args.output_dir or "") / f"checkpoint-{state.global_step}" / _FILE)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:

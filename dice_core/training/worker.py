@@ -6,13 +6,12 @@
 """
 
 import json
-import math
 import os
 import shutil
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,10 +24,12 @@ from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import Manifest, Metric, fetch_files, publish_files, read_manifest
+from dice_core.tracking.run_tracking import Tracked, tracked_training
 from dice_core.training.batches import TrainingPairs, read_pairs
 from dice_core.training.copies import Copies
 from dice_core.training.interconnect import sockets_warning
 from dice_core.training.job import CHECKPOINTS, ERROR, FINAL_ERROR, TrainingJob
+from dice_core.training.settings import TrainingConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,9 +61,9 @@ def load_pairs(job: TrainingJob, folder: Path) -> TrainingPairs:
         open_storage(uri or ".").download(name, path)
     else:
         fetch_files(uri or ".", manifest, folder, [name])
-    table = records.read_table(path, records.PAIRS)
+    table = records.read_table(path, records.PAIRS, where=job.pairs_uri)
     path.unlink()
-    return read_pairs(table, job.training.max_length, job.pairs_uri)
+    return read_pairs(table, job.training.max_length, job.pairs_uri, job.section)
 
 
 def run_training(job: TrainingJob, copies: Copies | None = None) -> None:
@@ -87,18 +88,26 @@ def _run_training(job: TrainingJob, copies: Copies) -> None:
     with doing("importing torch and transformers"):
         from dice_core.training import ranks
         from dice_core.training.arguments import training_arguments
-        from dice_core.training.checkpoints import CheckpointOwner, CheckpointStore
+        from dice_core.training.checkpoint_files import CheckpointOwner
+        from dice_core.training.checkpoints import CheckpointStore
 
     config = job.training
     arguments = training_arguments(config, scratch / CHECKPOINTS, has_eval_pairs=bool(pairs.eval), seed=job.seed)
+    owner = CheckpointOwner(job.fingerprint, ranks.num_processes(), ranks.num_nodes(), config.deepspeed)
+    store = CheckpointStore(layout.join(job.output_uri, CHECKPOINTS), scratch / CHECKPOINTS, owner, copies)
     try:
-        owner = CheckpointOwner(job.fingerprint, ranks.num_processes(), ranks.num_nodes(), config.deepspeed)
-        store = CheckpointStore(layout.join(job.output_uri, CHECKPOINTS), scratch / CHECKPOINTS, owner, copies)
-        _train_and_publish(job, pairs, arguments, store, copies)
+        with _tracked(job, scratch) if ranks.rank() == 0 else nullcontext() as tracked:
+            _train_and_publish(job, pairs, arguments, store, copies, tracked)
         if ranks.local_rank() == 0:
             shutil.rmtree(scratch, ignore_errors=True)
     finally:
+        store.close()
         ranks.close()
+
+
+def _tracked(job: TrainingJob, scratch: Path) -> AbstractContextManager[Tracked]:
+    settings = job.manifest_fields.get("settings", {})
+    return tracked_training(job.output_uri, job.fingerprint, settings, scratch / "tracking")
 
 
 def copies_of(job: TrainingJob) -> Copies:
@@ -107,13 +116,19 @@ def copies_of(job: TrainingJob) -> Copies:
 
 
 def _train_and_publish(
-    job: TrainingJob, pairs: TrainingPairs, arguments: "TrainingArguments", store: "CheckpointStore", copies: Copies
+    job: TrainingJob,
+    pairs: TrainingPairs,
+    arguments: "TrainingArguments",
+    store: "CheckpointStore",
+    copies: Copies,
+    tracked: Tracked | None,
 ) -> None:
     from dice_core.models.cache import fetch_model
     from dice_core.models.loading import context_length, load_model
     from dice_core.models.rotary import stretches_positions
     from dice_core.training import ranks
     from dice_core.training.checkpoints import CheckpointCallback
+    from dice_core.training.live_metrics import LiveMetrics
     from dice_core.training.reference import with_reference
     from dice_core.training.trained_model import ExactMasterWeights, gather_weights
     from dice_core.training.trainer import DPOTrainer
@@ -137,22 +152,29 @@ def _train_and_publish(
     if config.deepspeed == "zero3" and stretches_positions(policy):
         # Each response then runs alone, and processes that collect weights together must make as many forwards.
         raise ConfigError(
-            f"training.deepspeed: 'zero3' cannot train {policy.config.model_type}, whose positions depend on the "
+            f"{job.section}.deepspeed: 'zero3' cannot train {policy.config.model_type}, whose positions depend on the "
             "longest row of a batch: set 'zero2' or 'none'"
         )
-    average = WeightAverage(config.ema_decay, checkpoint) if config.ema_decay else None
+    average = WeightAverage(config.ema_decay, checkpoint, store.stage_tensors) if config.ema_decay else None
+    if config.deepspeed != "none":
+        from dice_core.training.checkpoint_engine import use_staged_checkpoints
+
+        use_staged_checkpoints(store)
     needs_masters = config.deepspeed != "none" and config.precision == "bf16"
     # The store comes after what adds files to a checkpoint.
     callbacks = [
         average,
         ExactMasterWeights(policy_folder) if needs_masters else None,
-        CheckpointCallback(store),
+        CheckpointCallback(store, copies, config),
+        LiveMetrics(tracked.put, _passes_per_step(config, pairs)) if tracked else None,
     ]
     trainer = DPOTrainer(
         policy,
         pairs,
         config,
         arguments,
+        store,
+        section=job.section,
         callbacks=[callback for callback in callbacks if callback],
         on_reference_progress=progress,
     )
@@ -161,6 +183,10 @@ def _train_and_publish(
     if average:
         average.copy_to(trainer.scorer)
     metrics = {**_training_metrics(trainer), **trainer.speed.totals(trainer.policy)}
+    if device_type() == "cuda":
+        metrics["num_gpus"] = ranks.num_processes()
+    if tracked:
+        tracked.describe(metrics)
     weights = gather_weights(trainer.policy, uses_deepspeed=config.deepspeed != "none", keep=is_first)
     if is_first:
         with copies.begin():
@@ -187,8 +213,8 @@ def check_context(job: TrainingJob, pairs: TrainingPairs, context_length: int) -
     longest = max(pair.length for pair in pairs.all)
     if longest > context_length:
         raise ConfigError(
-            f"training.max_length: the model has {context_length} positions and the longest pair {longest} tokens; "
-            f"set it to {context_length} or less, got {job.training.max_length}"
+            f"{job.section}.max_length: the model has {context_length} positions and the longest pair {longest} "
+            f"tokens; set it to {context_length} or less, got {job.training.max_length}"
         )
 
 
@@ -247,6 +273,7 @@ def _publish(
     change = save_trained_model(weights, policy_folder, tokenizer, folder, job.training.saved_dtype)
     _write_lines(trainer, folder / METRICS_FILE)
     metrics |= {
+        "num_parameters": sum(weight.numel() for weight in weights.values()),
         "relative_update": change.relative_update,
         "update_rounding_loss": change.rounding_loss,
         "seconds": round(time.monotonic() - start, 1),
@@ -260,19 +287,16 @@ def _publish(
 
 def _write_lines(trainer: "DPOTrainer", path: Path) -> None:
     """Write one JSON object for each logged step, measures at step 0 and of eval pairs among them."""
-    pairs_per_step = trainer.dpo_config.global_batch_size / len(trainer.pairs.train)
+    from dice_core.training.live_metrics import metric_lines
+
     with path.open("w") as stream:
-        for line in trainer.state.log_history:
-            if "train_loss" in line:
-                continue
-            # The Trainer sees one epoch, for the order of the pairs is fixed: passes over the pairs instead.
-            values = {**line, "epoch": round(line["step"] * pairs_per_step, 4)}
-            stream.write(json.dumps({name: _finite_or_none(value) for name, value in values.items()}) + "\n")
+        for line in metric_lines(trainer.state.log_history, _passes_per_step(trainer.dpo_config, trainer.pairs)):
+            stream.write(json.dumps(line) + "\n")
 
 
-def _finite_or_none(value: float | None) -> float | None:
-    """Return None for a missing or non-finite number: JSON has no NaN."""
-    return value if value is not None and math.isfinite(value) else None
+def _passes_per_step(config: TrainingConfig, pairs: TrainingPairs) -> float:
+    passes: float = config.global_batch_size / len(pairs.train)
+    return passes
 
 
 def _may_pass(error: Exception) -> bool:

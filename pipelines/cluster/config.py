@@ -26,6 +26,7 @@ from dice_core.settings.quantities import (
     quantity,
 )
 from dice_core.stages.table import Stage
+from dice_core.tracking import variables as tracking
 
 PIPELINE_ACCOUNT = "dice-pipeline"
 CONFIG_MAP, CONFIG_KEYS = "dice-config", ("AWS_ENDPOINT_URL", "AWS_REGION")
@@ -55,6 +56,8 @@ class ClusterConfig(Settings):
 
     gpu_resource: str = "nvidia.com/gpu"
     """What the device plugin calls a GPU; empty: there are none, and all tasks run on CPUs (kind)."""
+    gpu_hour_price: float = Field(default=0.0, ge=0)
+    """Of one GPU for an hour, in any currency: the report then tells what a run cost. 0: it does not."""
     gpus_per_task: Int = Field(default=1, ge=1)
     """Of a task that generates, scores or evaluates: each of these loads one copy of the models."""
     gpu_node_selector: Labels = Field(default={})
@@ -85,6 +88,9 @@ class ClusterConfig(Settings):
     """Request of one training pod; it has launch.processes_per_node GPUs."""
     trainer_memory: Quantity = "400Gi"
     """Request and limit of one training pod. Where it is not given, training.deepspeed=zero2 makes it 600Gi."""
+    trainer_disk: OptionalQuantity = ""
+    """Request of one training pod for its node's disk (ephemeral-storage); empty: what checkpoints, the finished model
+    and, without a cache, the policy take, by the number of parameters."""
     trainer_shm_size: OptionalQuantity = "64Gi"
     """/dev/shm of one training pod: memory of its own, counted in its memory limit. Empty: the 64 MiB of Kubernetes."""
     trainer_extra_resources: Resources = Field(default={})
@@ -135,6 +141,10 @@ class ClusterConfig(Settings):
     """Secret whose keys become variables of every task. Not of training pods: these read from S3 alone."""
     env_secret_keys: Names = ("HF_TOKEN",)
     """Of that secret; each is the variable of its name."""
+    tracking_secret: str = ""
+    """Secret whose keys become variables of every task and of the training pods: what trackers ask for. Empty: none."""
+    tracking_secret_keys: Names = ("MLFLOW_TRACKING_TOKEN",)
+    """Of that secret; each is the variable of its name, such as MLFLOW_TRACKING_PASSWORD or WANDB_API_KEY."""
     image_pull_secrets: Names = ()
     """Secrets to pull images with."""
     model_cache_claim: str = "dice-model-cache"
@@ -160,13 +170,32 @@ class ClusterConfig(Settings):
 
     @model_validator(mode="after")
     def _env_sets_what_nothing_else_does(self) -> Self:
-        for name in (*self.env, *self.env_secret_keys):
+        for name in (*self.env, *self.env_secret_keys, *self.tracking_secret_keys):
             if not _VARIABLE.fullmatch(name):
                 raise ValueError(f"env: a variable has letters, digits and '_' in its name, got {name!r}")
             if name in _OWN_VARIABLES:
                 raise ValueError(f"env: {name} comes from {_OWN_VARIABLES[name]}, set it there")
         if secret := {"HF_TOKEN", *self.env_secret_keys} & self.env.keys():
             raise ValueError(f"env: {', '.join(sorted(secret))} belongs into a secret, see env_secret")
+        if secret := {*tracking.SECRETS, *self.tracking_secret_keys} & self.env.keys():
+            raise ValueError(f"env: {', '.join(sorted(secret))} belongs into a secret, see tracking_secret")
+        if "@" in self.env.get("MLFLOW_TRACKING_URI", ""):
+            raise ValueError(
+                "env: MLFLOW_TRACKING_URI holds a name or a password: set MLFLOW_TRACKING_USERNAME, and the password "
+                "by tracking_secret"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tracking_secret_is_of_trackers(self) -> Self:
+        for name in self.tracking_secret_keys:
+            if not name.startswith(tracking.PREFIXES):
+                raise ValueError(
+                    f"tracking_secret_keys: a tracker's variable begins with {' or '.join(tracking.PREFIXES)}, got "
+                    f"{name!r}; other secrets of tasks are env_secret's"
+                )
+            if self.env_secret and self.tracking_secret and name in self.env_secret_keys:
+                raise ValueError(f"tracking_secret_keys: {name} is among env_secret_keys too: take it out of one")
         return self
 
     def timeout_seconds(self, stage: Stage) -> int:

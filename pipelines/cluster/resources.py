@@ -135,6 +135,9 @@ def _give_access(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
         task.set_env_variable(name, value)
     if cluster.env_secret:
         kubernetes.use_secret_as_env(task, cluster.env_secret, {name: name for name in cluster.env_secret_keys})
+    if cluster.tracking_secret:
+        keys = {name: name for name in cluster.tracking_secret_keys}
+        kubernetes.use_secret_as_env(task, cluster.tracking_secret, keys)
     if cluster.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(cluster.image_pull_secrets))
     user = cluster.run_as_user or None

@@ -2,7 +2,10 @@
 
 import sys
 
-from pipelines.demo.demo import main
+from dice_core.interrupts import told_in_one_line
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with told_in_one_line("stopped; `make demo` goes on from here"):
+        from pipelines.demo.demo import main
+
+        sys.exit(main())

@@ -20,9 +20,9 @@ from typing import Any
 
 import psutil
 
-from dice_core.report.summary import summary_table
+from dice_core.report.table import summary_table
 from dice_core.settings.base import ConfigError
-from dice_core.stages.report import read_run
+from dice_core.stages.report import read_summary
 from dice_core.stages.table import SCORE
 from dice_core.storage import layout
 from dice_core.storage.address import open_storage
@@ -96,7 +96,7 @@ def _run(preset: Preset, options: argparse.Namespace, store: ObjectStore, scratc
     exit_code = follow(command, run_environment(folder, scratch), screen, folder / "log")
     if exit_code:
         return explain_failure(screen, exit_code, folder)
-    _show_results(layout.run(root, RUN), preset.iterations, folder, time.monotonic() - start)
+    _show_results(layout.run(root, RUN), folder, time.monotonic() - start)
     if options.keep_s3:
         _say_how_to_stop(store, folder)
     return 0
@@ -341,11 +341,12 @@ def explain_failure(screen: Screen, exit_code: int, folder: Path) -> int:
     return 1
 
 
-def _show_results(run_uri: str, num_iterations: int, folder: Path, seconds: float) -> None:
-    page = folder / "report.html"
-    open_storage(layout.report(run_uri)).download("report.html", page)
+def _show_results(run_uri: str, folder: Path, seconds: float) -> None:
+    page, report_uri = folder / "report.html", layout.report(run_uri)
+    open_storage(report_uri).download("report.html", page)
     print()
-    print(summary_table(read_run(run_uri, num_iterations, tables=False)))
+    # What the page shows: the report stage has just written it.
+    print(summary_table(read_summary(report_uri)))
     print(f"\nDone in {seconds // 60:.0f} min {seconds % 60:.0f} s. Read the report: {page}")
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from pipelines.presets import Preset
 
+_STOP_SECONDS = 10
+
 
 class LocalRunError(RuntimeError):
     """A task of the pipeline failed; its own error is in the output above."""
@@ -31,6 +33,7 @@ def run_locally(preset: Preset, parameters: Mapping[str, Any], work_folder: Path
     """
     from kfp import local
 
+    from pipelines.demo import process_tree
     from pipelines.dice import build_pipeline
 
     # The packages are found by the subprocesses where this process found them, installed or not.
@@ -39,11 +42,16 @@ def run_locally(preset: Preset, parameters: Mapping[str, Any], work_folder: Path
     # Said of each task: that its image is not used here, and that display names are not shown.
     warnings.filterwarnings("ignore", module=r"kfp\.local\..*")
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(work_folder))
-    try:
-        with interpreter_by_name():
-            build_pipeline(preset)(**parameters)
-    except RuntimeError as error:
-        raise LocalRunError(f"the run stopped: {error}") from None
+    process_tree.adopt_orphans()
+    with process_tree.one_stop_request():
+        try:
+            with interpreter_by_name():
+                build_pipeline(preset)(**parameters)
+        except KeyboardInterrupt:
+            process_tree.stop_descendants(_STOP_SECONDS, are_told=True)
+            raise
+        except RuntimeError as error:
+            raise LocalRunError(f"the run stopped: {error}") from None
 
 
 @contextmanager

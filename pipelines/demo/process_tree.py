@@ -51,8 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     stops: list[int] = []
     # Only noted: an exception could come in the middle of the clean-up.
     signal.signal(signal.SIGTERM, lambda number, frame: stops.append(number))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
     end_with_parent(int(caller), signal.SIGTERM)
     if stops:
         return 128 + signal.SIGTERM
@@ -60,15 +59,28 @@ def main(arguments: Sequence[str]) -> int:
     while process.poll() is None and not stops:
         time.sleep(_POLL_SECONDS)
     exit_code = process.poll()
-    _stop_descendants(float(stop_seconds))
+    stop_descendants(float(stop_seconds))
     if exit_code is None:
         return 128 + signal.SIGTERM
     return exit_code if exit_code >= 0 else 128 - exit_code
 
 
-def _stop_descendants(seconds: float) -> None:
-    """End all processes below this one: politely at first, by force after some seconds."""
+def adopt_orphans() -> None:
+    """Make processes whose parents end before them children of this one."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def stop_descendants(seconds: float, *, are_told: bool = False) -> None:
+    """End all processes below this one: politely at first, by force after some seconds.
+
+    Args:
+        seconds: for each way of asking.
+        are_told: they have got Ctrl-C too, and may end of themselves for so long.
+    """
     this, asked = psutil.Process(), set[psutil.Process]()
+    if are_told:
+        psutil.wait_procs(this.children(recursive=True), timeout=seconds)
     for stop in ("terminate", "kill"):
         deadline = time.monotonic() + seconds
         # Looked up again each time: a process may start others until it is gone.

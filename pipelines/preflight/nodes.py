@@ -8,6 +8,7 @@ from components import images
 from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.launch.settings import LaunchConfig
 from dice_core.settings.quantities import quantity
+from dice_core.training.disk import most_parameters
 from pipelines.cluster.config import ClusterConfig
 from pipelines.preflight.findings import UncertainError
 
@@ -38,6 +39,8 @@ class Pods:
 def training_pods(config: ClusterConfig, launch: LaunchConfig) -> Pods:
     """Return the training pods. The other tasks with GPUs go to the same nodes and are smaller."""
     requests = {"cpu": config.trainer_cpu, "memory": config.trainer_memory, **config.trainer_extra_resources}
+    if config.trainer_disk:
+        requests["ephemeral-storage"] = config.trainer_disk
     if config.gpu_resource:
         requests[config.gpu_resource] = str(launch.processes_per_node)
     selector, tolerations = config.gpu_node_selector, config.gpu_tolerations
@@ -112,6 +115,28 @@ def check_nodes(cluster: KubernetesApi, pods: Pods) -> str:
         f"needed: right where an autoscaler makes more (from zero too); otherwise start them, or SET='{pods.pool}"
         "_node_selector=...'"
     )
+
+
+def check_disk(cluster: KubernetesApi, config: ClusterConfig) -> str:
+    """Say which models the disks of the GPU nodes are large enough for: the request follows from the model, in the run.
+
+    Raises:
+        UncertainError: no node says how large its disk is.
+    """
+    labelled = (node for node in cluster.list(_NODES) if _is_of_pool(node, config))
+    offers = [node["status"].get("allocatable", {}).get("ephemeral-storage") for node in labelled]
+    sizes = [quantity(offer) for offer in offers if offer]
+    if not sizes:
+        raise UncertainError("no node of the pool tells its disk; two checkpoints take 24 bytes a parameter")
+    return (
+        f"the smallest offers {min(sizes) / 1e9:.0f} GB: two checkpoints and the finished model of up to "
+        f"{most_parameters(min(sizes)) / 1e9:.1f} billion parameters fit, on one node"
+    )
+
+
+def _is_of_pool(node: Mapping[str, Any], config: ClusterConfig) -> bool:
+    labels = node.get("metadata", {}).get("labels") or {}
+    return bool(config.gpu_node_selector.items() <= labels.items())
 
 
 def check_driver(cluster: KubernetesApi, config: ClusterConfig) -> str:

@@ -24,7 +24,7 @@ from pipelines.kfp.api import Connection, KfpApi
 from pipelines.preflight.argo import check_retries, check_ttl
 from pipelines.preflight.findings import Line, UncertainError, checked
 from pipelines.preflight.identity import check_identity
-from pipelines.preflight.nodes import check_driver, check_images, check_nodes, cpu_task_pods, training_pods
+from pipelines.preflight.nodes import check_disk, check_driver, check_images, check_nodes, cpu_task_pods, training_pods
 from pipelines.preflight.queues import check_queue, check_quota
 from pipelines.preflight.s3 import s3_lines
 from pipelines.presets import Preset
@@ -104,6 +104,9 @@ def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
     if config.env_secret:
         secret = partial(check_object, cluster, "secrets", config.env_secret, config.env_secret_keys)
         yield checked(f"secret {config.env_secret}", secret)
+    if config.tracking_secret:
+        secret = partial(check_object, cluster, "secrets", config.tracking_secret, config.tracking_secret_keys)
+        yield checked(f"secret {config.tracking_secret}", secret)
     for name in config.image_pull_secrets:
         yield checked(f"image pull secret {name}", partial(check_object, cluster, "secrets", name))
     if config.model_cache_claim:
@@ -122,6 +125,8 @@ def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
     yield checked("nodes for training", partial(check_nodes, cluster, training_pods(config, launch)))
     yield checked("nodes for CPU tasks", partial(check_nodes, cluster, cpu_task_pods(config)))
     if config.gpu_resource:
+        if not config.trainer_disk and not config.trainer_scratch_volume:
+            yield checked("disks for training", partial(check_disk, cluster, config))
         yield checked("GPU driver", partial(check_driver, cluster, config))
         yield checked("quota", partial(check_quota, cluster, config, launch, preset.num_shards))
     if is_elsewhere and config.queue_name:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tests.benchmarks import generate, pair, score, storage, train
+from tests.benchmarks import checkpoint, generate, pair, score, storage, train
 from tests.benchmarks.measure import Comparison, Values, run_way
 from tests.benchmarks.work import Work
 
@@ -36,6 +36,7 @@ STAGES: dict[str, list[Comparison]] = {
     "train": train.COMPARISONS,
     "generate": generate.COMPARISONS,
     "storage": storage.COMPARISONS,
+    "checkpoint": checkpoint.COMPARISONS,
     "iteration": [ITERATION],
 }
 

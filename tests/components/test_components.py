@@ -139,9 +139,9 @@ def test_each_body_calls_its_stage_with_the_addresses_of_the_run(
         returned = component(name).python_func(**given, metrics=metrics)
         assert returned == ((uri, "refused") if name == "evaluate" else uri)
         assert metrics.metadata.pop("task") == tasks[name]
-        # Of evaluate's many numbers KFP's table shows those that a person looks for.
-        count = {} if name == "evaluate" else {"count": 3}
-        assert metrics.metadata == {**count, "status": "completed", "uri": uri}
+        # Of an evaluation KFP's table has the numbers that tell most.
+        shown = {} if name == "evaluate" else {"count": 3}
+        assert metrics.metadata == {**shown, "status": "completed", "uri": uri}
     assert called["pair"]["scores_uris"] == [f"{run}/iteration-1/score/shard-{i}-of-2" for i in (0, 1)]
     assert called["pair"]["responses_uris"] == [f"{run}/iteration-1/generate/shard-{i}-of-2" for i in (0, 1)]
     assert called["evaluate"]["promoted_uri"] == f"{root}/promoted/p.json"
@@ -199,7 +199,7 @@ def test_the_task_of_two_stages_calls_both_and_shows_the_metrics_of_both(
 @pytest.mark.parametrize(
     ("status", "metrics", "decision"),
     [
-        ("completed", {"accepted": 1, "improved": 0}, "accepted"),
+        ("completed", {"accepted": 1, "promotable": 0}, "accepted"),
         ("already complete", {"accepted": 0}, "refused"),
         ("skipped", {}, "refused"),
     ],
@@ -215,6 +215,11 @@ def test_evaluate_returns_its_decision_beside_the_address(
     given |= {"settings_uri": write_settings(run, SECTIONS, PLAN), "place": "iteration-1/evaluate"}
     found = component("evaluate").python_func(**given, metrics=FakeArtifact(tmp_path / "metrics"))
     assert found == (f"{run}/iteration-1/evaluate", decision)
+
+
+def called_by_task(name: str) -> str:
+    """Return the function of a stage that its task calls: that of train is told how its settings are called."""
+    return f"dice_core.stages.{name}.{'_train' if name == 'train' else name}"
 
 
 @pytest.mark.parametrize("name", ["pair", "train"])
@@ -247,9 +252,12 @@ def test_settings_that_were_changed_since_they_were_checked_are_refused(tmp_path
 
 def test_a_run_whose_first_task_failed_has_a_report_that_says_so(tmp_path: Path) -> None:
     """The report is the last task of every run, also of one that has made nothing."""
-    page = FakeArtifact(tmp_path / "page")
-    component("report").python_func(root=str(tmp_path / "root"), run="r", job_id="", num_iterations=2, page=page)
+    page, table, metrics = (FakeArtifact(tmp_path / name) for name in ("page", "table", "metrics"))
+    given = {"root": str(tmp_path / "root"), "run": "r", "job_id": "", "num_iterations": 2}
+    component("report").python_func(**given, page=page, table=table, metrics=metrics)
     assert "not started" in Path(page.path).read_text()
+    assert "No verdict yet" in Path(table.path).read_text()
+    assert metrics.metadata == {"outcome": "unfinished"}
 
 
 def test_a_model_that_was_imported_elsewhere_and_carried_over_is_asked_of_nobody(

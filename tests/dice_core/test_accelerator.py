@@ -7,14 +7,14 @@ import pytest
 
 from dice_core.accelerator import GPU_VARIABLE, AcceleratorError, device_type, require_promised_gpu
 from dice_core.data import records
-from dice_core.data.settings import ChatConfig
-from dice_core.evaluation.measuring import evaluate_policy
+from dice_core.evaluation.held_out import score_under
 from dice_core.evaluation.settings import EvaluationConfig
-from dice_core.generation.settings import GenerationConfig
 from dice_core.preferences.scoring import score_parts
 from dice_core.preferences.settings import ScoringConfig
+from dice_core.stages.evaluate import evaluate
 from dice_core.stages.generate import generate
 from dice_core.stages.import_model import import_model
+from dice_core.storage.manifest import Manifest, publish_files
 from dice_core.training import ranks
 
 pytestmark = pytest.mark.slow
@@ -47,12 +47,20 @@ def test_scoring_ends_before_a_model_is_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("promised")
-def test_evaluation_ends(tiny_model: Path) -> None:
+def test_evaluation_ends_before_an_engine_starts(tiny_model: Path, tmp_path: Path) -> None:
+    policy = import_model(str(tiny_model), str(tmp_path / "policy")).uri
     row = {"prompt_id": records.prompt_id("a"), "prompt": "a", "chosen": "b", "rejected": "c"}
-    held_out = pa.Table.from_pylist([row], schema=records.PREFERENCES)
-    settings = {"evaluation": EvaluationConfig(), "chat": ChatConfig(), "generation": GenerationConfig()}
+    path, data = tmp_path / "held_out.parquet", str(tmp_path / "data")
+    records.write_table(pa.Table.from_pylist([row], schema=records.PREFERENCES), records.PREFERENCES, path)
+    publish_files(data, {path.name: path}, Manifest(stage="prepare-data", fingerprint="", files={}))
     with pytest.raises(AcceleratorError, match=REASON):
-        evaluate_policy(tiny_model, tiny_model, tiny_model, held_out, seed=0, **settings)
+        evaluate(policy, policy, policy, data, str(tmp_path / "out"))
+
+
+@pytest.mark.usefixtures("promised")
+def test_scoring_held_out_pairs_ends_before_a_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(AcceleratorError, match=REASON):
+        score_under(tmp_path / "no-model", EvaluationConfig(), "policy")
 
 
 @pytest.mark.usefixtures("promised")

@@ -122,7 +122,7 @@ def test_ctrl_c_is_one_line_and_says_that_the_same_command_goes_on(stage, option
     (tmp_path / "p.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     words = options.format(manifest.parent).split()
     process = subprocess.Popen(
-        [sys.executable, "-m", "dice_core.cli", stage, *words, "--output", str(tmp_path / "out")],
+        [sys.executable, "-m", "dice_core", stage, *words, "--output", str(tmp_path / "out")],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stderr=subprocess.PIPE,
@@ -138,6 +138,29 @@ def test_ctrl_c_is_one_line_and_says_that_the_same_command_goes_on(stage, option
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "dice: stopped; the same command goes on\n")
+
+
+def test_ctrl_c_ends_a_command_with_one_line_while_it_is_still_loading(tmp_path):
+    """The last thing that is loaded waits for ever, in code that makes another error of an interrupt."""
+    (tmp_path / "pyarrow.py").write_text(
+        "import sys\n"
+        "print('loading', flush=True)\n"
+        "try:\n    sys.stdin.read()\n"
+        "except KeyboardInterrupt:\n    raise ImportError('half of it is there')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dice_core", "pair", "--data", "d", "--policy", "p", "--output", "o"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert process.stderr.read() == "dice: stopped; the same command goes on\n"
 
 
 def test_repeated_options_add_up():
@@ -169,8 +192,10 @@ def test_a_config_file_of_another_form_is_one_line(text, tmp_path, capsys):
         ("pair", "--scores a b --responses c", "1 responses for 2 scores: give one for each, in order"),
         ("train", "--iteration -1", "iteration must be at least 0, got -1"),
         ("evaluate", "--iteration 0", "iteration must be at least 1, got 0"),
-        ("report", "--num-iterations 0", "num_iterations must be at least 1, got 0"),
-        ("report", "--num-iterations -1 --allow-empty", "num_iterations must be at least 1, got -1"),
+        ("report", "--num-iterations -1 --allow-empty", "num_iterations must be at least 0, got -1"),
+        ("report", "", "report: give one of --run (ROOT/runs/NAME), --stages (addresses of stages) and --runs"),
+        ("report", "--run r --stages a b", "report: give one of --run (ROOT/runs/NAME), --stages (addresses"),
+        ("report", "--run a --runs b c", "report: give one of --run"),
         ("prepare-data", "--preferences=", "preferences_source: is empty"),
         ("import-model", "--source=", "source: is empty; allowed: a Hub id"),
     ],
@@ -224,7 +249,7 @@ def test_a_report_names_a_result_that_lies_where_it_does_not_look(capsys, tmp_pa
         publish_files(f"{run_uri}/{place}", {}, Manifest(stage=stage, fingerprint="f", files={}))
     code, _, err = run(capsys, "report", "--run", run_uri, "--output", f"{run_uri}/report", "--num-iterations", "1")
     assert code == 1 and err.count("\n") == 1
-    assert "run/responses: holds the result of generate, and a report does not look there: move it to" in err
+    assert "run/responses: holds the result of generate, and a report does not look there: give the addresses" in err
     assert f"{run_uri}/iteration-1/generate/shard-0-of-1" in err
     (tmp_path / "run" / "iteration-1" / "generate").mkdir(parents=True)
     shutil.move(f"{run_uri}/responses", f"{run_uri}/iteration-1/generate/shard-0-of-1")

@@ -47,6 +47,7 @@ _TRAINING = {
     "per_device_batch_size": "2",
     "deepspeed": "zero2",
     "eval_steps": "21",
+    "save_minutes": "12.5",
     "save_steps": "51",
     "logging_steps": "2",
 }
@@ -158,6 +159,7 @@ OTHER = {
     },
     "cluster": {
         "gpu_resource": "amd.com/gpu",
+        "gpu_hour_price": "2.5",
         "gpus_per_task": "2",
         "gpu_node_selector": '{"pool":"gpu"}',
         "gpu_tolerations": '[{"key":"gpu","operator":"Exists"}]',
@@ -173,6 +175,7 @@ OTHER = {
         "launcher_memory": "1500Mi",
         "trainer_cpu": "40",
         "trainer_memory": "500Gi",
+        "trainer_disk": "200Gi",
         "trainer_extra_resources": '{"vpc.amazonaws.com/efa":"4"}',
         "trainer_capabilities": '["IPC_LOCK"]',
         "trainer_volumes": '[{"name":"huge","mount_path":"/huge","source":{"emptyDir":{"medium":"HugePages"}}}]',
@@ -194,6 +197,8 @@ OTHER = {
         "env": '{"HTTPS_PROXY":"http://proxy"}',
         "env_secret": "hub",
         "env_secret_keys": '["TOKEN"]',
+        "tracking_secret": "trackers",
+        "tracking_secret_keys": '["WANDB_API_KEY"]',
         "image_pull_secrets": '["registry"]',
         "model_cache_claim": "models",
         "scratch_size": "9Gi",
@@ -210,6 +215,7 @@ EMPTY = {
     "trainer_shm_size": "",
     "trainer_service_account": "",
     "env_secret_keys": "[]",
+    "tracking_secret_keys": "[]",
     "model_cache_claim": "",
     "run_as_user": "0",
 }
@@ -219,7 +225,7 @@ EMPTY = {
 OTHER_APART = [("chat", "prompt_format")]
 OTHER_APART += [(section, name) for section in ("training", "warm_start_training") for name in ("loss", "ema_decay")]
 # With torchrun there are no pods to be seen; keys without a secret are not seen.
-DEFAULT_APART = [("launch", "backend"), ("cluster", "env_secret_keys")]
+DEFAULT_APART = [("launch", "backend"), ("cluster", "env_secret_keys"), ("cluster", "tracking_secret_keys")]
 
 
 def typed(section: str, name: str, text: str) -> str:
@@ -248,7 +254,7 @@ BATCHES: dict[str, Callable[[], list[str]]] = {
     "other": others,
     "other apart": lambda: [*defaults(), IN_PODS, *(typed(*field, other(*field)) for field in OTHER_APART)],
     "default": lambda: [*defaults(), IN_PODS],
-    "default apart": lambda: [*defaults(), "cluster.env_secret=hub"],
+    "default apart": lambda: [*defaults(), "cluster.env_secret=hub", "cluster.tracking_secret=trackers"],
     "empty": lambda: [*others(), *(typed("cluster", name, text) for name, text in EMPTY.items())],
 }
 
@@ -264,6 +270,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
 
     return compile_batch
 
+
+_OF_ONE_TASK = ("generate_timeout", "score_timeout")
+"""One task runs both stages, and may take both times."""
 
 View = Callable[[Compiled], Any]
 
@@ -311,19 +320,6 @@ def seconds(executor: Executor) -> int:
     return int(executor.platform["activeDeadlineSeconds"])
 
 
-def share_of_generate_and_score(other: str) -> View:
-    """Look at the time of the task of both stages, less what belongs to the other one: not of the same batch else."""
-
-    def view(compiled: Compiled) -> int:
-        found = int(of("generate-and-score", seconds)(compiled))
-        (known,) = {
-            value for value in (OTHER["cluster"][other], default("cluster", other)) if found > to_seconds(value)
-        }
-        return found - to_seconds(known)
-
-    return view
-
-
 def selector(executor: Executor) -> Any:
     return executor.platform.get("nodeSelector", {}).get("labels", {})
 
@@ -336,15 +332,17 @@ def variables(executor: Executor) -> dict[str, str]:
     return {entry["name"]: entry["value"] for entry in executor.container.get("env", ())}
 
 
-def secret(*, is_s3: bool) -> Callable[[Executor], tuple[str, list[str]]]:
-    """Look at the secret with the keys of S3, or at the other one."""
+def secret(number: int) -> Callable[[Executor], tuple[str, list[str]]]:
+    """Look at a secret of a task: of S3 (maybe not there), of the site, of trackers, in this order."""
 
     def look(executor: Executor) -> tuple[str, list[str]]:
-        for entry in executor.platform.get("secretAsEnv", ()):
-            keys = [key["envVar"] for key in entry.get("keyToEnv", ())]
-            if ("AWS_ACCESS_KEY_ID" in keys) is is_s3:
-                return entry["secretName"], keys
-        return "", []
+        found = [
+            (entry["secretName"], [key["envVar"] for key in entry.get("keyToEnv", ())])
+            for entry in executor.platform.get("secretAsEnv", ())
+        ]
+        is_s3 = [name for name, keys in found if "AWS_ACCESS_KEY_ID" in keys]
+        places = found if is_s3 else [("", []), *found]
+        return places[number] if number < len(places) else ("", [])
 
     return look
 
@@ -363,6 +361,7 @@ def pull_secrets(executor: Executor) -> list[str]:
 
 VIEWS: dict[str, list[View]] = {
     "gpu_resource": [of("generate-and-score", accelerator("Type", "")), of_pods("gpu_resource")],
+    "gpu_hour_price": [lambda compiled: compiled.planned("gpu_hour_price")],
     "gpus_per_task": [of("generate-and-score", lambda executor: int(accelerator("Count", "0")(executor)))],
     "gpu_node_selector": [of("generate-and-score", selector), of_pods("node_selector")],
     "gpu_tolerations": [of("generate-and-score", tolerations), of_pods("tolerations")],
@@ -378,6 +377,7 @@ VIEWS: dict[str, list[View]] = {
     "launcher_memory": [of("train", resource("MemoryRequest")), of("train", resource("MemoryLimit"))],
     "trainer_cpu": [of_pods("cpu")],
     "trainer_memory": [of_pods("memory")],
+    "trainer_disk": [of_pods("disk")],
     "trainer_extra_resources": [of_pods("extra_resources")],
     "trainer_capabilities": [of_pods("capabilities")],
     "trainer_volumes": [of_pods("volumes")],
@@ -389,8 +389,8 @@ VIEWS: dict[str, list[View]] = {
     "clean_pod_policy": [of_pods("clean_pod_policy")],
     "job_ttl": [of_pods("ttl_seconds_after_finished")],
     "cpu_task_timeout": [of("pair", seconds), of("report", seconds)],
-    "generate_timeout": [share_of_generate_and_score("score_timeout")],
-    "score_timeout": [share_of_generate_and_score("generate_timeout")],
+    "generate_timeout": [of("generate-and-score", seconds)],
+    "score_timeout": [of("generate-and-score", seconds)],
     "train_timeout": [of_pods("active_deadline_seconds")],
     "evaluate_timeout": [of("evaluate", seconds)],
     "pending_timeout": [of_pods("pending_deadline_seconds")],
@@ -401,12 +401,14 @@ VIEWS: dict[str, list[View]] = {
         )
     ],
     "credentials_secret": [
-        of("pair", lambda executor: secret(is_s3=True)(executor)[0]),
+        of("pair", lambda executor: secret(0)(executor)[0]),
         of_pods("credentials_secret"),
     ],
     "env": [of("pair", variables), of_pods("env")],
-    "env_secret": [of("pair", lambda executor: secret(is_s3=False)(executor)[0])],
-    "env_secret_keys": [of("pair", lambda executor: secret(is_s3=False)(executor)[1])],
+    "env_secret": [of("pair", lambda executor: secret(1)(executor)[0])],
+    "env_secret_keys": [of("pair", lambda executor: secret(1)(executor)[1])],
+    "tracking_secret": [of("pair", lambda executor: secret(2)(executor)[0]), of_pods("tracking_secret")],
+    "tracking_secret_keys": [of("pair", lambda executor: secret(2)(executor)[1])],
     "image_pull_secrets": [of("pair", pull_secrets), of_pods("image_pull_secrets")],
     "model_cache_claim": [of("generate-and-score", claim), of("import-model", claim), of_pods("model_cache_claim")],
     "scratch_size": [of("pair", mount("/tmp"))],
@@ -433,7 +435,10 @@ def seen(section: str, name: str, compiled: Compiled) -> list[Any]:
 
 
 def expected(preset: Preset, section: str, name: str) -> Any:
-    value = preset.sections()[section].to_dict()[name]
+    values = preset.sections()[section].to_dict()
+    if section == "cluster" and name in _OF_ONE_TASK:
+        return sum(to_seconds(values[name]) for name in _OF_ONE_TASK)
+    value = values[name]
     return to_seconds(value) if section == "cluster" and name.endswith(("_timeout", "_ttl")) else value
 
 

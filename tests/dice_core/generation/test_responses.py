@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -257,11 +256,7 @@ def test_another_iteration_draws_other_responses_and_closing_early_stops_the_eng
 
 
 @pytest.mark.parametrize("ends_at_a_full_stop", [True, False])
-def test_answers_are_cut_as_often_in_evaluation_as_in_generation(smollm, tmp_path, ends_at_a_full_stop):
-    """The model's own generation settings may name more ids that end a response: both sample to the same list."""
-    from dice_core.data.records import PREFERENCES
-    from dice_core.evaluation.measuring import evaluate_policy
-    from dice_core.evaluation.settings import EvaluationConfig
+def test_the_ids_of_the_models_own_generation_settings_end_a_response(smollm, tmp_path, ends_at_a_full_stop):
     from dice_core.models.loading import load_tokenizer
 
     for path in smollm.iterdir():
@@ -270,20 +265,7 @@ def test_answers_are_cut_as_often_in_evaluation_as_in_generation(smollm, tmp_pat
     tokenizer = load_tokenizer(smollm)
     stops = [tokenizer.eos_token_id, *(tokenizer.encode(".") if ends_at_a_full_stop else [])]
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
-    # Nearly greedy, in one precision: both draw the same tokens, whatever their random numbers.
-    config = CONFIG.model_copy(update={"temperature": 0.01, "dtype": "float32", "max_new_tokens": 64})
+    # Nearly greedy: the stories are longer than the limit.
+    config = CONFIG.model_copy(update={"temperature": 0.01, "max_new_tokens": 64})
     [(_, responses)] = generate_parts(tmp_path, prompts_of(STORIES), config=config, chat=CHAT, seed=1, parts=[0])
-    pairs = [{"prompt_id": prompt_id(text), "prompt": text, "chosen": "Yes.", "rejected": "No."} for text in STORIES]
-    result = evaluate_policy(
-        tmp_path,
-        tmp_path,
-        tmp_path,
-        pa.Table.from_pylist(pairs, PREFERENCES),
-        evaluation=EvaluationConfig(dtype="float32", num_sample_prompts=len(STORIES)),
-        chat=CHAT,
-        generation=config,
-        seed=1,
-    )
-    share_cut = float(np.mean([reason == "length" for reason in responses["finish_reason"].to_pylist()]))
-    assert share_cut == (0.0 if ends_at_a_full_stop else 1.0)
-    assert result.estimates["share_cut_responses"].value == share_cut
+    assert set(responses["finish_reason"].to_pylist()) == {"stop" if ends_at_a_full_stop else "length"}

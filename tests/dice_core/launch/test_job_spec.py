@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from dice_core.accelerator import GPU_VARIABLE
-from dice_core.launch.job_spec import COPIED_VARIABLES, job_name, training_job
+from dice_core.launch.job_spec import COPIED_VARIABLES, differing_settings, job_name, training_job
 from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
+from dice_core.tracking.variables import PREFIXES
 from pipelines.cluster.resources import CACHE_FOLDER
 from tests.launchers import sections
 
@@ -217,6 +218,48 @@ def test_where_s3_is_comes_from_the_launcher_and_credentials_from_a_secret_never
     assert not [name for name in COPIED_VARIABLES if "KEY" in name or "TOKEN" in name]
 
 
+def test_what_the_launcher_knows_of_trackers_reaches_the_pods_and_secrets_as_references_alone() -> None:
+    environment = {
+        "MLFLOW_TRACKING_URI": "https://mlflow.example.com",
+        "MLFLOW_EXPERIMENT_ID": "3",
+        "MLFLOW_WORKSPACE": "team",
+        "MLFLOW_TRACKING_USERNAME": "me@example.com",
+        "WANDB_PROJECT": "dice",
+        # Of the launcher's own pod and task.
+        "MLFLOW_RUN_ID": "of-the-task",
+        "MLFLOW_TRACKING_AUTH": "kubernetes",
+        "MLFLOW_TRACKING_TOKEN": "THE-TOKEN",
+        "WANDB_API_KEY": "THE-KEY",
+    }
+    keys = ["MLFLOW_TRACKING_TOKEN", "WANDB_API_KEY"]
+    job = spec_of(environment, tracking_secret="trackers", tracking_secret_keys=keys)
+    variables = {variable["name"]: variable for variable in container_of(job)["env"]}
+    plain = {
+        name: entry["value"] for name, entry in variables.items() if name.startswith(PREFIXES) and "value" in entry
+    }
+    assert plain == {
+        name: environment[name]
+        for name in (
+            "MLFLOW_TRACKING_URI",
+            "MLFLOW_EXPERIMENT_ID",
+            "MLFLOW_WORKSPACE",
+            "MLFLOW_TRACKING_USERNAME",
+            "WANDB_PROJECT",
+        )
+    }
+    for name in keys:
+        assert variables[name]["valueFrom"]["secretKeyRef"] == {"name": "trackers", "key": name}
+    for without_secret in (spec_of(environment), job):
+        assert "THE-" not in str(without_secret)
+    hidden = spec_of({"MLFLOW_TRACKING_URI": "https://me:THE-PASSWORD@mlflow.example.com"})
+    assert "THE-PASSWORD" not in str(hidden)
+
+
+def test_another_tracker_is_no_reason_to_start_a_waiting_job_anew() -> None:
+    one, other = (spec_of({"MLFLOW_TRACKING_URI": uri}) for uri in ("https://a", "https://b"))
+    assert differing_settings(one, other) == []
+
+
 def test_a_users_variables_win_over_the_built_in_ones() -> None:
     values = values_of(spec_of(env={"NCCL_DEBUG": "INFO", "NCCL_SOCKET_IFNAME": "eth0"}))
     assert (values["NCCL_DEBUG"], values["NCCL_SOCKET_IFNAME"]) == ("INFO", "eth0")
@@ -296,6 +339,10 @@ def test_the_pod_fits_the_schema_of_kubernetes() -> None:
     template = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
     pod = {"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "x", **template["metadata"]}}
     kubernetes_validate.validate(pod, "1.30", strict=True)
+    # The schema has been looked at: the same pod with a slip in a field is refused.
+    slip = {**pod, "spec": {**pod["spec"], "nodeSelectors": {}}}
+    with pytest.raises(kubernetes_validate.ValidationError, match="nodeSelectors"):
+        kubernetes_validate.validate(slip, "1.30", strict=True)
 
 
 def test_the_job_fits_the_schema_of_the_definition_on_hand() -> None:

@@ -75,6 +75,23 @@ def test_only_succeeded_is_success(cluster: HandOperated, job_uri: str) -> None:
     assert [uid(job)] == [uid(left) for left in cluster.jobs()]
 
 
+def test_the_pods_are_told_of_trackers_and_a_secret_that_they_lack_is_named(
+    cluster: HandOperated, job_uri: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Kubeflow's MLflow plugin gives its variables to the task that launches, and to no pod of the job."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.com")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "THE-TOKEN")
+    launcher = Launcher(job_uri)
+    job = cluster.the_job()
+    cluster.set_condition("Succeeded")
+    launcher.result()
+    container = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]
+    assert {"name": "MLFLOW_TRACKING_URI", "value": "https://mlflow.example.com"} in container["env"]
+    told = capfd.readouterr().err
+    assert told.count("the training pods do not get MLFLOW_TRACKING_TOKEN, which") == 1
+    assert "THE-TOKEN" not in str(job) + told
+
+
 def test_a_failed_job_is_an_error_with_conditions_pods_events_and_exit_code(
     cluster: HandOperated, job_uri: str
 ) -> None:

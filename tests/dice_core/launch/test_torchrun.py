@@ -139,9 +139,11 @@ def test_a_signal_to_stop_reaches_the_workers_as_sigterm_and_stops_the_launcher(
 def test_workers_do_not_outlive_a_killed_launcher(worker: Callable[[str], str], tmp_path: Path) -> None:
     launcher = _start_launcher(worker(_SLOW), tmp_path)
     pid = _worker_pid(tmp_path)
+    assert _is_running(pid)
     launcher.kill()
-    launcher.wait()
+    assert launcher.wait() == -signal.SIGKILL
     _wait_until(lambda: not _is_running(pid))
+    assert not _is_running(pid)
 
 
 def _is_read(fifo: Path) -> bool:

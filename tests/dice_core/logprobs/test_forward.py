@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from dice_core.logprobs import attention, packing
+from dice_core.logprobs import attention, packing, ways
 from dice_core.logprobs.forward import PromptGroup, group_logps, packed_token_logps
 from dice_core.logprobs.output_head import target_logps
 from dice_core.models.files import ModelError
@@ -299,15 +299,15 @@ def test_a_model_that_cannot_be_masked_runs_in_separate_rows_and_says_so(config:
 )
 def test_separate_rows_take_flash_attention_where_there_is_a_kernel(differs: dict[str, Any], is_taken: bool) -> None:
     on_a100 = {"attention": "sdpa", "is_supported": True, "is_installed": True, "generation": 8, "head_size": 128}
-    assert attention.takes_flash_attention(**{**on_a100, "dtype": torch.bfloat16, **differs}) is is_taken
+    assert ways.takes_flash_attention(**{**on_a100, "dtype": torch.bfloat16, **differs}) is is_taken
 
 
 @pytest.mark.parametrize("name", SEPARATE)
 def test_why_a_model_runs_in_separate_rows_stays_the_same_with_flash_attention(name: str) -> None:
     model = make_model(SEPARATE[name])
-    reason = attention.unmaskable(model)
+    reason = ways.unmaskable(model)
     model.config._attn_implementation = "flash_attention_2"
-    assert attention.unmaskable(model) == reason
+    assert ways.unmaskable(model) == reason
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -334,7 +334,7 @@ def test_blocks_called_full_are_full_and_blocks_left_out_are_empty(
     shapes: list[tuple[int, list[int]]], window: int | None
 ) -> None:
     row = packing.pack_row(make_groups(shapes))
-    row = attention.filled(row if window is None else packing.windowed(row, window), "flex")
+    row = ways.filled(row if window is None else packing.windowed(row, window), "flex")
     ranges = [torch.from_numpy(part)[None] for part in (row.own_starts, row.prompt_starts, row.prompt_ends)]
     mask, blocks = attention.dense_mask(*ranges)[0, 0], attention.block_mask(*ranges)
     num_seen = mask.unfold(0, 128, 128).unfold(1, 128, 128).sum((-2, -1))

@@ -113,6 +113,8 @@ def test_the_largest_finite_values_pass(model_copy: Path, tmp_path: Path) -> Non
 
     change_weights(model_copy, change)
     import_model(str(model_copy), str(tmp_path / "imported"))
+    kept = load_file(tmp_path / "imported" / "model.safetensors")["model.norm.weight"]
+    assert kept[:2].tolist() == [torch.finfo(torch.bfloat16).max, torch.finfo(torch.bfloat16).min]
 
 
 def test_what_is_not_finite_in_the_second_shard_leaves_nothing_of_the_first(
@@ -220,6 +222,7 @@ def test_the_placeholder_of_a_picture_needs_no_row(model_copy: Path, tmp_path: P
     more.save_pretrained(model_copy)
     edit_json(model_copy / "tokenizer_config.json", image_token="<image_soft_token>")
     import_model(str(model_copy), str(tmp_path / "imported"))
+    assert load_tokenizer(tmp_path / "imported").get_vocab()["<image_soft_token>"] == 49152
 
 
 def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(model_copy: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import ClassVar
 import pytest
 
 from dice_core.models import sources as model_sources
+from dice_core.models.fitting import CHECKS
 from dice_core.models.importing import import_model
 from dice_core.models.sources import ModelError, Source, _explain_hub, find_source
 from dice_core.storage.contract import StorageError
@@ -213,7 +214,8 @@ def test_a_revision_that_somebody_imported_is_taken_by_whoever_asks_for_none(tmp
     """As on a site without the internet: the Hub is not asked."""
     uri = str(tmp_path / "model")
     settings = {"source": "org/model", "revision": "v1", "trust_remote_code": True}
-    published = publish_files(uri, {}, Manifest(stage="import-model", fingerprint="v1", files={}, settings=settings))
+    made = Manifest(stage="import-model", fingerprint="v1", files={}, settings=settings, checks=CHECKS)
+    published = publish_files(uri, {}, made)
     assert import_model("org/model", uri) == published
     with pytest.raises(StorageError, match=r"holds a model from org/model@v1, not from org/model@v2:"):
         import_model("org/model", uri, revision="v2")

@@ -132,3 +132,23 @@ def test_what_a_tokenizer_or_an_engine_cannot_give_back_is_no_difference(
         assert list(checked([who], prompts("Who ARE you"), small_letters))
     with pytest.raises(PairError):
         list(checked([row(template, response_token_ids=[3], response="YES")], prompts("x"), small_letters))
+
+
+def test_a_prompt_that_is_not_in_the_chat_format_is_told_once_and_kept(
+    template: ChatFormat, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plain = row(template, prompt_token_ids=template.tokenizer.encode(QUESTION, add_special_tokens=False))
+    assert check(plain, template) == [plain]
+    said = capfd.readouterr().err
+    assert said.count("are not that prompt in the policy's chat format") == 1 and prompt_id(QUESTION) in said
+    check(row(template), template)
+    assert "warning" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("ids", [[], [-1], [10**6]])
+def test_prompt_ids_that_are_no_tokens_are_refused_also_of_a_prompt_that_is_not_known(
+    ids: list[int], template: ChatFormat
+) -> None:
+    table = row(template, prompt_token_ids=ids)
+    with pytest.raises(PairError, match="prompt_token_ids are none, or hold ids that the policy's tokenizer does not"):
+        list(checked([table], prompts(), template, "r.parquet"))

@@ -1,13 +1,27 @@
 """Axes and drawings."""
 
 import math
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dice_core.report.charts import Axis, Line, Rule, histogram_chart, line_chart, tick_label, ticks
+from dice_core.report.charts import (
+    Axis,
+    Line,
+    Rule,
+    axis_chart,
+    histogram_chart,
+    interval_chart,
+    line_chart,
+    tick_label,
+    ticks,
+)
+from dice_core.report.panels import training_charts, usual_range
 from dice_core.report.run_data import Histogram
+from dice_core.report.summary import summarise
+from tests.synthetic_run import iteration
 
 NUMBERS = st.floats(-1e12, 1e12, allow_subnormal=False)
 
@@ -60,3 +74,36 @@ def test_empty_bins_are_gaps_and_empty_groups_are_not_drawn() -> None:
     area = drawing.split('<path class="area all" d="')[1].split('"')[0]
     assert area.count("M") == 2
     assert "line chosen" not in drawing and "line rejected" in drawing
+
+
+def test_a_step_far_out_of_the_ordinary_does_not_flatten_the_others() -> None:
+    usual = [(step, 0.1 * step) for step in range(10)]
+    ends = usual_range([(False, y) for _, y in [*usual, (10, 90.0)]])
+    assert ends == (0.0, pytest.approx(0.9))
+    drawing = line_chart("t", Axis("x"), Axis("y", ends=ends), [Line("policy train", [*usual, (10, 90.0)])])
+    assert drawing.count('class="beyond policy train"') == 1
+    assert ">90<" not in drawing and ">1.0<" in drawing
+
+
+def test_what_is_measured_on_pairs_kept_aside_is_never_far_out() -> None:
+    assert usual_range([(False, 0.0), (False, 0.1), (False, 0.2), (True, 7.0)]) == (0.0, 7.0)
+    assert usual_range([]) is None
+
+
+def test_an_interval_is_drawn_with_its_ends_and_one_that_is_not_known_without() -> None:
+    axis = Axis("%", (0.4, 0.6))
+    lines = {"neutral": 0.5, "bound": 0.45}
+    drawing = interval_chart("win rate", 0.52, 0.48, 0.56, axis, lines)
+    assert drawing.count("v8") == 2 and 'class="bound"' in drawing
+    open_ended = interval_chart("win rate", 0.52, -math.inf, math.inf, axis, lines)
+    assert "v8" not in open_ended and "nan" not in open_ended and "inf" not in open_ended
+    assert [text for text in re.findall(r">([^<>]+)</text>", axis_chart(axis, lines, scale=100))][-1] == "%"
+
+
+def test_the_rings_of_the_measured_pairs_lie_inside_their_charts() -> None:
+    one = iteration(1)
+    one.stages["train"].metrics["last_loss"] = 0.09
+    ((_, charts),) = training_charts([one], [summarise(one)])
+    loss = dict(charts)["DPO loss"]
+    heights = [float(y) for y in re.findall(r'class="mark" cx="[\d.]+" cy="([\d.]+)"', loss)]
+    assert len(heights) == 2 and all(26 <= y <= 196 for y in heights)

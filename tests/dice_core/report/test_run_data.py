@@ -13,7 +13,8 @@ import pytest
 from dice_core.data import records
 from dice_core.report.page import build_report
 from dice_core.report.run_data import Histogram, histogram, merge_shards
-from dice_core.report.summary import status, summary_table
+from dice_core.report.summary import status, summary
+from dice_core.report.table import summary_table
 from dice_core.stages.report import read_run, update_report
 from dice_core.storage import layout
 from dice_core.storage.manifest import Manifest, publish_files
@@ -43,6 +44,25 @@ def test_shards_are_summed_and_their_time_is_that_of_the_slowest() -> None:
     assert merged.state == "completed" and merged.metrics == {"num_scored": 10, "seconds": 3.0}
     assert merge_shards(manifests, 3).state == "partial"
     assert merge_shards({}, 3).state == "missing"
+
+
+def test_means_and_deviations_of_shards_are_those_of_all_rows_together() -> None:
+    one, other = np.array([1.0, 2.0, 6.0]), np.array([-1.0, 0.0])
+    manifests = {
+        f"shard-{i}": Manifest(
+            stage="score",
+            fingerprint="",
+            files={},
+            metrics={"num_scored": rows.size, "reward_mean": float(rows.mean()), "reward_std": float(rows.std())}
+            | {"reward_agreement": (0.5, 0.8)[i], "num_agreement_prompts": (1, 2)[i]},
+        )
+        for i, rows in enumerate((one, other))
+    }
+    found = merge_shards(manifests, 2).metrics
+    everything = np.concatenate([one, other])
+    assert found["reward_mean"] == pytest.approx(everything.mean())
+    assert found["reward_std"] == pytest.approx(everything.std())
+    assert found["reward_agreement"] == pytest.approx(0.7)
 
 
 def publish(uri: str, stage_name: str, folder: Path, files: dict[str, Path], **fields: Any) -> None:
@@ -109,7 +129,7 @@ def test_shards_of_a_stage_that_still_runs_are_found_by_their_names(tmp_path: Pa
 def test_the_table_of_a_stored_run_needs_its_manifests_only(stored_run: str) -> None:
     for file in Path(stored_run).rglob("*.parquet"):
         file.unlink()
-    assert "0.1" in summary_table(read_run(stored_run, 1))
+    assert "0.1" in summary_table(summary(read_run(stored_run, 1)))
 
 
 def test_histograms_are_made_once_and_kept_for_the_pages_of_stages_that_fail(stored_run: str) -> None:
@@ -159,7 +179,7 @@ def test_the_page_of_a_failure_among_64_shards_and_three_iterations_takes_second
     start = time.monotonic()
     update_report(run_uri, details="small")
     assert time.monotonic() - start < 5
-    data = read_run(run_uri, 3, tables=False)
+    data = read_run(run_uri, 3, details="none")
     assert [one.stage("score").metrics["num_scored"] for one in data.iterations] == [64, 64, 64]
 
 
@@ -169,7 +189,7 @@ def test_a_run_that_does_not_exist_is_a_run_that_has_not_begun(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("accepted", "states"), [(0, ["refused", "skipped", "skipped"]), (1, ["no gain", "not started", "not started"])]
+    ("accepted", "states"), [(0, ["refused", "skipped", "skipped"]), (1, ["not shown", "not started", "not started"])]
 )
 def test_iterations_that_a_cluster_did_not_start_after_a_refused_policy_are_skipped(
     accepted: int, states: list[str], tmp_path: Path
@@ -180,9 +200,9 @@ def test_iterations_that_a_cluster_did_not_start_after_a_refused_policy_are_skip
     publish(layout.shard(run_uri, 1, "score", 0, 1), "score", tmp_path, {})
     for name in ("pair", "train"):
         publish(layout.stage(run_uri, 1, name), name, tmp_path, {})
-    metrics = {"accepted": accepted, "improved": 0, "reason": "answers grew"}
+    metrics = {"accepted": accepted, "outcome": "not shown", "reason": "answers grew"}
     publish(layout.stage(run_uri, 1, "evaluate"), "evaluate", tmp_path, {}, metrics=metrics)
     data = read_run(run_uri, 3)
     assert [status(one) for one in data.iterations] == states
     told = f"the policy was refused by {layout.stage(run_uri, 1, 'evaluate')}: answers grew"
-    assert summary_table(read_run(run_uri, 3)).count(told) == (0 if accepted else 2)
+    assert summary_table(summary(read_run(run_uri, 3))).count(told) == (0 if accepted else 2)

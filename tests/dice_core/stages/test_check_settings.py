@@ -25,6 +25,10 @@ def test_every_preset_fits_itself(name):
         ({"training": {"bta": 0.1}}, "training.bta: unknown setting, did you mean 'beta'?"),
         ({"sampling": {}}, "sampling: unknown section"),
         ({"generation": {"num_responses": 4}}, "scoring.min_valid_responses: must not exceed .* 4, .* got 8"),
+        (
+            {"data": {"num_held_out": 8}},
+            "evaluation.num_sample_prompts: must not exceed data.num_held_out 8, .* got 16",
+        ),
         ({"launch": {"backend": "pytorchjob"}}, "pods.image: backend 'pytorchjob' needs the image"),
         ({"pods": {"image": "x"}}, "launch.backend: 'torchrun' starts no pods, and pods.image is set"),
         ({"launch": {"processes_per_node": 5}}, "training.global_batch_size: must be a multiple of"),

@@ -11,7 +11,7 @@ from dice_core.storage import layout
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import Manifest, publish_files
-from dice_core.storage.promotion import promote, read_promotion
+from dice_core.storage.promotion import promote, read_promotion, roll_back
 
 JOB = "3f2a9c1b-77aa-4e0e-9d5c-1c2b3a4d5e6f"
 
@@ -92,6 +92,30 @@ def test_a_promoted_policy_that_was_changed_or_deleted_is_refused(tmp_path: Path
     open_storage(policy).delete("")
     with pytest.raises(StorageError, match=r"no manifest\.json there"):
         choose(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        '{"policy_uri": "s3://b/m", "content_di',
+        '{"policy_uri": "", "content_digest": "", "evaluated": "", "iteration": 1}',
+    ],
+)
+def test_a_pointer_that_is_half_written_or_names_nothing_is_refused(text: str, tmp_path: Path) -> None:
+    promoted(str(tmp_path), tmp_path)
+    Path(layout.promoted(str(tmp_path), "zephyr")).write_text(text)
+    with pytest.raises(StorageError, match=r"zephyr\.json: not a pointer to a promoted policy") as error:
+        choose(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_starts_from_what_was_gone_back_to(tmp_path: Path) -> None:
+    policy, _ = promoted(str(tmp_path), tmp_path)
+    pointer = layout.promoted(str(tmp_path), "zephyr")
+    promote(pointer, "another", "77", evaluated="e", iteration=1, reference_uri="r")
+    roll_back(pointer)
+    assert choose(str(tmp_path)).policy_source == policy
 
 
 def test_a_pointer_of_an_older_version_is_refused_by_name(tmp_path: Path) -> None:

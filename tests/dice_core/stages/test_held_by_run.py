@@ -28,6 +28,7 @@ from dice_core.storage import layout
 from dice_core.storage.contract import StorageError
 from dice_core.storage.failures import failures_of_run
 from dice_core.storage.manifest import Manifest, publish_files, read_manifest
+from dice_core.storage.promotion import promote
 
 CLONED = Path(__file__).parents[2] / "data" / "kfp-2.17.0" / "run-cloned-in-ui-refused.json"
 SMALL = {"generation": {"num_responses": 8}, "training": {"global_batch_size": 8, "per_device_batch_size": 2}}
@@ -228,6 +229,14 @@ def held_once(tmp_path_factory: pytest.TempPathFactory) -> Start:
     return held
 
 
+def test_a_promoted_policy_that_is_gone_is_told_before_anything_runs(start: Start) -> None:
+    pointer = layout.promoted(start.root, "demo")
+    promote(pointer, f"{start.root}/gone", "0" * 64, evaluated="e", iteration=1)
+    with pytest.raises(StorageError, match=r"gone: no manifest.json there"):
+        start.check()
+    start.with_other("promote_as", "").check()
+
+
 # Half a minute in all: three pages are written for each setting.
 @pytest.mark.slow
 @pytest.mark.parametrize(("section", "name"), SETTINGS)
@@ -251,7 +260,7 @@ def test_another_judge_is_refused_where_one_has_judged(start: Start) -> None:
         other.check()
     assert not other.is_run()
     # Of a run that nobody has judged the judge may be any.
-    replace(start, run="third").with_other("judge_source", "org/another").check()
+    replace(other, run="third").check()
 
 
 @pytest.mark.parametrize(

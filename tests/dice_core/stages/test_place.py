@@ -66,6 +66,18 @@ def test_a_metric_that_kfps_launcher_cannot_take_is_shown_as_text() -> None:
     }
 
 
+def test_a_task_shows_at_most_15_numbers_and_those_of_its_stages_choice_first() -> None:
+    """Evaluate measures some forty."""
+    choice = ("win_rate", "heldout_reward_accuracy")
+    metrics: dict[str, Any] = {f"number_{i}": i for i in range(40)} | dict.fromkeys(choice, 0.5) | {"reason": "better"}
+    artifact = Artifact()
+    show(StageReport("s3://b/x", "completed", metrics), Place("evaluate", 1), artifact)
+    numbers = [name for name, value in artifact.metadata.items() if isinstance(value, int | float)]
+    assert len(numbers) == MAX_SHOWN == 15
+    assert numbers == [*choice, *(f"number_{i}" for i in range(13))]
+    assert artifact.metadata["reason"] == "better"
+
+
 def test_two_stages_in_one_artifact_show_what_tells_most_and_then_what_is_not_0() -> None:
     sampled = {"num_prompts": 22, "num_duplicate_responses": 0, "num_responses": 88, "seconds": 40.5}
     scored = {"num_dropped_empty": 0, "num_dropped_too_long": 3, "num_scored": 64, "reward_std": math.nan}

@@ -119,7 +119,7 @@ def test_the_place_of_another_stage_is_refused_as_such(uri, tmp_path, overwrite)
     with pytest.raises(StorageError, match=r"out: holds the result of import-model, which generate leaves alone"):
         run(uri, Work(), overwrite=overwrite)
     with pytest.raises(StorageError, match=r"out: holds the result of import-model, which report leaves alone"):
-        report(str(tmp_path), uri, num_iterations=1, allow_empty=True)
+        report(run_uri=str(tmp_path), output_uri=uri, num_iterations=1, allow_empty=True)
     assert read_manifest(uri).stage == "import-model"
 
 

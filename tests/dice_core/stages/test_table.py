@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dice_core.stages.table import STAGES
+from dice_core.stages.table import STAGES, is_of_pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +85,12 @@ def test_a_stage_draws_with_a_seed_of_its_own_in_each_iteration():
 def test_every_input_is_made_by_stages_of_the_table() -> None:
     made_by = {maker for stage in STAGES.values() for makers in stage.inputs.values() for maker in makers}
     assert made_by <= set(STAGES)
+
+
+def test_what_a_person_alone_runs_is_told_from_what_pipelines_run() -> None:
+    """The page lists no stage as missing that no pipeline runs, and its settings do not keep a run from going on."""
+    others = {name for name in STAGES if not is_of_pipeline(name)}
+    assert others == {"import-responses", "alpaca-eval", "alpaca-scores"}
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=lambda stage: stage.name)

@@ -54,3 +54,25 @@ def test_a_run_is_recognised_by_an_address_below_it():
     run_uri = layout.run("s3://bucket/runs/dice", "zephyr-1")
     assert layout.run_of(layout.stage(run_uri, 1, "train")) == "zephyr-1"
     assert layout.run_of("s3://bucket/policy/train") == ""
+
+
+@pytest.mark.parametrize(
+    ("place", "stage", "iteration", "shard"),
+    [
+        ("iteration-12/score/shard-3-of-8", "score", 12, (3, 8)),
+        ("iteration-1/train", "train", 1, None),
+        ("warm-start/pair", "pair", 0, None),
+        ("data", "data", None, None),
+    ],
+)
+def test_a_place_below_a_run_says_its_stage_its_iteration_and_its_shard(
+    place: str, stage: str, iteration: int | None, shard: tuple[int, int] | None
+) -> None:
+    assert layout.parse_place(place) == layout.StagePlace(stage, iteration, shard)
+    assert layout.is_stage(place)
+
+
+@pytest.mark.parametrize("place", ["", "iteration-1", "iteration-1/", "warm-start", "iteration-x/train", "a/b", "d1"])
+def test_what_is_no_place_of_a_stage_is_none(place: str) -> None:
+    assert layout.parse_place(place) is None
+    assert not layout.is_stage(place)

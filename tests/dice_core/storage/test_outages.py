@@ -15,13 +15,13 @@ import pytest
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import ConflictError, StorageError
 from dice_core.storage.manifest import Manifest, fetch_files, publish_files, require_manifest
-from dice_core.storage.outages import Patience
+from dice_core.storage.outages import StorePatience
 from dice_core.storage.s3 import S3Storage
 from pipelines.demo.object_store import ObjectStore
 from tests.faulty_store import KillableStore, Line, line_to
 
 ROOT = Path(__file__).parents[3]
-QUICK = Patience(give_up=10, first_pause=0.05, longest_pause=0.2)
+QUICK = StorePatience(give_up=10, first_pause=0.05, longest_pause=0.2)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def line(s3: str, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) ->
         yield carried
 
 
-def over(s3: str, patience: Patience = QUICK) -> S3Storage:
+def over(s3: str, patience: StorePatience = QUICK) -> S3Storage:
     bucket, _, prefix = s3.removeprefix("s3://").partition("/")
     return S3Storage(bucket, prefix, part_bytes=5 * 2**20, patience=patience)
 
@@ -128,7 +128,7 @@ def test_a_wait_is_told_once_and_so_is_its_end(store: KillableStore, capsys: pyt
 
 @pytest.mark.slow
 def test_patience_ends_and_what_is_asked_after_that_fails_at_once(store: KillableStore, tmp_path: Path) -> None:
-    storage = over("s3://dice/x", Patience(give_up=2, first_pause=0.05, longest_pause=0.2))
+    storage = over("s3://dice/x", StorePatience(give_up=2, first_pause=0.05, longest_pause=0.2))
     storage.write_bytes("x", b"1")
     store.kill()
     began = time.monotonic()

@@ -6,6 +6,8 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from dice_core.storage import layout
@@ -290,6 +292,16 @@ def test_a_proposal_leaves_the_pointer_and_is_open_until_something_else_happens(
     assert read_promotion_history(pointer).open_proposal() is None
 
 
+def test_a_proposal_stays_open_when_its_promotion_was_killed(tmp_path, monkeypatch):
+    root, pointer = str(tmp_path), layout.promoted(str(tmp_path), "zephyr")
+    promote_model(pointer, root, "a")
+    propose(pointer, *model(root, "b", 1, "b 1"), evaluated="e", iteration=1)
+    killed(monkeypatch, pointer, root, "b")
+    assert states(pointer) == [("auto", "current"), ("proposal", "open"), ("auto", "never in effect")]
+    promote_model(pointer, root, "b")
+    assert states(pointer) == [("auto", "replaced"), ("proposal", "promoted"), ("auto", "current")]
+
+
 def test_a_policy_that_is_gone_or_was_made_anew_is_not_gone_back_to(tmp_path):
     root, pointer = str(tmp_path), layout.promoted(str(tmp_path), "zephyr")
     policy = promote_model(pointer, root, "a")
@@ -305,10 +317,10 @@ def test_a_policy_that_is_gone_or_was_made_anew_is_not_gone_back_to(tmp_path):
 
 def test_there_is_no_way_back_from_the_first_policy_and_to_what_is_there_already(tmp_path):
     root, pointer = str(tmp_path), layout.promoted(str(tmp_path), "zephyr")
-    with pytest.raises(UnfitError, match="nothing was promoted before"):
+    with pytest.raises(UnfitError, match="knows of nothing before"):
         roll_back(pointer)
     promote_model(pointer, root, "a")
-    for sequence, fault in ((None, "nothing was promoted before"), (1, "already says"), (7, "it has 1 to 1")):
+    for sequence, fault in ((None, "knows of nothing before"), (1, "already says"), (7, "it has 1 to 1")):
         with pytest.raises(UnfitError, match=fault):
             roll_back(pointer, sequence)
 
@@ -328,3 +340,45 @@ def test_an_entry_that_was_copied_to_another_number_is_refused(tmp_path):
     open_storage(layout.promotion_history(pointer)).write_bytes("000002.json", entry.to_json())
     with pytest.raises(StorageError, match="holds entry 1"):
         read_promotion_history(pointer)
+
+
+def test_rolling_back_twice_goes_further_back_and_not_to_what_was_just_left(tmp_path):
+    root, pointer = str(tmp_path), layout.promoted(str(tmp_path), "zephyr")
+    for name in ("a", "b", "c"):
+        promote_model(pointer, root, name)
+    assert [roll_back(pointer).run, roll_back(pointer).run] == ["b", "a"]
+    with pytest.raises(UnfitError, match="knows of nothing before"):
+        roll_back(pointer)
+    promote_model(pointer, root, "d")
+    assert roll_back(pointer).run == "a"
+    assert roll_back(pointer, 3).run == "c"
+
+
+@pytest.mark.slow
+@hypothesis.given(st.lists(st.sampled_from(["promote", "killed", "again", "roll back"]), max_size=9))
+@hypothesis.settings(max_examples=25)
+def test_whatever_happens_the_history_says_what_the_pointer_says_and_who_never_did(steps):
+    """Against a list of the texts that the pointer had, and what each of them took the place of."""
+    with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
+        pointer = layout.promoted(root, "zephyr")
+        texts, before, num_models, was_killed = [""], {}, 0, False
+        for step in steps:
+            if step == "promote" or (step == "again" and was_killed):
+                num_models += step == "promote"
+                promote_model(pointer, root, f"run-{num_models}")
+                before[Path(pointer).read_text()] = texts[-1]
+            elif step == "killed":
+                num_models += 1
+                killed(patch, pointer, root, f"run-{num_models}")
+            elif step == "roll back" and before.get(texts[-1]):
+                roll_back(pointer)
+                assert Path(pointer).read_text() == before[texts[-1]]
+            was_killed = step == "killed"
+            now = Path(pointer).read_text() if Path(pointer).exists() else ""
+            texts += [now] if now != texts[-1] else []
+            history = read_promotion_history(pointer)
+            assert [entry.pointer for entry in reversed(history.chain)] == texts[1:]
+            assert (history.previous.pointer if history.previous else "") == before.get(now, "")
+            found = [state for _, state in states(pointer)]
+            assert found.count("current") == bool(now) and found.count("replaced") == len(texts[2:])
+            assert [entry.sequence for entry in history.entries] == list(range(1, len(found) + 1))

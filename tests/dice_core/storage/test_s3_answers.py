@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from dice_core.storage.contract import StorageError
-from dice_core.storage.outages import Patience
+from dice_core.storage.outages import StorePatience
 from dice_core.storage.s3 import S3Storage
 from dice_core.storage.s3_answers import is_of_s3
 
-QUICK = Patience(give_up=3, first_pause=0.01, longest_pause=0.02, answer=1.5, tell_after=0.4)
+QUICK = StorePatience(give_up=3, first_pause=0.01, longest_pause=0.02, answer=1.5, tell_after=0.4)
 # Well formed, so that an XML parser takes it.
 PAGE = b"<html><body>Welcome</body></html>"
 

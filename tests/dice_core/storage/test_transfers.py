@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from dice_core.storage.outages import Patience
+from dice_core.storage.outages import StorePatience
 from dice_core.storage.s3 import S3Storage
 from dice_core.storage.transfers import read_ahead, side_by_side, write_behind
 
@@ -123,7 +123,7 @@ def test_a_file_that_is_long_under_way_says_how_much_has_moved_and_a_quick_one_n
     source = tmp_path / "source"
     source.write_bytes(os.urandom(33_000_000))
     for tell_after in (10.0, 0.001):
-        storage = S3Storage(bucket, prefix, part_bytes=5 * 2**20, patience=Patience(tell_after=tell_after))
+        storage = S3Storage(bucket, prefix, part_bytes=5 * 2**20, patience=StorePatience(tell_after=tell_after))
         storage.upload(source, "big")
         storage.download("big", tmp_path / "target")
         said = capsys.readouterr().err

@@ -1,10 +1,12 @@
 """Which checkpoints a run keeps and finds where others of earlier attempts lie; small files, no model."""
 
+import time
 from pathlib import Path
 
 import pytest
 
-from dice_core.training.checkpoints import CheckpointOwner, CheckpointStore
+from dice_core.training.checkpoint_files import CheckpointOwner
+from dice_core.training.checkpoints import CheckpointStore
 from dice_core.training.copies import Copies
 
 THIS = CheckpointOwner("this", num_processes=1, num_nodes=1, deepspeed="zero3")
@@ -16,7 +18,7 @@ def save(folder: Path, owner: CheckpointOwner, *steps: int, node: int = 0) -> No
     store = store_of(folder / "stored", machine, owner)
     for step in steps:
         write(store, machine, owner, step, node)
-    store.wait()
+    store.close()
 
 
 def store_of(stored: Path | str, machine: Path, owner: CheckpointOwner) -> CheckpointStore:
@@ -27,6 +29,7 @@ def write(store: CheckpointStore, machine: Path, owner: CheckpointOwner, step: i
     (machine / f"checkpoint-{step}").mkdir(parents=True)
     (machine / f"checkpoint-{step}/weights-{node}").write_text(f"{owner} {step}")
     store.save(step)
+    store.wait()
 
 
 def newest(folder: Path, owner: CheckpointOwner) -> Path | None:
@@ -49,29 +52,37 @@ def test_later_checkpoints_of_another_run_do_not_displace_this_runs(tmp_path: Pa
     assert newest(tmp_path, THIS) == tmp_path / "new-machine/checkpoint-100"
 
 
-def test_only_the_last_two_are_kept_and_those_of_another_run_go_when_passed(tmp_path: Path) -> None:
+def test_only_the_newest_is_kept_and_those_of_another_run_go_when_passed(tmp_path: Path) -> None:
     save(tmp_path, CheckpointOwner("that", num_processes=1, num_nodes=1, deepspeed="zero3"), 60, 400)
     save(tmp_path, THIS, 50, 100, 150)
     kept = sorted(int(path.name.removeprefix("checkpoint-")) for path in (tmp_path / "stored").iterdir())
-    assert kept == [100, 150, 400]
+    assert kept == [150, 400]
 
 
 @pytest.mark.parametrize("node", [0, 1])
-def test_every_node_keeps_only_the_last_two_on_its_own_disk(
+def test_a_disk_has_one_finished_checkpoint_and_the_one_that_is_written(
     node: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", str(node))
     monkeypatch.setenv("GROUP_RANK", str(node))
-    save(tmp_path, CheckpointOwner("this", num_processes=2, num_nodes=2, deepspeed="zero3"), 50, 100, 150, node=node)
-    [machine] = (path for path in tmp_path.glob("machine-*") if path.is_dir())
-    assert {path.name for path in machine.iterdir()} == {"checkpoint-100", "checkpoint-150"}
+    owner = CheckpointOwner("this", num_processes=2, num_nodes=2, deepspeed="zero3")
+    machine = tmp_path / "machine"
+    store = store_of(tmp_path / "stored", machine, owner)
+    for step in (50, 100):
+        write(store, machine, owner, step, node)
+        assert len(list(machine.iterdir())) <= 2
+        store.delete_older()
+        while len(list(machine.iterdir())) > 1:
+            time.sleep(0.01)
+    assert [path.name for path in machine.iterdir()] == ["checkpoint-100"]
+    store.close()
 
 
 def test_another_runs_files_at_the_same_step_are_not_counted_as_this_runs(tmp_path: Path) -> None:
     save(tmp_path, CheckpointOwner("that", num_processes=2, num_nodes=1, deepspeed="zero3"), 50)
-    (tmp_path / "stored/checkpoint-50/node-0/shard-of-process-1").write_text("left over")
+    (tmp_path / "stored/checkpoint-50/rank-0/shard-of-process-1").write_text("left over")
     save(tmp_path, THIS, 50)
-    assert not (tmp_path / "stored/checkpoint-50/node-0/shard-of-process-1").exists()
+    assert not (tmp_path / "stored/checkpoint-50/rank-0/shard-of-process-1").exists()
     found = newest(tmp_path, THIS)
     assert found is not None and [path.name for path in found.iterdir()] == ["weights-0"]
 
@@ -89,11 +100,11 @@ def test_a_checkpoint_of_two_nodes_counts_when_both_parts_are_there_and_of_one_r
         monkeypatch.setenv("RANK", "0")
 
     save_node(1, that, 100)
-    save_node(0, this, 50, 100)
+    save_node(0, this, 50)
     assert newest(tmp_path, this) is None
     save_node(1, this, 50)
     # The first node is ahead: it keeps what both can go on from.
-    save_node(0, this, 150)
+    save_node(0, this, 100)
     assert newest(tmp_path, this) == tmp_path / "new-machine/checkpoint-50"
     save_node(1, this, 100)
     assert newest(tmp_path, this) == tmp_path / "new-machine/checkpoint-100"
@@ -112,7 +123,7 @@ def test_the_trainers_folder_holds_what_is_gone_on_from_alone(tmp_path: Path) ->
 
 
 def test_a_copy_that_fails_is_told_and_the_next_checkpoint_is_stored(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     machine, stored = tmp_path / "machine", tmp_path / "stored"
     stored.write_text("a file where a folder is needed")
@@ -123,7 +134,7 @@ def test_a_copy_that_fails_is_told_and_the_next_checkpoint_is_stored(
     write(store, machine, THIS, 100)
     store.wait()
     assert newest(tmp_path, THIS) == tmp_path / "new-machine/checkpoint-100"
-    said = capsys.readouterr().err
+    said = capfd.readouterr().err
     assert said.count("checkpoint 50 is not stored, training goes on and stores the next one: ") == 1
     assert "checkpoint 100 is not stored" not in said
 

@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 
 from dice_core.data import records
 from dice_core.settings.base import ConfigError
-from dice_core.stages.train import train
+from dice_core.stages.run_settings import write_settings
+from dice_core.stages.train import train, train_task
 from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import Manifest, publish_files
 
@@ -52,6 +54,26 @@ def test_pairs_longer_than_the_model_are_told_before_a_process_starts(
     with pytest.raises(ConfigError, match="the model has 64 positions and the longest pair 80 tokens"):
         train(policy_uri, write_pairs(tmp_path / "p.parquet", 40), str(tmp_path / "out"), training=TRAINING)
     assert "torchrun" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_tokens", "reason"),
+    [
+        ({"max_length": 16}, 20, r"\(warm_start_training\.max_length is 16, the shortest"),
+        ({}, 40, r"warm_start_training\.max_length: the model has 64 positions"),
+        ({"global_batch_size": 3, "per_device_batch_size": 2}, 4, r"warm_start_training\.global_batch_size: must be"),
+        ({"beta": -1}, 4, r"warm_start_training\.beta: "),
+    ],
+)
+def test_a_warm_start_s_settings_are_told_by_the_name_of_their_own_section(
+    changes: dict[str, int], num_tokens: int, reason: str, policy_uri: str, tmp_path: Path
+) -> None:
+    sections = {"training": TRAINING, "warm_start_training": TRAINING | changes}
+    run = str(tmp_path / "runs" / "one")
+    settings_uri = write_settings(run, sections, {"seed": 0})
+    pairs_uri = write_pairs(tmp_path / "p.parquet", num_tokens)
+    with pytest.raises(ValueError, match=reason):
+        train_task(settings_uri, "warm-start/train", policy_uri, "", pairs_uri, SimpleNamespace(metadata={}))
 
 
 def test_changed_pairs_are_told_before_a_process_starts(

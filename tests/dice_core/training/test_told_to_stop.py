@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 Start = Callable[[TrainingJob], subprocess.Popen[str]]
 ROOT = Path(__file__).parents[3]
 LAUNCH = LaunchConfig(processes_per_node=2)
-SETTINGS = {"max_steps": 20, "save_steps": 5, "eval_steps": 100}
+SETTINGS = {"max_steps": 200, "eval_steps": 1000}
 
 
 @pytest.fixture
@@ -84,32 +84,24 @@ def wait_for(lines: IO[str] | None, text: str, said: list[str]) -> None:
     raise AssertionError(f"{text!r} was not said:\n{''.join(said)}")
 
 
-def test_a_pod_told_to_stop_stores_its_newest_checkpoint_before_it_ends(
-    job: TrainingJob, store: KillableStore, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_pod_told_to_stop_stores_the_step_it_is_at_before_it_ends(
+    job: TrainingJob, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "machine-1"))
     process, said = start(job), list[str]()
-    wait_for(process.stdout, "starting at step 0", said)
-    # The first checkpoint is on its way and cannot arrive; the second one waits for it.
-    store.kill()
-    second = job.scratch_folder() / "checkpoints" / "checkpoint-10" / "complete.json"
-    while not second.exists():
-        assert process.poll() is None, "".join(said)
-        time.sleep(0.05)
+    wait_for(process.stdout, "train: step 1 of", said)
     process.send_signal(signal.SIGTERM)
-    wait_for(process.stdout, "told to stop; what is being stored is finished first", said)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(1)
-    store.start()
     rest, _ = process.communicate(timeout=60)
     assert process.returncode != 0 and "published" not in rest
-    stored = open_storage("s3://dice/train/checkpoints").list()
-    assert "checkpoint-10/node-0/manifest.json" in [found.key for found in stored]
+    assert "told to stop; what is being stored is finished first" in rest
+    stored = {found.key for found in open_storage("s3://dice/train/checkpoints").list()}
+    (first,) = [key for key in stored if key.endswith("rank-0/manifest.json")]
+    assert first.replace("rank-0", "rank-1") in stored
 
     # Another machine goes on from it, and ends with the weights of a run that nothing stopped.
     monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "machine-2"))
     again, said = start(job), []
-    wait_for(again.stdout, "resuming from checkpoint-10", said)
+    wait_for(again.stdout, f"resuming from {first.partition('/')[0]}", said)
     rest, _ = again.communicate(timeout=100)
     assert again.returncode == 0, rest
     whole = replace(job, output_uri=str(tmp_path / "whole"))
@@ -119,11 +111,33 @@ def test_a_pod_told_to_stop_stores_its_newest_checkpoint_before_it_ends(
     assert all(torch.equal(resumed[name], weight) for name, weight in expected.items())
 
 
-def test_a_pod_told_to_stop_that_stores_nothing_ends_at_once(job: TrainingJob, start: Start, tmp_path: Path) -> None:
+def test_a_pod_told_to_stop_finishes_the_copy_that_is_on_its_way(
+    job: TrainingJob, store: KillableStore, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "machine-1"))
+    job = replace(job, training=job.training.model_copy(update={"save_steps": 5, "max_steps": 4000}))
     process, said = start(job), list[str]()
     wait_for(process.stdout, "starting at step 0", said)
+    store.kill()
+    written = job.scratch_folder() / "checkpoints" / "checkpoint-5"
+    while not all((written / f"complete-{rank}.json").exists() for rank in range(2)):
+        assert process.poll() is None, "".join(said)
+        time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    began = time.monotonic()
+    wait_for(process.stdout, "told to stop; what is being stored is finished first", said)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    assert [path.name for path in written.parent.iterdir()] == [written.name], "training went on without another one"
+    store.start()
     rest, _ = process.communicate(timeout=60)
-    assert time.monotonic() - began < 15
-    assert "told to stop" not in rest and process.returncode != 0
+    assert process.returncode != 0 and "published" not in rest
+    stored = {found.key for found in open_storage("s3://dice/train/checkpoints").list()}
+    assert {f"checkpoint-5/rank-{rank}/manifest.json" for rank in range(2)} <= stored
+
+
+def test_a_pod_told_to_stop_before_its_first_step_ends_at_once(job: TrainingJob, start: Start, tmp_path: Path) -> None:
+    process, said = start(job), list[str]()
+    wait_for(process.stdout, "train: ", said)
+    process.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and "published" not in rest

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dice_core.data import records
@@ -283,7 +283,7 @@ def test_what_libraries_do_at_their_end_cannot_fail_a_finished_process(
 def test_a_killed_zero3_run_goes_on_elsewhere_from_its_stored_checkpoint(
     policy_uri: str, pairs_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"max_steps": 12, "save_steps": 4, "eval_steps": 100, "precision": "bf16"}
+    settings = {"max_steps": 60, "save_steps": 4, "eval_steps": 100, "precision": "bf16"}
     one = train(tmp_path / "one", policy_uri, pairs_uri, **settings)
     settings["deepspeed"] = "zero3"
     uri, elsewhere = tmp_path / "killed", tmp_path / "elsewhere"
@@ -293,7 +293,7 @@ def test_a_killed_zero3_run_goes_on_elsewhere_from_its_stored_checkpoint(
     process = subprocess.Popen(
         [*torchrun, "--module", "dice_core.training.worker", job_uri], cwd=Path(__file__).parents[3]
     )
-    while not list(uri.glob("checkpoints/*/node-0/manifest.json")):
+    while not all(list(uri.glob(f"checkpoints/*/rank-{rank}/manifest.json")) for rank in range(2)):
         assert process.poll() is None, "the run ended before its first checkpoint"
         time.sleep(0.01)
     process.kill()
@@ -305,7 +305,7 @@ def test_a_killed_zero3_run_goes_on_elsewhere_from_its_stored_checkpoint(
     launch_training(job_uri, LaunchConfig(processes_per_node=2))
     resumed = finished(elsewhere)
     assert "resuming from checkpoint-" in capfd.readouterr().err
-    assert resumed.metrics["num_steps"] == len(resumed.losses) == 12
+    assert resumed.metrics["num_steps"] == len(resumed.losses) == 60
     # Sums of bfloat16 log-probs differ a little; weights or moments that were lost would show much more.
     assert resumed.losses == pytest.approx(one.losses, abs=3e-2)
     assert one.losses[-1] < math.log(2) - 0.1
@@ -318,7 +318,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_weights
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = {"max_steps": 20, "save_steps": 5, "ema_decay": 0.9, "eval_steps": 100}
+    settings = {"max_steps": 120, "save_steps": 5, "ema_decay": 0.9, "eval_steps": 100}
     whole = train(tmp_path / "whole", policy_uri, pairs_uri, **settings)
     monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "machine-1"))
     uri = tmp_path / "killed"
@@ -326,7 +326,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_weights
     process = subprocess.Popen(
         [sys.executable, "-m", "dice_core.training.worker", job.write()], cwd=Path(__file__).parents[3]
     )
-    while not list(uri.glob("checkpoints/*/node-0/manifest.json")):
+    while not list(uri.glob("checkpoints/*/rank-0/manifest.json")):
         assert process.poll() is None, "the run ended before its first checkpoint"
         time.sleep(0.01)
     process.kill()
@@ -352,7 +352,8 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_weights
 
 
 def test_checkpoints_of_other_settings_are_not_resumed_from(tmp_path: Path) -> None:
-    from dice_core.training.checkpoints import CheckpointOwner, CheckpointStore
+    from dice_core.training.checkpoint_files import CheckpointOwner
+    from dice_core.training.checkpoints import CheckpointStore
     from dice_core.training.copies import Copies
 
     owner = CheckpointOwner("this", num_processes=1, num_nodes=1, deepspeed="none")
@@ -362,14 +363,11 @@ def test_checkpoints_of_other_settings_are_not_resumed_from(tmp_path: Path) -> N
         (tmp_path / f"local/checkpoint-{step}").mkdir(parents=True)
         (tmp_path / f"local/checkpoint-{step}/weights").write_text(str(step))
         store.save(step)
-    store.wait()
+    store.close()
     (tmp_path / "local/checkpoint-20").mkdir()  # cut off before it was complete
     assert store.newest() == tmp_path / "local/checkpoint-15"
-    # Only the last two are kept in storage; another machine fetches the newest.
-    assert sorted(path.name for path in (tmp_path / "stored/checkpoints").iterdir()) == [
-        "checkpoint-10",
-        "checkpoint-15",
-    ]
+    # Only the newest is kept in storage; another machine fetches it.
+    assert [path.name for path in (tmp_path / "stored/checkpoints").iterdir()] == ["checkpoint-15"]
     elsewhere = CheckpointStore(str(tmp_path / "stored/checkpoints"), tmp_path / "other", owner, copies)
     fetched = elsewhere.newest()
     assert fetched is not None and (fetched / "weights").read_text() == "15"
@@ -446,7 +444,7 @@ def test_what_a_stop_after_publishing_left_is_deleted(
     with pytest.raises(KeyboardInterrupt):
         run_training(job)
     published = manifest.require_manifest(str(uri))
-    assert list(uri.glob("checkpoints/*/node-0/manifest.json")) and job.scratch_folder().exists()
+    assert list(uri.glob("checkpoints/*/rank-0/manifest.json")) and job.scratch_folder().exists()
     delete_leftovers(str(uri))
     assert not list(uri.glob("checkpoints/**/*.*")) and not job.scratch_folder().exists()
     assert manifest.require_manifest(str(uri)) == published
@@ -463,13 +461,13 @@ def test_the_average_of_weights_follows_its_formula_and_survives_a_checkpoint(tm
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     rest = (arguments, TrainerState(global_step=1), TrainerControl())
     (tmp_path / "checkpoint-1").mkdir()
-    average = WeightAverage(0.75, None)
+    average = WeightAverage(0.75, None, save_file)
     model.weight.data.fill_(4.0)
     average.on_train_begin(*rest, model=model)
     model.weight.data.fill_(8.0)
     average.on_step_end(*rest, model=model)  # 0.75 x 4 + 0.25 x 8 = 5
     average.on_save(*rest)
-    resumed = WeightAverage(0.75, tmp_path / "checkpoint-1")
+    resumed = WeightAverage(0.75, tmp_path / "checkpoint-1", save_file)
     resumed.on_train_begin(*rest, model=model)
     model.weight.data.fill_(1.0)
     resumed.on_step_end(*rest, model=model)  # 0.75 x 5 + 0.25 x 1 = 4

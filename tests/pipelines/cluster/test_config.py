@@ -57,6 +57,13 @@ def test_a_shown_time_is_the_time(number: int, unit: str) -> None:
         ({"env": {"AWS_REGION": "x"}}, "env: AWS_REGION comes from the config map dice-config, set it there"),
         ({"env": {"AWS_SECRET_ACCESS_KEY": "x"}}, "comes from cluster.credentials_secret"),
         ({"env": {"HF_TOKEN": "x"}}, "env: HF_TOKEN belongs into a secret, see env_secret"),
+        ({"env": {"WANDB_API_KEY": "x"}}, "env: WANDB_API_KEY belongs into a secret, see tracking_secret"),
+        ({"env": {"MLFLOW_TRACKING_URI": "https://me:x@m"}}, "env: MLFLOW_TRACKING_URI holds a name or a password"),
+        ({"tracking_secret_keys": ["TOKEN"]}, "begins with MLFLOW_ or WANDB_, got 'TOKEN'"),
+        (
+            {"env_secret": "a", "tracking_secret": "b", "env_secret_keys": ["MLFLOW_TRACKING_TOKEN"]},
+            "tracking_secret_keys: MLFLOW_TRACKING_TOKEN is among env_secret_keys too",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_is_allowed(values: dict[str, object], message: str) -> None:

@@ -238,6 +238,23 @@ def test_keys_of_a_secret_become_variables_of_every_task(tmp_path: Path) -> None
         }
 
 
+def test_what_trackers_ask_for_reaches_tasks_and_training_pods_by_reference(tmp_path: Path) -> None:
+    keys = ["MLFLOW_TRACKING_TOKEN", "WANDB_API_KEY"]
+    changed = compiled(
+        tmp_path,
+        "cluster.tracking_secret=trackers",
+        f"cluster.tracking_secret_keys={json.dumps(keys)}",
+        'cluster.env={"MLFLOW_TRACKING_URI":"https://mlflow"}',
+    )
+    for executor in changed.executors():
+        (secret,) = executor.platform["secretAsEnv"]
+        assert secret["secretName"] == "trackers"
+        assert [entry["envVar"] for entry in secret["keyToEnv"]] == keys
+    pods = changed.pods
+    assert (pods["tracking_secret"], pods["tracking_secret_keys"]) == ("trackers", keys)
+    assert pods["env"] == {"MLFLOW_TRACKING_URI": "https://mlflow"}
+
+
 def test_images_are_pulled_with_the_named_secrets(tmp_path: Path) -> None:
     for executor in compiled(tmp_path, 'cluster.image_pull_secrets=["registry"]').executors():
         assert [entry["secretName"] for entry in executor.platform["imagePullSecret"]] == ["registry"]

@@ -1,5 +1,6 @@
 """A lock goes when its owner does: one that dies is waited for, one that lives is named."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -73,3 +74,9 @@ def test_the_lock_is_free_again_after_the_block(tmp_path: Path) -> None:
     for _ in range(2):
         with folder_lock(tmp_path / "lock") as lock:
             write_owner(lock, os.getpid())
+            with pytest.raises(FolderInUseError), folder_lock(tmp_path / "lock", wait_seconds=0):
+                pass
+        assert (tmp_path / "lock").read_text() == str(os.getpid())
+    with (tmp_path / "lock").open() as file:
+        # Raises where somebody holds it.
+        assert fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB) is None

@@ -28,7 +28,12 @@ NODE = {
     "status": {
         "conditions": [{"type": "Ready", "status": "True"}],
         "images": [{"names": [f"docker.io/{name}"]} for name in (images.CORE, images.GENERATE, images.TRAIN)],
-        "allocatable": {"cpu": "95690m", "memory": "1150Gi", "nvidia.com/gpu": "8"},
+        "allocatable": {
+            "cpu": "95690m",
+            "memory": "1150Gi",
+            "nvidia.com/gpu": "8",
+            "ephemeral-storage": "209715200Ki",
+        },
     },
 }
 CPU_NODE = {
@@ -110,6 +115,7 @@ def test_a_cluster_that_has_everything_is_ok_line_by_line(
         "shared memory",
         "nodes for training",
         "nodes for CPU tasks",
+        "disks for training",
         "GPU driver",
         "quota",
         "root",
@@ -148,6 +154,7 @@ def node(change: Any) -> Any:
         (lambda _: None, ["cluster.credentials_secret=dice-s3"], "secret dice-s3: there is none in namespace kubeflow"),
         (lambda c: c.objects.update({f"{NAMESPACE}/secrets/hub": {"data": {"TOKEN": ""}}}),
          ["cluster.env_secret=hub"], "secret hub: has no key HF_TOKEN"),
+        (lambda _: None, ["cluster.tracking_secret=mlflow"], "secret mlflow: there is none in namespace kubeflow"),
         (lambda _: None, ['cluster.image_pull_secrets=["r"]'], "image pull secret r: there is none"),
         (node(lambda n: n["spec"].update(unschedulable=True)), [], "gpu-1 is cordoned"),
         (node(lambda n: n["status"]["conditions"].clear()), [], "gpu-1 is not ready"),
@@ -219,7 +226,7 @@ def test_what_one_may_not_look_at_is_told_and_does_not_fail(
     cluster.forbidden |= {"/api/v1/nodes", REVIEWS}
     code, lines = preflight(capsys)
     asked = [line for line in lines if line.startswith("?")]
-    assert code == 0 and len(asked) == 5
+    assert code == 0 and len(asked) == 6
     assert (
         "kubectl auth can-i create pytorchjobs.kubeflow.org --namespace kubeflow --as system:serviceaccount" in asked[0]
     )
@@ -258,8 +265,9 @@ def test_a_pool_that_is_scaled_to_zero_does_not_fail(
     cpu["status"]["images"] = gpu["status"]["images"]
     cluster.objects["/api/v1/nodes"] = [cpu]
     code, lines = preflight(capsys)
-    nodes, driver = (line for line in lines if line.startswith("?"))
+    nodes, disk, driver = (line for line in lines if line.startswith("?"))
     assert code == 0 and nodes.startswith("?     nodes for training: 0 with the labels node.kubernetes.io/")
+    assert disk.startswith("?     disks for training: no node of the pool tells")
     assert driver.startswith("?     GPU driver: no node has the label")
 
 
@@ -314,3 +322,14 @@ def test_a_driver_that_no_label_tells_is_not_known(cluster: ClusterObjects, caps
     node(lambda n: n["metadata"]["labels"].pop("nvidia.com/cuda.driver-version.major"))(cluster)
     (line,) = [line for line in preflight(capsys)[1] if "GPU driver" in line]
     assert line.startswith("?") and "nvidia-smi on a node says which there is" in line
+
+
+def test_the_disks_of_the_nodes_say_which_models_fit(
+    cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (line,) = [line for line in preflight(capsys)[1] if "disks for training" in line]
+    # 200 GiB less 4 GiB, by 26 bytes a parameter.
+    assert line.endswith("the smallest offers 215 GB: two checkpoints and the finished model of up to 8.1 billion "
+                         "parameters fit, on one node")  # fmt: skip
+    code, lines = preflight(capsys, "cluster.trainer_disk=300Gi")
+    assert code == 1 and any("offers 209715200Ki ephemeral-storage, 300Gi are needed" in line for line in lines)
