@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dice_core.evaluation.estimates import UNKNOWN, Estimate
+from dice_core.evaluation.estimates import UNKNOWN, Estimate, for_all_of
 from dice_core.evaluation.settings import EvaluationConfig
 
 Kind = Literal["gain", "guard", "evidence"]
@@ -106,7 +106,8 @@ class Rule:
     value: float | None
     low: float | None
     high: float | None
-    """The 95 % interval; None where it is not known, or the value is exact."""
+    """The 95 % interval, of a gain that of all evaluation.num_candidates together; None where it is not known, or the
+    value is exact."""
     bound: float
     """The low end of a gain lies above it; the value of a guard is not beyond it, that of evidence not below."""
     passed: bool | None
@@ -141,7 +142,7 @@ def decide(findings: Findings, config: EvaluationConfig) -> Gate:
         findings: what was measured.
         config: the bounds.
     """
-    gains, guards = _gains(findings), _guards(findings, config)
+    gains, guards = _gains(findings, config.num_candidates), _guards(findings, config)
     evidence = _evidence(findings, config)
     rules = (*gains, *evidence, *guards)
     outcome = _outcome(gains)
@@ -168,30 +169,32 @@ def _verdict(outcome: Outcome, gains: Sequence[Rule], barred: Sequence[str], pow
     return f"{outcome}: {measured}" + (f"; {power}" if outcome != BETTER and power else "")
 
 
-def _gains(findings: Findings) -> list[Rule]:
-    judged = findings.judged
+def _gains(findings: Findings, num_candidates: int) -> list[Rule]:
+    """Return what decides, with intervals that hold for all candidates of which the best is taken."""
+    judged, tried = findings.judged, "" if num_candidates == 1 else f", one of {num_candidates} candidates"
     if judged is None:
-        change = findings.incumbent.accuracy
+        change = for_all_of(findings.incumbent.accuracy, num_candidates)
         sentence = f"held-out accuracy {_percent(findings.accuracy_incumbent)} -> {_percent(findings.accuracy)}"
-        sentence += f" ({_points(change.value, '+')}{_interval(change, 100, '+')}, {findings.num_pairs} pairs)"
+        sentence += f" ({_points(change.value, '+')}{_interval(change, 100, '+')}, {findings.num_pairs} pairs{tried})"
         if math.isnan(change.value):
             sentence = "held-out accuracy: no pair could be compared"
         return [_gain("accuracy_gain", "held-out reward accuracy, candidate - incumbent", change, 0, sentence)]
-    sizes = f", {findings.num_prompts:,} prompts"
+    win, equal = (for_all_of(found, num_candidates) for found in (judged.win_rate, judged.length_controlled))
+    sizes = f", {findings.num_prompts:,} prompts{tried}"
     return [
         _gain(
             "win_rate",
             "preference for the candidate over the incumbent",
-            judged.win_rate,
+            win,
             0.5,
-            f"win rate {_percent(judged.win_rate.value)}{_interval(judged.win_rate, 100, '', sizes)}",
+            f"win rate {_percent(win.value)}{_interval(win, 100, '', sizes)}",
         ),
         _gain(
             "length_controlled_win_rate",
             "the same, had both answered at one length",
-            judged.length_controlled,
+            equal,
             0.5,
-            f"at equal lengths {_percent(judged.length_controlled.value)}{_interval(judged.length_controlled, 100)}",
+            f"at equal lengths {_percent(equal.value)}{_interval(equal, 100)}",
         ),
     ]
 

@@ -23,6 +23,9 @@ class EvaluationConfig(Settings):
     wanted_difference: float = Field(default=0.04, gt=0, lt=0.5)
     """A gain worth seeing: the verdict says how many prompts (without a judge: held-out pairs) would show it. 0.04 of
     win rate is a small step of the paper's, whose iterations gain 2 to 10 points."""
+    num_candidates: Int = Field(default=1, ge=1)
+    """Candidates of which the best is taken, such as several alphas of `dice extrapolate`, each with as many chances to
+    look better: the interval of what decides is widened to hold for all of them together (Bonferroni)."""
     max_length_growth: float = Field(default=0.5, gt=0)
     """The new policy is refused when its mean answer is longer by more than this share."""
     max_accuracy_drop: float = Field(default=0.05, ge=0, le=1)

@@ -98,7 +98,7 @@ OTHER = {
         "max_length": "4096",
         "endpoint_url": "https://b.example/v1",
         "endpoint_model": "grader",
-        "endpoint_key_variable": "GRADER_KEY",
+        "endpoint_key_variable": "",
         "endpoint_concurrency": "3",
         "endpoint_timeout": "30",
         "endpoint_retries": "2",
@@ -125,6 +125,11 @@ OTHER = {
         "num_sample_prompts": "3",
         "num_shown_samples": "2",
         "max_new_tokens": "32",
+        "wanted_difference": "0.02",
+        "num_candidates": "3",
+        "max_cut_growth": "0.1",
+        "max_drift_per_token": "1",
+        "min_parsed_verdicts": "0.9",
         "max_length_growth": "1",
         "max_accuracy_drop": "0",
         "tokens_per_batch": "512",
@@ -140,7 +145,7 @@ OTHER = {
         "max_length": "4096",
         "endpoint_url": "https://a.example/v1",
         "endpoint_model": "judge",
-        "endpoint_key_variable": "JUDGE_KEY",
+        "endpoint_key_variable": "",
         "endpoint_concurrency": "3",
         "endpoint_timeout": "30",
         "endpoint_retries": "2",
@@ -477,7 +482,8 @@ def test_every_setting_that_may_be_empty_is_tried_empty() -> None:
     for section, kind in SECTIONS.items():
         for name, value in kind().to_dict().items():
             if value and isinstance(value, str | list | dict) and accepts(kind, name, type(value)()):
-                assert section == "cluster" and name in EMPTY, f"{section}.{name}"
+                is_tried = name in EMPTY if section == "cluster" else not OTHER[section][name]
+                assert is_tried, f"{section}.{name}"
 
 
 def accepts(kind: type[Settings], name: str, value: Any) -> bool:

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dice_core.evaluation.estimates import UNKNOWN, Estimate
@@ -50,6 +51,41 @@ def test_a_candidate_whose_accuracy_rises_by_more_than_chance_is_better_where_no
     assert gate.power == (
         "1,100 held-out pairs show a difference of 5.6 points in 80 % of runs, 4 points would take 2,156"
     )
+
+
+def test_a_gain_has_to_be_larger_for_the_best_of_several_candidates() -> None:
+    """Two-sided 5 % of five is 1 % of each: 2.576 standard errors, 6.0 - 5.2 points at two and 6.0 - 7.7 at three."""
+    several = CONFIG.model_copy(update={"num_candidates": 5})
+    gate = decide(FINE, several)
+    assert (gate.outcome, gate.promotable) == ("better", True)
+    assert gate.reason == (
+        "better: held-out accuracy 60.0 % -> 66.0 % (+6.0 points (+0.8 to +11.2), 1100 pairs, one of 5 candidates)"
+    )
+    less_sure = against(FINE, accuracy=Estimate(0.06, 0.03))
+    assert (decide(less_sure, CONFIG).outcome, decide(less_sure, several).outcome) == ("better", "not shown")
+    # Nor is a guard any laxer, or stricter, for the others.
+    assert gate.rules[1:] == decide(FINE, CONFIG).rules[1:]
+
+
+def test_both_arms_of_a_judges_intervals_grow() -> None:
+    several = CONFIG.model_copy(update={"num_candidates": 5})
+    found = Judged(Estimate(0.55, 0.02, (0.52, 0.6)), Estimate(0.54, 0.02, (0.5001, 0.58)), 1.0)
+    gate = decide(replace(JUDGED, judged=found), several)
+    rule, factor = gate.rule("win_rate"), 2.5758293 / 1.9599640
+    assert (rule.low, rule.high) == (pytest.approx(0.55 - 0.03 * factor), pytest.approx(0.55 + 0.05 * factor))
+    assert gate.outcome == "not shown"
+
+
+def test_the_best_of_several_unchanged_candidates_is_promoted_in_one_of_forty_runs_at_most() -> None:
+    """Without the correction it would be one of nine."""
+    random = np.random.default_rng(4)
+    for num_candidates, limit in ((5, 0.03), (1, 0.14)):
+        config = CONFIG.model_copy(update={"num_candidates": num_candidates})
+        promoted = sum(
+            any(decide(against(FINE, accuracy=Estimate(change, 0.02)), config).promotable for change in changes)
+            for changes in random.normal(0, 0.02, (2000, 5)).tolist()
+        )
+        assert limit / 2 < promoted / 2000 < limit
 
 
 def test_a_gain_within_chance_is_not_shown_and_the_reason_says_what_would_show_it() -> None:
