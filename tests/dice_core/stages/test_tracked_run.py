@@ -85,9 +85,8 @@ def test_a_run_begins_with_its_plan_and_ends_with_its_last_task(
     plan = {"num_iterations": 1, "num_shards": 2, "seed": 7, "promote_as": "zephyr"}
     sources = dict.fromkeys(("preferences_source", "prompts_source", "exclude_source"), "")
     models = {"policy_source": "org/policy", "reference_source": "org/reference"}
-    name, uri, _ = check_settings_task(
-        root, "zephyr-1", "job", "", {}, **plan, **sources, **models, training={"beta": 0.2}
-    )
+    name, _ = check_settings_task(root, "zephyr-1", "job", "", {}, **plan, **sources, **models, training={"beta": 0.2})
+    uri = layout.run(root, name)
     (parent,) = mlflow_server.runs(experiment)
     assert (parent["run_name"], parent["status"]) == (name, "RUNNING")
     assert {"num_shards": "2", "policy_source": "org/policy", "training.beta": "0.2"}.items() <= parent[
