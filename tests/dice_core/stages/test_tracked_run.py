@@ -94,8 +94,8 @@ def test_a_run_begins_with_its_plan_and_ends_with_its_last_task(
     ].items()
     assert {"dice.uri": uri, "kfp.run_id": "0b1d"}.items() <= parent["tags"].items()
 
-    page = Page(str(tmp_path / "page.html"))
-    report_task(root, name, "job", 1, page, "", "")
+    artifacts = [Page(str(tmp_path / name)) for name in ("page.html", "table.md", "metrics")]
+    report_task(root, name, "job", 1, *artifacts, "", "")
     (parent,) = mlflow_server.runs(experiment)
     assert parent["status"] == "KILLED"
     # It is continued, and its gate has the last word.
@@ -103,14 +103,14 @@ def test_a_run_begins_with_its_plan_and_ends_with_its_last_task(
     assert mlflow_server.runs(experiment)[0]["status"] == "RUNNING"
     refused = Manifest(stage=EVALUATE.name, fingerprint="", files={}, metrics={"accepted": 0, "reason": "longer"})
     publish_files(layout.stage(uri, 1, "evaluate"), {}, refused)
-    report_task(root, name, "job", 1, page, "", "")
+    report_task(root, name, "job", 1, *artifacts, "", "")
     (parent,) = mlflow_server.runs(experiment)
     assert parent["status"] == "FINISHED"
 
 
 @dataclass
 class Page:
-    """KFP's artifact of the report."""
+    """An artifact of KFP's of the report."""
 
     path: str
     metadata: dict[str, Any] = field(default_factory=dict)
