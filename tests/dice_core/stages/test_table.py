@@ -90,7 +90,7 @@ def test_every_input_is_made_by_stages_of_the_table() -> None:
 def test_what_a_person_alone_runs_is_told_from_what_pipelines_run() -> None:
     """The page lists no stage as missing that no pipeline runs, and its settings do not keep a run from going on."""
     others = {name for name in STAGES if not is_of_pipeline(name)}
-    assert others == {"import-responses", "alpaca-eval", "alpaca-scores"}
+    assert others == {"import-responses", "alpaca-eval", "alpaca-scores", "extrapolate"}
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=lambda stage: stage.name)
