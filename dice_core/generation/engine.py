@@ -39,7 +39,7 @@ def started_engine(
         pools: the model classifies sequences (a reward model): the engine takes PoolingParams.
 
     Raises:
-        GenerationError: vLLM failed to start.
+        GenerationError: vLLM failed to start, or there are fewer GPUs than are to share the model.
     """
     start = time.monotonic()
     on_cpu = _prepare_vllm()
@@ -50,6 +50,12 @@ def started_engine(
 
     from dice_core.models.files import trusts_remote_code
 
+    if not on_cpu and torch.cuda.device_count() < config.tensor_parallel_size:
+        raise GenerationError(
+            f"{section}.tensor_parallel_size: is {config.tensor_parallel_size}, and this process sees "
+            f"{torch.cuda.device_count()} GPUs: a pipeline asks for as many when it is compiled, so submit it with "
+            f"SET={section}.tensor_parallel_size={config.tensor_parallel_size}, or set fewer"
+        )
     settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
     if on_cpu:
         # Chunked prefill: vLLM's sampler fails on CPU when it meets a request that has a seed and a partial prompt.
@@ -68,6 +74,7 @@ def started_engine(
                 trust_remote_code=trusts_remote_code(model_folder),
                 dtype=config.dtype,
                 max_model_len=max_model_len,
+                tensor_parallel_size=config.tensor_parallel_size,
                 max_num_seqs=config.max_concurrent_sequences or None,
                 enable_prefix_caching=True,
                 disable_log_stats=True,
