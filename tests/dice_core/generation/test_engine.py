@@ -1,5 +1,6 @@
 """What vLLM is started with."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def test_the_size_of_tensor_parallelism_reaches_vllm(monkeypatch: pytest.MonkeyP
         raise ValueError("enough")
 
     monkeypatch.setattr(vllm, "EngineArgs", arguments)
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     config = GenerationConfig(tensor_parallel_size=2)
     with pytest.raises(GenerationError, match="enough"), started_engine(tmp_path, config, 128):
         pass
