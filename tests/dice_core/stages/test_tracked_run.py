@@ -85,9 +85,8 @@ def test_a_run_begins_with_its_plan_and_ends_with_its_last_task(
     plan = {"num_iterations": 1, "num_shards": 2, "seed": 7, "promote_as": "zephyr"}
     sources = dict.fromkeys(("preferences_source", "prompts_source", "exclude_source"), "")
     models = {"policy_source": "org/policy", "reference_source": "org/reference"}
-    name, uri, _ = check_settings_task(
-        root, "zephyr-1", "job", "", {}, **plan, **sources, **models, training={"beta": 0.2}
-    )
+    name, _ = check_settings_task(root, "zephyr-1", "job", "", {}, **plan, **sources, **models, training={"beta": 0.2})
+    uri = layout.run(root, name)
     (parent,) = mlflow_server.runs(experiment)
     assert (parent["run_name"], parent["status"]) == (name, "RUNNING")
     assert {"num_shards": "2", "policy_source": "org/policy", "training.beta": "0.2"}.items() <= parent[
@@ -95,8 +94,8 @@ def test_a_run_begins_with_its_plan_and_ends_with_its_last_task(
     ].items()
     assert {"dice.uri": uri, "kfp.run_id": "0b1d"}.items() <= parent["tags"].items()
 
-    page = Page(str(tmp_path / "page.html"))
-    report_task(root, name, "job", 1, page, "", "")
+    artifacts = [Page(str(tmp_path / name)) for name in ("page.html", "table.md", "metrics")]
+    report_task(root, name, "job", 1, *artifacts, "", "")
     (parent,) = mlflow_server.runs(experiment)
     assert parent["status"] == "KILLED"
     # It is continued, and its gate has the last word.
@@ -104,14 +103,14 @@ def test_a_run_begins_with_its_plan_and_ends_with_its_last_task(
     assert mlflow_server.runs(experiment)[0]["status"] == "RUNNING"
     refused = Manifest(stage=EVALUATE.name, fingerprint="", files={}, metrics={"accepted": 0, "reason": "longer"})
     publish_files(layout.stage(uri, 1, "evaluate"), {}, refused)
-    report_task(root, name, "job", 1, page, "", "")
+    report_task(root, name, "job", 1, *artifacts, "", "")
     (parent,) = mlflow_server.runs(experiment)
     assert parent["status"] == "FINISHED"
 
 
 @dataclass
 class Page:
-    """KFP's artifact of the report."""
+    """An artifact of KFP's of the report."""
 
     path: str
     metadata: dict[str, Any] = field(default_factory=dict)
