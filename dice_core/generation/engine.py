@@ -50,7 +50,9 @@ def started_engine(
 
     from dice_core.models.files import trusts_remote_code
 
-    if not on_cpu and torch.cuda.device_count() < config.tensor_parallel_size:
+    if on_cpu:
+        _share_cores(config.tensor_parallel_size)
+    elif torch.cuda.device_count() < config.tensor_parallel_size:
         raise GenerationError(
             f"{section}.tensor_parallel_size: is {config.tensor_parallel_size}, and this process sees "
             f"{torch.cuda.device_count()} GPUs: a pipeline asks for as many when it is compiled, so submit it with "
@@ -84,7 +86,7 @@ def started_engine(
             # As vLLM's own LLM class: other contexts get smaller batches.
             with doing("starting vLLM"):
                 engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, AssertionError) as error:
             raise GenerationError(_start_failure(model_folder, config, section, on_cpu, error)) from error
         log(f"{section}: vLLM is ready ({config.dtype}) after {time.monotonic() - start:.0f} s")
         yield engine
@@ -161,6 +163,14 @@ def _prepare_vllm() -> bool:
             # Its CPU warnings are about settings made here on purpose and libraries that are not there.
             os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
     return on_cpu
+
+
+def _share_cores(num_processes: int) -> None:
+    """Give each of several processes cores of its own, unless the person has: vLLM would ask for a NUMA node each."""
+    cores = sorted(os.sched_getaffinity(0))
+    if num_processes > 1 and len(cores) >= num_processes:
+        shares = (cores[number::num_processes] for number in range(num_processes))
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, share)) for share in shares))
 
 
 def _start_failure(model_folder: Path, config: EngineConfig, section: str, on_cpu: bool, error: Exception) -> str:
