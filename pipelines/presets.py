@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 from dice_core.data.settings import ChatConfig, DataConfig
 from dice_core.evaluation.settings import EvaluationConfig
-from dice_core.generation.settings import GenerationConfig
+from dice_core.generation.settings import EngineConfig, GenerationConfig
 from dice_core.judges.settings import GradingConfig, JudgingConfig
 from dice_core.launch.settings import LaunchConfig
 from dice_core.preferences.settings import PairingConfig, ScoringConfig
 from dice_core.settings.base import Settings
+from dice_core.stages.table import GENERATE_AND_SCORE, STAGES, Stage
 from dice_core.storage import layout
 from dice_core.training.settings import TrainingConfig
 from pipelines.cluster.config import ClusterConfig
@@ -91,7 +92,13 @@ class Preset:
             return "on CPUs"
         num_trainers = self.launch.num_nodes * self.launch.processes_per_node
         num_tasks = 1 if self.is_offline else self.num_shards
-        return counted(max(num_tasks * self.cluster.gpus_per_task, num_trainers), "GPU")
+        return counted(max(num_tasks * self.gpus_of(GENERATE_AND_SCORE), num_trainers), "GPU")
+
+    def gpus_of(self, stage: Stage) -> int:
+        """Return how many GPUs a task of a stage needs: as many as vLLM spreads a model over in one of its parts."""
+        sections = {name for part in stage.parts or (stage.name,) for name in STAGES[part].sections}
+        engines = (self.sections().get(name) for name in sections)
+        return max((engine.tensor_parallel_size for engine in engines if isinstance(engine, EngineConfig)), default=1)
 
     @property
     def has_warm_start(self) -> bool:

@@ -39,7 +39,7 @@ def started_engine(
         pools: the model classifies sequences (a reward model): the engine takes PoolingParams.
 
     Raises:
-        GenerationError: vLLM failed to start.
+        GenerationError: vLLM failed to start, or there are fewer GPUs than are to share the model.
     """
     start = time.monotonic()
     on_cpu = _prepare_vllm()
@@ -50,6 +50,14 @@ def started_engine(
 
     from dice_core.models.files import trusts_remote_code
 
+    if on_cpu:
+        _share_cores(config.tensor_parallel_size)
+    elif torch.cuda.device_count() < config.tensor_parallel_size:
+        raise GenerationError(
+            f"{section}.tensor_parallel_size: is {config.tensor_parallel_size}, and this process sees "
+            f"{torch.cuda.device_count()} GPUs: a pipeline asks for as many when it is compiled, so submit it with "
+            f"SET={section}.tensor_parallel_size={config.tensor_parallel_size}, or set fewer"
+        )
     settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
     if on_cpu:
         # Chunked prefill: vLLM's sampler fails on CPU when it meets a request that has a seed and a partial prompt.
@@ -68,6 +76,7 @@ def started_engine(
                 trust_remote_code=trusts_remote_code(model_folder),
                 dtype=config.dtype,
                 max_model_len=max_model_len,
+                tensor_parallel_size=config.tensor_parallel_size,
                 max_num_seqs=config.max_concurrent_sequences or None,
                 enable_prefix_caching=True,
                 disable_log_stats=True,
@@ -77,7 +86,7 @@ def started_engine(
             # As vLLM's own LLM class: other contexts get smaller batches.
             with doing("starting vLLM"):
                 engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, AssertionError) as error:
             raise GenerationError(_start_failure(model_folder, config, section, on_cpu, error)) from error
         log(f"{section}: vLLM is ready ({config.dtype}) after {time.monotonic() - start:.0f} s")
         yield engine
@@ -154,6 +163,14 @@ def _prepare_vllm() -> bool:
             # Its CPU warnings are about settings made here on purpose and libraries that are not there.
             os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
     return on_cpu
+
+
+def _share_cores(num_processes: int) -> None:
+    """Give each of several processes cores of its own, unless the person has: vLLM would ask for a NUMA node each."""
+    cores = sorted(os.sched_getaffinity(0))
+    if num_processes > 1 and len(cores) >= num_processes:
+        shares = (cores[number::num_processes] for number in range(num_processes))
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, share)) for share in shares))
 
 
 def _start_failure(model_folder: Path, config: EngineConfig, section: str, on_cpu: bool, error: Exception) -> str:

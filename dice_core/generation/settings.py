@@ -1,6 +1,6 @@
 """Settings of vLLM: its precision and memory, and how responses are sampled."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dice_core.settings.base import OPERATIONAL, DType, Int, Ints, Settings
 
@@ -10,12 +10,21 @@ class EngineConfig(Settings):
 
     dtype: DType = "bfloat16"
     """Precision of the weights."""
+    tensor_parallel_size: Int = Field(default=1, ge=1, le=8, json_schema_extra=OPERATIONAL)
+    """GPUs that share the model's weights: 1, 2, 4 or 8. Tasks that start vLLM ask for as many."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, lt=1, json_schema_extra=OPERATIONAL)
     """Share of the GPU's memory that vLLM takes."""
     max_concurrent_sequences: Int = Field(default=0, ge=0, json_schema_extra=OPERATIONAL)
     """0 leaves it to vLLM, which knows the device."""
     cpu_kv_cache_gib: Int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
     """Memory for vLLM's key-value cache on a CPU, in GiB."""
+
+    @field_validator("tensor_parallel_size")
+    @classmethod
+    def _divides_heads(cls, value: int) -> int:
+        if value not in (1, 2, 4, 8):
+            raise ValueError("must be 1, 2, 4 or 8, which divide the heads of attention")
+        return value
 
 
 class GenerationConfig(EngineConfig):

@@ -58,8 +58,6 @@ class ClusterConfig(Settings):
     """What the device plugin calls a GPU; empty: there are none, and all tasks run on CPUs (kind)."""
     gpu_hour_price: float = Field(default=0.0, ge=0)
     """Of one GPU for an hour, in any currency: the report then tells what a run cost. 0: it does not."""
-    gpus_per_task: Int = Field(default=1, ge=1)
-    """Of a task that generates, scores or evaluates: each of these loads one copy of the models."""
     gpu_node_selector: Labels = Field(default={})
     """Labels of the nodes for tasks that compute on GPUs, and for training."""
     gpu_tolerations: Tolerations = Field(default=[])

@@ -107,7 +107,7 @@ def _place(task: dsl.PipelineTask, stage: Stage, role: Role, preset: Preset, clu
         task.set_accelerator_type(cluster.gpu_resource)
         # A stage that then sees none ends, and does not compute on the CPU.
         task.set_env_variable(GPU_VARIABLE, "1")
-        task.set_accelerator_limit(preset.launch.processes_per_node if role == "trainer" else cluster.gpus_per_task)
+        task.set_accelerator_limit(preset.launch.processes_per_node if role == "trainer" else preset.gpus_of(stage))
     if role == "launcher":
         # It starts pods and reads their logs: the image with vLLM or CUDA in it would be pulled for nothing.
         task.set_container_image(images.CORE)

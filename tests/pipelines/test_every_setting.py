@@ -78,6 +78,7 @@ OTHER = {
         "stop_token_ids": "[1,2]",
         "dtype": "float32",
         "prompts_per_part": "8",
+        "tensor_parallel_size": "2",
         "gpu_memory_utilization": "0.5",
         "max_concurrent_sequences": "9",
         "cpu_kv_cache_gib": "2",
@@ -92,6 +93,7 @@ OTHER = {
     },
     "grading": {
         "dtype": "float32",
+        "tensor_parallel_size": "2",
         "gpu_memory_utilization": "0.5",
         "max_concurrent_sequences": "9",
         "cpu_kv_cache_gib": "2",
@@ -139,6 +141,7 @@ OTHER = {
     "judging": {
         "judge": "reward-model",
         "dtype": "float32",
+        "tensor_parallel_size": "2",
         "gpu_memory_utilization": "0.5",
         "max_concurrent_sequences": "9",
         "cpu_kv_cache_gib": "2",
@@ -165,7 +168,6 @@ OTHER = {
     "cluster": {
         "gpu_resource": "amd.com/gpu",
         "gpu_hour_price": "2.5",
-        "gpus_per_task": "2",
         "gpu_node_selector": '{"pool":"gpu"}',
         "gpu_tolerations": '[{"key":"gpu","operator":"Exists"}]',
         "cpu_node_selector": '{"pool":"cpu"}',
@@ -367,7 +369,6 @@ def pull_secrets(executor: Executor) -> list[str]:
 VIEWS: dict[str, list[View]] = {
     "gpu_resource": [of("generate-and-score", accelerator("Type", "")), of_pods("gpu_resource")],
     "gpu_hour_price": [lambda compiled: compiled.planned("gpu_hour_price")],
-    "gpus_per_task": [of("generate-and-score", lambda executor: int(accelerator("Count", "0")(executor)))],
     "gpu_node_selector": [of("generate-and-score", selector), of_pods("node_selector")],
     "gpu_tolerations": [of("generate-and-score", tolerations), of_pods("tolerations")],
     "cpu_node_selector": [of("pair", selector), of("train", selector)],

@@ -179,6 +179,18 @@ def test_a_pool_is_chosen_by_its_name(pool: str, instance_type: str, cpus: str, 
     assert (chosen.pods["cpu"], chosen.pods["memory"]) == (cpus, "300Gi")
 
 
+def gpus(compiled: Compiled, *stages: str) -> list[str]:
+    return [executor.container["resources"]["accelerator"]["resourceCount"] for executor in compiled.executors(*stages)]
+
+
+def test_a_task_asks_for_the_gpus_that_vllm_spreads_a_model_over(tmp_path: Path) -> None:
+    four = compiled(tmp_path, "generation.tensor_parallel_size=4", "judging.tensor_parallel_size=8")
+    assert gpus(four, "generate-and-score") == ["4", "4"]
+    assert gpus(four, "evaluate") == ["8"]
+    with pytest.raises(ConfigError, match="must be 1, 2, 4 or 8"):
+        apply_overrides(PRESETS["zephyr"](), ["generation.tensor_parallel_size=3"])
+
+
 def test_zero2_asks_for_more_memory_where_nobody_chose(tmp_path: Path) -> None:
     assert compiled(tmp_path, "training.deepspeed=zero2").pods["memory"] == "600Gi"
     assert compiled(tmp_path, "training.deepspeed=zero2", "cluster.trainer_memory=450Gi").pods["memory"] == "450Gi"
