@@ -100,7 +100,7 @@ stop-s3: $(STAMP) ## Stop the S3 server that KEEP_S3=1 left running.
 
 .PHONY: test
 test: $(STAMP) ## Run every test, the fast ones first; those for a GPU where there is one.
-	@$(PY) -m pytest $(TESTS)
+	@$(PY) -m pytest --durations=15 --durations-min=15 $(TESTS)
 	@! ls /dev/nvidia[0-9]* >/dev/null 2>&1 || $(PY) -m pytest -m gpu $(TESTS) || test $$? -eq 5  # 5: none is among TESTS
 
 .PHONY: test-fast
