@@ -14,7 +14,7 @@ from tests.kfp_recordings import recorded_nodes
 pytestmark = pytest.mark.slow
 
 # Of the longest task of its kind in any preset, in bytes. Before tasks were shortened: 4,562 (import) to 8,756.
-MOST = {"import": 4_050, "prepare": 3_900, "pair": 4_050, "train": 4_050, "score": 4_550}
+MOST = {"import": 4_050, "prepare": 3_900, "pair": 4_050, "train": 4_150, "score": 4_700}
 MOST |= {"evaluate": 5_000}
 ADDRESS = "s3://dice/dice/runs/second/iteration-1/pair"
 
