@@ -208,7 +208,8 @@ def test_a_dry_run_shows_graph_images_resources_and_what_differs_from_the_preset
     result = run_command(*words, DICE_REGISTRY="registry.example.com/dice", DICE_TAG="1")
     assert result.returncode == 0, result.stderr
     lines = [line.strip() for line in result.stdout.splitlines()]
-    # check-settings, three imports (one a judge), prepare-data and the report; per iteration 4 shards, pair, train and evaluate.
+    # check-settings, three imports (one is a judge), prepare-data, the report; per iteration 4 shards, pair, train and
+    # evaluate.
     assert f"graph:           3 iterations, 4 shards, {6 + 3 * (4 + 3)} tasks" in lines
     image = "registry.example.com/dice/dice-{}:1"
     assert [line for line in lines if line.startswith("registry")] == [
