@@ -69,8 +69,9 @@ def hits(margins: ArrayLike) -> Floats:
 def accuracy(margins: ArrayLike) -> Estimate:
     """Estimate the share of pairs whose chosen response has the higher reward; ties count half.
 
-    The standard error is Agresti and Coull's (two hits and two misses added): the plain binomial one is 0 when all
-    pairs agree, which on sixteen pairs claims far too much.
+    Standard error and interval are Agresti and Coull's (two hits and two misses added): the plain binomial error is 0
+    when all pairs agree, which on sixteen pairs claims far too much. The interval lies about their share, between 0
+    and 1.
 
     Args:
         margins: reward(chosen) - reward(rejected). Shape: (pairs,)
@@ -79,7 +80,9 @@ def accuracy(margins: ArrayLike) -> Estimate:
     if not right.size:
         return UNKNOWN
     share = (right.sum() + 2) / (right.size + 4)
-    return Estimate(float(right.mean()), math.sqrt(share * (1 - share) / (right.size + 4)))
+    error = math.sqrt(share * (1 - share) / (right.size + 4))
+    interval = max(0.0, share - _NORMAL_95 * error), min(1.0, share + _NORMAL_95 * error)
+    return Estimate(float(right.mean()), error, (float(interval[0]), float(interval[1])))
 
 
 def accuracy_change(margins: ArrayLike, previous_margins: ArrayLike) -> Estimate:

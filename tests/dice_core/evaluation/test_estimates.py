@@ -69,3 +69,13 @@ def test_growth_from_nothing_is_unknown_and_from_itself_is_zero(values: list[flo
 def test_the_mean_of_one_value_has_no_known_error() -> None:
     assert mean([3.0]) == Estimate(3.0, math.inf)
     assert mean([1.0, 3.0]) == Estimate(2.0, 1.0)
+
+
+def test_the_interval_of_an_accuracy_lies_between_nothing_and_all() -> None:
+    # 16 of 16: (16 + 2) / (16 + 4) = 0.9, and sqrt(0.9 x 0.1 / 20) = 0.0671.
+    all_right = accuracy(np.ones(16))
+    assert (all_right.value, all_right.high) == (1.0, 1.0)
+    assert all_right.low == pytest.approx(0.9 - 1.96 * 0.0671, abs=1e-3)
+    # 14 of 16: 16 / 20 = 0.8, and sqrt(0.8 x 0.2 / 20) = 0.0894.
+    most = accuracy([1] * 14 + [-1] * 2)
+    assert (most.low, most.high) == (pytest.approx(0.6247, abs=1e-3), pytest.approx(0.9753, abs=1e-3))
