@@ -79,11 +79,13 @@ def evaluate(
         overwrite: first delete what this stage left at its output.
     """
     layout.check_count(iteration, "iteration")
-    evaluation_config, judging_config = (
-        EvaluationConfig.parse(evaluation, "evaluation"),
-        JudgingConfig.parse(judging, "judging"),
-    )
-    generation_config, chat_config = GenerationConfig.parse(generation, "generation"), ChatConfig.parse(chat, "chat")
+    judging_config = JudgingConfig.parse(judging, "judging")
+    sections: dict[str, Any] = {
+        "evaluation": EvaluationConfig.parse(evaluation, "evaluation"),
+        "judging": judging_config,
+        "generation": GenerationConfig.parse(generation, "generation"),
+        "chat": ChatConfig.parse(chat, "chat"),
+    }
     has_model = _has_judge_model(judging_config, judge_uri)
     first_uri = first_uri or previous_uri
     compared_with = _compared_with(output_uri, incumbent_uri, promoted_uri, first_uri, anew=overwrite)
@@ -105,17 +107,9 @@ def evaluate(
             # Not of the iteration: a prompt is answered with the same random numbers in all of them.
             seed=EVALUATE.seed(seed),
             iteration=iteration,
-            evaluation=evaluation_config,
-            judging=judging_config,
-            generation=generation_config,
-            chat=chat_config,
+            **sections,
         ),
-        settings={
-            "evaluation": evaluation_config,
-            "judging": judging_config,
-            "generation": generation_config,
-            "chat": chat_config,
-        },
+        settings=sections,
         arguments={"seed": seed, "iteration": iteration, "promoted_uri": promoted_uri},
         overwrite=overwrite,
         inputs=inputs | ({"judge": judge_uri} if has_model else {}),

@@ -123,8 +123,8 @@ def check_disk(cluster: KubernetesApi, config: ClusterConfig) -> str:
     Raises:
         UncertainError: no node says how large its disk is.
     """
-    labelled = (node for node in cluster.list(_NODES) if _is_of_pool(node, config))
-    offers = [node["status"].get("allocatable", {}).get("ephemeral-storage") for node in labelled]
+    nodes = _gpu_nodes(cluster, config)
+    offers = [node["status"].get("allocatable", {}).get("ephemeral-storage") for node in nodes]
     sizes = [quantity(offer) for offer in offers if offer]
     if not sizes:
         raise UncertainError("no node of the pool tells its disk; two checkpoints take 24 bytes a parameter")
@@ -134,9 +134,14 @@ def check_disk(cluster: KubernetesApi, config: ClusterConfig) -> str:
     )
 
 
-def _is_of_pool(node: Mapping[str, Any], config: ClusterConfig) -> bool:
-    labels = node.get("metadata", {}).get("labels") or {}
-    return bool(config.gpu_node_selector.items() <= labels.items())
+def _gpu_nodes(cluster: KubernetesApi, config: ClusterConfig) -> list[Mapping[str, Any]]:
+    """Return the nodes with the labels that GPU tasks ask for."""
+    nodes = cluster.list(_NODES)
+    return [node for node in nodes if config.gpu_node_selector.items() <= _labels(node).items()]
+
+
+def _labels(node: Mapping[str, Any]) -> Mapping[str, str]:
+    return node["metadata"].get("labels") or {}
 
 
 def check_driver(cluster: KubernetesApi, config: ClusterConfig) -> str:
@@ -146,8 +151,7 @@ def check_driver(cluster: KubernetesApi, config: ClusterConfig) -> str:
         UncertainError: no node says which driver it has.
         KubernetesError: a node's driver is too old.
     """
-    nodes = cluster.list(_NODES)
-    found = {node["metadata"]["name"]: _driver(node.get("metadata", {}).get("labels") or {}, config) for node in nodes}
+    found = {node["metadata"]["name"]: _driver(_labels(node)) for node in _gpu_nodes(cluster, config)}
     drivers = {name: major for name, major in found.items() if major}
     if not drivers:
         raise UncertainError(
@@ -160,10 +164,8 @@ def check_driver(cluster: KubernetesApi, config: ClusterConfig) -> str:
     return f"{', '.join(map(str, sorted(set(drivers.values()))))} on {len(drivers)} nodes, {_OLDEST_DRIVER} is needed"
 
 
-def _driver(labels: Mapping[str, str], config: ClusterConfig) -> int:
-    """Return the major version of a GPU node's driver; 0 for another node, or where none is told."""
-    if not config.gpu_node_selector.items() <= labels.items():
-        return 0
+def _driver(labels: Mapping[str, str]) -> int:
+    """Return the major version of a node's driver; 0 where none is told."""
     told = next((labels[name] for name in _DRIVER_LABELS if labels.get(name)), "")
     return int(told) if told.isdecimal() else 0
 

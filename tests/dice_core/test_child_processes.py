@@ -23,13 +23,15 @@ def test_a_function_runs_in_another_process_with_what_this_one_has_loaded(tmp_pa
 
 def test_this_process_works_meanwhile(tmp_path: Path) -> None:
     """The function waits for what the block beside it does."""
-    file = tmp_path / "file"
+    file, seen = tmp_path / "file", tmp_path / "seen"
 
     def wait() -> None:
         while not file.exists():
             time.sleep(0.01)
+        seen.touch()
 
     run_in_child(wait, meanwhile=lambda: file.touch())
+    assert seen.exists()
 
 
 def test_an_error_comes_back_as_its_message_and_its_traceback_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
