@@ -32,9 +32,9 @@ def working_bytes(model: "PreTrainedModel", tokens_per_batch: int) -> int:
 
     A layer of Llama holds about ten tensors of the hidden size and four of the intermediate one at its peak.
     """
-    config = model.config.get_text_config()
-    hidden: int = config.hidden_size
-    intermediate: int = getattr(config, "intermediate_size", None) or 4 * hidden
+    embedding: Any = model.get_input_embeddings()
+    hidden: int = embedding.weight.shape[1]
+    intermediate: int = getattr(model.config.get_text_config(), "intermediate_size", None) or 4 * hidden
     return tokens_per_batch * (16 * hidden + 6 * intermediate) * model.dtype.itemsize + _FIXED_BYTES
 
 

@@ -5,7 +5,8 @@ from dice_core.training.settings import TrainingConfig
 
 BYTES_OF_OFFLOADED_STATES = 18
 """Of a trained parameter, over all nodes, as DeepSpeed allocates them: the float32 weight, AdamW's two moments and a
-float32 gradient for the update (16), and what backward gathers, in the precision of training (2 in bfloat16). Measured: 18.0."""
+float32 gradient for the update (16), and what backward gathers, in the precision of training (2 in bfloat16). Measured:
+18.0."""
 _BYTES_TO_FINISH = 8
 """Of a parameter, on the first node: the whole float32 weights, and those that training began with to compare."""
 _PROCESS_BYTES = 4 << 30
