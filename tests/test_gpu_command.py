@@ -109,7 +109,7 @@ def test_the_sections_are_done_within_ten_minutes() -> None:
     assert list(limits) == ["attention", "zero3", "speed", "generation", "training", "tests"]
     # What shows most comes first; the time of the whole is what ends the last ones.
     assert command._parser().parse_args([]).minutes * 60 + 20 < 600
-    assert sum(list(limits.values())[:4]) <= 9 * 60
+    assert sum(list(limits.values())[:4]) <= 9.5 * 60
 
 
 @pytest.fixture
@@ -166,6 +166,6 @@ def test_zero3_and_a_process_without_agree(small: Callable[[str], dict[str, obje
 @pytest.mark.slow
 def test_training_says_how_long_it_stood_still_for_checkpoints(small: Callable[[str], dict[str, object]]) -> None:
     numbers = small("training")
-    assert 0 < float(str(numbers["seconds that training stands still for the first checkpoint"])) < 10
+    assert 0 < float(str(numbers["seconds that training stands still for it"])) < 10
     assert float(str(numbers["tokens_per_second"])) > 0
     assert "mfu" not in numbers

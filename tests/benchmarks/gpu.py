@@ -94,11 +94,15 @@ def measure_shape(shape_name: str, shape: Mapping[str, int], device: str, amount
     Returns:
         A line for each way.
     """
+    import torch
+
     from dice_core.training.throughput import matmul_peak
 
     rng = np.random.default_rng(0)
     small = random_model(SMALL_SHAPE, device, "float32")
     check(small, [_group(rng, n, SMALL_SHAPE["vocab_size"], amounts) for n in (2, 2)])
+    # What was compiled for the small model does not count for the large one.
+    torch._dynamo.reset()
     has_gpu = device == "cuda"
     model = random_model(shape, device, "bfloat16" if has_gpu else "float32")
     peaks = {"matmul peak": matmul_peak(), "stated peak": stated_peak()} if has_gpu else {}
