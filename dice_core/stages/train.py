@@ -51,7 +51,7 @@ def train(
         iteration: number of the iteration, from 1; 0 is the warm start.
         training: settings, see TrainingConfig.
         launch: which processes train, see LaunchConfig.
-        pods: what their pods look like if launch.backend is pytorchjob, see PodConfig.
+        pods: what their pods look like if launch.backend is pytorchjob or trainjob, see PodConfig.
         seed: seed of the run.
         overwrite: first delete what this stage left at its output.
 
