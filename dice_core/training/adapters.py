@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from dice_core.accelerator import device_type
-from dice_core.models.files import ModelError, trusts_remote_code
+from dice_core.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelError, trusts_remote_code
 from dice_core.models.fitting import empty_model
 from dice_core.models.loading import load_config, load_model
 from dice_core.models.saving import save_model
@@ -30,9 +30,6 @@ from dice_core.training.reference import whole_models
 from dice_core.training.settings import TrainingConfig
 from dice_core.training.trained_model import WeightChange, replace_weights
 
-FOLDER = "adapter"
-"""Of a trained model, in peft's form: adapter_config.json names the model that it belongs to."""
-_WEIGHTS = "adapter_model.safetensors"
 # peft's names: of the only adapter, and what it puts before the names of the model.
 _NAME, _PREFIX = "default", "base_model.model."
 _LARGEST_OF_FULL_TRAINING = 1e-6
@@ -174,9 +171,9 @@ def save_merged_model(
         ModelError: a weight is not finite, the two differ by more than rounding, or the files do not read back.
     """
     dtype = job.training.saved_dtype
-    _write_adapters(adapters, policy, job.policy_uri, folder / FOLDER)
+    _write_adapters(adapters, policy, job.policy_uri, folder)
     model = load_model(policy_folder, "float32")
-    merged, expected = _merged(model, folder / FOLDER, adapters, pair)
+    merged, expected = _merged(model, (folder / ADAPTER_CONFIG).parent, adapters, pair)
     change = replace_weights(model, {**dict(model.named_parameters()), **merged}, dtype)
     _require_same(_logps(model, pair), expected)
     save_model(model, tokenizer, folder, dtype)
@@ -192,16 +189,17 @@ def _names(model: PreTrainedModel) -> list[str]:
 
 
 def _write_adapters(adapters: Mapping[str, Tensor], policy: PreTrainedModel, policy_uri: str, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ADAPTER_WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
     named = {_PREFIX + name.replace(f".{_NAME}.", "."): weight.contiguous() for name, weight in adapters.items()}
-    save_file(named, folder / _WEIGHTS, metadata={"format": "pt"})
+    save_file(named, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     # peft leaves it at the model, which has no such field of its own.
     lora: Any = vars(policy)["peft_config"][_NAME]
     lora.base_model_name_or_path = policy_uri
     # A set would be written in another order each time, and give each run another digest.
     lora.target_modules = sorted(lora.target_modules)
     lora.inference_mode = True
-    lora.save_pretrained(folder)
+    # It writes adapter_config.json.
+    lora.save_pretrained((folder / ADAPTER_CONFIG).parent)
 
 
 def _merged(

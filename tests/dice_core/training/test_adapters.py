@@ -192,6 +192,19 @@ def test_frozen_weights_in_bfloat16_stay_exact_in_what_is_published(
     assert {weight.dtype for weight in adapters.values()} == {torch.float32}
 
 
+@pytest.mark.gpu("bitsandbytes")
+def test_adapters_of_weights_in_4_bits_are_merged_into_the_exact_ones(
+    policy_uri: str, pairs_uri: str, tmp_path: Path
+) -> None:
+    settings = {"quantize_base": "nf4", "reference_logps": "recompute", "precision": "bf16", "max_steps": 6}
+    run = train(tmp_path, policy_uri, pairs_uri, **LORA, **settings)
+    start = load_file(fetch_model(policy_uri) / "model.safetensors")
+    kept = {name: weight for name, weight in start.items() if not name.endswith("_proj.weight")}
+    assert kept and all(torch.equal(run.weights[name], weight) for name, weight in kept.items())
+    assert run.losses[0] == pytest.approx(math.log(2), abs=1e-2)
+    assert run.metrics["last_loss"] < 0.6
+
+
 def test_a_stage_publishes_the_model_and_the_adapter_with_the_base_that_it_belongs_to(
     policy_uri: str, pairs_uri: str, tmp_path: Path
 ) -> None:
