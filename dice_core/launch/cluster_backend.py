@@ -176,6 +176,9 @@ def _start_or_adopt(
         if job is None:
             created = jobs.create(body)
             if created is not None:
+                if fault := jobs.kind.unfit(created):
+                    jobs.delete(name, created["metadata"]["uid"])
+                    raise KubernetesError(fault)
                 log(f"train: created {jobs.kind.name} {jobs.namespace}/{name}")
                 return created
         elif job["metadata"].get("deletionTimestamp"):

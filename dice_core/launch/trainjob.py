@@ -88,6 +88,11 @@ class TrainJob(JobKind):
             "spec": spec,
         }
 
+    def unfit(self, created: Object) -> str:
+        """See JobKind. An API server drops what its definition does not know."""
+        is_patched = bool(created["spec"].get("runtimePatches"))
+        return "" if is_patched else "the cluster's TrainJobs have no runtimePatches: Kubeflow Trainer 2.2 is needed"
+
     def outcome(self, job: Object) -> Outcome:
         """See JobKind. A condition that is older than the job is that of a JobSet which an earlier one has left."""
         made_at = job["metadata"].get("creationTimestamp") or ""
