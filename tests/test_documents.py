@@ -35,6 +35,7 @@ DOCUMENTS = [
     "docs/judges.md",
     "docs/promotion.md",
     "docs/report.md",
+    "docs/training-jobs.md",
     "manifests/README.md",
     "images/README.md",
 ]

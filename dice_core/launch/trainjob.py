@@ -1,4 +1,4 @@
-"""TrainJobs of Kubeflow Trainer v2.2 and later (trainer.kubeflow.org/v1alpha1). Pure but for an id: see job_kind.py.
+"""TrainJobs of Kubeflow Trainer v2.3 (trainer.kubeflow.org/v1alpha1). Pure but for an id: see job_kind.py.
 
 Trainer makes a JobSet of a TrainJob and the TrainingRuntime that it names, ours in manifests/components: one Job,
 `node`, with a pod for each node. A TrainJob may set what runs and, by a patch, some fields of the pods; the others are
@@ -91,7 +91,7 @@ class TrainJob(JobKind):
     def unfit(self, created: Object) -> str:
         """See JobKind. An API server drops what its definition does not know."""
         is_patched = bool(created["spec"].get("runtimePatches"))
-        return "" if is_patched else "the cluster's TrainJobs have no runtimePatches: Kubeflow Trainer 2.2 is needed"
+        return "" if is_patched else "the cluster's TrainJobs have no runtimePatches: Kubeflow Trainer 2.3 is needed"
 
     def outcome(self, job: Object) -> Outcome:
         """See JobKind. A condition that is older than the job is that of a JobSet which an earlier one has left."""

@@ -62,14 +62,14 @@ def check_trainer(cluster: KubernetesApi) -> str:
 
 
 def check_fields(cluster: KubernetesApi) -> str:
-    """Check that a TrainJob may patch its runtime: before 2.2, an API server drops the patch without a word."""
+    """Check that a TrainJob may patch its runtime: before 2.2 an API server drops the patch without a word."""
     definition = cluster.get(_DEFINITION)
     versions: list[dict[str, Any]] = definition["spec"]["versions"] if definition else []
     for version in versions:
         spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
         if version["name"] == TRAIN_JOB.version and _PATCHES in spec:
             return f"{_PATCHES} is known"
-    raise KubernetesError(f"the definition of TrainJob has no {_PATCHES}: Kubeflow Trainer 2.2 or newer is needed")
+    raise KubernetesError(f"the definition of TrainJob has no {_PATCHES}: Kubeflow Trainer 2.3 or newer is needed")
 
 
 def check_runtime(cluster: KubernetesApi, name: str) -> str:

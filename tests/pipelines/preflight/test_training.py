@@ -73,7 +73,7 @@ def test_a_cluster_with_trainer_and_the_runtime_is_ok(cluster: ClusterObjects) -
         (
             lambda objects: objects.update({DEFINITION: definition("runtimeRef", "podTemplateOverrides")}),
             "fields of TrainJobs",
-            "the definition of TrainJob has no runtimePatches: Kubeflow Trainer 2.2 or newer is needed",
+            "the definition of TrainJob has no runtimePatches: Kubeflow Trainer 2.3 or newer is needed",
         ),
         (
             lambda objects: objects.pop(RUNTIME),
