@@ -72,10 +72,6 @@ class JobKind(ABC):
         """Return whether the job waits in a queue, by its own will or by Kueue's."""
 
     @abstractmethod
-    def is_overdue(self, job: Object) -> bool:
-        """Return whether the controller has ended it for the time it took."""
-
-    @abstractmethod
     def num_nodes(self, job: Object) -> int:
         """Return how many pods the job has."""
 

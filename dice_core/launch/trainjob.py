@@ -26,7 +26,6 @@ MADE_LABEL = "dice-suite/made"
 """Of a job and its pods: an id of its own for each that is made, for nothing on a pod tells its TrainJob's uid."""
 PATCH_MANAGER = "dice-suite/launcher"
 _INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
-_DEADLINE_REASON = "DeadlineExceeded"
 _OF_TRAINER = {"image": "image", "command": "command", "env": "env", "resources": "resourcesPerNode"}
 """Fields of a container, and what spec.trainer calls them."""
 _PATCHED_IN_CONTAINER = ("volumeMounts", "securityContext")
@@ -112,10 +111,6 @@ class TrainJob(JobKind):
     def is_suspended(self, job: Object) -> bool:
         """See JobKind."""
         return bool(job["spec"].get("suspend"))
-
-    def is_overdue(self, job: Object) -> bool:
-        """See JobKind."""
-        return any(found["type"] == "Failed" and found["reason"] == _DEADLINE_REASON for found in true_conditions(job))
 
     def num_nodes(self, job: Object) -> int:
         """See JobKind."""
