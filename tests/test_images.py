@@ -440,7 +440,7 @@ if BUILDS_IMAGES:
         """prepare-data with the demo's data, the launcher, the report with its template: all without torch."""
         code = (
             "from importlib.resources import files;"
-            "import dice_core.preferences.pairs, dice_core.launch.launch, dice_core.launch.pytorchjob;"
+            "import dice_core.preferences.pairs, dice_core.launch.launch, dice_core.launch.cluster_backend;"
             "import dice_core.report.page, dice_core.training.worker;"
             "from dice_core.data.sources import read_preferences;"
             "assert files('dice_core.report').joinpath('report.html.jinja').is_file();"

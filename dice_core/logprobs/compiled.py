@@ -17,9 +17,10 @@ from dice_core.models.files import ModelError
 
 FLEX = "flex_attention"
 """Its name among transformers' kernels, which `flex_attention` below stands for."""
-COMPILE_LIMIT = 16
+COMPILE_LIMIT = 32
 """Kinds in one process. Training makes 8 at most, two for each of: a reference of its own, a pass without gradient, one
-with, and layers done anew (a test counts them). torch's own limit is 8."""
+with, and layers done anew (a test counts them). Scoring makes two on each of the 8 GPUs that a model is spread over.
+torch's own limit is 8."""
 
 
 def use_flex_attention(model: PreTrainedModel) -> None:

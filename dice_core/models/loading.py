@@ -25,14 +25,14 @@ def unloadable(folder: Path, part: str, error: Exception) -> ModelError:
         part: of the model, in words.
         error: what loading it raised.
     """
-    # What is wrong often stands in the second line of transformers' validation.
-    text = " ".join(str(error).split())[:300] or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
     if "trust_remote_code" in text:
         return ModelError(
             f"{folder}: its {part} is code inside the model, which is not run unless you allow it: "
             "read that code, then import the model with trust_remote_code"
         )
-    return ModelError(f"{folder}: its {part} cannot be loaded: {text}")
+    # All lines in one: what is wrong often stands in the second line of transformers' validation.
+    return ModelError(f"{folder}: its {part} cannot be loaded: {text[:300]}")
 
 
 def load_model(

@@ -21,6 +21,7 @@ from dice_core.progress import Progress, doing
 from dice_core.settings.base import Values
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.grades import Grades, check_reward, make_grades
+from dice_core.stages.judge_models import REWARD
 from dice_core.stages.models_agree import require_one_tokenizer, tell_same_weights
 from dice_core.stages.parts import part_name, published_behind, read_input, stored_parts
 from dice_core.stages.run_settings import Task
@@ -101,6 +102,7 @@ def _score_parts(context: StageContext, *, config: ScoringConfig, grading: Gradi
     grades = _graded(context, names, sizes, config, grading, seed) if grading else None
     counts = _Counts(grades)
     wanted = [index for index in range(len(names)) if part_name(index) not in context.parts]
+    context.ran_by["runner"] = "in-process"
     for name, table in stored_parts(context, records.SCORES):
         counts.add_scores(name, table)
     # Lazily: a shard's responses need not fit in memory. Parts already scored are read for their counts alone.
@@ -109,7 +111,15 @@ def _score_parts(context: StageContext, *, config: ScoringConfig, grading: Gradi
         policy, reference = (fetch_model(context.inputs[name].uri) for name in ("policy", "reference"))
         progress = _PartsProgress("score", sizes, wanted)
         rewards = grades.of_part if grades else None
-        parts = score_parts(policy, reference, progress.begun(valid), config, on_progress=progress, rewards=rewards)
+        parts = score_parts(
+            policy,
+            reference,
+            progress.begun(valid),
+            config,
+            on_progress=progress,
+            rewards=rewards,
+            on_placed=lambda num_devices: context.ran_by.update(devices_per_model=num_devices),
+        )
         with doing("loading the models"), published_behind(context, records.SCORES, counts.add_scores) as publish:
             for index, table in parts:
                 publish(index, table)
@@ -269,17 +279,15 @@ def _counted(
                 yield index, filtered.responses
 
 
-def score_in_run(
-    task: Task, policy_uri: str, reference_uri: str, responses_uri: str, *, reward_uri: str, data_uri: str
-) -> StageReport:
+def score_in_run(task: Task, responses_uri: str) -> StageReport:
     """Score a shard's responses at their place in a run; see score."""
     return score(
-        policy_uri,
-        reference_uri,
+        task.policy_uri(task.iteration - 1),
+        task.policy_uri(task.iteration - 2),
         responses_uri,
         task.uri,
-        reward_uri=reward_uri,
-        data_uri=data_uri,
+        reward_uri=task.judge_uri(REWARD),
+        data_uri=task.data_uri,
         seed=task.plan["seed"],
         **task.settings(SCORE),
     )
