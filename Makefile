@@ -158,7 +158,7 @@ lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml, and those of 
 	$$compile --constraints requirements/constraints.txt --extra alpaca pyproject.toml --output-file $(ALPACA_LOCK); \
 	$$compile --constraints requirements/constraints.txt --constraints requirements/generate-gpu.lock \
 	  --excludes requirements/gpu-excludes.txt --python-platform x86_64-manylinux_2_28 \
-	  --extra core --extra train --extra generate --extra pipelines --extra demo --extra test \
+	  --extra core --extra train --extra qlora --extra generate --extra pipelines --extra demo --extra test \
 	  pyproject.toml --output-file $(GPU_LOCK)
 	@echo "$(LOCK): $$(grep -c == $(LOCK)) packages"
 
@@ -209,7 +209,7 @@ lock-images: $(STAMP) ## Write the locks of the GPU and core images, with hashes
 	export UV_CUSTOM_COMPILE_COMMAND="make lock-images"; \
 	echo setuptools | $$compile --extra core --excludes requirements/image-core-excludes.txt --output-file requirements/core.lock; \
 	echo setuptools | $$compile --extra generate --output-file requirements/generate-gpu.lock; \
-	printf 'setuptools\nwheel\nflash-attn\n' | $$compile --extra train --output-file requirements/train-gpu.lock
+	printf 'setuptools\nwheel\nflash-attn\n' | $$compile --extra train --extra qlora --output-file requirements/train-gpu.lock
 	@grep -c == requirements/core.lock requirements/generate-gpu.lock requirements/train-gpu.lock
 
 ##@ Cluster
