@@ -4,7 +4,7 @@ A table is of one model, so that whoever needs the model again finds it: rewards
 """
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from dice_core.accelerator import device_type
+from dice_core.accelerator import free_bytes
 from dice_core.data.chat import chat_format
 from dice_core.data.records import PREFERENCES, RecordError, conform
 from dice_core.data.settings import ChatConfig
@@ -38,6 +38,10 @@ ANSWER_LOGPS = pa.schema(
         pa.field("policy_logps", pa.float64(), False),
         pa.field("incumbent_logps", pa.float64(), False),
     ]
+)
+_ADVICE = (
+    "give the task more GPUs (generation.tensor_parallel_size, which sampling uses too), or set a smaller "
+    "evaluation.tokens_per_batch"
 )
 
 
@@ -91,6 +95,7 @@ def score_under(
     *,
     pairs: HeldOutPairs | None = None,
     answers: tuple[pa.Table, pa.Table] | None = None,
+    on_placed: Callable[[int], None] | None = None,
 ) -> tuple[pa.Table | None, pa.Table | None]:
     """Return log-probs under a model, which may be no finite numbers, and leave nothing of the model in memory.
 
@@ -101,8 +106,9 @@ def score_under(
         pairs: whose PAIR_LOGPS are wanted; None: they are known.
         answers: records.RESPONSES of the candidate and of the incumbent, one to a prompt in the same order, whose
             ANSWER_LOGPS are wanted; None: they are known.
+        on_placed: called with the devices that the model is spread over.
     """
-    found = _score(model_folder, config, role, pairs, answers)
+    found = _score(model_folder, config, role, pairs, answers, on_placed)
     _free_memory()
     return found
 
@@ -113,12 +119,20 @@ def _score(
     role: str,
     pairs: HeldOutPairs | None,
     answers: tuple[pa.Table, pa.Table] | None,
+    on_placed: Callable[[int], None] | None,
 ) -> tuple[pa.Table | None, pa.Table | None]:
     from dice_core.logprobs.attention import use_checked_attention
+    from dice_core.models import placement
     from dice_core.models.loading import load_model
 
     with doing(f"loading the {role}"):
-        model = load_model(model_folder, config.dtype, device=device_type())
+        model = load_model(model_folder, config.dtype)
+        working = placement.working_bytes(model, config.tokens_per_batch)
+        layout = placement.lay_out_alone(model, free_bytes(), working, _ADVICE)
+        placement.let_inputs_follow(model, layout)
+        placement.bring(model, layout)
+    if on_placed:
+        on_placed(len(set(layout.values())))
     use_checked_attention(model)
     of_pairs = of_answers = None
     if pairs is not None:

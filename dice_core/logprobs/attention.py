@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from dice_core.logprobs.compiled import FLEX
 from dice_core.logprobs.packing import Row, windowed
 from dice_core.models.files import ModelError
 
@@ -84,7 +85,7 @@ def _mask(model: PreTrainedModel, row: Row, window: int | None, dtype: torch.dty
         # Pinned, so that a device at work on the row before is not waited for.
         starts = starts.pin_memory()
     own, prompt, end = starts.to(model.device, non_blocking=True)  # each (1, tokens)
-    if model.config._attn_implementation == "flex_attention":
+    if model.config._attn_implementation == FLEX:
         return block_mask(own, prompt, end)
     visible = dense_mask(own, prompt, end)  # (1, 1, tokens, tokens)
     return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
@@ -226,6 +227,26 @@ def dense_mask(own_starts: Tensor, prompt_starts: Tensor, prompt_ends: Tensor) -
     return (in_own | ((places >= prompt) & (places < end)))[:, None]
 
 
+class _RowMask(BlockMask):
+    """A block mask that a model's layers take along to their devices.
+
+    torch's moves its lists of blocks alone, and the function of its mixed blocks would read the ranges where they were.
+    """
+
+    ranges: tuple[Tensor, Tensor, Tensor]
+    """Arguments of block_mask."""
+
+    def to(self, device: torch.device | str) -> BlockMask:
+        """Return the mask on a device; it is made there once for all layers."""
+        device = torch.device(device)
+        if device == self.kv_indices.device:
+            return self
+        made: dict[torch.device, BlockMask] = vars(self).setdefault("made", {})
+        if device not in made:
+            made[device] = block_mask(*(starts.to(device) for starts in self.ranges))
+        return made[device]
+
+
 def block_mask(own_starts: Tensor, prompt_starts: Tensor, prompt_ends: Tensor) -> BlockMask:
     """Return the same mask for FlexAttention. Arguments: (rows, tokens), see Row; tokens a multiple of BLOCK.
 
@@ -244,9 +265,11 @@ def block_mask(own_starts: Tensor, prompt_starts: Tensor, prompt_ends: Tensor) -
         in_own = (key >= own_starts[row, query]) & (key <= query)
         return in_own | ((key >= prompt_starts[row, query]) & (key < prompt_ends[row, query]))
 
-    return BlockMask.from_kv_blocks(
+    mask = _RowMask.from_kv_blocks(
         *_listed(is_mixed), *_listed(is_full), BLOCK, visible, seq_lengths=(num_tokens, num_tokens)
     )
+    mask.ranges = (own_starts, prompt_starts, prompt_ends)
+    return mask
 
 
 def _overlap(starts: Tensor, ends: Tensor, blocks: Tensor) -> Tensor:
