@@ -15,7 +15,9 @@ BFLOAT16, FLOAT32 = "bfloat16", "float32"
 LEAST_GAIN = 1.5
 """bfloat16 is taken from this ratio of speeds on: below it, exactness is worth more."""
 _FILE = "precision.json"
-_SIZE, _SECONDS, _TIMEOUT = 512, 0.3, 120.0
+SIZE = 512
+"""Rows and columns of the matrices that are multiplied."""
+_SECONDS, _TIMEOUT = 0.3, 120.0
 
 
 def chosen_precision(folder: Path) -> str:
@@ -64,7 +66,7 @@ def measure() -> dict[str, float]:
 def _products_per_second(format_name: str) -> float:
     import torch
 
-    left, right = (torch.randn(_SIZE, _SIZE).to(getattr(torch, format_name)) for _ in range(2))
+    left, right = (torch.randn(SIZE, SIZE).to(getattr(torch, format_name)) for _ in range(2))
     left @ right  # the first one also sets up the library
     start, number = time.perf_counter(), 0
     while (spent := time.perf_counter() - start) < _SECONDS:

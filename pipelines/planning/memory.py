@@ -1,0 +1,206 @@
+"""How much memory each stage takes, part by part, in bytes. Pure arithmetic; the formulas stand in docs/planning.md.
+
+Sources: the bytes a parameter of mixed-precision Adam and its sharding are ZeRO's (arXiv 1910.02054, section 3), the
+sizes of buffers DeepSpeed's defaults (runtime/zero/config.py) and ours (training/arguments.py), chunks of logits those
+of logprobs/output_head.py, and what vLLM takes is its gpu_memory_utilization. What is assumed is named so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dice_core.generation.settings import EngineConfig
+from dice_core.settings.base import DType
+from dice_core.training.settings import TrainingConfig
+from pipelines.planning.shapes import ModelShape
+
+GIB = 2**30
+BYTES: Mapping[DType, int] = {"float32": 4, "bfloat16": 2}
+
+LOGITS_BYTES = {"cpu": 4 * 2**23, "gpu": 4 * 2**27}
+"""A chunk of float32 logits (output_head.py; a test compares)."""
+GPU_LIBRARIES = 2 * GIB
+"""CUDA's context, NCCL's buffers and what the allocator cannot use. Assumed."""
+CPU_LIBRARIES = 0.47e9
+"""Python, torch and transformers. Measured by the benchmark of scoring."""
+ENGINE_LIBRARIES = {"cpu": 0.95e9, "gpu": 2 * GIB}
+"""vLLM beside weights and cache; on a GPU with CUDA graphs. CPU: measured by the benchmark of generation (2.8 GB, of
+which 0.54 are weights, 0.3 the work, and 1.07 the cache); GPU: assumed."""
+TOGETHER_BYTES = 12 * GIB
+"""Left to activations where policy and reference stay on one GPU together (preferences/scoring.py; a test compares)."""
+
+_LIVE, _BUCKET, _SUB_GROUP = 10**9, 5 * 10**8, 10**9
+"""DeepSpeed's stage3_max_live_parameters, reduce_bucket_size and sub_group_size, in parameters."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a process takes of a GPU, or of the host where it computes on a CPU, by part, in bytes."""
+
+    weights: float = 0.0
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    activations: float = 0.0
+    cache: float = 0.0
+    """Keys and values, in vLLM."""
+    working: float = 0.0
+    """Libraries, buffers, chunks of logits."""
+
+    @property
+    def total(self) -> float:
+        """Return the sum of the parts."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, float]:
+        """Return the parts by name."""
+        return dict(vars(self))
+
+
+def layer_values(shape: ModelShape, *, recomputes_elementwise: bool) -> int:
+    """Return the values a layer keeps for backward, a token.
+
+    Inputs of both norms and their outputs, queries, keys and values before and after rotation, what attention gives,
+    and the two inner products of the MLP: activations.py makes the rest again. Without it, the normalised inputs in
+    float32, the activation and its product are kept too.
+    """
+    queries, keys = shape.num_heads * shape.head_size, shape.num_kv_heads * shape.head_size
+    kept = 4 * shape.hidden_size + (queries + 2 * keys) + (queries + keys) + queries + 2 * shape.intermediate_size
+    return kept if recomputes_elementwise else kept + 4 * shape.hidden_size + 2 * shape.intermediate_size
+
+
+def activation_bytes(shape: ModelShape, config: TrainingConfig, row_tokens: float) -> float:
+    """Return what forward keeps for backward of one row.
+
+    With gradient checkpointing: the input of each layer, and one layer whole while it is computed again.
+    """
+    size = 2 if config.precision == "bf16" else 4
+    if config.gradient_checkpointing:
+        one = layer_values(shape, recomputes_elementwise=False)
+        return row_tokens * size * (shape.num_layers * shape.hidden_size + one)
+    return row_tokens * size * shape.num_layers * layer_values(shape, recomputes_elementwise=True)
+
+
+def head_bytes(shape: ModelShape, device: str, *, trains: bool) -> float:
+    """Return what the output head takes beside its weights: two chunks of logits, and with gradients a third of half
+    the size, and the gradient of its weights in float32 and in the weights' dtype."""
+    chunks = LOGITS_BYTES[device] * (2.5 if trains else 2)
+    return chunks + (shape.num_embedding * 6 if trains else 0)
+
+
+def training_memory(
+    shape: ModelShape, config: TrainingConfig, num_ranks: int, row_tokens: float, device: str = "gpu"
+) -> Memory:
+    """Return what one process of training takes.
+
+    Args:
+        shape: of the policy.
+        config: of training.
+        num_ranks: processes, over which ZeRO shards: exactly, an equal share each.
+        row_tokens: of the largest packed row.
+        device: `gpu`, or `cpu`.
+    """
+    count, shard = shape.num_parameters, shape.num_parameters / num_ranks
+    libraries = GPU_LIBRARIES if device == "gpu" else CPU_LIBRARIES
+    working = libraries + head_bytes(shape, device, trains=True)
+    activations = activation_bytes(shape, config, row_tokens)
+    if config.deepspeed == "none":
+        # float32 weights, gradients and two moments in each process; autocast keeps bfloat16 copies of the weights.
+        copies = 2 * shape.num_parameters if config.precision == "bf16" else 0
+        average = 4 * count if config.ema_decay else 0
+        return Memory(4 * count, 4 * count, 8 * count + average, activations, 0, working + copies)
+    size = 2 if config.precision == "bf16" else 4
+    # The float32 weight and two moments: 12 bytes, sharded in both stages, as gradients are.
+    if config.deepspeed == "zero2":
+        buckets = 2 * size * min(_BUCKET, count)
+        return Memory(size * count, size * shard, 12 * shard, activations, 0, working + buckets)
+    gathered = size * (min(_LIVE, count) + min(_BUCKET, count)) + 4 * min(_SUB_GROUP, shard)
+    return Memory(size * shard, size * shard, 12 * shard, activations, 0, working + gathered)
+
+
+def reference_memory(shape: ModelShape, config: TrainingConfig, row_tokens: float, device: str = "gpu") -> Memory:
+    """Return what the pass under a reference of its own takes before training: the whole model in each process."""
+    size = 2 if config.precision == "bf16" else 4
+    return _forward_memory(shape, size * shape.num_parameters, size, row_tokens, device)
+
+
+def scoring_memory(
+    shape: ModelShape, dtype: DType, tokens_per_batch: int, device: str = "gpu", *, device_bytes: float = 0.0
+) -> Memory:
+    """Return what scoring takes: both models if they fit together, otherwise the larger half of turn-taking, one.
+
+    Args:
+        shape: of the policy, and of the reference.
+        dtype: of the weights.
+        tokens_per_batch: of one forward.
+        device: `gpu`, or `cpu`, where both stay.
+        device_bytes: of the GPU.
+    """
+    weights = BYTES[dtype] * shape.num_parameters
+    are_together = device == "cpu" or 2 * weights + TOGETHER_BYTES <= device_bytes
+    return _forward_memory(shape, weights * (2 if are_together else 1), BYTES[dtype], tokens_per_batch, device)
+
+
+def evaluation_memory(shape: ModelShape, dtype: DType, tokens_per_batch: int, device: str = "gpu") -> Memory:
+    """Return what the log-probs of evaluation take: one model at a time."""
+    return _forward_memory(shape, BYTES[dtype] * shape.num_parameters, BYTES[dtype], tokens_per_batch, device)
+
+
+def _forward_memory(shape: ModelShape, weights: float, size: int, tokens: float, device: str) -> Memory:
+    libraries = GPU_LIBRARIES if device == "gpu" else CPU_LIBRARIES
+    # Without gradients a layer's values are gone when the next begins.
+    activations = tokens * size * layer_values(shape, recomputes_elementwise=False)
+    return Memory(weights, activations=activations, working=libraries + head_bytes(shape, device, trains=False))
+
+
+def engine_memory(
+    shape: ModelShape, config: EngineConfig, num_tokens: int, device: str = "gpu", *, device_bytes: float = 0.0
+) -> Memory:
+    """Return what vLLM takes of each of the GPUs that share a model.
+
+    Its cache is what gpu_memory_utilization leaves; on a CPU cpu_kv_cache_gib. A cache that cannot hold the longest
+    request is refused by vLLM: `cache` is then what that request needs, so that the total tells what is lacking.
+
+    Args:
+        shape: of the model.
+        config: dtype, GPUs and memory.
+        num_tokens: of the longest prompt and response together.
+        device: `gpu`, or `cpu`.
+        device_bytes: of the GPU.
+    """
+    size, num_gpus = BYTES[config.dtype], config.tensor_parallel_size
+    weights = size * shape.num_parameters / num_gpus
+    sequences, batched = engine_limits(config, device_bytes) if device == "gpu" else (64, 1024)
+    activations = batched * size * layer_values(shape, recomputes_elementwise=False) / num_gpus
+    working = ENGINE_LIBRARIES[device] + 2 * 4 * sequences * shape.vocab_size
+    least = shape.kv_bytes_per_token(size, num_gpus) * num_tokens
+    left = config.gpu_memory_utilization * device_bytes - weights - activations - working
+    cache = max(left, least) if device == "gpu" else config.cpu_kv_cache_gib * GIB
+    return Memory(weights, activations=activations, cache=cache, working=working)
+
+
+def engine_limits(config: EngineConfig, device_bytes: float) -> tuple[int, int]:
+    """Return the sequences that vLLM runs at a time and the tokens of one of its batches.
+
+    Its defaults for class LLM (vllm/engine/arg_utils.py): larger from 70 GiB on, but not on an A100, whose name is not
+    known here: of a card of 80 GiB the larger ones are counted, which take more memory.
+    """
+    sequences, batched = (1024, 16_384) if device_bytes >= 70 * GIB else (256, 8192)
+    return config.max_concurrent_sequences or sequences, batched
+
+
+def training_host_bytes(shape: ModelShape, config: TrainingConfig, num_nodes: int, processes_per_node: int) -> float:
+    """Return what a training pod takes of its host's memory where it computes on GPUs.
+
+    Each process holds its libraries, and the whole float32 model on its way to the GPU unless ZeRO-3 cuts it up while
+    it is read. A checkpoint is copied in memory before it is stored: 12 bytes a parameter, a node's share. At the end
+    the first process gathers the float32 weights.
+    """
+    whole = 4 * shape.num_parameters
+    reading = whole / num_nodes if config.deepspeed == "zero3" else whole * processes_per_node
+    staged = 12 * shape.num_parameters / (num_nodes if config.deepspeed != "none" else 1)
+    # What processes read is gone before a checkpoint is made.
+    return processes_per_node * 3 * GIB + max(reading, staged + whole)
+
+
+def scoring_host_bytes(shape: ModelShape, dtype: DType) -> float:
+    """Return what a task that scores takes of its host's memory beside a GPU: both models are read there first."""
+    return 4 * GIB + 2 * BYTES[dtype] * shape.num_parameters
