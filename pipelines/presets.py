@@ -177,6 +177,44 @@ def llama3() -> Preset:
     )
 
 
+def llama3_70b() -> Preset:
+    """Tulu 3 70B, a Llama 3.1 after SFT and DPO, on two nodes of 8 H100. Not yet run on a GPU.
+
+    The only open 70B models whose DPO policy and its SFT start are both published; Llama 3.1 Community License, not
+    gated. A parameter of ZeRO-3 takes 16 bytes, 1.13 TB for 70.6 billion: 71 GB of each of 16 GPUs, and rows, gathered
+    layers and their gradients take 27 GB more of the 86. With optimizer states in the nodes' memory it is 9 and 27.
+    """
+    preset = llama3()
+    training = {
+        "offload_optimizer": "cpu",
+        "per_device_batch_size": 2,  # 16 GPUs x 2 are the global batch: weights are gathered as rarely as can be
+    }
+    cluster = {
+        "gpu_task_cpu": "88",  # half of a node, with 4 of its 8 GPUs
+        # Policy and reference in bfloat16, 141 GB each, which take turns on the GPUs, and what torch takes
+        "gpu_task_memory": "400Gi",
+        # training/host_memory.py: 25 bytes a parameter on the first of two nodes, 1675 GiB with 8 processes
+        "trainer_memory": "1800Gi",
+        # A shard's 17 million tokens through two models, the layers' GPUs one after another: 4 hours by arithmetic
+        "score_timeout": "12h",
+        "evaluate_timeout": "8h",  # five models of 141 GB are loaded, two of them sampled from
+    }
+    return dataclasses.replace(
+        preset,
+        name="llama3-70b",
+        policy_source="allenai/Llama-3.1-Tulu-3-70B-DPO",  # its model card, arXiv 2411.15124
+        reference_source="allenai/Llama-3.1-Tulu-3-70B-SFT",  # likewise: what its DPO started from
+        num_shards=4,  # 4 GPUs each: both nodes
+        chat=ChatConfig(prompt_format="model"),  # its own template, without a system prompt, as it was trained
+        # Weights of 35 GB a GPU leave 36 GB of 80 for keys and values
+        generation=preset.generation.model_copy(update={"tensor_parallel_size": 4}),
+        training=preset.training.model_copy(update=training),
+        launch=LaunchConfig(backend="pytorchjob", num_nodes=2, processes_per_node=8),
+        pool="p5",  # of the nodes with 8 x 80 GB the one with enough memory
+        cluster=POOLS["p5"]().model_copy(update=cluster),
+    )
+
+
 def zephyr_offline() -> Preset:
     """The paper's baseline "offline DPO": zephyr trained further on the offline pairs, against its first reference.
 
@@ -280,6 +318,7 @@ def on_this_machine(preset: Preset) -> Preset:
 PRESETS: dict[str, Callable[[], Preset]] = {
     "zephyr": zephyr,
     "llama3": llama3,
+    "llama3-70b": llama3_70b,
     "zephyr-offline": zephyr_offline,
     "zephyr-offline-new-reference": zephyr_offline_new_reference,
     "demo": demo,

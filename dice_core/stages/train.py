@@ -6,8 +6,10 @@ from contextvars import ContextVar
 from functools import partial
 
 from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
+from dice_core.progress import log
 from dice_core.release.model_card import update_card
 from dice_core.settings.base import ConfigError, Values
+from dice_core.settings.quantities import quantity
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.models_agree import require_one_tokenizer
 from dice_core.stages.place import WARM_START, Artifact, show
@@ -18,6 +20,7 @@ from dice_core.storage import layout
 from dice_core.storage.contract import UnfitError
 from dice_core.storage.manifest import Manifest, Metric, require_manifest
 from dice_core.training.disk import node_bytes
+from dice_core.training.host_memory import pod_bytes
 from dice_core.training.settings import TrainingConfig
 
 _section: ContextVar[str] = ContextVar("section", default="training")
@@ -127,28 +130,51 @@ def _run_job(
     if launch.backend == "torchrun":
         # A launcher in a small pod does not hold the pairs: the training pods say the same, one line as well.
         check_job(job, context.folder / "pairs")
-    launch_training(job.write(), launch, _with_disk(pods, context.inputs["policy"].manifest.metrics, training, launch))
+    launch_training(job.write(), launch, sized(pods, context.inputs["policy"].manifest.metrics, training, launch))
     manifest = require_manifest(context.uri)
     if manifest.fingerprint != context.fingerprint:
         raise UnfitError(f"{context.uri}: another training published here while this one ran: take a new run name")
     return manifest
 
 
-def _with_disk(
-    pods: PodConfig, policy: Mapping[str, Metric], training: TrainingConfig, launch: LaunchConfig
-) -> PodConfig:
-    """Return what the pods look like, with a request for the disk that the model needs where nobody chose one."""
+def sized(pods: PodConfig, policy: Mapping[str, Metric], training: TrainingConfig, launch: LaunchConfig) -> PodConfig:
+    """Return what the pods look like, with requests that follow from the model, as far as its size is known.
+
+    That is the disk, where nobody chose it; and with optimizer states in the node's memory what those take, where less
+    was chosen: a pod with less would be killed at its first step, or at its last.
+
+    Args:
+        pods: as they were chosen.
+        policy: metrics of the manifest of the model that is trained.
+        training: its settings.
+        launch: the pods' number and processes.
+    """
     num_parameters = policy.get("num_parameters")
-    if pods.disk or not isinstance(num_parameters, int | float):
+    if not isinstance(num_parameters, int | float):
         return pods
-    num_bytes = node_bytes(
-        int(num_parameters),
-        training,
-        launch.num_nodes,
-        has_scratch_volume=bool(pods.scratch_volume),
-        has_cache_volume=bool(pods.model_cache_claim),
-    )
-    return pods.model_copy(update={"disk": f"{-(-num_bytes >> 30)}Gi"})
+    requests = {}
+    if not pods.disk:
+        num_bytes = node_bytes(
+            int(num_parameters),
+            training,
+            launch.num_nodes,
+            has_scratch_volume=bool(pods.scratch_volume),
+            has_cache_volume=bool(pods.model_cache_claim),
+        )
+        requests["disk"] = _in_gib(num_bytes)
+    if training.offload_optimizer != "none":
+        num_bytes = pod_bytes(int(num_parameters), training, launch.num_nodes, launch.processes_per_node)
+        if quantity(pods.memory or "0") < num_bytes:
+            requests["memory"] = _in_gib(num_bytes)
+            log(
+                f"train: a pod asks for {requests['memory']} of memory, not {pods.memory or 'any'}: optimizer states "
+                f"of {num_parameters / 1e9:.1f} billion parameters are kept there (training.offload_optimizer)"
+            )
+    return pods.model_copy(update=requests)
+
+
+def _in_gib(num_bytes: int) -> str:
+    return f"{-(-num_bytes >> 30)}Gi"
 
 
 def train_task(

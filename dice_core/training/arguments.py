@@ -37,6 +37,9 @@ def deepspeed_config(config: TrainingConfig, num_processes: int) -> dict[str, An
             # The finished weights are collected in float32 by trained_model.py, never through this 16-bit path.
             "stage3_gather_16bit_weights_on_model_save": False,
         }
+    if config.offload_optimizer == "cpu":
+        # Pinned, so that gradients arrive while backward goes on. There is nothing to pin for without a GPU.
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": config.accumulation_steps(num_processes),
@@ -45,6 +48,8 @@ def deepspeed_config(config: TrainingConfig, num_processes: int) -> dict[str, An
         "bf16": {"enabled": config.precision == "bf16"},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        # torch's fused AdamW runs on CPUs too. DeepSpeed would build its own with CUDA's compiler, which no image has.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000,
     }
 

@@ -52,6 +52,10 @@ class TrainingConfig(Settings):
     """Pairs of a micro-batch on the average: a step's pairs are packed into rows of like numbers of tokens."""
     deepspeed: Literal["none", "zero2", "zero3"] = Field(default="none", json_schema_extra=OPERATIONAL)
     """How states are split over processes: not at all, optimizer and gradients (ZeRO-2), or weights too (ZeRO-3)."""
+    offload_optimizer: Literal["none", "cpu"] = Field(default="none", json_schema_extra=OPERATIONAL)
+    """Where ZeRO-3 keeps the float32 weights, their moments and gradients, and updates them: beside the weights, or in
+    the node's memory (`cpu`), which then needs 18 bytes a parameter, shared by the nodes; a GPU keeps 2 in place of
+    16."""
     eval_steps: Int = Field(default=20, ge=1, json_schema_extra=OPERATIONAL)
     """Measure the evaluation pairs every so many steps."""
     save_minutes: float = Field(default=30.0, gt=0, json_schema_extra=OPERATIONAL)
@@ -74,6 +78,11 @@ class TrainingConfig(Settings):
         if self.ema_decay and self.deepspeed != "none":
             cut = f"ema_decay averages whole weights, which deepspeed {self.deepspeed!r} cuts up"
             raise ValueError(f"{cut}: set ema_decay 0 or deepspeed 'none', got ema_decay {self.ema_decay}")
+        if self.offload_optimizer != "none" and self.deepspeed != "zero3":
+            raise ValueError(
+                f"offload_optimizer {self.offload_optimizer!r} needs deepspeed 'zero3', got {self.deepspeed!r}: set "
+                "offload_optimizer 'none' or deepspeed 'zero3'"
+            )
         return self
 
     def accumulation_steps(self, num_processes: int, where: str = "training") -> int:

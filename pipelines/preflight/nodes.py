@@ -1,6 +1,7 @@
 """Preflight checks of the nodes: do they have the images, and can they take the pods of a run?"""
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,11 +96,7 @@ def check_nodes(cluster: KubernetesApi, pods: Pods) -> str:
         KubernetesError: there are nodes, and none of them can take the pods.
     """
     selector = ",".join(f"{name}={value}" for name, value in pods.selector.items())
-    nodes = cluster.list(_NODES, **({"labelSelector": selector} if selector else {}))
-    if not selector:
-        # What has no such resource at all is no node of the pool.
-        gpus = pods.requests.keys() - {"cpu", "memory"}
-        nodes = [node for node in nodes if gpus <= node["status"].get("allocatable", {}).keys()]
+    nodes = _pool(cluster, pods.selector, pods.requests.keys() - {"cpu", "memory"})
     faults = {node["metadata"]["name"]: _fault(node, pods) for node in nodes}
     usable = [name for name, fault in faults.items() if not fault]
     wanted = f"{pods.what} ({', '.join(f'{value} {name}' for name, value in pods.requests.items())})"
@@ -134,10 +131,16 @@ def check_disk(cluster: KubernetesApi, config: ClusterConfig) -> str:
     )
 
 
-def _gpu_nodes(cluster: KubernetesApi, config: ClusterConfig) -> list[Mapping[str, Any]]:
-    """Return the nodes with the labels that GPU tasks ask for."""
-    nodes = cluster.list(_NODES)
-    return [node for node in nodes if config.gpu_node_selector.items() <= _labels(node).items()]
+def _gpu_nodes(cluster: KubernetesApi, config: ClusterConfig) -> list[dict[str, Any]]:
+    """Return the nodes that GPU tasks go to."""
+    return _pool(cluster, config.gpu_node_selector, {config.gpu_resource} - {""})
+
+
+def _pool(cluster: KubernetesApi, selector: Mapping[str, str], resources: AbstractSet[str]) -> list[dict[str, Any]]:
+    """Return the nodes with a pool's labels; without labels, those that have such resources at all."""
+    if selector:
+        return cluster.list(_NODES, labelSelector=",".join(f"{name}={value}" for name, value in selector.items()))
+    return [node for node in cluster.list(_NODES) if resources <= node["status"].get("allocatable", {}).keys()]
 
 
 def _labels(node: Mapping[str, Any]) -> Mapping[str, str]:

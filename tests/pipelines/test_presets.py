@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 
 from dice_core.evaluation.estimates import growth
+from dice_core.settings.quantities import quantity
+from dice_core.stages.table import GENERATE_AND_SCORE
+from dice_core.training.host_memory import pod_bytes
+from pipelines.cluster.pools import NODE_KINDS
 from pipelines.dice import default_parameters
 from pipelines.overrides import apply_overrides
 from pipelines.presets import PRESETS, Preset, on_this_machine
@@ -45,6 +49,26 @@ def test_sampling_differs_between_the_published_presets() -> None:
 
     assert sampling(PRESETS["zephyr"]()) == ("zephyr", 0.7, 0.9)
     assert sampling(PRESETS["llama3"]()) == ("llama3", 0.9, 1.0)
+
+
+def test_the_large_preset_fills_two_nodes_with_what_fits_them() -> None:
+    """By hand: 70.55 billion parameters, 16 GPUs of 80 GiB, nodes of 2048 GiB."""
+    preset, num_parameters = PRESETS["llama3-70b"](), 70_553_706_496
+    assert preset.cluster is not None
+    num_gpus = preset.launch.num_nodes * preset.launch.processes_per_node
+    assert preset.num_shards * preset.gpus_of(GENERATE_AND_SCORE) == num_gpus == 16
+    training = preset.training
+    assert training.global_batch_size == num_gpus * training.per_device_batch_size * training.accumulation_steps(16)
+    assert (training.deepspeed, training.offload_optimizer) == ("zero3", "cpu")
+    memory = quantity(preset.cluster.trainer_memory)
+    assert pod_bytes(num_parameters, training, 2, 8) < memory < NODE_KINDS["p5"].memory_gib * 2**30
+    # Both tasks of a node, and two models in bfloat16 in each.
+    assert 2 * quantity(preset.cluster.gpu_task_memory) < memory
+    assert quantity(preset.cluster.gpu_task_memory) > 2 * 2 * num_parameters
+    assert 2 * int(preset.cluster.gpu_task_cpu) <= NODE_KINDS["p5"].num_cpus
+    llama3 = PRESETS["llama3"]()
+    differing = {"chat", "generation", "training", "launch", "cluster"}
+    assert {name for name, value in preset.sections().items() if value != llama3.sections()[name]} == differing
 
 
 def test_the_papers_baselines_differ_from_zephyr_in_what_the_paper_says() -> None:
@@ -100,6 +124,11 @@ def test_a_pointer_that_is_no_name_is_refused() -> None:
             "Llama-3-Base-8B-SFT-DPO on pairs, 2 iterations, 8 shards, 16 GPUs",
         ),
         ("zephyr-offline", [], "zephyr-7b-beta on ultrafeedback_binarized, 2 iterations, offline pairs alone, 8 GPUs"),
+        (
+            "llama3-70b",
+            [],
+            "Llama-3.1-Tulu-3-70B-DPO on ultrafeedback_binarized, 2 iterations, 4 shards, 16 GPUs",
+        ),
         ("demo", ["iterations=1"], "SmolLM2-135M-Instruct on demo_preferences, 1 iteration, 1 shard, on CPUs"),
     ],
 )

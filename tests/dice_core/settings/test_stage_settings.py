@@ -48,6 +48,7 @@ ALL = [
         (TrainingConfig, {"warmup_steps": 50}, "use 'constant_with_warmup'"),
         (TrainingConfig, {"per_device_batch_size": 64}, "must not exceed global_batch_size 32, got 64"),
         (TrainingConfig, {"ema_decay": 0.9, "deepspeed": "zero3"}, "which deepspeed 'zero3' cuts up: set ema_decay 0"),
+        (TrainingConfig, {"offload_optimizer": "cpu", "deepspeed": "zero2"}, "needs deepspeed 'zero3', got 'zero2'"),
         (ScoringConfig, {"min_characters": 10, "max_characters": 9}, "got 10 and 9"),
         (ChatConfig, {"prompt_format": "zephyr", "system_prompt": "Be kind."}, "only with prompt_format 'model'"),
         (PodConfig, {"cpu": "lots"}, 'stage.cpu: must be a Kubernetes quantity such as 8, 500m or 64Gi, got "lots"'),

@@ -226,16 +226,17 @@ def test_two_processes_equal_one_with_the_same_global_batch(
     assert_same_weights(one, two, 2e-4)
 
 
-@pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
+@pytest.mark.parametrize(("deepspeed", "offload"), [("zero2", "none"), ("zero3", "none"), ("zero3", "cpu")])
 def test_zero_in_two_processes_equals_one_process_without_and_compiles_nothing(
-    deepspeed: str, policy_uri: str, pairs_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    deepspeed: str, offload: str, policy_uri: str, pairs_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The lock of a build that was killed: whoever builds waits for it, for ever.
     (tmp_path / "extensions" / "deepspeed_shm_comm").mkdir(parents=True)
     (tmp_path / "extensions" / "deepspeed_shm_comm" / "lock").touch()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     one = train(tmp_path / "one", policy_uri, pairs_uri, max_steps=2)
-    job = make_job(tmp_path / "zero", policy_uri, pairs_uri, {"max_steps": 2, "deepspeed": deepspeed})
+    settings = {"max_steps": 2, "deepspeed": deepspeed, "offload_optimizer": offload}
+    job = make_job(tmp_path / "zero", policy_uri, pairs_uri, settings)
     launch_training(job.write(), LaunchConfig(processes_per_node=2))
     zero = finished(tmp_path / "zero")
     assert zero.losses == pytest.approx(one.losses, abs=1e-5)
@@ -252,14 +253,15 @@ def test_zero3_on_a_gpu_takes_the_steps_of_a_process_without(policy_uri: str, pa
     assert_same_weights(one, zero, 2e-4)
 
 
-@pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
+@pytest.mark.parametrize(("deepspeed", "offload"), [("zero2", "none"), ("zero3", "none"), ("zero3", "cpu")])
 def test_bf16_under_zero_trains_the_exact_float32_weights(
-    deepspeed: str, policy_uri: str, pairs_uri: str, tmp_path: Path
+    deepspeed: str, offload: str, policy_uri: str, pairs_uri: str, tmp_path: Path
 ) -> None:
     """Adam moves a weight by at most the learning rate in a step: rounding to bfloat16 would move it a hundred times
     as far.
     """
     settings = {"max_steps": 2, "deepspeed": deepspeed, "precision": "bf16", "learning_rate": 1e-7}
+    settings["offload_optimizer"] = offload
     job = make_job(tmp_path / "zero", policy_uri, pairs_uri, settings)
     launch_training(job.write(), LaunchConfig(processes_per_node=2))
     zero, start = finished(tmp_path / "zero"), load_file(fetch_model(policy_uri) / "model.safetensors")

@@ -10,7 +10,7 @@ from dice_core.launch.settings import LaunchConfig
 from pipelines.cluster.config import ClusterConfig
 from pipelines.cluster.pools import POOLS
 from pipelines.preflight.findings import UncertainError
-from pipelines.preflight.nodes import Pods, check_nodes, cpu_task_pods, training_pods
+from pipelines.preflight.nodes import Pods, check_disk, check_driver, check_nodes, cpu_task_pods, training_pods
 from tests.cluster_objects import running_cluster
 
 pytestmark = pytest.mark.slow
@@ -87,3 +87,18 @@ def test_nodes_that_are_not_there_now_may_come(
 def test_a_node_without_its_device_plugin_is_no_question_of_waiting(check: Any) -> None:
     with pytest.raises(KubernetesError, match=r"gpu-1 offers no nvidia.com/gpu, 8 are needed"):
         check(training(), node("gpu-1", "1150Gi", GPU_TAINT, labels=GPU_LABELS))
+
+
+def test_without_labels_the_nodes_with_gpus_alone_tell_disk_and_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU node's small disk, and the label it has kept from a GPU that is gone, are of no matter."""
+    gpu, cpu = node("gpu-1", "1150Gi", gpus="8"), node("cpu-1", "60Gi")
+    for one, disk, driver in ((gpu, "200Gi", "580"), (cpu, "20Gi", "470")):
+        one["status"]["allocatable"]["ephemeral-storage"] = disk
+        one["metadata"]["labels"] = {"nvidia.com/cuda.driver-version.major": driver}
+    with running_cluster({"/api/v1/nodes": [gpu, cpu]}) as cluster:
+        monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path)))
+        api, anywhere = KubernetesApi("kubeflow"), ClusterConfig()
+        assert check_disk(api, anywhere).startswith("the smallest offers 215 GB")
+        assert check_driver(api, anywhere) == "580 on 1 nodes, 580 is needed"
