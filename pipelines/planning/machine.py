@@ -1,11 +1,12 @@
 """How fast this machine is: matrix products a second, and the seconds that Python takes to load torch.
 
-Measured when a run on CPUs is planned, so that its plan holds on other machines too, and while something else runs.
+Measured when a run on CPUs is planned, by the processor's time and not by the clock: the plan is that of a machine
+that does nothing else, whatever runs there meanwhile.
 """
 
+import resource
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 
 from dice_core.settings.base import ConfigError, DType
@@ -20,7 +21,7 @@ class MachineSpeed:
 
     operations: dict[str, float]
     import_seconds: float
-    """Of torch and transformers, in a fresh process."""
+    """Of torch and transformers, in a fresh process: the processor's."""
 
     def of(self, dtype: DType) -> float:
         """Return the operations a second in a format."""
@@ -33,12 +34,17 @@ def measure_speed() -> MachineSpeed:
     Raises:
         ConfigError: torch does not work here.
     """
-    start = time.monotonic()
+    before = _seconds_of_children()
     command = [sys.executable, "-c", "import torch, transformers; transformers.AutoModelForCausalLM"]
     done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT, check=False)
-    import_seconds = time.monotonic() - start
+    import_seconds = _seconds_of_children() - before
     products = precision.measure()
     if done.returncode or not products:
         raise ConfigError("this machine's speed cannot be measured: torch does not load here, run make install")
     per_product = 2 * precision.SIZE**3
     return MachineSpeed({name: per_product * number for name, number in products.items()}, import_seconds)
+
+
+def _seconds_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

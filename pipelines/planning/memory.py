@@ -20,11 +20,11 @@ LOGITS_BYTES = {"cpu": 4 * 2**23, "gpu": 4 * 2**27}
 """A chunk of float32 logits (output_head.py; a test compares)."""
 GPU_LIBRARIES = 2 * GIB
 """CUDA's context, NCCL's buffers and what the allocator cannot use. Assumed."""
-CPU_LIBRARIES = 0.47e9
-"""Python, torch and transformers. Measured by the benchmark of scoring."""
-ENGINE_LIBRARIES = {"cpu": 0.95e9, "gpu": 2 * GIB}
-"""vLLM beside weights and cache; on a GPU with CUDA graphs. CPU: measured by the benchmark of generation (2.8 GB, of
-which 0.54 are weights, 0.3 the work, and 1.07 the cache); GPU: assumed."""
+CPU_LIBRARIES = 0.92e9
+"""Python, torch, transformers and what a stage loads beside them. Measured: prepare-data, which computes nothing."""
+ENGINE_LIBRARIES = {"cpu": 1.2e9, "gpu": 2 * GIB}
+"""vLLM beside weights and cache; on a GPU with CUDA graphs. CPU: measured by the benchmark of generation (2.83 GB, of
+which 0.54 are float32 weights and 1.07 the cache); GPU: assumed."""
 TOGETHER_BYTES = 12 * GIB
 """Left to activations where policy and reference stay on one GPU together (preferences/scoring.py; a test compares)."""
 
@@ -112,8 +112,10 @@ def training_memory(
     if config.deepspeed == "zero2":
         buckets = 2 * size * min(_BUCKET, count)
         return Memory(size * count, size * shard, 12 * shard, activations, 0, working + buckets)
-    gathered = size * (min(_LIVE, count) + min(_BUCKET, count)) + 4 * min(_SUB_GROUP, shard)
-    return Memory(size * shard, size * shard, 12 * shard, activations, 0, working + gathered)
+    gathered = size * (min(_LIVE, count) + min(_BUCKET, count))
+    if config.offload_optimizer == "cpu":
+        return Memory(size * shard, 0, 0, activations, 0, working + gathered)
+    return Memory(size * shard, size * shard, 12 * shard, activations, 0, working + gathered + 4 * min(_SUB_GROUP, shard))
 
 
 def reference_memory(shape: ModelShape, config: TrainingConfig, row_tokens: float, device: str = "gpu") -> Memory:
@@ -187,20 +189,24 @@ def engine_limits(config: EngineConfig, device_bytes: float) -> tuple[int, int]:
     return config.max_concurrent_sequences or sequences, batched
 
 
-def training_host_bytes(shape: ModelShape, config: TrainingConfig, num_nodes: int, processes_per_node: int) -> float:
-    """Return what a training pod takes of its host's memory where it computes on GPUs.
+def loading_host_bytes(
+    shape: ModelShape, config: TrainingConfig, num_nodes: int, processes_per_node: int
+) -> float:
+    """Return what a training pod holds while it reads the model, where it computes on GPUs.
 
-    Each process holds its libraries, and the whole float32 model on its way to the GPU unless ZeRO-3 cuts it up while
-    it is read. A checkpoint is copied in memory before it is stored: 12 bytes a parameter, a node's share. At the end
-    the first process gathers the float32 weights.
+    Each process holds the whole float32 model on its way to the GPU, unless ZeRO-3 cuts it up while it is read.
+    training/host_memory.py has what a pod holds later.
     """
-    whole = 4 * shape.num_parameters
-    reading = whole / num_nodes if config.deepspeed == "zero3" else whole * processes_per_node
-    staged = 12 * shape.num_parameters / (num_nodes if config.deepspeed != "none" else 1)
-    # What processes read is gone before a checkpoint is made.
-    return processes_per_node * 3 * GIB + max(reading, staged + whole)
+    whole = 4.0 * shape.num_parameters
+    read = whole / num_nodes if config.deepspeed == "zero3" else whole * processes_per_node
+    return processes_per_node * 4 * GIB + read
 
 
 def scoring_host_bytes(shape: ModelShape, dtype: DType) -> float:
     """Return what a task that scores takes of its host's memory beside a GPU: both models are read there first."""
-    return 4 * GIB + 2 * BYTES[dtype] * shape.num_parameters
+    return 4 * GIB + 2.0 * BYTES[dtype] * shape.num_parameters
+
+
+def joined(one: Memory, other: Memory) -> Memory:
+    """Return what one process takes that does both and gives nothing back."""
+    return Memory(**{name: value + other.parts()[name] for name, value in one.parts().items()})

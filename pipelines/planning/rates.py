@@ -62,4 +62,42 @@ POD_START = Rate("start of a pod", Range(20, 300), "s", "assumed", "the high bou
 IMPORTS = Rate("imports of Python", Range(15, 40), "s", "assumed", "torch, transformers and DeepSpeed from a cold disk")
 ENGINE_START = Rate("start of vLLM", Range(60, 240), "s", "assumed", "weights, compilation, CUDA graphs of 7B to 70B")
 COMPILATION = Rate("compiling attention", Range(30, 120), "s", "assumed", "FlexAttention, forward and backward")
-GPU_RATES = (DECODING, FORWARD_UTILIZATION, STORAGE, POD_START, IMPORTS, ENGINE_START, COMPILATION)
+LOADING = Rate("loading or saving a model's weights", Range(10, 120), "s", "assumed", "7B from memory, 70B from a disk")
+GPU_RATES = (DECODING, FORWARD_UTILIZATION, STORAGE, POD_START, IMPORTS, LOADING, ENGINE_START, COMPILATION)
+
+REFERENCE_IMPORT_SECONDS = 5.2
+"""What the import of torch and transformers took of the processor where the times below were measured (AMD EPYC, 2
+cores): on another machine they are as many times as long as that import."""
+
+
+def _share(what: str, low: float, high: float, kind: str) -> Rate:
+    source = "make bench BENCH=\"--stage plan\", by the processor's time"
+    return Rate(f"{what}, {kind}", Range(low, high), "of the machine's matrix products", "measured", source)
+
+
+CPU_FORWARD = {"bfloat16": _share("scoring", 0.50, 0.65, "bfloat16"), "float32": _share("scoring", 0.75, 0.95, "float32")}
+CPU_TRAINING = {
+    "bfloat16": _share("training", 0.30, 0.42, "bfloat16"),
+    "float32": _share("training", 0.60, 0.85, "float32"),
+}
+CPU_DECODING = {
+    "bfloat16": _share("vLLM", 0.18, 0.27, "bfloat16"),
+    "float32": _share("vLLM", 0.60, 1.0, "float32"),
+}
+_HERE = "on the machine above, scaled by the import"
+CPU_STORAGE = Rate("S3 here", Range(150e6, 400e6), "bytes/s", "measured", "make bench BENCH=\"--stage storage\"")
+CPU_IMPORTING = Rate("importing a GGUF file", Range(22e6, 30e6), "bytes/s", "measured", f"dice import-model, {_HERE}")
+CPU_START = Rate("start of a task", Range(1, 2), "s", "measured", f"a command without work, {_HERE}")
+CPU_IMPORTS = Rate("imports of Python", Range(3.5, 5.2), "s", "measured", f"dice prepare-data, {_HERE}")
+CPU_MODEL_START = Rate("loading a model", Range(1, 3), "s", "measured", f"the benchmark's, {_HERE}")
+CPU_TRAINING_START = Rate("a training's processes and its model", Range(8, 14), "s", "measured", f"torchrun, {_HERE}")
+CPU_ENGINE_START = Rate("start of vLLM", Range(4, 9), "s", "measured", f"the benchmark of generation, {_HERE}")
+CPU_TIMES = (
+    CPU_STORAGE,
+    CPU_IMPORTING,
+    CPU_START,
+    CPU_IMPORTS,
+    CPU_MODEL_START,
+    CPU_TRAINING_START,
+    CPU_ENGINE_START,
+)

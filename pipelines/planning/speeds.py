@@ -6,7 +6,7 @@ from dice_core.generation.settings import EngineConfig
 from dice_core.settings.base import DType
 from pipelines.planning import rates
 from pipelines.planning.machine import MachineSpeed
-from pipelines.planning.memory import BYTES, GIB, engine_limits, engine_memory
+from pipelines.planning.memory import BYTES, engine_limits, engine_memory
 from pipelines.planning.ranges import Range, exactly
 from pipelines.planning.rates import Card, Rate
 from pipelines.planning.shapes import ModelShape
@@ -25,11 +25,13 @@ class Speeds:
     importing: Range
     """Bytes a second of bringing and checking a model."""
     start: Range
-    """Seconds until a task works: its pod, and Python's imports."""
+    """Seconds until a task's program runs: its pod, or its process."""
+    imports: Range
+    """Seconds more until torch and transformers are loaded."""
     model_start: Range
-    """Seconds more of a task that loads a model: torch and transformers, the weights, compiling attention."""
+    """Seconds to load a model for log-probs, and to compile its attention."""
     training_start: Range
-    """Seconds more of a training: launcher, processes, the finished model."""
+    """Seconds more of a training: its own pods or processes, and the finished model, checked and stored."""
     engine_start: Range
     """Seconds until vLLM answers."""
     rates: tuple[Rate, ...]
@@ -38,7 +40,6 @@ class Speeds:
 
 def gpu_speeds(card: Card) -> Speeds:
     """Return the speeds on a kind of GPU."""
-    compiled = rates.COMPILATION.value
     return Speeds(
         forward=rates.FORWARD_UTILIZATION.value * card.operations,
         training=card.utilization.value * card.operations,
@@ -46,8 +47,9 @@ def gpu_speeds(card: Card) -> Speeds:
         # Into the pod, through its checks, and out again.
         importing=rates.STORAGE.value / 3,
         start=rates.POD_START.value,
-        model_start=rates.IMPORTS.value + compiled,
-        training_start=rates.POD_START.value + rates.IMPORTS.value,
+        imports=rates.IMPORTS.value,
+        model_start=rates.LOADING.value + rates.COMPILATION.value,
+        training_start=rates.POD_START.value + rates.LOADING.value,
         engine_start=rates.ENGINE_START.value,
         rates=(card.utilization, *rates.GPU_RATES),
     )
@@ -99,6 +101,7 @@ def cpu_speeds(machine: MachineSpeed, dtype: DType, training_dtype: DType) -> Sp
         storage=rates.CPU_STORAGE.value,
         importing=about(rates.CPU_IMPORTING, 1 / scale),
         start=about(rates.CPU_START, scale),
+        imports=about(rates.CPU_IMPORTS, scale),
         model_start=about(rates.CPU_MODEL_START, scale),
         training_start=about(rates.CPU_TRAINING_START, scale),
         engine_start=about(rates.CPU_ENGINE_START, scale),
@@ -123,15 +126,3 @@ def cpu_decoding(shape: ModelShape, machine: MachineSpeed, dtype: DType) -> Rang
     """Return the tokens a second that vLLM samples on this machine, as a share of its matrix products."""
     operations = shape.forward_operations(1, 1)
     return rates.CPU_DECODING[dtype].value * (machine.of(dtype) / operations)
-
-
-def machine_bytes() -> float:
-    """Return the memory of this machine."""
-    import psutil
-
-    return float(psutil.virtual_memory().total)
-
-
-def card_bytes(gibibytes: float) -> float:
-    """Return the bytes of a card whose kind is named by its GiB."""
-    return gibibytes * GIB
