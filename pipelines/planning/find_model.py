@@ -25,12 +25,13 @@ class FoundModel(NamedTuple):
     response_source: str
 
 
-def find_model(name: str, config_path: str = "") -> FoundModel:
+def find_model(name: str, config_path: str = "", *, asks_hub: bool = True) -> FoundModel:
     """Return what a model looks like.
 
     Args:
         name: a source of a preset: a name on the Hub, a folder, or an address on S3.
         config_path: of a config.json, or the folder with it; it counts first.
+        asks_hub: whether to look there for a name that is not in the table.
 
     Raises:
         ConfigError: nothing here tells, and what to do.
@@ -43,6 +44,8 @@ def find_model(name: str, config_path: str = "") -> FoundModel:
         return FoundModel(shape_of(known.config, name), f"{name}: {known.source}", *responses)
     if name.startswith("s3://") or Path(name).is_dir():
         return FoundModel(shape_of(_read(name), name), f"{name}/{CONFIG}", *responses)
+    if not asks_hub:
+        raise ConfigError(f"{name}: its shape is not in the plan's table")
     return FoundModel(shape_of(_of_hub(name), name), f"{name} on the Hub", *responses)
 
 

@@ -23,6 +23,9 @@ Plan = Callable[[Preset], RunPlan]
 _GPUS = [[f"generation.tensor_parallel_size={number}"] for number in (2, 4, 8)]
 _POOLS = [[f"pool={name}"] for name in NODE_KINDS]
 _NODES = [[f"launch.num_nodes={number}"] for number in (2, 4, 8)]
+_MOST_CHANGES = 10
+_OF_NODE = 0.95
+"""Of a node's memory: the most that a pod may ask for."""
 _TRAINING = [
     ["training.deepspeed=zero3"],
     ["training.gradient_checkpointing=true"],
@@ -82,11 +85,22 @@ def _of_stage(stage: StagePlan, plan: RunPlan, preset: Preset) -> Iterator[Misfi
         setting = _host_setting(stage)
         there = float(quantity(getattr(preset.cluster, setting)))
         if stage.host_bytes > there:
-            wanted = f"cluster.{setting}={-(-int(stage.host_bytes * 1.1) // GIB)}Gi"
-            node = NODE_KINDS.get(preset.pool)
-            is_in_node = node is None or stage.host_bytes * 1.1 <= node.memory_gib * GIB
-            remedies = [*([[wanted]] if is_in_node else []), *(_NODES if is_training else []), *_POOLS]
+            remedies = _more_memory(setting, stage.host_bytes, preset, is_training)
             yield Misfit(stage.title, "its pod", stage.host_bytes, there, f"cluster.{setting}", remedies)
+
+
+def _more_memory(setting: str, needed: float, preset: Preset, is_training: bool) -> list[list[str]]:
+    """Return changes for a pod that lacks memory: a larger request where a node has it, more nodes, larger ones."""
+    gib = -(-int(needed * 1.1) // GIB)
+    node = NODE_KINDS.get(preset.pool)
+    remedies = [[f"cluster.{setting}={gib}Gi"]] if node is None or gib <= node.memory_gib * _OF_NODE else []
+    if node and is_training:
+        most = f"cluster.{setting}={int(node.memory_gib * _OF_NODE)}Gi"
+        remedies += [[*nodes, most] for nodes in _NODES]
+    for name, other in NODE_KINDS.items():
+        if gib <= other.memory_gib * _OF_NODE:
+            remedies.append([f"pool={name}", f"cluster.{setting}={gib}Gi"])
+    return remedies
 
 
 def _host_setting(stage: StagePlan) -> str:
@@ -114,7 +128,31 @@ def warnings(plan: RunPlan, preset: Preset) -> list[str]:
     return [f"{misfit}: close, it may not fit" for misfit in misfits(plan, preset) if misfit.is_close]
 
 
+def all_changes(plan: RunPlan, preset: Preset, make_plan: Plan) -> list[str]:
+    """Return settings with which everything fits: what is proposed for one lack after another. None: nothing lacks,
+    or no change helps."""
+    changes: list[str] = []
+    for _ in range(_MOST_CHANGES):
+        lacking = [misfit for misfit in misfits(plan, preset) if not misfit.is_close]
+        if not lacking:
+            # A later change of the same setting takes the place of an earlier one.
+            return list({change.partition("=")[0]: change for change in changes}.values())
+        remedy = _remedy(lacking[0], preset, make_plan)
+        if not remedy:
+            return []
+        preset = apply_overrides(preset, remedy)
+        plan, changes = make_plan(preset), [*changes, *remedy]
+    return []
+
+
 def _advice(misfit: Misfit, preset: Preset, make_plan: Plan) -> str:
+    if remedy := _remedy(misfit, preset, make_plan):
+        return f"SET=\"{' '.join(remedy)}\""
+    return "no change of pool or settings that the plan knows makes it fit: take a smaller model"
+
+
+def _remedy(misfit: Misfit, preset: Preset, make_plan: Plan) -> Sequence[str]:
+    """Return the first change with which a lack is gone; nothing: none of them helps."""
     for remedy in misfit.remedies:
         try:
             changed = apply_overrides(preset, remedy)
@@ -122,8 +160,8 @@ def _advice(misfit: Misfit, preset: Preset, make_plan: Plan) -> str:
         except ConfigError:
             continue
         if changed != preset and not any(_same(misfit, other) for other in left if not other.is_close):
-            return f"SET=\"{' '.join(remedy)}\""
-    return "no single change of pool or settings makes it fit: take a smaller model, or more GPUs of more memory"
+            return remedy
+    return ()
 
 
 def _same(misfit: Misfit, other: Misfit) -> bool:

@@ -77,6 +77,11 @@ KNOWN_MODELS: dict[str, KnownModel] = {
         name: KnownModel(_LLAMA3_70B, "config.json of meta-llama/Meta-Llama-3-70B", *_LLAMA3_LARGE)
         for name in ("meta-llama/Meta-Llama-3-70B-Instruct", "meta-llama/Llama-3.3-70B-Instruct")
     },
+    # Tulu adds a few ids to the vocabulary of its base.
+    **{
+        name: KnownModel(_LLAMA3_70B, "config.json of its base, meta-llama/Llama-3.1-70B", *_LLAMA3_LARGE)
+        for name in ("allenai/Llama-3.1-Tulu-3-70B-DPO", "allenai/Llama-3.1-Tulu-3-70B-SFT")
+    },
     **{
         name: KnownModel(_QWEN25_32B, "config.json of Qwen/Qwen2.5-32B", *_QWEN)
         for name in ("Qwen/Qwen2.5-32B", "Qwen/Qwen2.5-32B-Instruct")

@@ -69,6 +69,8 @@ class RunPlan:
     """Where shapes and counts are from, and what is not known."""
     refusals: Sequence[str] = ()
     """What cannot fit, a line each, with the setting to change."""
+    changes: Sequence[str] = ()
+    """Settings with which all of it fits; none where everything does, or no change of the plan's helps."""
     warnings: Sequence[str] = ()
     """What is close."""
 
