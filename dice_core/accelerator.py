@@ -1,7 +1,9 @@
 """Where this process computes: on a GPU, or on the CPU where none was promised. Loads torch when it is asked."""
 
+import math
 import os
 import sys
+from collections.abc import Sequence
 from typing import Literal
 
 GPU_VARIABLE = "DICE_GPU"
@@ -36,6 +38,23 @@ def require_promised_gpu() -> None:
 
     if not torch.cuda.device_count():
         _refuse_cpu()
+
+
+def free_bytes(devices: Sequence[str] = ()) -> dict[str, float]:
+    """Return how much memory devices have left; a CPU's counts as endless.
+
+    Args:
+        devices: by default all GPUs that this process sees, or its CPU. Each that is asked begins to hold a context.
+
+    Raises:
+        AcceleratorError: as device_type.
+    """
+    import torch
+
+    if device_type() == "cpu":
+        return {"cpu": math.inf}
+    devices = devices or [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return {device: float(torch.cuda.mem_get_info(device)[0]) for device in devices}
 
 
 def num_gpus() -> int:

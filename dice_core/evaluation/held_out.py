@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from dice_core.accelerator import device_type
+from dice_core.accelerator import free_bytes
 from dice_core.data.chat import chat_format
 from dice_core.data.records import PREFERENCES, RecordError, conform
 from dice_core.data.settings import ChatConfig
@@ -38,6 +38,10 @@ ANSWER_LOGPS = pa.schema(
         pa.field("policy_logps", pa.float64(), False),
         pa.field("incumbent_logps", pa.float64(), False),
     ]
+)
+_ADVICE = (
+    "give the task more GPUs (generation.tensor_parallel_size, which sampling uses too), or set a smaller "
+    "evaluation.tokens_per_batch"
 )
 
 
@@ -115,10 +119,15 @@ def _score(
     answers: tuple[pa.Table, pa.Table] | None,
 ) -> tuple[pa.Table | None, pa.Table | None]:
     from dice_core.logprobs.attention import use_checked_attention
+    from dice_core.models import placement
     from dice_core.models.loading import load_model
 
     with doing(f"loading the {role}"):
-        model = load_model(model_folder, config.dtype, device=device_type())
+        model = load_model(model_folder, config.dtype)
+        working = placement.working_bytes(model, config.tokens_per_batch)
+        layout = placement.lay_out_alone(model, free_bytes(), working, _ADVICE)
+        placement.let_inputs_follow(model, layout)
+        placement.bring(model, layout)
     use_checked_attention(model)
     of_pairs = of_answers = None
     if pairs is not None:

@@ -226,6 +226,26 @@ def dense_mask(own_starts: Tensor, prompt_starts: Tensor, prompt_ends: Tensor) -
     return (in_own | ((places >= prompt) & (places < end)))[:, None]
 
 
+class _RowMask(BlockMask):
+    """A block mask that a model's layers take along to their devices.
+
+    torch's moves its lists of blocks alone, and the function of its mixed blocks would read the ranges where they were.
+    """
+
+    ranges: tuple[Tensor, Tensor, Tensor]
+    """Arguments of block_mask."""
+
+    def to(self, device: torch.device | str) -> BlockMask:
+        """Return the mask on a device; it is made there once for all layers."""
+        device = torch.device(device)
+        if device == self.kv_indices.device:
+            return self
+        made: dict[torch.device, BlockMask] = vars(self).setdefault("made", {})
+        if device not in made:
+            made[device] = block_mask(*(starts.to(device) for starts in self.ranges))
+        return made[device]
+
+
 def block_mask(own_starts: Tensor, prompt_starts: Tensor, prompt_ends: Tensor) -> BlockMask:
     """Return the same mask for FlexAttention. Arguments: (rows, tokens), see Row; tokens a multiple of BLOCK.
 
@@ -244,9 +264,11 @@ def block_mask(own_starts: Tensor, prompt_starts: Tensor, prompt_ends: Tensor) -
         in_own = (key >= own_starts[row, query]) & (key <= query)
         return in_own | ((key >= prompt_starts[row, query]) & (key < prompt_ends[row, query]))
 
-    return BlockMask.from_kv_blocks(
+    mask = _RowMask.from_kv_blocks(
         *_listed(is_mixed), *_listed(is_full), BLOCK, visible, seq_lengths=(num_tokens, num_tokens)
     )
+    mask.ranges = (own_starts, prompt_starts, prompt_ends)
+    return mask
 
 
 def _overlap(starts: Tensor, ends: Tensor, blocks: Tensor) -> Tensor:

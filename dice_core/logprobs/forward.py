@@ -141,7 +141,9 @@ def _row_logps(model: PreTrainedModel, row: Row, chunk_size: int | None = None) 
         attention_mask=attention_masks(model, row, model.dtype),
         use_cache=False,
     ).last_hidden_state[0]  # (tokens, hidden size)
-    return target_logps(model, hidden[_tensor(row.predictors, device)], _tensor(row.targets, device), chunk_size)
+    # A spread model ends on another device than it begins on.
+    hidden = hidden[_tensor(row.predictors, hidden.device)]  # (response tokens, hidden size)
+    return target_logps(model, hidden, _tensor(row.targets, hidden.device), chunk_size)
 
 
 def _tensor(values: object, device: torch.device) -> Tensor:
@@ -191,4 +193,5 @@ def _separate_logps(model: PreTrainedModel, responses: Sequence[tuple[PromptGrou
     # Both (response tokens,); predictors count in hidden.flatten(0, 1), (rows x tokens, hidden size).
     predictors = np.concatenate([row.predictors + number * ids.shape[1] for number, row in enumerate(rows)])
     targets = np.concatenate([row.targets for row in rows])
-    return target_logps(model, hidden.flatten(0, 1)[_tensor(predictors, model.device)], _tensor(targets, model.device))
+    chosen = hidden.flatten(0, 1)[_tensor(predictors, hidden.device)]  # (response tokens, hidden size)
+    return target_logps(model, chosen, _tensor(targets, hidden.device))

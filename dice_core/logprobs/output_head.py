@@ -71,7 +71,7 @@ def target_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, chunk_
 
     def forward(hidden: Tensor) -> Tensor:
         logps: Tensor = _ChunkedLogps.apply(  # type: ignore[no-untyped-call]
-            hidden, head.weight, head.bias, targets, settings
+            hidden, head.weight, head.bias, targets.to(hidden.device), settings
         )
         return logps
 

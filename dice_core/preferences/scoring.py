@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dice_core.accelerator import device_type
+from dice_core.accelerator import free_bytes
 from dice_core.data import records
 from dice_core.models.files import ModelError
 from dice_core.preferences.settings import ScoringConfig
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 # What Python's str.strip takes away; Arrow's own trimming has a shorter list.
 _WHITESPACE = "".join(chr(code) for code in range(0x110000) if chr(code).isspace())
 
-# Memory of an accelerator left to activations when both models are to stay on it.
-_ACTIVATION_BYTES = 12 * 2**30
+_ADVICE = (
+    "give the task more GPUs (generation.tensor_parallel_size, which sampling uses too), or set a smaller "
+    "scoring.tokens_per_batch"
+)
 
 MAX_NON_FINITE_SHARE = 0.1
 """Of a model's log-probs, more that are no finite numbers are not a few odd responses: the model is broken."""
@@ -103,7 +105,8 @@ def score_parts(
     on_progress: Progress | None = None,
     *,
     rewards: GivenRewards | None = None,
-    take_turns: bool | None = None,
+    take_turns: bool = False,
+    on_placed: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, pa.Table]]:
     """Score parts of filtered responses one after another; each model is loaded once for all of them.
 
@@ -115,7 +118,8 @@ def score_parts(
         on_progress: called with (forwards done, all forwards) within each part; a forward is a response and a model.
         rewards: gives the rewards of a part, where the implicit one does not rank the responses. Shape: (responses,),
             NaN where there is none.
-        take_turns: whether each model is on the accelerator only while it scores; by default if both do not fit there.
+        take_turns: whether each model is on the accelerators only while it scores, even if both fit there.
+        on_placed: called once with the most devices that a model is spread over.
 
     Yields:
         The part's index, and its table of the schema SCORES: without rows whose log-probs or given rewards are not
@@ -128,6 +132,8 @@ def score_parts(
     """
     folders = list(dict.fromkeys(folder.resolve() for folder in (policy_folder, reference_folder)))
     models = _Models(folders, config, take_turns)
+    if on_placed:
+        on_placed(models.num_devices)
     num_all, num_non_finite = 0, {"policy": 0, "reference": 0}
     for index, responses in parts:
         logps = models.score(responses, on_progress)
@@ -183,28 +189,28 @@ def _scores(
 
 
 class _Models:
-    """The models of a shard, and where they are: on the accelerator together, or in turns."""
+    """The models of a shard, and where they are: on the accelerators together, or in turns."""
 
-    def __init__(self, folders: list[Path], config: ScoringConfig, take_turns: bool | None) -> None:
-        import torch
-
-        from dice_core.models.loading import load_model, move
+    def __init__(self, folders: list[Path], config: ScoringConfig, take_turns: bool) -> None:
+        from dice_core.models import placement
+        from dice_core.models.loading import load_model
 
         self._config = config
-        self._device = torch.device(device_type())
         self._models = [load_model(folder, config.dtype) for folder in folders]
-        self._take_turns = len(folders) > 1 and (take_turns or (take_turns is None and not self._fit_together()))
-        if not self._take_turns:
-            for model in self._models:
-                move(model, self._device)
+        working = max(placement.working_bytes(model, config.tokens_per_batch) for model in self._models)
+        free, parts = free_bytes(), [placement.parts_of(model) for model in self._models]
+        together = None if take_turns else placement.lay_out(parts, free, working)
+        self._take_turns = together is None and len(folders) > 1
+        self._layouts = together or [placement.lay_out_alone(model, free, working, _ADVICE) for model in self._models]
+        for model, layout in zip(self._models, self._layouts, strict=True):
+            placement.let_inputs_follow(model, layout)
+            if not self._take_turns:
+                placement.bring(model, layout)
 
-    def _fit_together(self) -> bool:
-        import torch
-
-        if self._device.type == "cpu":
-            return True
-        num_bytes = sum(weight.numel() * weight.element_size() for m in self._models for weight in m.parameters())
-        return num_bytes + _ACTIVATION_BYTES <= torch.cuda.mem_get_info(self._device)[0]
+    @property
+    def num_devices(self) -> int:
+        """The most devices that one of them is spread over."""
+        return max(len(set(layout.values())) for layout in self._layouts)
 
     def score(self, responses: pa.Table, on_progress: Progress | None) -> list[Floats]:
         """Return the log-probs of every response under each model. Shape of each: (responses,)."""
@@ -221,21 +227,22 @@ class _Models:
                 if on_progress:
                     on_progress(num_before + num_done, num_all)
 
-            self._bring(model)
+            if self._take_turns:
+                self._bring_alone(number)
             sums = group_logps(model, groups, tokens_per_batch=self._config.tokens_per_batch, on_progress=progress)
             logps = np.empty(responses.num_rows)  # (responses,), in the order of the rows
             logps[rows] = np.concatenate([[0.0], *sums])[1:]
             results.append(logps)
         return results
 
-    def _bring(self, model: "PreTrainedModel") -> None:
+    def _bring_alone(self, number: int) -> None:
         from dice_core.models.loading import move
+        from dice_core.models.placement import bring
 
-        if self._take_turns:
-            for other in self._models:
-                if other is not model:
-                    move(other, "cpu")
-            move(model, self._device)
+        for other, model in enumerate(self._models):
+            if other != number:
+                move(model, "cpu")
+        bring(self._models[number], self._layouts[number])
 
 
 def _check_ids(responses: pa.Table, models: "list[PreTrainedModel]") -> None:

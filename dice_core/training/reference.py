@@ -10,13 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from dice_core.accelerator import free_bytes
 from dice_core.logprobs.forward import PromptGroup, group_logps
+from dice_core.models import placement
 from dice_core.models.files import ModelError
 from dice_core.models.loading import load_model, move
 from dice_core.settings.base import DType
 from dice_core.training import ranks
 from dice_core.training.batches import TrainingPairs
 from dice_core.training.settings import TrainingConfig
+
+_ADVICE = "each process holds the whole reference on its GPU: train with reference 'start', or on larger GPUs"
 
 
 def with_reference(
@@ -46,9 +50,10 @@ def with_reference(
     dtype: DType = "bfloat16" if config.precision == "bf16" else "float32"
     with _whole_models():
         model = load_model(folder, dtype)
-    move(model, ranks.device())
     # What training holds with gradients, a pass without them can hold too.
     tokens = max(pair.num_tokens for pair in pairs.all)
+    free, working = free_bytes([str(ranks.device())]), placement.working_bytes(model, tokens)
+    placement.bring(model, placement.lay_out_alone(model, free, working, _ADVICE))
     found = group_logps(model, groups, tokens_per_batch=tokens, on_progress=on_progress)
     move(model, "cpu")
     del model
