@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dice_core.data.settings import DataConfig
 from dice_core.settings.base import ConfigError
@@ -99,10 +100,10 @@ def _of_run(run_uri: str, data: DataSet | None) -> DataCounts:
     manifest = read_manifest(uri)
     if manifest is None:
         raise ConfigError(f"{uri}: the run has not prepared its data: leave out RUN=, or wait for prepare-data")
-    counts = [int(manifest.metrics[name]) for name in ("num_prompts", "num_preferences", "num_held_out")]
+    prompts, pairs, held_out = (int(manifest.metrics[n]) for n in ("num_prompts", "num_preferences", "num_held_out"))
     lengths = data.lengths if data else TextLengths(Range(50, 400), Range(150, 500))
     source = f"{uri}; lengths: {data.source if data else 'assumed'}"
-    return DataCounts(*counts, lengths, source)
+    return DataCounts(prompts, pairs, held_out, lengths, source)
 
 
 def _data_set(source: str) -> DataSet | None:
@@ -126,7 +127,7 @@ def _data_set(source: str) -> DataSet | None:
     return DataSet(sums[0], lengths, f"{source}: {sums[0]} rows, counted; 4.3 characters a token")
 
 
-def _rows(path: Path) -> Iterable[Mapping[str, object]]:
+def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
     import pyarrow.json as pj
     import pyarrow.parquet as pq
 
@@ -135,4 +136,5 @@ def _rows(path: Path) -> Iterable[Mapping[str, object]]:
     if path.suffix == ".parquet":
         batches = pq.ParquetFile(path).iter_batches()
         return itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-    return pj.read_json(path).to_pylist()
+    rows: list[Mapping[str, Any]] = pj.read_json(path).to_pylist()
+    return rows

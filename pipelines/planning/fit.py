@@ -75,10 +75,10 @@ def _of_stage(stage: StagePlan, plan: RunPlan, preset: Preset) -> Iterator[Misfi
     is_training = stage.title.endswith("train")
     for use in stage.uses:
         total = use.memory.total
+        # vLLM and scoring take what there is, and look first whether it is enough.
         is_engine = use.what in ("vLLM", "the judge")
-        # vLLM takes what it is given: only a cache too small for one request is no fit.
         there = plan.device_bytes * (preset.generation.gpu_memory_utilization if is_engine else 1.0)
-        if total > (there * 1.0001 if is_engine else there * CLOSE):
+        if total > there * (CLOSE if is_training else 1.0001):
             remedies = [*_TRAINING, *_NODES, *_POOLS] if is_training else [*_GPUS, *_POOLS]
             yield Misfit(stage.title, use.what, total, there, plan.device, remedies)
     if preset.cluster and stage.host_bytes:
@@ -129,8 +129,10 @@ def warnings(plan: RunPlan, preset: Preset) -> list[str]:
 
 
 def all_changes(plan: RunPlan, preset: Preset, make_plan: Plan) -> list[str]:
-    """Return settings with which everything fits: what is proposed for one lack after another. None: nothing lacks,
-    or no change helps."""
+    """Return settings with which everything fits: what is proposed for one lack after another.
+
+    None: nothing lacks, or no change helps.
+    """
     changes: list[str] = []
     for _ in range(_MOST_CHANGES):
         lacking = [misfit for misfit in misfits(plan, preset) if not misfit.is_close]
@@ -147,7 +149,7 @@ def all_changes(plan: RunPlan, preset: Preset, make_plan: Plan) -> list[str]:
 
 def _advice(misfit: Misfit, preset: Preset, make_plan: Plan) -> str:
     if remedy := _remedy(misfit, preset, make_plan):
-        return f"SET=\"{' '.join(remedy)}\""
+        return f'SET="{" ".join(remedy)}"'
     return "no change of pool or settings that the plan knows makes it fit: take a smaller model"
 
 

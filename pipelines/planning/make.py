@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from dice_core.settings.base import ConfigError
+from dice_core.settings.base import ConfigError, DType
 from pipelines.cluster.pools import NODE_KINDS
 from pipelines.planning import rates
-from pipelines.planning.data_counts import counts_of
+from pipelines.planning.data_counts import DataCounts, counts_of
 from pipelines.planning.find_model import find_model
 from pipelines.planning.fit import all_changes, refusals, warnings
 from pipelines.planning.machine import MachineSpeed
@@ -53,14 +53,12 @@ def make_plan(
     notes = [
         f"policy: {policy.shape.num_parameters / 1e9:.3f} billion parameters ({policy.source})",
         judge[1],
-        f"data: {data.num_prompts:,} prompts, {data.num_preferences:,} pairs, {data.num_held_out:,} held out "
-        f"({data.source})"
-        if data
-        else f"data: ? ({preset.preferences_source} is in no table, and no file here: RUN= of a run that has prepared it)",
+        _data_note(preset, data),
         f"responses: {lengths.low:,.0f} - {lengths.high:,.0f} tokens without a limit ({source})",
         "" if machine else "GPUs: no run of this suite on a GPU has been measured yet",
-        "" if preset.scoring.reward == "implicit" else f"scoring.reward={preset.scoring.reward}: its time is not counted",
     ]
+    if preset.scoring.reward != "implicit":
+        notes.append(f"scoring.reward is {preset.scoring.reward}: its memory and time are not counted")
     found = planned(preset)
     return replace(
         found,
@@ -69,6 +67,13 @@ def make_plan(
         changes=all_changes(found, preset, planned),
         warnings=warnings(found, preset),
     )
+
+
+def _data_note(preset: Preset, data: DataCounts | None) -> str:
+    if data is None:
+        return f"data: ? ({preset.preferences_source} is in no table and no file here: give RUN= that has prepared it)"
+    counts = f"{data.num_prompts:,} prompts, {data.num_preferences:,} pairs, {data.num_held_out:,} held out"
+    return f"data: {counts} ({data.source})"
 
 
 def _find_judge(preset: Preset, asks_hub: bool) -> tuple[ModelShape | None, str]:
@@ -111,7 +116,7 @@ def _device(
     if machine:
         import psutil
 
-        training_dtype = "bfloat16" if preset.training.precision == "bf16" else "float32"
+        training_dtype: DType = "bfloat16" if preset.training.precision == "bf16" else "float32"
         speeds = cpu_speeds(machine, preset.scoring.dtype, training_dtype)
         decoding = cpu_decoding(policy, machine, preset.generation.dtype)
         return "this machine's CPUs", float(psutil.virtual_memory().total), speeds, decoding

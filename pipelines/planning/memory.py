@@ -20,14 +20,13 @@ LOGITS_BYTES = {"cpu": 4 * 2**23, "gpu": 4 * 2**27}
 """A chunk of float32 logits (output_head.py; a test compares)."""
 GPU_LIBRARIES = 2 * GIB
 """CUDA's context, NCCL's buffers and what the allocator cannot use. Assumed."""
+GPU_FORWARD_BYTES = 2.5 * GIB
+"""CUDA's context (1 GiB, assumed), two chunks of logits, and what kernels take (1.5 GiB, models/placement.py)."""
 CPU_LIBRARIES = 0.92e9
 """Python, torch, transformers and what a stage loads beside them. Measured: prepare-data, which computes nothing."""
 ENGINE_LIBRARIES = {"cpu": 1.2e9, "gpu": 2 * GIB}
 """vLLM beside weights and cache; on a GPU with CUDA graphs. CPU: measured by the benchmark of generation (2.83 GB, of
 which 0.54 are float32 weights and 1.07 the cache); GPU: assumed."""
-TOGETHER_BYTES = 12 * GIB
-"""Left to activations where policy and reference stay on one GPU together (preferences/scoring.py; a test compares)."""
-
 _LIVE, _BUCKET, _SUB_GROUP = 10**9, 5 * 10**8, 10**9
 """DeepSpeed's stage3_max_live_parameters, reduce_bucket_size and sub_group_size, in parameters."""
 
@@ -80,8 +79,10 @@ def activation_bytes(shape: ModelShape, config: TrainingConfig, row_tokens: floa
 
 
 def head_bytes(shape: ModelShape, device: str, *, trains: bool) -> float:
-    """Return what the output head takes beside its weights: two chunks of logits, and with gradients a third of half
-    the size, and the gradient of its weights in float32 and in the weights' dtype."""
+    """Return what the output head takes beside its weights: two chunks of logits.
+
+    With gradients a third one of half the size, and the gradient of its weights, in float32 and in the weights' dtype.
+    """
     chunks = LOGITS_BYTES[device] * (2.5 if trains else 2)
     return chunks + (shape.num_embedding * 6 if trains else 0)
 
@@ -115,42 +116,52 @@ def training_memory(
     gathered = size * (min(_LIVE, count) + min(_BUCKET, count))
     if config.offload_optimizer == "cpu":
         return Memory(size * shard, 0, 0, activations, 0, working + gathered)
-    return Memory(size * shard, size * shard, 12 * shard, activations, 0, working + gathered + 4 * min(_SUB_GROUP, shard))
+    return Memory(
+        size * shard, size * shard, 12 * shard, activations, 0, working + gathered + 4 * min(_SUB_GROUP, shard)
+    )
 
 
 def reference_memory(shape: ModelShape, config: TrainingConfig, row_tokens: float, device: str = "gpu") -> Memory:
     """Return what the pass under a reference of its own takes before training: the whole model in each process."""
-    size = 2 if config.precision == "bf16" else 4
-    return _forward_memory(shape, size * shape.num_parameters, size, row_tokens, device)
+    dtype: DType = "bfloat16" if config.precision == "bf16" else "float32"
+    return logprobs_memory(shape, dtype, row_tokens, device)
 
 
 def scoring_memory(
-    shape: ModelShape, dtype: DType, tokens_per_batch: int, device: str = "gpu", *, device_bytes: float = 0.0
+    shape: ModelShape, dtype: DType, tokens: float, device: str = "gpu", *, num_gpus: int = 1, device_bytes: float = 0.0
 ) -> Memory:
-    """Return what scoring takes: both models if they fit together, otherwise the larger half of turn-taking, one.
+    """Return what scoring takes of each of its GPUs, on the average of them.
+
+    Both models are there if they fit together, and take turns if not (models/placement.py; on a CPU both stay).
 
     Args:
         shape: of the policy, and of the reference.
         dtype: of the weights.
-        tokens_per_batch: of one forward.
-        device: `gpu`, or `cpu`, where both stay.
-        device_bytes: of the GPU.
+        tokens: of one forward.
+        device: `gpu`, or `cpu`.
+        num_gpus: of the task, over which a model is spread that none has room for.
+        device_bytes: of a GPU.
     """
-    weights = BYTES[dtype] * shape.num_parameters
-    are_together = device == "cpu" or 2 * weights + TOGETHER_BYTES <= device_bytes
-    return _forward_memory(shape, weights * (2 if are_together else 1), BYTES[dtype], tokens_per_batch, device)
+    one = logprobs_memory(shape, dtype, tokens, device, num_gpus=num_gpus)
+    both = joined(one, Memory(weights=one.weights))
+    return both if device == "cpu" or both.total <= device_bytes else one
 
 
-def evaluation_memory(shape: ModelShape, dtype: DType, tokens_per_batch: int, device: str = "gpu") -> Memory:
-    """Return what the log-probs of evaluation take: one model at a time."""
-    return _forward_memory(shape, BYTES[dtype] * shape.num_parameters, BYTES[dtype], tokens_per_batch, device)
+def logprobs_memory(
+    shape: ModelShape, dtype: DType, tokens: float, device: str = "gpu", *, num_gpus: int = 1
+) -> Memory:
+    """Return what log-probs without gradients take: one model, and the tensors of one layer.
 
-
-def _forward_memory(shape: ModelShape, weights: float, size: int, tokens: float, device: str) -> Memory:
-    libraries = GPU_LIBRARIES if device == "gpu" else CPU_LIBRARIES
-    # Without gradients a layer's values are gone when the next begins.
+    On GPUs as models/placement.py counts before it spreads a model (a test compares): ten tensors of the hidden size
+    and four of the intermediate one, and a half more.
+    """
+    size = BYTES[dtype]
+    weights = size * shape.num_parameters / num_gpus
+    if device == "gpu":
+        activations = tokens * (16 * shape.hidden_size + 6 * shape.intermediate_size) * size
+        return Memory(weights, activations=activations, working=GPU_FORWARD_BYTES)
     activations = tokens * size * layer_values(shape, recomputes_elementwise=False)
-    return Memory(weights, activations=activations, working=libraries + head_bytes(shape, device, trains=False))
+    return Memory(weights, activations=activations, working=CPU_LIBRARIES + head_bytes(shape, device, trains=False))
 
 
 def engine_memory(
@@ -189,9 +200,7 @@ def engine_limits(config: EngineConfig, device_bytes: float) -> tuple[int, int]:
     return config.max_concurrent_sequences or sequences, batched
 
 
-def loading_host_bytes(
-    shape: ModelShape, config: TrainingConfig, num_nodes: int, processes_per_node: int
-) -> float:
+def loading_host_bytes(shape: ModelShape, config: TrainingConfig, num_nodes: int, processes_per_node: int) -> float:
     """Return what a training pod holds while it reads the model, where it computes on GPUs.
 
     Each process holds the whole float32 model on its way to the GPU, unless ZeRO-3 cuts it up while it is read.

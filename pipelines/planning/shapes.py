@@ -118,5 +118,7 @@ def meta_count(config: Mapping[str, Any], where: str) -> int:
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **values))
     # Values of a stranger's file: whatever fails behind transformers' own validation.
     except Exception as error:
-        raise ConfigError(f"{where}: transformers builds no model of it: {' '.join(str(error).split())[:200]}") from None
+        raise ConfigError(
+            f"{where}: transformers builds no model of it: {' '.join(str(error).split())[:200]}"
+        ) from None
     return sum(weight.numel() for weight in model.parameters())

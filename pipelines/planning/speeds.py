@@ -77,9 +77,7 @@ def gpu_decoding(
         return running * card.bandwidth * efficiency / (memory.weights + running * mean * per_token)
 
     efficiency = rates.DECODING.value
-    return Range(
-        tokens_a_second(mean_tokens.high, efficiency.low), tokens_a_second(mean_tokens.low, efficiency.high)
-    )
+    return Range(tokens_a_second(mean_tokens.high, efficiency.low), tokens_a_second(mean_tokens.low, efficiency.high))
 
 
 def cpu_speeds(machine: MachineSpeed, dtype: DType, training_dtype: DType) -> Speeds:

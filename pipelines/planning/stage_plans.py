@@ -65,8 +65,9 @@ class Planner:
         if self.judge:
             sizes["judge"] = 2 * self.judge.num_parameters
         for number, (role, size) in enumerate(sizes.items()):
-            # A tensor at a time is checked; a converted model is held whole, twice.
-            held = memory.CPU_LIBRARIES + (2 * size if self.device == "cpu" else size / 4)
+            # A tensor at a time is checked, the embedding being the largest; a converted model is held whole, twice.
+            largest = 2 * BYTES["float32"] * self.policy.num_embedding
+            held = memory.CPU_LIBRARIES + (2 * size if self.device == "cpu" else largest)
             yield StagePlan(
                 title=f"import {role}",
                 uses=[Use("the files", Memory(working=held))] if self.device == "cpu" else (),
@@ -101,7 +102,8 @@ class Planner:
             preset.scoring.dtype,
             self._tokens_per_batch(preset.scoring.tokens_per_batch),
             self.device,
-            device_bytes=self.device_bytes * num_gpus,
+            num_gpus=num_gpus,
+            device_bytes=self.device_bytes,
         )
         tokens = seconds = None
         written = exactly(0)
@@ -125,7 +127,7 @@ class Planner:
             title=f"{where}: generate and score",
             num_pods=shards,
             gpus_per_pod=self._gpus(preset.gpus_of(GENERATE_AND_SCORE)),
-            uses=[Use("vLLM", engine), Use("scoring", _shared(scoring, num_gpus))],
+            uses=[Use("vLLM", engine), Use("scoring", scoring)],
             host_bytes=memory.scoring_host_bytes(self.policy, preset.scoring.dtype) if self.device == "gpu" else 0.0,
             disk_bytes=0.0 if self._has_cache else 2 * self.model_bytes,
             read_bytes=self._models_read(2, shards),
@@ -214,14 +216,15 @@ class Planner:
         engine = memory.engine_memory(
             self.policy, config, preset.chat.max_prompt_tokens + limit, self.device, device_bytes=self.device_bytes
         )
-        scoring = memory.evaluation_memory(
+        scoring = memory.logprobs_memory(
             self.policy,
             preset.evaluation.dtype,
             self._tokens_per_batch(preset.evaluation.tokens_per_batch),
             self.device,
+            num_gpus=num_gpus,
         )
         if self.device == "gpu":
-            uses = [Use("vLLM", engine), Use("log-probs", _shared(scoring, num_gpus))]
+            uses = [Use("vLLM", engine), Use("log-probs", scoring)]
             if self.judge:
                 longest = preset.judging.max_length
                 judge = memory.engine_memory(self.judge, preset.judging, longest, device_bytes=self.device_bytes)
@@ -247,9 +250,7 @@ class Planner:
             seconds=seconds,
         )
 
-    def _evaluation_work(
-        self, num_engines: int, num_models: int, read: float
-    ) -> tuple[Range | None, Range | None]:
+    def _evaluation_work(self, num_engines: int, num_models: int, read: float) -> tuple[Range | None, Range | None]:
         if not self.workload:
             return None, None
         answers, held_out = self.workload.answers(), self.workload.held_out()
@@ -274,8 +275,3 @@ class Planner:
 def _split(config: TrainingConfig) -> str:
     names = {"none": "whole states", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
     return names[config.deepspeed] + (", optimizer offloaded" if config.offload_optimizer == "cpu" else "")
-
-
-def _shared(taken: Memory, num_gpus: int) -> Memory:
-    """Return what one of several GPUs holds of a model whose layers are spread over them."""
-    return Memory(taken.weights / num_gpus, activations=taken.activations, working=taken.working)

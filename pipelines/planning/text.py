@@ -35,7 +35,7 @@ def plan_lines(plan: RunPlan, price: float = 0.0) -> Iterator[str]:
     yield from (f"close: {line}" for line in plan.warnings)
     yield from (f"cannot fit: {line}" for line in plan.refusals)
     if plan.changes:
-        yield f"all of it fits with SET=\"{' '.join(plan.changes)}\""
+        yield f'all of it fits with SET="{" ".join(plan.changes)}"'
 
 
 def _row(stage: StagePlan) -> tuple[str, ...]:
