@@ -70,7 +70,8 @@ class FinishedRun:
         )
         files = {**self.files(number), "metrics.jsonl": "{}"}
         settings = {"training": {"beta": 0.1, "max_steps": 300}, "seed": 42, "iteration": number}
-        self.policy = publish(place, "train", files, settings=settings, inputs={"policy": before, "pairs": pairs})
+        inputs = {"policy": before, "pairs": pairs}
+        self.policy = publish(place, "train", files, settings=settings, inputs=inputs, ran_by={"runner": "torchrun"})
         if verdict is not None:
             inputs = {"policy": self.policy, "previous": before} | ({"incumbent": incumbent} if incumbent else {})
             evaluate = layout.stage(self.uri, number, "evaluate")

@@ -28,7 +28,13 @@ def stage(name: str, number: int, metrics: dict[str, Any], **settings: Any) -> S
     files = {"part-00000.parquet": FileEntry(1, "ab" * 32, 1)}
     inputs = {"policy": f"s3://bucket/dice/models/smollm2-135m@{'cd' * 32}"}
     manifest = Manifest(
-        stage=name, fingerprint="0123456789abcdef" * 4, files=files, settings=settings, inputs=inputs, metrics=metrics
+        stage=name,
+        fingerprint="0123456789abcdef" * 4,
+        files=files,
+        settings=settings,
+        inputs=inputs,
+        metrics=metrics,
+        ran_by={"runner": "pytorchjob", "num_nodes": 2} if name == "train" else {},
     )
     return merge_shards({uri: manifest}, 1)
 

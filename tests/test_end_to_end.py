@@ -194,6 +194,19 @@ def test_each_iteration_reads_the_models_of_the_ones_before(stages: dict[str, Ma
     assert read("score 2", "policy") == read("train 2", "policy") == model("train 1")
 
 
+def test_each_stage_that_computes_says_what_ran_it(stages: dict[str, Manifest]) -> None:
+    assert stages["generate 2"].ran_by == {"runner": "vllm", "tensor_parallel_size": 1}
+    assert stages["score 2"].ran_by == {"runner": "in-process", "devices_per_model": 1}
+    trained = stages["train 2"].ran_by
+    assert (trained["runner"], trained["data_parallel_size"], trained["zero_stage"]) == ("torchrun", 1, 0)
+    assert stages["evaluate 2"].ran_by == {
+        "runner": "in-process",
+        "tensor_parallel_size": 1,
+        "devices_per_model": 1,
+    }
+    assert not stages["pair 2"].ran_by
+
+
 def test_training_changed_the_model_each_time(stages: dict[str, Manifest]) -> None:
     weights = {stages[name].content_digest for name in ("warm start train", "train 1", "train 2")}
     assert len(weights) == 3

@@ -17,8 +17,20 @@ from dice_core.data.records import RecordError
 from dice_core.data.settings import DataConfig
 
 PROMPT_COLUMNS = ("prompt", "instruction")
-SIDE_COLUMNS = ("input", "context", "system", "system_prompt", "history", "tools")
-"""What decides, beside the texts, what a row asks. Read wherever a source has them."""
+_ASK_SOMETHING_ELSE = ("history", "tools", "documents", "image", "images", "audio", "audios", "video", "videos")
+_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+    ("rating_chosen", "rating_rejected"),
+)
+SIDE_COLUMNS = (
+    *("input", "context", "system", "system_prompt"),
+    *_ASK_SOMETHING_ELSE,
+    *(name for names in _SCORES for name in names),
+)
+"""What decides, beside the texts, what a row asks and which answer is better. Read wherever a source has them."""
 
 EMPTY = object()
 """Stands for a value without text in a source that nobody can correct: the row is dropped, not refused."""
@@ -30,6 +42,14 @@ _MESSAGES_AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*(['"])(role|content|from|value)
 # "Hi!" is how an answer to "Hi!" begins, but nobody repeats a question, or a long prompt word for word.
 _SURELY_REPEATED_CHARACTERS = 20
 _LONGEST_LABEL = 40
+# Parts of an assistant's message beside its content, and the reason a row that has one is counted under.
+_BESIDE_CONTENT = {
+    "tool_calls": "tools",
+    "function_call": "tools",
+    "reasoning_content": "reasoning",
+    "reasoning": "reasoning",
+    "thinking": "reasoning",
+}
 _ASKER = re.compile(r"[\W_]*(human|user|question|instruction|prompt|q)[*\s]*[:\n][\W_]*", re.IGNORECASE)
 _ANSWERER = re.compile(r"[\W_]*(assistant|answer|response|output|gpt|bot|ai|a)[*\s]*:[*\s]*", re.IGNORECASE)
 
@@ -88,6 +108,8 @@ def preference_row(row: Mapping[str, Any], where: str, config: DataConfig) -> Te
     if any(text.strip() != prompt.strip() for text in said):
         # The pair compares answers to different questions, or to something other than the prompt.
         raise UnusableRow("prompts_differ")
+    if any(_scores_less(row, *names) for names in _SCORES):
+        raise UnusableRow("rejected_scores_more")
     answers = [reader.without_prompt(prompt, answer) for answer in (chosen, rejected)]
     return Texts((prompt, *answers), frozenset(reader.cleaned))
 
@@ -139,8 +161,8 @@ class _Reader:
         self.cleaned: set[str] = set()
 
     def question(self) -> str:
-        """Return the prompt, whole: with Alpaca's input."""
-        for name in ("history", "tools"):
+        """Return the prompt, whole: with Alpaca's input. What asks something beside it drops the row."""
+        for name in _ASK_SOMETHING_ELSE:
             if self._has(name):
                 raise UnusableRow(name)
         if self._has("system") or self._has("system_prompt"):
@@ -229,6 +251,9 @@ class _Reader:
                 raise RecordError(
                     f"{self.where}: message {number} of {key!r} must have 'role' and 'content', got {_show(message)}"
                 )
+            beside = [name for name in _BESIDE_CONTENT if _says_something(message.get(name))]
+            if beside:
+                raise UnusableRow(_BESIDE_CONTENT[beside[0]])
             if message["role"] == "system" and not _says_something(message.get("content")):
                 continue
             if message["role"] == "system":
@@ -277,6 +302,14 @@ def _says_something(value: object) -> bool:
         return any(map(_says_something, value))
     # NaN: how pandas writes that there is none.
     return value is not None and value is not EMPTY and not (isinstance(value, float) and math.isnan(value))
+
+
+def _scores_less(row: Mapping[str, Any], chosen: str, rejected: str) -> bool:
+    """Return whether the row's own scores call the rejected answer the better one. Equal scores do not."""
+    scores = [row.get(name) for name in (chosen, rejected)]
+    # A boolean is no score; NaN is never less.
+    numbers = [score for score in scores if isinstance(score, int | float) and not isinstance(score, bool)]
+    return len(numbers) == 2 and numbers[0] < numbers[1]
 
 
 def _is_message(value: object) -> bool:

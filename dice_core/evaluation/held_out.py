@@ -4,7 +4,7 @@ A table is of one model, so that whoever needs the model again finds it: rewards
 """
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,6 +95,7 @@ def score_under(
     *,
     pairs: HeldOutPairs | None = None,
     answers: tuple[pa.Table, pa.Table] | None = None,
+    on_placed: Callable[[int], None] | None = None,
 ) -> tuple[pa.Table | None, pa.Table | None]:
     """Return log-probs under a model, which may be no finite numbers, and leave nothing of the model in memory.
 
@@ -105,8 +106,9 @@ def score_under(
         pairs: whose PAIR_LOGPS are wanted; None: they are known.
         answers: records.RESPONSES of the candidate and of the incumbent, one to a prompt in the same order, whose
             ANSWER_LOGPS are wanted; None: they are known.
+        on_placed: called with the devices that the model is spread over.
     """
-    found = _score(model_folder, config, role, pairs, answers)
+    found = _score(model_folder, config, role, pairs, answers, on_placed)
     _free_memory()
     return found
 
@@ -117,6 +119,7 @@ def _score(
     role: str,
     pairs: HeldOutPairs | None,
     answers: tuple[pa.Table, pa.Table] | None,
+    on_placed: Callable[[int], None] | None,
 ) -> tuple[pa.Table | None, pa.Table | None]:
     from dice_core.logprobs.attention import use_checked_attention
     from dice_core.models import placement
@@ -128,6 +131,8 @@ def _score(
         layout = placement.lay_out_alone(model, free_bytes(), working, _ADVICE)
         placement.let_inputs_follow(model, layout)
         placement.bring(model, layout)
+    if on_placed:
+        on_placed(len(set(layout.values())))
     use_checked_attention(model)
     of_pairs = of_answers = None
     if pairs is not None:

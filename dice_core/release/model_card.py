@@ -128,7 +128,7 @@ def _place(uri: str, is_public: bool) -> str:
 
 def _settings(manifest: Manifest) -> str:
     training: Mapping[str, object] = manifest.settings.get("training", {})
-    shown = {**training, "seed": manifest.settings.get("seed")} if training else {}
+    shown = {**training, "seed": manifest.settings.get("seed"), **manifest.ran_by} if training else {}
     rows = [f"| {name} | {value} |" for name, value in shown.items() if value is not None]
     return "\n".join(["| setting | value |", "|---|---|", *rows]) if rows else "None: it was not trained here."
 

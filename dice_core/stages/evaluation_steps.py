@@ -81,6 +81,7 @@ def measure(context: StageContext, plan: EvaluationPlan) -> Evaluation:
         ModelError: another model than the policy is broken.
     """
     require_one_tokenizer(context, "policy", ("previous", "base_reference", "first", "incumbent"))
+    context.ran_by |= {"runner": "in-process", "tensor_parallel_size": plan.generation.tensor_parallel_size}
     return _Steps(context, plan).run()
 
 
@@ -191,11 +192,16 @@ class _Steps:
             " and ".join(_ROLES[role] for role in roles),
             pairs=pairs if lacks_pairs else None,
             answers=answers if lacks_answers else None,
+            on_placed=self._note_devices,
         )
         return _Logps(
             known.pairs if made[0] is None else self._tables.keep(name, made[0], PAIR_LOGPS),
             known.answers if made[1] is None else self._tables.keep(answers_name, made[1], ANSWER_LOGPS),
         )
+
+    def _note_devices(self, num_devices: int) -> None:
+        noted = self._context.ran_by
+        noted["devices_per_model"] = max(num_devices, int(noted.get("devices_per_model", 0)))
 
     def _of_pairs(self, logps: "dict[str, _Logps]", role: str) -> Floats:
         """Return the log-probs of the held-out pairs under a model; the gate refuses a policy that gives no numbers.

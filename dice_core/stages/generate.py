@@ -97,6 +97,7 @@ def _sample_parts(
     counts = dict.fromkeys(_COUNTS, 0)
     for _, table in stored_parts(context, records.RESPONSES):
         _count_responses(counts, "", table)
+    context.ran_by |= {"runner": "vllm", "tensor_parallel_size": generation.tensor_parallel_size}
     if wanted:
         require_promised_gpu()
         policy = fetch_model(context.inputs["policy"].uri)

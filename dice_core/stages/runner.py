@@ -113,6 +113,8 @@ class StageContext:
     manifest_fields: dict[str, Any]
     parts: dict[str, Part] = field(default_factory=dict)
     """Finished parts by name; an interrupted attempt's at first."""
+    ran_by: dict[str, Metric] = field(default_factory=dict)
+    """What the manifest is to say of how the work was done (Manifest.ran_by)."""
     cleanup: ExitStack = field(default_factory=ExitStack)
     """Closed when the work has ended or failed, before the scratch folder goes."""
     started: float = field(default_factory=time.monotonic)
@@ -181,7 +183,8 @@ class StageContext:
         """Store files beside the finished parts, and the manifest; it says how many GPUs the stage held, if any."""
         gpus = num_gpus() if STAGES[self.manifest_fields["stage"]].pod == "gpu" else 0
         metrics = {**metrics, **({"num_gpus": gpus} if gpus else {})}
-        manifest = Manifest(files=self.stored.manifest.files, metrics=metrics, **self.manifest_fields)
+        files_made = self.stored.manifest.files
+        manifest = Manifest(files=files_made, metrics=metrics, ran_by=self.ran_by, **self.manifest_fields)
         return publish_files(self.uri, files, manifest)
 
     def skip(self, reason: str) -> Manifest:

@@ -101,6 +101,7 @@ def _score_parts(context: StageContext, *, config: ScoringConfig, grading: Gradi
     grades = _graded(context, names, sizes, config, grading, seed) if grading else None
     counts = _Counts(grades)
     wanted = [index for index in range(len(names)) if part_name(index) not in context.parts]
+    context.ran_by["runner"] = "in-process"
     for name, table in stored_parts(context, records.SCORES):
         counts.add_scores(name, table)
     # Lazily: a shard's responses need not fit in memory. Parts already scored are read for their counts alone.
@@ -109,7 +110,15 @@ def _score_parts(context: StageContext, *, config: ScoringConfig, grading: Gradi
         policy, reference = (fetch_model(context.inputs[name].uri) for name in ("policy", "reference"))
         progress = _PartsProgress("score", sizes, wanted)
         rewards = grades.of_part if grades else None
-        parts = score_parts(policy, reference, progress.begun(valid), config, on_progress=progress, rewards=rewards)
+        parts = score_parts(
+            policy,
+            reference,
+            progress.begun(valid),
+            config,
+            on_progress=progress,
+            rewards=rewards,
+            on_placed=lambda num_devices: context.ran_by.update(devices_per_model=num_devices),
+        )
         with doing("loading the models"), published_behind(context, records.SCORES, counts.add_scores) as publish:
             for index, table in parts:
                 publish(index, table)

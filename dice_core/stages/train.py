@@ -123,7 +123,7 @@ def _run_job(
         training=training,
         seed=seed,
         reference_uri=reference.uri if reference else "",
-        manifest_fields=context.manifest_fields,
+        manifest_fields={**context.manifest_fields, "ran_by": ran_by(launch, training)},
         section=section,
     )
     pairs.require_same("policy", context.inputs["policy"])
@@ -135,6 +135,18 @@ def _run_job(
     if manifest.fingerprint != context.fingerprint:
         raise UnfitError(f"{context.uri}: another training published here while this one ran: take a new run name")
     return manifest
+
+
+def ran_by(launch: LaunchConfig, training: TrainingConfig) -> dict[str, Metric]:
+    """Return what the manifest says of how it was trained: the processes, and how they share the states."""
+    return {
+        "runner": launch.backend,
+        "num_nodes": launch.num_nodes,
+        "processes_per_node": launch.processes_per_node,
+        "data_parallel_size": launch.num_nodes * launch.processes_per_node,
+        "zero_stage": {"none": 0, "zero2": 2, "zero3": 3}[training.deepspeed],
+        "offload_optimizer": training.offload_optimizer,
+    }
 
 
 def sized(pods: PodConfig, policy: Mapping[str, Metric], training: TrainingConfig, launch: LaunchConfig) -> PodConfig:

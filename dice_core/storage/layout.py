@@ -89,8 +89,13 @@ def check_s3(uri: str, what: str) -> tuple[str, str]:
         ValueError: one line naming what was wrong.
     """
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-    if not uri.startswith("s3://") or not _BUCKET.fullmatch(bucket):
+    if not uri.startswith("s3://") or not bucket:
         raise ValueError(f"{what}: no address on S3, write s3://bucket/prefix, got {uri!r}")
+    if not _BUCKET.fullmatch(bucket):
+        raise ValueError(
+            f"{what}: no bucket can be called {bucket!r}: a name has 3 to 63 lower-case letters, digits, dots, hyphens "
+            f"and underscores, and begins and ends with a letter or digit; got {uri!r}"
+        )
     return bucket, prefix
 
 

@@ -67,6 +67,9 @@ class Manifest:
     inputs: dict[str, str] = field(default_factory=dict)
     """Name of an input to `uri@content_digest`."""
     metrics: dict[str, Metric] = field(default_factory=dict)
+    ran_by: dict[str, Metric] = field(default_factory=dict)
+    """What did the work, in how many processes and on how many GPUs: `runner` and the sizes of its parallelism, of the
+    attempt that finished. For the record: no result depends on it."""
     text_digests: dict[str, str] = field(default_factory=dict)
     """Of a model, what turns text into token ids: hex digests of its `tokenizer` and its `chat_template`."""
     checks: int = 0

@@ -117,6 +117,8 @@ def test_a_question_is_whole(row: dict[str, object], prompt: str) -> None:
     [
         ({"prompt": "a", "history": "Earlier words."}, "history"),
         ({"prompt": "a", "tools": '[{"name": "f"}]'}, "tools"),
+        ({"prompt": "a", "documents": ["Paris is a city."]}, "documents"),
+        ({"prompt": "a", "images": [{"bytes": b"\x89PNG", "path": None}]}, "images"),
         ({"prompt": "a", "system_prompt": "Be brief."}, "system_prompt"),
         ({"prompt": "a", "input": ["b"]}, "input_not_text"),
         ({"prompt": "a", "instruction": "Translate."}, "prompts_differ"),
@@ -125,6 +127,34 @@ def test_a_question_is_whole(row: dict[str, object], prompt: str) -> None:
 def test_a_row_that_asks_something_else_is_dropped_under_its_own_reason(row: dict[str, object], why: str) -> None:
     with pytest.raises(UnusableRow, match=f"^{why}$"):
         prompt_row(row, "row", DataConfig())
+
+
+@pytest.mark.parametrize(
+    ("beside", "why"),
+    [
+        ({"tool_calls": [{"function": {"name": "f"}}]}, "tools"),
+        ({"reasoning_content": "They greet me."}, "reasoning"),
+        ({"thinking": "They greet me."}, "reasoning"),
+    ],
+)
+def test_an_answer_that_has_more_than_its_content_is_dropped_under_its_own_reason(
+    beside: dict[str, object], why: str
+) -> None:
+    assert reason({**PAIR, "chosen": [{"role": "assistant", "content": "Hello.", **beside}]}) == why
+    nothing = dict.fromkeys(beside)
+    assert texts({**PAIR, "chosen": [{"role": "assistant", "content": "Hello.", **nothing}]}) == (
+        "Hi?",
+        "Hello.",
+        "Go.",
+    )
+
+
+@pytest.mark.parametrize("names", [("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating")])
+def test_a_pair_whose_own_scores_call_the_rejected_answer_better_is_dropped(names: tuple[str, str]) -> None:
+    chosen, rejected = names
+    assert reason({**PAIR, chosen: 2, rejected: 4.5}) == "rejected_scores_more"
+    for scores in ((4.5, 2), (3, 3), (None, 2), (float("nan"), 2), (2, None), ("bad", "good")):
+        assert texts({**PAIR, **dict(zip(names, scores, strict=True))}) == ("Hi?", "Hello.", "Go.")
 
 
 def test_a_system_message_goes_by_the_setting_as_a_column_does() -> None:

@@ -43,7 +43,7 @@ def test_it_names_the_whole_line_of_models_with_their_digests(run):
     assert f"| trained from, and reference | `{first}` | `{digest_of(named)[:12]}` |" in text
     assert f"| before | `org/zephyr-dpo@0a1b2c` | `{digest_of(start)[:12]}` |" in text
     assert f"| data | `{layout.data(run.uri)}` | `{digest_of(run.data)[:12]}` |" in text
-    assert "| max_steps | 300 |" in text and "| seed | 42 |" in text
+    assert "| max_steps | 300 |" in text and "| seed | 42 |" in text and "| runner | torchrun |" in text
     assert "**accepted, not shown to be better**: win rate 51.0% [47.0, 55.0]" in text and "| win_rate | 0.51 |" in text
 
 

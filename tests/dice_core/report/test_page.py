@@ -277,6 +277,10 @@ def test_what_the_run_works_on_and_what_it_took_stand_in_the_header(page: str) -
     assert "38.17 at 2.50 a GPU hour" in Page(paid).words
 
 
+def test_what_ran_a_stage_stands_beside_its_place(page: str) -> None:
+    assert "ran byrunner: pytorchjob, num_nodes: 2" in Page(page).text
+
+
 def test_pages_of_trackers_are_linked_and_nothing_else_is() -> None:
     one = iteration(1)
     one.stages["train"].metrics["mlflow_url"] = "https://mlflow.example/#/experiments/1/runs/2"

@@ -15,7 +15,7 @@ from dice_core.stages.runner import open_input, run_stage
 from dice_core.stages.table import GENERATE, PAIR, TRAIN
 from dice_core.storage.address import open_storage
 from dice_core.storage.contract import NoAccessError, StorageError
-from dice_core.storage.manifest import Manifest, clear_stage, publish_files, read_manifest
+from dice_core.storage.manifest import Manifest, clear_stage, publish_files, read_manifest, require_manifest
 from tests.faulty_store import line_to
 
 # Its inputs are those of all the stages that it stands for here.
@@ -127,6 +127,23 @@ def test_operational_settings_may_change_between_attempts(uri):
     with pytest.raises(KeyboardInterrupt):
         run(uri, Work(num_before_kill=1))
     assert run(uri, Work(), settings=GenerationConfig(gpu_memory_utilization=0.5)).status == "completed"
+
+
+def test_what_ran_a_stage_is_recorded_and_another_attempt_may_be_run_by_something_else(uri):
+    def on(num_devices):
+        def work(context):
+            context.ran_by |= {"runner": "in-process", "devices_per_model": num_devices}
+            return Work(num_before_kill=num_devices)(context)
+
+        return work
+
+    with pytest.raises(KeyboardInterrupt):
+        run(uri, on(1))
+    run(uri, on(2))
+    manifest = require_manifest(uri)
+    assert manifest.ran_by == {"runner": "in-process", "devices_per_model": 2}
+    assert replace(manifest, ran_by={}).content_digest == manifest.content_digest
+    assert run(uri, on(8)).status == "already complete"
 
 
 def test_an_input_that_changed_is_refused(uri, tmp_path):

@@ -1,9 +1,9 @@
-"""What training pods ask for beside what was chosen, by hand."""
+"""What training pods ask for beside what was chosen, and what is recorded of them, by hand."""
 
 import pytest
 
 from dice_core.launch.settings import LaunchConfig, PodConfig
-from dice_core.stages.train import sized
+from dice_core.stages.train import ran_by, sized
 from dice_core.training.settings import TrainingConfig
 
 POLICY = {"num_parameters": 70_553_706_496}
@@ -27,3 +27,15 @@ def test_states_in_memory_raise_the_request_for_it_to_what_they_take_and_say_so(
     assert sized(chosen, POLICY, OFFLOADED, TWO_NODES).memory == "1675Gi"
     assert "a pod asks for 1675Gi of memory, not 400Gi" in capsys.readouterr().err
     assert sized(PodConfig(memory="1800Gi"), POLICY, OFFLOADED, TWO_NODES).memory == "1800Gi"
+
+
+def test_a_trained_model_says_which_processes_trained_it_and_how_they_shared_the_states() -> None:
+    assert ran_by(TWO_NODES, OFFLOADED) == {
+        "runner": "pytorchjob",
+        "num_nodes": 2,
+        "processes_per_node": 8,
+        "data_parallel_size": 16,
+        "zero_stage": 3,
+        "offload_optimizer": "cpu",
+    }
+    assert ran_by(LaunchConfig(), TrainingConfig())["zero_stage"] == 0

@@ -45,9 +45,15 @@ def test_iterations_count_from_one_and_shards_from_zero():
 def test_an_address_on_s3_has_a_bucket():
     assert layout.check_s3("s3://bucket/a/b", "root") == ("bucket", "a/b")
     assert layout.check_s3("s3://bucket", "root") == ("bucket", "")
-    for uri in ("s3://", "s3:///x", "s3:/bucket/x", "s3://Bucket", "/data", ""):
+    for uri in ("s3://", "s3:///x", "s3:/bucket/x", "/data", ""):
         with pytest.raises(ValueError, match="root: no address on S3, write s3://bucket/prefix"):
             layout.check_s3(uri, "root")
+
+
+@pytest.mark.parametrize("bucket", ["b", "Bucket", "-bucket", "b" * 64, "my bucket"])
+def test_a_name_that_no_bucket_can_have_is_refused_by_its_rule(bucket):
+    with pytest.raises(ValueError, match=f"root: no bucket can be called '{bucket}': a name has 3 to 63"):
+        layout.check_s3(f"s3://{bucket}/x", "root")
 
 
 def test_a_run_is_recognised_by_an_address_below_it():
