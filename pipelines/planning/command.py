@@ -25,7 +25,7 @@ def plan(options: argparse.Namespace, preset: Preset) -> int:
     """Print what a run takes, and return 2 where a stage cannot fit."""
     machine = measure_speed() if _is_on_cpu(preset) else None
     if machine:
-        preset = _here(preset, options.set, machine)
+        preset = as_run_here(preset, options.set, machine)
     made = make_plan(
         preset,
         machine,
@@ -45,7 +45,7 @@ def _is_on_cpu(preset: Preset) -> bool:
     return preset.cluster is None or not preset.cluster.gpu_resource
 
 
-def _here(preset: Preset, assignments: Sequence[str], machine: MachineSpeed) -> Preset:
+def as_run_here(preset: Preset, assignments: Sequence[str], machine: MachineSpeed) -> Preset:
     """Return the preset as it runs on this machine; `make demo` chooses the precision by the same measurement."""
     if preset.name != "demo":
         return on_this_machine(preset)
