@@ -17,8 +17,8 @@ from pipelines.planning.known_models import CHARACTERS_PER_TOKEN
 from pipelines.planning.ranges import Range
 from pipelines.presets import Preset
 
-_TEMPLATE_TOKENS = 12
-"""What a chat template puts around a prompt. Assumed: 9 to 20 with the three prompt formats."""
+_TEMPLATE_TOKENS = Range(9, 35)
+"""What a chat template puts around a prompt. Counted: 32 of SmolLM2's, with its system prompt; the least is assumed."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,9 @@ def _data_set(source: str) -> DataSet | None:
         sums = [number, sums[1] + len(row["prompt"]), sums[2] + len(row["chosen"]) + len(row["rejected"])]
     if not sums[0]:
         raise ConfigError(f"preferences_source: {source} has no rows")
-    prompt = sums[1] / sums[0] / CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS
+    prompt = sums[1] / sums[0] / CHARACTERS_PER_TOKEN
     response = sums[2] / sums[0] / 2 / CHARACTERS_PER_TOKEN + 1
-    lengths = TextLengths(Range(0.9 * prompt, 1.1 * prompt), Range(0.9 * response, 1.1 * response))
+    lengths = TextLengths(Range(0.9 * prompt, 1.1 * prompt) + _TEMPLATE_TOKENS, Range(0.9 * response, 1.1 * response))
     return DataSet(sums[0], lengths, f"{source}: {sums[0]} rows, counted; 4.3 characters a token")
 
 

@@ -101,7 +101,8 @@ def training_memory(
     """
     count, shard = shape.num_parameters, shape.num_parameters / num_ranks
     libraries = GPU_LIBRARIES if device == "gpu" else CPU_LIBRARIES
-    working = libraries + head_bytes(shape, device, trains=True)
+    head = head_bytes(shape, device, trains=True)
+    working = libraries + head
     activations = activation_bytes(shape, config, row_tokens)
     if config.deepspeed == "none":
         # float32 weights, gradients and two moments in each process; autocast keeps bfloat16 copies of the weights.
@@ -116,9 +117,10 @@ def training_memory(
     gathered = size * (min(_LIVE, count) + min(_BUCKET, count))
     if config.offload_optimizer == "cpu":
         return Memory(size * shard, 0, 0, activations, 0, working + gathered)
-    return Memory(
-        size * shard, size * shard, 12 * shard, activations, 0, working + gathered + 4 * min(_SUB_GROUP, shard)
-    )
+    # The update takes float32 gradients of a group of parameters, when activations and gathered layers are gone.
+    update = 4 * min(_SUB_GROUP, shard)
+    working += max(gathered, update - activations - head)
+    return Memory(size * shard, size * shard, 12 * shard, activations, 0, working)
 
 
 def reference_memory(shape: ModelShape, config: TrainingConfig, row_tokens: float, device: str = "gpu") -> Memory:

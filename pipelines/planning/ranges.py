@@ -13,9 +13,7 @@ class Range:
     def __post_init__(self) -> None:
         """Refuse bounds that are none."""
         if not 0 <= self.low <= self.high:
-            raise ValueError(
-                f"a range goes from a low bound to a high one, none below 0, got {self.low} to {self.high}"
-            )
+            raise ValueError(f"a range goes from a low to a high bound, none below 0, got {self.low} to {self.high}")
 
     def __add__(self, other: "Range | float") -> "Range":
         """Add bound to bound."""
