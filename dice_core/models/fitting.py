@@ -23,7 +23,7 @@ from dice_core.models.files import (
     tensor_headers,
 )
 from dice_core.models.generation_config import savable
-from dice_core.models.loading import load_tokenizer_files, require_fit, unloadable
+from dice_core.models.loading import context_length, load_tokenizer_files, require_fit, unloadable
 from dice_core.progress import log
 from dice_core.storage.manifest import Manifest
 
@@ -79,11 +79,12 @@ def check_parts_fit(
             "on your machine)"
         ) from None
     with _quiet():
-        tokenizer = load_tokenizer_files(folder, trust_remote_code)
         config = _config(folder, trust_remote_code)
+        tokenizer = load_tokenizer_files(folder, trust_remote_code)
         if kind == "reward-model":
             _require_reward(folder, config, tokenizer)
         model = _fit_weights(folder, config, trust_remote_code, kind)
+        _check_positions(folder, model)
         if check_model is not None:
             check_model(model)
         given = _generation_config(folder)
@@ -164,6 +165,16 @@ def _fit_weights(
                 "program would use the first and another the second: set tie_word_embeddings to what is meant"
             )
     return model
+
+
+def _check_positions(folder: Path, model: "PreTrainedModel") -> None:
+    """Check that the config gives the model positions. One without max_position_embeddings says so where it is used."""
+    from dice_core.models.rotary import require_finite_frequencies
+
+    config = model.config.get_text_config()
+    if getattr(config, "max_position_embeddings", None) is not None:
+        context_length(config)
+    require_finite_frequencies(model, str(folder / CONFIG))
 
 
 def _is_same(files: Mapping[str, Path], name: str, other: str) -> bool:

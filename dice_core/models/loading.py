@@ -25,13 +25,14 @@ def unloadable(folder: Path, part: str, error: Exception) -> ModelError:
         part: of the model, in words.
         error: what loading it raised.
     """
-    text = str(error).strip() or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
     if "trust_remote_code" in text:
         return ModelError(
             f"{folder}: its {part} is code inside the model, which is not run unless you allow it: "
             "read that code, then import the model with trust_remote_code"
         )
-    return ModelError(f"{folder}: its {part} cannot be loaded: {text.splitlines()[0]}")
+    # All lines in one: what is wrong often stands in the second line of transformers' validation.
+    return ModelError(f"{folder}: its {part} cannot be loaded: {text[:300]}")
 
 
 def load_model(
@@ -191,4 +192,6 @@ def context_length(config: "PretrainedConfig") -> int:
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(length, int):
         raise ModelError(f"config of {config.model_type}: has no max_position_embeddings")
+    if length < 1:
+        raise ModelError(f"config of {config.model_type}: max_position_embeddings must be at least 1, got {length}")
     return length

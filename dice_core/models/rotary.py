@@ -3,6 +3,7 @@
 `logprobs/packing.py` gives a packed row its positions.
 """
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -61,6 +62,26 @@ def restore_frequencies(model: PreTrainedModel) -> int:
         device = next(module.buffers()).device
         model.set_submodule(name, type(module)(module.config).to(device))
     return len(found)
+
+
+def require_finite_frequencies(model: PreTrainedModel, where: str) -> None:
+    """Check that a config gives rotary frequencies that are numbers: a base of -1 gives none. No weights are needed.
+
+    Args:
+        model: on any device, the meta device too.
+        where: what a message calls its config.
+
+    Raises:
+        ModelError: a frequency is not finite.
+    """
+    for name, module in model.named_modules():
+        if _is_rotary(module):
+            made = type(module)(module.config)
+            if not all(torch.isfinite(frequencies).all() for frequencies in made.buffers()):
+                raise ModelError(
+                    f"{where}: its rotary positions ({name}) have frequencies that are no finite numbers: correct "
+                    "rope_theta and the scaling beside it"
+                )
 
 
 def _is_rotary(module: nn.Module) -> bool:

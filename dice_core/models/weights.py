@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dice_core.models.files import ModelError, shard_names
-from dice_core.progress import Progress
+from dice_core.progress import Progress, log
 from dice_core.storage.manifest import FileEntry
 
 _MB = 1_000_000
@@ -74,7 +74,8 @@ def check_finite(folder: Path) -> None:
 
 
 def _finite_pieces(path: Path) -> Iterator[bytes]:
-    """Yield the content of a file, piece by piece."""
+    """Yield the content of a file, piece by piece. Says which matrices hold nothing but zeros."""
+    zeros: list[str] = []
     with path.open("rb") as stream:
         size = stream.read(8)
         header = stream.read(int.from_bytes(size, "little"))
@@ -83,6 +84,7 @@ def _finite_pieces(path: Path) -> Iterator[bytes]:
         # One after another without gaps, which safetensors itself has checked.
         for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
             start, end = entry["data_offsets"]
+            is_zero = len(entry["shape"]) > 1 and start < end
             for place in range(start, end, _PIECE_BYTES):
                 piece = stream.read(min(_PIECE_BYTES, end - place))
                 if not _is_finite(piece, entry["dtype"]):
@@ -90,7 +92,15 @@ def _finite_pieces(path: Path) -> Iterator[bytes]:
                         f"{path}: tensor {name!r} has values that are not finite numbers (NaN or infinite): the model "
                         "is broken; take another checkpoint"
                     )
+                is_zero = is_zero and piece.count(0) == len(piece)
                 yield piece
+            if is_zero:
+                zeros.append(name)
+    if zeros:
+        log(
+            f"{path}: {len(zeros)} weights are nothing but zeros, such as {zeros[0]!r}: files look so whose download "
+            "was not whole; fetch the model again unless it is meant"
+        )
 
 
 def _is_finite(piece: bytes, dtype: str) -> bool:

@@ -301,3 +301,30 @@ def test_superfluous_weights_are_refused_when_a_model_is_loaded_too(model_copy: 
     change_weights(folder, lambda weights: weights.update({"score.weight": torch.zeros(1, 64)}))
     with pytest.raises(ModelError, match=r"no place .* 'score.weight'"):
         load_model(folder, "float32")
+
+
+# Values of a config that no tensor's shape shows.
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"rms_norm_eps": "small"}, "its config cannot be loaded: Validation error for field 'rms_norm_eps': .*small"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings must be at least 1, got 0"),
+        ({"rope_theta": -1.0, "rope_parameters": None}, "frequencies that are no finite numbers: correct rope_theta"),
+    ],
+)
+def test_a_config_that_no_model_runs_with_is_refused(
+    model_copy: Path, tmp_path: Path, values: dict[str, object], fault: str
+) -> None:
+    edit_json(model_copy / "config.json", **values)
+    assert re.search(fault, refusal(model_copy, tmp_path / "imported"))
+
+
+def test_weights_of_nothing_but_zeros_are_told(
+    model_copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    change_weights(model_copy, lambda w: w["model.layers.1.mlp.down_proj.weight"].zero_())
+    import_model(str(model_copy), str(tmp_path / "imported"))
+    told = capfd.readouterr().err
+    assert "1 weights are nothing but zeros, such as 'model.layers.1.mlp.down_proj.weight'" in told
