@@ -47,7 +47,7 @@ def write_card(model_uri: str, manifest: Manifest, evaluated: Evaluated | None, 
     parts = [
         _front_matter(lineage),
         f"# {_title(model_uri)}",
-        _introduction(model_uri, manifest, lineage),
+        _introduction(model_uri, manifest, lineage, is_public),
         "## What was measured",
         _measured(evaluated, is_public),
         "## What it was made from",
@@ -76,7 +76,7 @@ def _title(uri: str) -> str:
     return f"{run}, {place[-2].replace('-', ' ')}" if run and len(place) > 1 else place[-1]
 
 
-def _introduction(uri: str, manifest: Manifest, lineage: Lineage) -> str:
+def _introduction(uri: str, manifest: Manifest, lineage: Lineage, is_public: bool) -> str:
     run, number = layout.run_of(uri), manifest.settings.get("iteration")
     if manifest.stage != "train":
         return f"A model that was imported from `{manifest.settings.get('source', '?')}`."
@@ -85,8 +85,17 @@ def _introduction(uri: str, manifest: Manifest, lineage: Lineage) -> str:
     return (
         f"The policy of {what} of run `{run or '?'}`{base if lineage.base_model else ''}. It was trained by DPO on "
         "pairs of responses, ranked by the implicit reward of the policies before it (DICE, "
-        "[arXiv 2406.09760](https://arxiv.org/abs/2406.09760))."
+        f"[arXiv 2406.09760](https://arxiv.org/abs/2406.09760)).{_adapter(manifest, is_public)}"
     )
+
+
+def _adapter(manifest: Manifest, is_public: bool) -> str:
+    """Return what to say of the adapter that was trained; empty: there was none."""
+    rank = manifest.settings.get("training", {}).get("lora_rank")
+    if not rank:
+        return ""
+    place = "" if is_public else ", and lies beside this file too, in `adapter/`"
+    return f" What was trained is a LoRA adapter of rank {rank}: it is merged into these weights{place}."
 
 
 def _measured(evaluated: Evaluated | None, is_public: bool) -> str:
