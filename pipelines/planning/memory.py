@@ -87,6 +87,18 @@ def head_bytes(shape: ModelShape, device: str, *, trains: bool) -> float:
     return chunks + (shape.num_embedding * 6 if trains else 0)
 
 
+def num_trained(shape: ModelShape, config: TrainingConfig) -> int:
+    """Return how many parameters are trained: all, or those of adapters of rank lora_rank on the layers' products."""
+    if not config.lora_rank:
+        return shape.num_parameters
+    hidden, queries = shape.hidden_size, shape.num_heads * shape.head_size
+    keys, inner = shape.num_kv_heads * shape.head_size, shape.intermediate_size
+    sums = {"q_proj": hidden + queries, "k_proj": hidden + keys, "v_proj": hidden + keys, "o_proj": queries + hidden}
+    sums |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), hidden + inner)
+    chosen = [size for name, size in sums.items() if name in (config.lora_target_modules or sums)]
+    return shape.num_layers * config.lora_rank * sum(chosen)
+
+
 def training_memory(
     shape: ModelShape, config: TrainingConfig, num_ranks: int, row_tokens: float, device: str = "gpu"
 ) -> Memory:
@@ -99,28 +111,40 @@ def training_memory(
         row_tokens: of the largest packed row.
         device: `gpu`, or `cpu`.
     """
-    count, shard = shape.num_parameters, shape.num_parameters / num_ranks
+    size, trained, is_full = 2 if config.precision == "bf16" else 4, num_trained(shape, config), not config.lora_rank
     libraries = GPU_LIBRARIES if device == "gpu" else CPU_LIBRARIES
-    head = head_bytes(shape, device, trains=True)
-    working = libraries + head
-    activations = activation_bytes(shape, config, row_tokens)
+    head = head_bytes(shape, device, trains=is_full)
+    working, activations = libraries + head, activation_bytes(shape, config, row_tokens)
+    frozen = 0.0 if is_full else frozen_bytes(shape, config)
     if config.deepspeed == "none":
         # float32 weights, gradients and two moments in each process; autocast keeps bfloat16 copies of the weights.
-        copies = 2 * shape.num_parameters if config.precision == "bf16" else 0
-        average = 4 * count if config.ema_decay else 0
-        return Memory(4 * count, 4 * count, 8 * count + average, activations, 0, working + copies)
-    size = 2 if config.precision == "bf16" else 4
+        copies = 2 * trained if config.precision == "bf16" else 0
+        average = 4 * trained if config.ema_decay else 0
+        return Memory(frozen + 4 * trained, 4 * trained, 8 * trained + average, activations, 0, working + copies)
+    shard = trained / num_ranks
     # The float32 weight and two moments: 12 bytes, sharded in both stages, as gradients are.
     if config.deepspeed == "zero2":
-        buckets = 2 * size * min(_BUCKET, count)
-        return Memory(size * count, size * shard, 12 * shard, activations, 0, working + buckets)
-    gathered = size * (min(_LIVE, count) + min(_BUCKET, count))
+        buckets = 2 * size * min(_BUCKET, trained)
+        return Memory(frozen + size * trained, size * shard, 12 * shard, activations, 0, working + buckets)
+    weights = frozen / num_ranks + size * shard
+    gathered = size * (min(_LIVE, shape.num_parameters) + min(_BUCKET, trained))
     if config.offload_optimizer == "cpu":
-        return Memory(size * shard, 0, 0, activations, 0, working + gathered)
+        return Memory(weights, 0, 0, activations, 0, working + gathered)
     # The update takes float32 gradients of a group of parameters, when activations and gathered layers are gone.
     update = 4 * min(_SUB_GROUP, shard)
     working += max(gathered, update - activations - head)
-    return Memory(size * shard, size * shard, 12 * shard, activations, 0, working)
+    return Memory(weights, size * shard, 12 * shard, activations, 0, working)
+
+
+def frozen_bytes(shape: ModelShape, config: TrainingConfig) -> float:
+    """Return the bytes of weights that adapters stand beside: bfloat16 in mixed precision, the layers in 4 bits each.
+
+    nf4 keeps a float32 scale for 64 weights: 0.5625 bytes a weight.
+    """
+    size = 2 if config.precision == "bf16" else 4
+    if config.quantize_base == "none":
+        return size * shape.num_parameters
+    return 0.5625 * shape.num_layer_weights + size * (shape.num_parameters - shape.num_layer_weights)
 
 
 def reference_memory(shape: ModelShape, config: TrainingConfig, row_tokens: float, device: str = "gpu") -> Memory:

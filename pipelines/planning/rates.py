@@ -77,15 +77,15 @@ def _share(what: str, low: float, high: float, kind: str) -> Rate:
 
 CPU_FORWARD = {
     "bfloat16": _share("scoring", 0.50, 0.65, "bfloat16"),
-    "float32": _share("scoring", 0.75, 0.95, "float32"),
+    "float32": _share("scoring", 0.68, 0.90, "float32"),
 }
 CPU_TRAINING = {
     "bfloat16": _share("training", 0.30, 0.42, "bfloat16"),
     "float32": _share("training", 0.60, 0.85, "float32"),
 }
 CPU_DECODING = {
-    "bfloat16": _share("vLLM", 0.18, 0.27, "bfloat16"),
-    "float32": _share("vLLM", 0.62, 0.88, "float32"),
+    "bfloat16": _share("vLLM", 0.30, 0.48, "bfloat16"),
+    "float32": _share("vLLM", 0.80, 1.10, "float32"),
 }
 _HERE = "on the machine above, scaled by the import"
 CPU_STORAGE = Rate("S3 here", Range(150e6, 400e6), "bytes/s", "measured", 'make bench BENCH="--stage storage"')

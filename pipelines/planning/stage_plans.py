@@ -161,7 +161,9 @@ class Planner:
             trained = self.workload.trained(config, is_warm_start=is_warm_start)
             measured = self.workload.measured(config, is_warm_start=is_warm_start)
             tokens = trained.all + measured.all
-            steps = self._operations(trained) * 3 / self.speeds.training / ranks
+            # Forward, and backward to the inputs and to the weights: to those that are trained.
+            passes = 2 + memory.num_trained(self.policy, config) / count
+            steps = self._operations(trained) * passes / self.speeds.training / ranks
             steps = steps + self._operations(measured) / self.speeds.forward / ranks
             seconds = (
                 self._text_seconds()
@@ -274,4 +276,5 @@ class Planner:
 
 def _split(config: TrainingConfig) -> str:
     names = {"none": "whole states", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
-    return names[config.deepspeed] + (", optimizer offloaded" if config.offload_optimizer == "cpu" else "")
+    adapters = f", LoRA of rank {config.lora_rank}" if config.lora_rank else ""
+    return names[config.deepspeed] + adapters + (", optimizer offloaded" if config.offload_optimizer == "cpu" else "")

@@ -43,6 +43,33 @@ def test_without_deepspeed_a_process_holds_16_bytes_a_parameter() -> None:
     assert states(memory.training_memory(ROUND, config("none"), 8, 1)) == 16 * 7.5e9
 
 
+def test_adapters_of_llama_3_8b_are_as_many_as_peft_counts() -> None:
+    """Rank 16 on all seven products: 41,943,040 trainable parameters, as PEFT prints for this model."""
+    shape = find_model("meta-llama/Meta-Llama-3-8B").shape
+    assert memory.num_trained(shape, config(lora_rank=16)) == 41_943_040
+    # Rank 8 on q_proj and v_proj, its default for Llama: 32 x 8 x (4096 + 4096 + 4096 + 1024).
+    some = config(lora_rank=8, lora_target_modules=["q_proj", "v_proj"])
+    assert memory.num_trained(shape, some) == 3_407_872
+    assert memory.num_trained(shape, config()) == shape.num_parameters
+
+
+@pytest.mark.parametrize("deepspeed", ["none", "zero2", "zero3"])
+def test_adapters_leave_states_for_what_is_trained_alone(deepspeed: str) -> None:
+    full, adapters = (memory.training_memory(MISTRAL, config(deepspeed, lora_rank=rank), 8, 1000) for rank in (0, 16))
+    assert adapters.optimizer < 0.01 * full.optimizer and adapters.gradients < 0.01 * full.gradients
+    assert adapters.activations == full.activations
+    assert states(adapters) < states(full)
+    # Frozen weights are bfloat16.
+    assert adapters.weights == pytest.approx(2 * 7_241_732_096 / (8 if deepspeed == "zero3" else 1), rel=0.03)
+
+
+def test_four_bits_take_little_more_than_a_quarter_of_bfloat16() -> None:
+    quantised = config("none", lora_rank=16, quantize_base="nf4", reference_logps="recompute")
+    whole = config("none", lora_rank=16)
+    ratio = memory.frozen_bytes(MISTRAL, quantised) / memory.frozen_bytes(MISTRAL, whole)
+    assert 0.25 < ratio < 0.32
+
+
 def test_offloaded_states_leave_a_gpu_its_share_of_the_weights() -> None:
     taken = memory.training_memory(ROUND, config(offload_optimizer="cpu"), 8, 1)
     assert (taken.weights, taken.gradients, taken.optimizer) == (2 * 7.5e9 / 8, 0, 0)
