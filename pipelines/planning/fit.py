@@ -84,6 +84,10 @@ def _of_stage(stage: StagePlan, plan: RunPlan, preset: Preset) -> Iterator[Misfi
     if preset.cluster and stage.host_bytes:
         setting = _host_setting(stage)
         there = float(quantity(getattr(preset.cluster, setting)))
+        node = NODE_KINDS.get(preset.pool)
+        if is_training and preset.training.offload_optimizer != "none" and node:
+            # Its pods ask for what offloaded states take (stages/train.py): the node must have it.
+            there = max(there, node.memory_gib * _OF_NODE * GIB)
         if stage.host_bytes > there:
             remedies = _more_memory(setting, stage.host_bytes, preset, is_training)
             yield Misfit(stage.title, "its pod", stage.host_bytes, there, f"cluster.{setting}", remedies)

@@ -1,12 +1,13 @@
 """Makes a run's plan: finds the models and counts, plans the stages on the pool's devices, and looks what fits."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from dice_core.settings.base import ConfigError, DType
 from pipelines.cluster.pools import NODE_KINDS
 from pipelines.planning import rates
 from pipelines.planning.data_counts import DataCounts, counts_of
-from pipelines.planning.find_model import find_model
+from pipelines.planning.find_model import FoundModel, find_model
 from pipelines.planning.fit import all_changes, refusals, warnings
 from pipelines.planning.machine import MachineSpeed
 from pipelines.planning.memory import BYTES, GIB
@@ -43,30 +44,36 @@ def make_plan(
     """
     policy, judge = find_model(preset.policy_source, model_config, asks_hub=asks_hub), _find_judge(preset, asks_hub)
     data = counts_of(preset, run_uri)
-    lengths = response_tokens or policy.response_tokens
-    source = "given" if response_tokens else policy.response_source
+    if response_tokens:
+        policy = policy._replace(response_tokens=response_tokens, response_source="given")
 
     def planned(changed: Preset) -> RunPlan:
-        workload = Workload(changed, data, lengths) if data else None
+        workload = Workload(changed, data, policy.response_tokens) if data else None
         return _planned(changed, policy.shape, judge[0], workload, machine)
 
-    notes = [
-        f"policy: {policy.shape.num_parameters / 1e9:.3f} billion parameters ({policy.source})",
-        judge[1],
-        _data_note(preset, data),
-        f"responses: {lengths.low:,.0f} - {lengths.high:,.0f} tokens without a limit ({source})",
-        "" if machine else "GPUs: no run of this suite on a GPU has been measured yet",
-    ]
-    if preset.scoring.reward != "implicit":
-        notes.append(f"scoring.reward is {preset.scoring.reward}: its memory and time are not counted")
     found = planned(preset)
     return replace(
         found,
-        notes=[note for note in notes if note],
+        notes=[note for note in _notes(preset, policy, judge[1], data, is_on_gpus=machine is None) if note],
         refusals=refusals(found, preset, planned),
         changes=all_changes(found, preset, planned),
         warnings=warnings(found, preset),
     )
+
+
+def _notes(
+    preset: Preset, policy: FoundModel, judge: str, data: DataCounts | None, *, is_on_gpus: bool
+) -> Iterator[str]:
+    """Yield where shapes and counts are from, and what is not known or not counted."""
+    lengths = policy.response_tokens
+    yield f"policy: {policy.shape.num_parameters / 1e9:.3f} billion parameters ({policy.source})"
+    yield judge
+    yield _data_note(preset, data)
+    yield f"responses: {lengths.low:,.0f} - {lengths.high:,.0f} tokens without a limit ({policy.response_source})"
+    if is_on_gpus:
+        yield "GPUs: no run of this suite on a GPU has been measured yet"
+    if preset.scoring.reward != "implicit":
+        yield f"scoring.reward is {preset.scoring.reward}: its memory and time are not counted"
 
 
 def _data_note(preset: Preset, data: DataCounts | None) -> str:

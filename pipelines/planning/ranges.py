@@ -30,10 +30,6 @@ class Range:
         other = as_range(other)
         return Range(self.low / other.high, self.high / other.low)
 
-    def at_most(self, bound: float) -> "Range":
-        """Return both bounds, each cut at one number."""
-        return Range(min(self.low, bound), min(self.high, bound))
-
 
 def exactly(value: float) -> Range:
     """Return the range of one number."""
@@ -43,8 +39,3 @@ def exactly(value: float) -> Range:
 def as_range(value: Range | float) -> Range:
     """Return a number as a range, and a range as it is."""
     return value if isinstance(value, Range) else exactly(value)
-
-
-def longest(ranges: "list[Range]") -> Range:
-    """Return what the longest of several takes that run side by side; nothing of none."""
-    return Range(max((r.low for r in ranges), default=0.0), max((r.high for r in ranges), default=0.0))

@@ -153,28 +153,17 @@ class Planner:
         launch, count = self.preset.launch, self.policy.num_parameters
         ranks = launch.num_nodes * launch.processes_per_node
         row = 2.0 * config.max_length
-        tokens = seconds = None
-        checkpoints = exactly(0)
-        saved = BYTES[config.saved_dtype] * count
         if self.workload:
             row = self.workload.largest_row(config, is_warm_start=is_warm_start)
-            trained = self.workload.trained(config, is_warm_start=is_warm_start)
-            measured = self.workload.measured(config, is_warm_start=is_warm_start)
-            tokens = trained.all + measured.all
-            # Forward, and backward to the inputs and to the weights: to those that are trained.
-            passes = 2 + memory.num_trained(self.policy, config) / count
-            steps = self._operations(trained) * passes / self.speeds.training / ranks
-            steps = steps + self._operations(measured) / self.speeds.forward / ranks
-            seconds = (
-                self._text_seconds()
-                + self.speeds.training_start
-                + self.speeds.model_start
-                + steps
-                + self._transfer(self.model_bytes + saved)
-            )
+        tokens, steps = self._steps(config, ranks, is_warm_start=is_warm_start)
+        saved = float(BYTES[config.saved_dtype] * count)
+        written, seconds = exactly(saved), None
+        if steps:
+            starts = self._text_seconds() + self.speeds.training_start + self.speeds.model_start
+            seconds = starts + steps + self._transfer(self.model_bytes + saved)
             one = checkpoint_bytes(count, config, launch.num_nodes) * launch.num_nodes
-            number = [int(bound // (60 * config.save_minutes)) for bound in (steps.low, steps.high)]
-            checkpoints = Range(number[0] * one, number[1] * one)
+            numbers = [int(bound // (60 * config.save_minutes)) for bound in (steps.low, steps.high)]
+            written = written + Range(numbers[0] * one, numbers[1] * one)
         uses = [Use(f"{_split(config)}, rows of {row:,.0f} tokens", self._training_memory(config, ranks, row))]
         if config.reference == "base":
             uses.append(Use("the reference", memory.reference_memory(self.policy, config, row, self.device)))
@@ -193,10 +182,21 @@ class Planner:
             host_bytes=self._training_host_bytes(config) if self.device == "gpu" else 0.0,
             disk_bytes=disk,
             read_bytes=self._models_read(1, launch.num_nodes),
-            written_bytes=checkpoints + saved,
+            written_bytes=written,
             tokens=tokens,
             seconds=seconds,
         )
+
+    def _steps(self, config: TrainingConfig, ranks: int, *, is_warm_start: bool) -> tuple[Range | None, Range | None]:
+        """Return the tokens of a training and the seconds of its passes; None: no data are known."""
+        if not self.workload:
+            return None, None
+        trained = self.workload.trained(config, is_warm_start=is_warm_start)
+        measured = self.workload.measured(config, is_warm_start=is_warm_start)
+        # Forward, and backward to the inputs and to the weights: to those that are trained.
+        passes = 2 + memory.num_trained(self.policy, config) / self.policy.num_parameters
+        steps = self._operations(trained) * passes / self.speeds.training / ranks
+        return trained.all + measured.all, steps + self._operations(measured) / self.speeds.forward / ranks
 
     def _training_memory(self, config: TrainingConfig, ranks: int, row: float) -> Memory:
         taken = memory.training_memory(self.policy, config, ranks, row, self.device)

@@ -77,7 +77,7 @@ def _sums(plan: RunPlan, price: float) -> Iterator[str]:
         yield f"GPU hours: {_bounds(hours, _plain) if hours else UNKNOWN}"
         if price:
             cost = _bounds(hours * price, _plain) if hours else UNKNOWN
-            yield f"cost at {price:g} a GPU hour: {cost}, of GPUs that are held while they are used alone"
+            yield f"cost at {price:g} a GPU hour: {cost}, while stages hold GPUs; idle nodes cost too"
         else:
             yield "cost: give PRICE=, of a GPU for an hour"
     yield f"S3: {_bounds(plan.read_bytes, _gb)} read, {_bounds(plan.written_bytes, _gb)} written"

@@ -24,7 +24,7 @@ _SAMPLE_SECONDS = 0.2
 _ROW_PAIRS, _TRAINED_ROWS, _NUM_PROMPTS = 2, 4, 8
 
 
-class _Real(NamedTuple):
+class Real(NamedTuple):
     """What a stage of a real demo took."""
 
     seconds: float
@@ -48,7 +48,7 @@ def demo(folder: Path) -> Timed:
         for stage in plan.stages
     ]
     taken = real.values()
-    everything = _Real(
+    everything = Real(
         sum(one.seconds for one in taken),
         sum(one.processor_seconds for one in taken),
         max(one.peak_bytes for one in taken),
@@ -58,7 +58,7 @@ def demo(folder: Path) -> Timed:
     return Timed(everything.seconds, {"lines": lines}, int(everything.peak_bytes))
 
 
-def compared(stage: str, planned: Any, planned_bytes: float, real: _Real) -> dict[str, Any]:
+def compared(stage: str, planned: Any, planned_bytes: float, real: Real) -> dict[str, Any]:
     """Return a line: the middle of the plan's bounds over what was real; None where the plan says `small`."""
     middle = (planned.low + planned.high) / 2
     return {
@@ -73,22 +73,27 @@ def compared(stage: str, planned: Any, planned_bytes: float, real: _Real) -> dic
     }
 
 
-def run_demo(place: Path) -> dict[str, _Real]:
+def run_demo(place: Path) -> dict[str, Real]:
     """Run `make demo` in a folder, and return what each stage took, by its title."""
     command = [sys.executable, "-m", "pipelines.demo", "--folder", str(place / "demo")]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    found: dict[str, _Real] = {}
+    found: dict[str, Real] = {}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         watch = _Watch(process.pid)
         for line in process.stdout or ():
             print(line, end="", file=sys.stderr)
-            if told := _LINE.match(line):
-                seconds = 60 * int(told["minutes"] or 0) + int(told["seconds"])
-                found[told["stage"]] = _Real(seconds, *watch.take())
+            if told := stage_told(line):
+                found[told[0]] = Real(told[1], *watch.take())
         watch.stop()
     if process.returncode:
         raise BenchmarkError(f"the demo ended with exit code {process.returncode}, see above")
     return found
+
+
+def stage_told(line: str) -> tuple[str, float] | None:
+    """Return the stage that a line of the demo tells the end of, by the plan's title, and its seconds."""
+    found = _LINE.match(line)
+    return (found["stage"], 60.0 * int(found["minutes"] or 0) + int(found["seconds"])) if found else None
 
 
 class _Watch:

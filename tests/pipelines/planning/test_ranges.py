@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.planning.ranges import Range, as_range, exactly, longest
+from pipelines.planning.ranges import Range, as_range, exactly
 
 numbers = st.floats(0.001, 1e9)
 ranges = st.tuples(numbers, numbers).map(lambda pair: Range(min(pair), max(pair)))
@@ -26,11 +26,6 @@ def test_what_lies_within_the_bounds_of_two_numbers_lies_within_those_of_their_s
 def test_a_number_is_a_range_of_equal_bounds() -> None:
     assert exactly(3) == Range(3, 3) == as_range(3) == as_range(Range(3, 3))
     assert (Range(1, 2) + 1, Range(1, 2) * 2, Range(1, 2) / 2) == (Range(2, 3), Range(2, 4), Range(0.5, 1))
-
-
-def test_the_longest_of_several_is_as_long_as_the_longest_of_each_bound() -> None:
-    assert longest([Range(1, 9), Range(2, 3)]) == Range(2, 9)
-    assert longest([]) == Range(0, 0)
 
 
 @pytest.mark.parametrize("bounds", [(2, 1), (-1, 1)])
