@@ -87,14 +87,22 @@ CPU_DECODING = {
     "bfloat16": _share("vLLM", 0.30, 0.48, "bfloat16"),
     "float32": _share("vLLM", 0.80, 1.10, "float32"),
 }
-_HERE = "on the machine above, scaled by the import"
+_LOGS = "read from the demo's logs on that machine"
 CPU_STORAGE = Rate("S3 here", Range(150e6, 400e6), "bytes/s", "measured", 'make bench BENCH="--stage storage"')
-CPU_IMPORTING = Rate("importing a GGUF file", Range(22e6, 30e6), "bytes/s", "measured", f"dice import-model, {_HERE}")
-CPU_START = Rate("start of a task", Range(1, 2), "s", "measured", f"a command without work, {_HERE}")
-CPU_IMPORTS = Rate("imports of Python", Range(3.5, 5.2), "s", "measured", f"dice prepare-data, {_HERE}")
-CPU_MODEL_START = Rate("loading a model", Range(1, 3), "s", "measured", f"the benchmark's, {_HERE}")
-CPU_TRAINING_START = Rate("a training's processes and its model", Range(8, 14), "s", "measured", f"torchrun, {_HERE}")
-CPU_ENGINE_START = Rate("start of vLLM", Range(4, 9), "s", "measured", f"the benchmark of generation, {_HERE}")
+CPU_IMPORTING = Rate(
+    "importing a GGUF file",
+    Range(22e6, 30e6),
+    "bytes/s",
+    "measured",
+    "dice import-model of the demo's: 23 s of processor",
+)
+CPU_START = Rate("start of a task", Range(1, 2), "s", "measured", _LOGS)
+CPU_IMPORTS = Rate("imports of Python", Range(3.5, 5.2), "s", "measured", "torch and transformers, in a fresh process")
+CPU_MODEL_START = Rate("loading a model", Range(1, 3), "s", "measured", _LOGS)
+CPU_TRAINING_START = Rate("a training's processes and its model", Range(8, 14), "s", "measured", _LOGS)
+CPU_ENGINE_START = Rate(
+    "start of vLLM", Range(4, 9), "s", "measured", "5 s in the benchmark of plans, 4 s a second time"
+)
 CPU_TIMES = (
     CPU_STORAGE,
     CPU_IMPORTING,
