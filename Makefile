@@ -5,6 +5,9 @@ SHELL = bash -o pipefail
 
 VENV ?= .venv
 LOCK := requirements/cpu.lock
+# The same with CUDA's builds of torch and vLLM, for a machine with a GPU, in an environment of its own.
+GPU_LOCK := requirements/gpu.lock
+GPU_VENV := .venv-gpu
 # Of programs that do not fit into it: AlpacaEval, and what serves the curves, each in an environment of its own.
 ALPACA_LOCK := requirements/alpaca.lock
 BOARD_LOCK := requirements/board.lock
@@ -18,6 +21,9 @@ SET ?=
 KEEP_S3 ?=
 S3_PORT ?=
 BENCH ?=
+GPU ?=
+# An interpreter that has the packages already: nothing is installed then.
+GPU_PYTHON ?=
 
 # Images: where they go, their tag (the last commit that changed what is in them: a tag names the sources, not the accelerator or the build arguments), and
 # what builds them.
@@ -111,6 +117,13 @@ test: $(STAMP) ## Run every test, the fast ones first; those for a GPU where the
 test-fast: $(STAMP) ## Run the tests that take no real model, engine or server: at most 90 seconds on 2 cores.
 	@exec $(PY) -m pytest -m "not slow" $(TESTS)
 
+# It fails without a GPU, for whoever asks for it wants to see one; `make test` leaves out what needs one, and says so.
+.PHONY: test-gpu
+test-gpu: ## Show on this machine's GPU, in ten minutes, that attention, ZeRO-3, vLLM and checkpoints are right, and how fast. GPU="--section attention" runs a part.
+	@ls /dev/nvidia[0-9]* >/dev/null 2>&1 || { echo "make: left out: all, no CUDA device here (no /dev/nvidia0)" >&2; exit 1; }
+	@$(if $(GPU_PYTHON),,$(MAKE) --no-print-directory VENV=$(GPU_VENV) LOCK=$(GPU_LOCK) install)
+	@exec $(or $(GPU_PYTHON),$(GPU_VENV)/bin/python) -m tests.gpu $(GPU)
+
 .PHONY: bench
 bench: $(STAMP) ## Compare ours with each peer's way; takes an hour or two on a quiet machine. BENCH="--stage pair" runs a part.
 	@$(PY) -m uv pip install --quiet --no-deps --target .cache/benchmarks/packages -r tests/benchmarks/requirements.txt \
@@ -135,7 +148,7 @@ typecheck: $(STAMP) ## Check the types of dice_core, components and pipelines wi
 check: lint typecheck ## Lint and typecheck: what CI runs before the tests.
 
 .PHONY: lock
-lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml, and those of AlpacaEval, make board and the tests' trackers; UPGRADE=1 takes the newest releases that fit.
+lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml, and those of make test-gpu, AlpacaEval, make board and the tests' trackers; UPGRADE=1 takes the newest releases that fit.
 	@links="$$($(PY) -m pip config get global.find-links 2>/dev/null || true)"; \
 	$(PY) -m uv pip compile --quiet --python $(PY) --python-version 3.11 $(if $(call on,UPGRADE),--upgrade) $${links:+--find-links $$links} \
 	  --excludes requirements/excludes.txt --constraints requirements/constraints.txt --annotation-style line \
@@ -146,7 +159,11 @@ lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml, and those of 
 	export UV_CUSTOM_COMPILE_COMMAND="make lock"; \
 	for name in mlflow wandb; do echo $$name | $$compile - --output-file tests/$$name.lock; done; \
 	echo tensorboard | $$compile --constraints requirements/constraints.txt - --output-file $(BOARD_LOCK); \
-	$$compile --constraints requirements/constraints.txt --extra alpaca pyproject.toml --output-file $(ALPACA_LOCK)
+	$$compile --constraints requirements/constraints.txt --extra alpaca pyproject.toml --output-file $(ALPACA_LOCK); \
+	$$compile --constraints requirements/constraints.txt --constraints requirements/generate-gpu.lock \
+	  --excludes requirements/gpu-excludes.txt --python-platform x86_64-manylinux_2_28 \
+	  --extra core --extra train --extra generate --extra pipelines --extra demo --extra test \
+	  pyproject.toml --output-file $(GPU_LOCK)
 	@echo "$(LOCK): $$(grep -c == $(LOCK)) packages"
 
 ##@ Pipelines

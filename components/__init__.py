@@ -1,5 +1,6 @@
 """One thin Kubeflow Pipelines component per stage: a body of a few lines that calls dice_core.stages.
 
-A body runs in a pod that has dice_core and nothing of this package: it imports what it uses. Storage addresses travel
-as strings and each stage's own address follows from dice_core.storage.layout; the artifacts are for people.
+The images have this package, and KFP's executor calls a body in it. A body imports what it uses, so that a pipeline is
+compiled without the stages' packages. Where a task's inputs and results are follows from the address of the run's
+settings and from its place; the artifacts are for people.
 """

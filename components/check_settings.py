@@ -2,12 +2,11 @@
 
 from typing import NamedTuple
 
-from kfp import dsl
-
 from components import images
+from components.component import component
 
 
-@dsl.component(base_image=images.CORE, install_kfp_package=False)
+@component(images.CORE)
 def check_settings(
     root: str,
     run: str,

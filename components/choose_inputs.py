@@ -2,12 +2,11 @@
 
 from typing import NamedTuple
 
-from kfp import dsl
-
 from components import images
+from components.component import component
 
 
-@dsl.component(base_image=images.CORE, install_kfp_package=False)
+@component(images.CORE)
 def choose_inputs(
     root: str, name: str, job_id: str, promote_as: str, policy_source: str, reference_source: str, prompts_source: str
 ) -> NamedTuple("Inputs", [("run", str), ("policy_source", str), ("reference_source", str), ("prompts_source", str)]):

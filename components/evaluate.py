@@ -5,21 +5,13 @@ from typing import NamedTuple
 from kfp import dsl
 
 from components import images
+from components.component import component
 
 
-@dsl.component(base_image=images.GENERATE, install_kfp_package=False)
-def evaluate(
-    settings_uri: str,
-    place: str,
-    policy_uri: str,
-    previous_uri: str,
-    base_reference_uri: str,
-    first_uri: str,
-    judge_uri: str,
-    data_uri: str,
-    metrics: dsl.Output[dsl.Metrics],
-) -> NamedTuple("Evaluation", [("Output", str), ("decision", str)]):
-    given = locals()
+@component(images.GENERATE)
+def evaluate(settings_uri: str, place: str, metrics: dsl.Output[dsl.Metrics]) -> NamedTuple(
+    "Evaluation", [("decision", str)]
+):
     from dice_core.stages.evaluate import evaluate_task
 
-    return evaluate_task(**given)
+    return evaluate_task(settings_uri, place, metrics)

@@ -3,20 +3,11 @@
 from kfp import dsl
 
 from components import images
+from components.component import component
 
 
-@dsl.component(base_image=images.GENERATE, install_kfp_package=False)
-def generate_and_score(
-    settings_uri: str,
-    place: str,
-    policy_uri: str,
-    reference_uri: str,
-    reward_uri: str,
-    data_uri: str,
-    gate_uri: str,
-    metrics: dsl.Output[dsl.Metrics],
-) -> str:
-    given = locals()
+@component(images.GENERATE)
+def generate_and_score(settings_uri: str, place: str, metrics: dsl.Output[dsl.Metrics]) -> None:
     from dice_core.stages.generate_and_score import generate_and_score_task
 
-    return generate_and_score_task(**given)
+    generate_and_score_task(settings_uri, place, metrics)

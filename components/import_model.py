@@ -3,13 +3,11 @@
 from kfp import dsl
 
 from components import images
+from components.component import component
 
 
-@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def import_model(
-    root: str, run: str, source: str, metrics: dsl.Output[dsl.Metrics], role: str = "", settings_uri: str = ""
-) -> str:
-    given = locals()
+@component(images.TRAIN)
+def import_model(settings_uri: str, role: str, metrics: dsl.Output[dsl.Metrics]) -> None:
     from dice_core.stages.import_model import import_model_task
 
-    return import_model_task(**given)
+    import_model_task(settings_uri, role, metrics)

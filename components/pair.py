@@ -3,18 +3,11 @@
 from kfp import dsl
 
 from components import images
+from components.component import component
 
 
-@dsl.component(base_image=images.CORE, install_kfp_package=False)
-def pair(
-    settings_uri: str,
-    place: str,
-    policy_uri: str,
-    data_uri: str,
-    gate_uri: str,
-    metrics: dsl.Output[dsl.Metrics],
-) -> str:
-    given = locals()
+@component(images.CORE)
+def pair(settings_uri: str, place: str, metrics: dsl.Output[dsl.Metrics]) -> None:
     from dice_core.stages.pair import pair_task
 
-    return pair_task(**given)
+    pair_task(settings_uri, place, metrics)

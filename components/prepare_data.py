@@ -3,11 +3,11 @@
 from kfp import dsl
 
 from components import images
+from components.component import component
 
 
-@dsl.component(base_image=images.CORE, install_kfp_package=False)
-def prepare_data(settings_uri: str, place: str, policy_uri: str, metrics: dsl.Output[dsl.Metrics]) -> str:
-    given = locals()
+@component(images.CORE)
+def prepare_data(settings_uri: str, place: str, metrics: dsl.Output[dsl.Metrics]) -> None:
     from dice_core.stages.prepare_data import prepare_data_task
 
-    return prepare_data_task(**given)
+    prepare_data_task(settings_uri, place, metrics)

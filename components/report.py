@@ -3,9 +3,10 @@
 from kfp import dsl
 
 from components import images
+from components.component import component
 
 
-@dsl.component(base_image=images.CORE, install_kfp_package=False)
+@component(images.CORE)
 def report(
     root: str,
     run: str,

@@ -3,18 +3,11 @@
 from kfp import dsl
 
 from components import images
+from components.component import component
 
 
-@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def train(
-    settings_uri: str,
-    place: str,
-    policy_uri: str,
-    base_reference_uri: str,
-    pairs_uri: str,
-    metrics: dsl.Output[dsl.Metrics],
-) -> str:
-    given = locals()
+@component(images.TRAIN)
+def train(settings_uri: str, place: str, metrics: dsl.Output[dsl.Metrics]) -> None:
     from dice_core.stages.train import train_task
 
-    return train_task(**given)
+    train_task(settings_uri, place, metrics)

@@ -7,15 +7,16 @@
     a recurring run chooses its name, policy, reference and prompts first
 
 A person may edit every setting of a stage in the UI: they are parameters, a JSON object per stage. check-settings
-writes them to one file, whose address the other tasks get. How many iterations and shards there are, and whether
-anything is sampled, decides the graph: that is fixed at compile time. Addresses travel as strings. What a gate
-decides is read by the stages themselves, so that the pipeline runs the same where conditions are not supported; on a
-cluster a condition saves the pods of the iterations after a refused policy as well.
+writes them to one file, whose address the other tasks get. By it, and by its place in the run, a task finds what it
+reads (dice_core.stages.run_settings); the graph says what it waits for. How many iterations and shards there are, and
+whether anything is sampled, decides the graph: that is fixed at compile time. What a gate decides is read by the stages
+themselves, so that the pipeline runs the same where conditions are not supported; on a cluster a condition saves the
+pods of the iterations after a refused policy as well.
 """
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
 from typing import Any, NamedTuple
@@ -45,8 +46,8 @@ from dice_core.stages.table import (
     PAIR,
     PREPARE_DATA,
     REPORT,
+    STAGES,
     TRAIN,
-    Stage,
 )
 from pipelines.cluster.config import PIPELINE_ACCOUNT
 from pipelines.cluster.resources import configure_task
@@ -78,16 +79,12 @@ DESCRIPTIONS = {
     "launch": "Which processes train (LaunchConfig).",
 }
 
-_COMMON = ("settings_uri",)
+_SETTINGS = "settings_uri"
 """Of every task behind check-settings: what the run was started with, and by its place where the run is."""
 _DATA_SOURCES = ("preferences_source", "prompts_source", "exclude_source")
 _ROLES = (JUDGE, REWARD)
 """Of models that only presets with a source of theirs import."""
-_MODELS = ("policy_uri", "reference_uri", "base_reference_uri", "first_uri", "judge_uri", "reward_uri")
-_HANDED_ON = (*_MODELS, "data_uri", "gate_uri")
 
-OUTPUT = "Output"
-"""kfp's name of what a component returns: here the address of what the stage made."""
 ACCEPTED = "accepted"
 """What component evaluate says of a policy with which the next iteration goes on."""
 
@@ -96,10 +93,8 @@ Given = Mapping[str, Any]
 
 
 class IterationOutputs(NamedTuple):
-    """What an iteration hands to the next one."""
+    """What an iteration tells the next one."""
 
-    policy_uri: str
-    evaluation_uri: str
     decision: str
 
 
@@ -135,11 +130,14 @@ def build_iteration(iteration: int, preset: Preset) -> GraphComponent:
     """Return the pipeline of one iteration: from a policy and the one before it to the next policy, measured."""
 
     def run_iteration(given: Given) -> IterationOutputs:
-        given = {**given, "iteration": iteration}
-        scored = [_generate_and_score(preset, given, shard) for shard in range(num_sampling_tasks(preset))]
-        return _pair_train_evaluate(preset, given, scored)
+        settings_uri, num_shards = given[_SETTINGS], num_sampling_tasks(preset)
+        places = [Place(GENERATE_AND_SCORE.name, iteration, shard, num_shards) for shard in range(num_shards)]
+        scored = [_start(preset, place, generate_and_score, settings_uri) for place in places]
+        trained = _pair_and_train(preset, iteration, settings_uri, scored)
+        measured = _start(preset, Place(EVALUATE.name, iteration), evaluate, settings_uri, trained)
+        return IterationOutputs(measured.outputs["decision"])
 
-    inputs = [_parameter(name, str) for name in (*_COMMON, *_HANDED_ON)]
+    inputs = [_parameter(_SETTINGS, str)]
     name = f"iteration {iteration}"
     return _pipeline(run_iteration, name.replace(" ", "-"), name, inputs, outputs=IterationOutputs)
 
@@ -206,86 +204,53 @@ def _check_settings(preset: Preset, given: Given) -> dsl.PipelineTask:
 
 def _run_stages(preset: Preset, iterations: list[GraphComponent], given: Given, recurring: bool) -> None:
     checked = _check_settings(preset, given)
-    given = {**given, **{name: checked.outputs[name] for name in ("run", *_COMMON)}}
-    policy = _import(preset, given, "policy", checked)
-    judges = {f"{role}_uri": _import_judge(preset, given, role, checked) for role in _ROLES}
-    prepared = prepare_data(**_take(given, *_COMMON), place=Place(PREPARE_DATA.name).below, policy_uri=policy)
-    data = configure_task(prepared, PREPARE_DATA, "prepare data", preset).outputs[OUTPUT]
-    if preset.has_warm_start and not recurring:
-        reference, policy = policy, _warm_start(preset, given, policy, data)
-    else:
-        reference = _import(preset, given, "reference", checked)
-    made = {"policy_uri": policy, "reference_uri": reference, "data_uri": data}
-    _run_iterations(preset, iterations, {**given, **judges, **made})
+    settings_uri = checked.outputs[_SETTINGS]
+    # A judge or a model of rewards is there where the preset names its source.
+    roles = [role for role in ("policy", "reference", *_ROLES) if f"{role}_source" in given]
+    has_warm_start = preset.has_warm_start and not recurring
+    imported = {role: _import(preset, role, settings_uri) for role in roles}
+    prepared = _start(preset, Place(PREPARE_DATA.name), prepare_data, settings_uri, imported["policy"])
+    if has_warm_start:
+        prepared = _pair_and_train(preset, WARM_START, settings_uri, [prepared])
+    _run_iterations(preset, iterations, settings_uri, [*imported.values(), prepared])
 
 
-def _import_judge(preset: Preset, given: Given, role: str, checked: dsl.PipelineTask) -> Any:
-    """Import the model of a role; its address is empty where the run has none, or its settings do not use it."""
-    if f"{role}_source" not in given:
-        return ""
-    return _import(preset, given, role, checked, role=role, settings_uri=given["settings_uri"])
+def _import(preset: Preset, role: str, settings_uri: Any) -> dsl.PipelineTask:
+    imported = _keyed(import_model, f"import-{role}")(settings_uri=settings_uri, role=role)
+    return configure_task(imported, IMPORT_MODEL, f"import {role}", preset)
 
 
-def _import(preset: Preset, given: Given, what: str, checked: dsl.PipelineTask, **more: Any) -> Any:
-    names = {**_take(given, "root", "run"), "source": given[f"{what}_source"]}
-    imported = _keyed(import_model, f"import-{what}")(**names, **more)
-    return configure_task(imported.after(checked), IMPORT_MODEL, f"import {what}", preset).outputs[OUTPUT]
-
-
-def _run_iterations(preset: Preset, iterations: list[GraphComponent], given: Given) -> None:
+def _run_iterations(
+    preset: Preset, iterations: list[GraphComponent], settings_uri: Any, before: list[dsl.PipelineTask]
+) -> None:
     """Run one after another; on a cluster each is inside the condition that the one before it has accepted its policy.
 
     kfp.local resolves no condition on what a task returns: it would skip the branch and call the run a success.
     """
-    first = {"base_reference_uri": given["reference_uri"], "first_uri": given["policy_uri"]}
-    given = {**given, **first, "gate_uri": ""}
     with ExitStack() as branches:
         for number, iteration in enumerate(iterations, start=1):
-            done = iteration(**_take(given, *_COMMON, *_HANDED_ON)).set_display_name(f"iteration {number}")
-            # Of the next iteration: pi_t is the policy, pi_{t-1} the reference.
-            handed_on = {"policy_uri": done.outputs["policy_uri"], "reference_uri": given["policy_uri"]}
-            given = {**given, **handed_on, "gate_uri": done.outputs["evaluation_uri"]}
+            done = iteration(settings_uri=settings_uri).set_display_name(f"iteration {number}").after(*before)
             if preset.cluster and number < len(iterations):
                 is_accepted = done.outputs["decision"] == ACCEPTED
                 branches.enter_context(dsl.If(is_accepted, name=f"if iteration {number} is accepted"))
+            # What is inside a condition waits for what the condition reads.
+            before = [] if preset.cluster else [done]
 
 
-def _warm_start(preset: Preset, given: Given, sft: Any, data: Any) -> Any:
-    """Make the first DPO policy from the SFT model and offline pairs; return its address."""
-    given = {**given, "iteration": WARM_START, "policy_uri": sft, "data_uri": data}
-    given |= {"base_reference_uri": sft, "gate_uri": ""}
-    return _train(preset, given, _pair(preset, given).outputs[OUTPUT])
-
-
-def _pair(preset: Preset, given: Given) -> dsl.PipelineTask:
+def _pair_and_train(
+    preset: Preset, iteration: int, settings_uri: Any, before: Sequence[dsl.PipelineTask]
+) -> dsl.PipelineTask:
     # The stage finds the shards by their number: not every KFP backend resolves a list of task outputs.
-    return _start(preset, PAIR, pair, given, "policy_uri", "data_uri", "gate_uri")
+    paired = _start(preset, Place(PAIR.name, iteration), pair, settings_uri, *before)
+    return _start(preset, Place(TRAIN.name, iteration), train, settings_uri, paired)
 
 
-def _train(preset: Preset, given: Given, pairs_uri: Any) -> Any:
-    names = ("policy_uri", "base_reference_uri", "pairs_uri")
-    return _start(preset, TRAIN, train, {**given, "pairs_uri": pairs_uri}, *names).outputs[OUTPUT]
-
-
-def _generate_and_score(preset: Preset, given: Given, shard: int) -> dsl.PipelineTask:
-    names = ("policy_uri", "reference_uri", "reward_uri", "data_uri", "gate_uri")
-    return _start(preset, GENERATE_AND_SCORE, generate_and_score, {**given, "shard": shard}, *names)
-
-
-def _pair_train_evaluate(preset: Preset, given: Given, scored: list[dsl.PipelineTask]) -> IterationOutputs:
-    policy = _train(preset, given, _pair(preset, given).after(*scored).outputs[OUTPUT])
-    measured = {**given, "policy_uri": policy, "previous_uri": given["policy_uri"]}
-    names = ("policy_uri", "previous_uri", "base_reference_uri", "first_uri", "judge_uri", "data_uri")
-    outputs = _start(preset, EVALUATE, evaluate, measured, *names).outputs
-    return IterationOutputs(policy, outputs[OUTPUT], outputs["decision"])
-
-
-def _start(preset: Preset, stage: Stage, component: PythonComponent, given: Given, *names: str) -> dsl.PipelineTask:
-    """Add the task of a stage in an iteration, or in a shard of it, with those inputs by name."""
-    shard = {"shard": given["shard"], "num_shards": preset.num_shards} if "shard" in given else {}
-    place = Place(stage.name, given["iteration"], **shard)
-    task = _keyed(component, place.key)(**_take(given, *_COMMON, *names), place=place.below)
-    return configure_task(task, stage, _title(place), preset)
+def _start(
+    preset: Preset, place: Place, component: PythonComponent, settings_uri: Any, *before: dsl.PipelineTask
+) -> dsl.PipelineTask:
+    """Add the task at a place of the run, which waits for those before it."""
+    task = _keyed(component, place.key)(settings_uri=settings_uri, place=place.below)
+    return configure_task(task.after(*before), STAGES[place.stage], _title(place), preset)
 
 
 def _title(place: Place) -> str:

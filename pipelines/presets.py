@@ -180,9 +180,9 @@ def llama3() -> Preset:
 def llama3_70b() -> Preset:
     """Tulu 3 70B, a Llama 3.1 after SFT and DPO, on two nodes of 8 H100. Not yet run on a GPU.
 
-    The only open 70B models whose DPO policy and its SFT start are both published; Llama 3.1 Community License, not
-    gated. A parameter of ZeRO-3 takes 16 bytes, 1.13 TB for 70.6 billion: 71 GB of each of 16 GPUs, and rows, gathered
-    layers and their gradients take 27 GB more of the 86. With optimizer states in the nodes' memory it is 9 and 27.
+    Its policy of DPO and the SFT model that this began with are both published, under the Llama 3.1 Community License.
+    A parameter of ZeRO-3 takes 16 bytes, 1.13 TB for 70.6 billion: 71 GB of each of 16 GPUs, and rows, gathered layers
+    and their gradients take 27 GB more of the 86. With optimizer states in the nodes' memory it is 9 and 27.
     """
     preset = llama3()
     training = {

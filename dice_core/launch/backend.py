@@ -13,6 +13,10 @@ class FinalError(LaunchError):
     """Training failed, and would again: its pairs, its settings or its model are at fault. See LaunchError."""
 
 
+class PassingError(LaunchError):
+    """Its processes failed, or a pod of it went, and nobody has started them again. See LaunchError."""
+
+
 class Backend(Protocol):
     """Runs a job to its end somewhere."""
 

@@ -4,9 +4,10 @@ Jobs, pods and events are the plain dicts of the Kubernetes API.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dice_core.launch.job_kind import true_conditions
 from dice_core.training.job import ERROR, FINAL_ERROR
 
 # The last line of a traceback, which torch prefixes with the rank.
@@ -15,6 +16,7 @@ _EXCEPTION = re.compile(r"(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception)\b.
 _SIGNAL = re.compile(r"\s*traceback : (Signal \d+ .*)")
 # What torchrun --tee puts in front of a process's line.
 _PROCESS = re.compile(r"^\[[a-z]+\d+\]:")
+_OF_TORCHRUN = re.compile(r"\b(?:ChildFailedError|SignalException)\b")
 _NUM_EVENTS = 5
 _NUM_MESSAGE_LINES = 12
 _SIGNALS = {137: "killed", 139: "segmentation fault", 143: "told to stop"}
@@ -35,37 +37,21 @@ Events = Mapping[str, Sequence[Mapping[str, Any]]]
 """Of a pod or the job, by its name."""
 
 
-def job_outcome(job: Mapping[str, Any]) -> str:
-    """Return "Succeeded" or "Failed" if the job has ended, else ""."""
-    types = {condition["type"] for condition in _true_conditions(job)}
-    # Failed first: a job is a success only if nothing says otherwise.
-    return next((outcome for outcome in ("Failed", "Succeeded") if outcome in types), "")
-
-
-def is_running(job: Mapping[str, Any]) -> bool:
-    """Return whether the operator has seen its pods run, and has not seen them end since."""
-    return any(condition["type"] == "Running" for condition in _true_conditions(job))
-
-
-def is_suspended(job: Mapping[str, Any]) -> bool:
-    """Return whether the job waits in a queue, by its own will or by Kueue's."""
-    return bool(job["spec"].get("runPolicy", {}).get("suspend"))
-
-
-def waiting_reasons(pods: Pods, events: Events, num_expected: int) -> list[str]:
+def waiting_reasons(pods: Pods, events: Events, num_expected: int, operator: str) -> list[str]:
     """Return why pods have not started, one line for each; empty: all run or have run.
 
     Args:
         pods: of the job, by name.
         events: of these pods and of the job, oldest first.
         num_expected: how many pods the job has.
+        operator: who should create them, in words.
     """
     reasons = [
         f"{name}: {why_waiting(pod) or _newest(events.get(name, ())) or 'Pending'}" for name, pod in _pending(pods)
     ]
     if len(pods) < num_expected:
         of_job = [event for name, about in events.items() if name not in pods for event in about]
-        why = _newest(of_job) or ("" if pods else "is the training operator running?")
+        why = _newest(of_job) or ("" if pods else f"is {operator} running?")
         reasons.append(f"{num_expected - len(pods)} of {num_expected} pods not created" + (f": {why}" if why else ""))
     return reasons
 
@@ -83,19 +69,22 @@ def why_waiting(pod: Mapping[str, Any]) -> str:
     return "; ".join(_stuck(pod))
 
 
-def queue_reasons(workloads: Sequence[Mapping[str, Any]] | None, events: Sequence[Mapping[str, Any]]) -> list[str]:
+def queue_reasons(
+    workloads: Sequence[Mapping[str, Any]] | None, events: Sequence[Mapping[str, Any]], kind: str
+) -> list[str]:
     """Return why Kueue has not admitted a job.
 
     Args:
         workloads: Kueue's own objects for the job; None: they cannot be read.
         events: of the job, oldest first.
+        kind: of the job, such as PyTorchJob.
     """
     states = [found for workload in workloads or () for found in (workload.get("status") or {}).get("conditions") or []]
     # Such as "LocalQueue x doesn't exist" and "insufficient unused quota".
     refused = [found for found in states if found["type"] == "QuotaReserved" and found["status"] == "False"]
     if refused:
         return [_reason_and_message(found) for found in refused]
-    hint = "" if workloads else "it has no Workload: does Kueue manage PyTorchJobs here?"
+    hint = "" if workloads else f"it has no Workload: does Kueue manage {kind}s here?"
     if workloads is None:
         hint = "its Workload, which says why, cannot be read"
     return [text for text in (_newest(events), hint) if text]
@@ -111,7 +100,14 @@ def restarts(pod: Mapping[str, Any]) -> int:
     return sum(status.get("restartCount", 0) for status in _statuses(pod))
 
 
-def failure_report(job: Mapping[str, Any], pods: Pods, events: Events, last_lines: LastLines, cause: str = "") -> str:
+def failure_report(
+    job: Mapping[str, Any],
+    pods: Pods,
+    events: Events,
+    last_lines: LastLines,
+    cause: str = "",
+    gone: Collection[str] = (),
+) -> str:
     """Return why a job failed. First line: the cause and the exit code; then conditions, pods, events, last lines.
 
     Args:
@@ -120,14 +116,15 @@ def failure_report(job: Mapping[str, Any], pods: Pods, events: Events, last_line
         events: of these pods and the job, oldest first.
         last_lines: of each process, by its name; without any, what the containers' states have kept of their logs.
         cause: where it is known; empty: what these tell.
+        gone: names of pods that are not there any more.
     """
     metadata = job["metadata"]
     last_lines = last_lines or _termination_messages(pods)
     name, exit_code = _first_failure(pods)
     where = f", exit code {exit_code}{_meaning(exit_code)} in {name}" if name else ""
-    cause = cause or _cause(job, pods, last_lines)
+    cause = cause or _cause(job, pods, last_lines, gone)
     lines = [f"training failed{where}: {cause} (job {metadata.get('namespace', '')}/{metadata['name']})"]
-    for condition in _true_conditions(job):
+    for condition in true_conditions(job):
         if condition["type"] == "Created":
             continue
         said = f"{condition.get('reason', '')}: {condition.get('message', '')}"
@@ -142,33 +139,48 @@ def failure_report(job: Mapping[str, Any], pods: Pods, events: Events, last_line
 def find_cause(lines: Iterable[str]) -> str:
     """Return what tells the cause best: an error written for a person, else the first exception, else ""."""
     lines = list(lines)
-    for prefix in (FINAL_ERROR, ERROR):
-        for line in lines:
-            if line.startswith(prefix):
-                return line.removeprefix(prefix)
-    # torchrun's own exception only says that a process failed.
-    exceptions = [match[1] for line in lines if (match := _EXCEPTION.match(line)) and "ChildFailedError" not in line]
+    if told := _told(lines, FINAL_ERROR) or _told(lines, ERROR):
+        return told
+    # torchrun's own exceptions only say that a process failed, or that it was told to stop.
+    exceptions = [match[1] for line in lines if (match := _EXCEPTION.match(line)) and not _OF_TORCHRUN.search(line)]
     signals = [match[1] for line in lines if (match := _SIGNAL.match(line))]
     return next(iter([*exceptions, *signals]), "")
 
 
-def _cause(job: Mapping[str, Any], pods: Pods, last_lines: LastLines) -> str:
-    said = [str(condition.get("message", "")) for condition in _true_conditions(job) if condition["type"] == "Failed"]
+def _told(lines: Iterable[str], prefix: str) -> str:
+    return next((line.removeprefix(prefix) for line in lines if line.startswith(prefix)), "")
+
+
+def _cause(job: Mapping[str, Any], pods: Pods, last_lines: LastLines, gone: Collection[str]) -> str:
+    failed = [found for found in true_conditions(job) if found["type"] == "Failed"]
+    said = [str(found.get("message") or found.get("reason") or "") for found in failed]
     # The operator then ends the processes, whose last words are of that end.
-    if late := [message for message in said if "deadline" in message]:
+    if late := [text for text, found in zip(said, failed, strict=True) if _is_of_deadline(found)]:
         return late[0]
     # By time: what fails first makes the others fail.
-    cause = find_cause(line.text for line in sorted(line for lines in last_lines.values() for line in lines))
-    if cause:
+    lines = [line.text for line in sorted(line for lines in last_lines.values() for line in lines)]
+    # What the cluster did to a pod makes its processes, and their peers, say a lot that is no cause.
+    if cause := _told(lines, FINAL_ERROR) or _act_of_the_cluster(pods) or find_cause(lines):
         return cause
-    for name, pod in sorted(pods.items()):
-        # Evicted, NodeLost, UnexpectedAdmissionError: the pod's status says it, no log does.
-        if pod["status"].get("phase") == "Failed" and pod["status"].get("reason"):
-            return f"{name} {pod['status']['reason']}: {pod['status'].get('message', '')}".rstrip(": ")
     for _, ended in _endings(pods):
         if ended.get("exitCode") and ended.get("reason", "Error") != "Error":
             return str(ended["reason"])
+    if gone and not has_failed(pods):
+        return f"{', '.join(sorted(gone))} went while it ran: deleted, preempted, or with its node"
     return next(iter(filter(None, said)), "no reason was given")
+
+
+def _is_of_deadline(condition: Mapping[str, Any]) -> bool:
+    return "deadline" in f"{condition.get('reason')} {condition.get('message')}".lower()
+
+
+def _act_of_the_cluster(pods: Pods) -> str:
+    """Return what ended a pod from outside: an eviction, a lost node, its memory limit. No log says it."""
+    for name, pod in sorted(pods.items()):
+        if pod["status"].get("phase") == "Failed" and pod["status"].get("reason"):
+            return _reason_and_message({**pod["status"], "reason": f"{name} {pod['status']['reason']}"})
+    ended = [(status.get("state") or {}).get("terminated") or {} for pod in pods.values() for status in _statuses(pod)]
+    return next((str(end["reason"]) for end in ended if end.get("reason") not in (None, "Error", "Completed")), "")
 
 
 def _first_failure(pods: Pods) -> tuple[str, int]:
@@ -272,11 +284,6 @@ def _in_order(last_lines: LastLines) -> list[tuple[str, Sequence[Line]]]:
     of_processes = [(name, lines) for name, lines in in_order if name.startswith("rank")]
     is_told = bool(find_cause(line.text for _, lines in of_processes for line in lines))
     return of_processes if is_told else in_order
-
-
-def _true_conditions(job: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    conditions = (job.get("status") or {}).get("conditions") or []
-    return [condition for condition in conditions if condition["status"] == "True"]
 
 
 def _statuses(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:

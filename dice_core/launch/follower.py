@@ -1,4 +1,4 @@
-"""Follow a PyTorchJob to its end: show its pods' states and logs, and say why it does not start or why it failed.
+"""Follow a training job to its end: show its pods' states and logs, and say why it does not start or why it failed.
 
 Looks every few seconds: a job trains for hours, and a look costs two calls and one a pod.
 """
@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
-from dice_core.launch.backend import FinalError, LaunchError
+from dice_core.launch.backend import FinalError, LaunchError, PassingError
 from dice_core.launch.failure_report import (
+    Events,
     failure_report,
     has_failed,
-    is_suspended,
-    job_outcome,
     queue_reasons,
     restarts,
     stuck_reasons,
@@ -31,9 +30,17 @@ Objects = dict[str, dict[str, Any]]
 class JobFollower:
     """One job, from where it is now to its end."""
 
-    def __init__(self, jobs: TrainingJobs, job: Mapping[str, Any], limits: PodConfig, patience: JobPatience) -> None:
-        """Take a job that exists and has not succeeded."""
+    def __init__(
+        self,
+        jobs: TrainingJobs,
+        job: Mapping[str, Any],
+        limits: PodConfig,
+        patience: JobPatience,
+        seconds_before: float = 0.0,
+    ) -> None:
+        """Take a job that exists and has not succeeded, and how long jobs that it takes the place of have trained."""
         self._jobs, self._job, self._limits, self._patience = jobs, job, limits, patience
+        self._kind = jobs.kind
         self._name, self._uid = job["metadata"]["name"], job["metadata"]["uid"]
         self._pods: Objects = {}
         self._pods_ever: Objects = {}
@@ -41,27 +48,32 @@ class JobFollower:
         self._said = ""
         # One of two clocks runs: pods are waited for, or all of them train.
         self._waiting_since = time.monotonic()
-        self._training_since, self._seconds_before = 0.0, 0.0
+        self._training_since, self._seconds_before = 0.0, seconds_before
         self._failing_since = 0.0
         self._reminder = Throttle(patience.reminder)
         # What the job was made with counts: an adopted one may be older than the settings.
-        replicas = job["spec"]["pytorchReplicaSpecs"].values()
-        self._num_expected = sum(replica.get("replicas", 1) for replica in replicas)
-        self._logs = PodLogs(jobs.api, int(job["spec"]["nprocPerNode"]))
+        self._num_expected = self._kind.num_nodes(job)
+        self._logs = PodLogs(jobs.api, self._kind, self._kind.processes_per_node(job))
+
+    @property
+    def seconds_trained(self) -> float:
+        """For how long pods have trained, those before this job too."""
+        return self._seconds_before + (time.monotonic() - self._training_since if self._training_since else 0.0)
 
     def follow(self) -> None:
         """Return when the job has succeeded.
 
         Raises:
             LaunchError: it failed, was deleted, or its pods did not start or end in time; a FinalError if another try
-                would fail too: the job has ended then, or is deleted.
+                would fail too: the job has ended then, or is deleted; a PassingError if the job failed and nobody has
+                tried again.
             KubernetesError: the API cannot be followed.
         """
         while not self._has_succeeded():
             self._check_final_error()
             self._check_time()
             time.sleep(min(self._patience.poll, self._seconds_left()))
-        log(f"train: PyTorchJob {self._name} succeeded")
+        log(f"train: {self._kind.name} {self._name} succeeded")
 
     def _has_succeeded(self) -> bool:
         """Look at the job, and then at its pods and logs: what ended before the job has said all by then."""
@@ -69,25 +81,27 @@ class JobFollower:
         self._read_pods()
         if job is None or job["metadata"]["uid"] != self._uid or job["metadata"].get("deletionTimestamp"):
             raise LaunchError(
-                f"training failed: PyTorchJob {self._jobs.namespace}/{self._name} was deleted while it ran; "
+                f"training failed: {self._kind.name} {self._jobs.namespace}/{self._name} was deleted while it ran; "
                 "started again, the stage goes on from the newest checkpoint"
             )
         self._job = job
-        outcome = job_outcome(job)
+        outcome = self._kind.outcome(job)
         if outcome == "Failed":
-            raise (FinalError if self._logs.final_error else LaunchError)(self._report())
+            report = self._report()
+            raise self._failure()(report)
         return outcome == "Succeeded"
 
+    def _failure(self) -> type[LaunchError]:
+        """Return what the end of a failed job means."""
+        if self._logs.final_error:
+            return FinalError
+        return LaunchError if self._kind.is_restarted or self._kind.is_overdue(self._job) else PassingError
+
     def _read_pods(self) -> None:
-        pods = {pod["metadata"]["name"]: pod for pod in self._jobs.pods(self._name)}
-        self._pods = {name: pod for name, pod in pods.items() if self._is_ours(pod)}
+        self._pods = self._jobs.pods(self._job)
         self._pods_ever |= self._pods
         self._show_states()
         self._logs.read(self._pods.values())
-
-    def _is_ours(self, pod: Mapping[str, Any]) -> bool:
-        # Pods of a deleted job with this name may still be around.
-        return any(owner["uid"] == self._uid for owner in pod["metadata"].get("ownerReferences") or [])
 
     def _check_final_error(self) -> None:
         """End a job that would fail again: the operator would start its processes anew, on all their GPUs."""
@@ -123,32 +137,32 @@ class JobFollower:
         if self._waiting_since:
             left = self._limits.pending_deadline_seconds - (time.monotonic() - self._waiting_since)
         else:
-            left = self._limits.active_deadline_seconds - self._seconds_trained()
+            left = self._limits.active_deadline_seconds - self.seconds_trained
         return max(0.01, left)
-
-    def _seconds_trained(self) -> float:
-        return self._seconds_before + (time.monotonic() - self._training_since if self._training_since else 0.0)
 
     def _check_time(self) -> None:
         """Say why the job does not train, and give up when that, or the training, has taken longer than it may."""
-        reasons = waiting_reasons(self._pods, {}, self._num_expected)
-        if not reasons and not is_suspended(self._job):
+        reasons = self._waiting({})
+        if not reasons and not self._kind.is_suspended(self._job):
             self._check_training()
             return
-        self._seconds_before, self._training_since = self._seconds_trained(), 0.0
-        if is_suspended(self._job):
+        self._seconds_before, self._training_since = self.seconds_trained, 0.0
+        if self._kind.is_suspended(self._job):
             # Whoever waits in a queue is not late; the time counts from the admission.
             self._waiting_since = time.monotonic()
             self._show_queue()
         else:
             self._check_start(reasons)
 
+    def _waiting(self, events: Events) -> list[str]:
+        return waiting_reasons(self._pods, events, self._num_expected, self._kind.operator)
+
     def _show_queue(self) -> None:
         """Say that the job waits in a queue, and once in a while why: a queue's name may be wrong."""
         text = f"is suspended until Kueue admits it (pods.queue_name = {self._limits.queue_name!r})"
         if self._reminder.is_due():
             events = self._events().get(self._name, [])
-            reasons = queue_reasons(self._jobs.workloads(self._uid), events)
+            reasons = queue_reasons(self._jobs.workloads(self._uid), events, self._kind.name)
             self._say("; ".join([text, *reasons]), again=True)
         elif not self._said.startswith(text):
             self._say(text)
@@ -160,7 +174,7 @@ class JobFollower:
             # An adopted job may have trained for hours already.
             before = 0.0 if self._seconds_before else _seconds_running(self._pods)
             self._training_since = time.monotonic() - before
-        if self._seconds_trained() < limit:
+        if self.seconds_trained < limit:
             return
         cause = f"it did not end within pods.active_deadline_seconds = {limit} of training; "
         self._end(LaunchError, f"{cause}started again, the stage goes on from the newest checkpoint")
@@ -171,7 +185,7 @@ class JobFollower:
         passed, deadline = time.monotonic() - self._waiting_since, self._limits.pending_deadline_seconds
         is_over, is_reminder = passed >= deadline, self._reminder.is_due()
         if is_over or is_reminder:
-            reasons = waiting_reasons(self._pods, self._events(), self._num_expected)
+            reasons = self._waiting(self._events())
         if is_over and reasons:
             self._jobs.delete(self._name, self._uid)
             first = f"training did not start within pods.pending_deadline_seconds = {deadline}: {reasons[0]}"
@@ -184,19 +198,20 @@ class JobFollower:
     def _say(self, text: str, *, again: bool = False) -> None:
         if again or text != self._said:
             self._said = text
-            log(f"train: PyTorchJob {self._name} {text}")
+            log(f"train: {self._kind.name} {self._name} {text}")
 
     def _report(self, cause: str = "") -> str:
         try:
             self._read_pods()
         except KubernetesError as error:
             log(f"train: the pods' last states cannot be read: {error.detail}")
-        return failure_report(self._job, self._pods_ever, self._events(), self._logs.last_lines(), cause)
+        gone = self._pods_ever.keys() - self._pods.keys()
+        return failure_report(self._job, self._pods_ever, self._events(), self._logs.last_lines(), cause, gone)
 
-    def _events(self) -> dict[str, list[dict[str, Any]]]:
-        about = {self._name: self._uid} | {name: pod["metadata"]["uid"] for name, pod in self._pods_ever.items()}
+    def _events(self) -> Events:
         try:
-            return {name: self._jobs.events(uid) for name, uid in about.items()}
+            of_pods = {name: self._jobs.pod_events(pod) for name, pod in self._pods_ever.items()}
+            return {self._name: self._jobs.events(self._job), **of_pods}
         except KubernetesError as error:
             log(f"train: events cannot be read: {error.detail}")
             return {}

@@ -53,6 +53,8 @@ class JobPatience:
     """How often to look at the job, its pods and their logs."""
     reminder: float = 60.0
     """How often to say that pods still do not start."""
+    restart: float = 10.0
+    """Before a job that has failed is made anew; twice as long each time."""
     drain: float = 30.0
     """How long a process that has said its last word may take to end."""
     stop: float = 20.0
@@ -114,12 +116,15 @@ class KubernetesApi:
         """Change an object by a JSON merge patch; False: it is gone, or another has its name."""
         return self._call("PATCH", path, {}, change) is not None
 
-    def delete(self, path: str, uid: str = "") -> bool:
+    def delete(self, path: str, uid: str = "", *, propagation: str = "Background") -> bool:
         """Delete an object and what belongs to it; False: it is gone already, or another has its name.
 
-        An empty uid means whichever has the name.
+        Args:
+            path: of the object.
+            uid: of it; empty: whichever has the name.
+            propagation: `Background`: at once, and then what belongs to it; `Foreground`: the other way round.
         """
-        options: dict[str, Any] = {"propagationPolicy": "Background"}
+        options: dict[str, Any] = {"propagationPolicy": propagation}
         return self._call("DELETE", path, {}, options | ({"preconditions": {"uid": uid}} if uid else {})) is not None
 
     def may(self, account: str, verb: str, group: str, resource: str) -> bool:

@@ -15,7 +15,7 @@ def launch_training(job_uri: str, launch: LaunchConfig, pods: PodConfig | None =
     Args:
         job_uri: of the job.
         launch: which processes to start.
-        pods: what their pods look like, for backend `pytorchjob`.
+        pods: what their pods look like, for the backends of a cluster.
 
     Raises:
         LaunchError: a process failed or was stopped.
@@ -24,9 +24,9 @@ def launch_training(job_uri: str, launch: LaunchConfig, pods: PodConfig | None =
 
 
 def _backend(name: str, pods: PodConfig) -> Backend:
-    if name == "pytorchjob":
-        # Loads the Kubernetes client, which training on one machine does without.
-        from dice_core.launch.pytorchjob import PyTorchJobBackend
+    if name == "torchrun":
+        return TorchrunBackend()
+    # Loads the Kubernetes client, which training on one machine does without.
+    from dice_core.launch.cluster_backend import ClusterBackend
 
-        return PyTorchJobBackend(pods)
-    return TorchrunBackend()
+    return ClusterBackend(pods)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dice_core.launch.failure_report import LastLines, Line, restarts
-from dice_core.launch.job_spec import CONTAINER, REPLICA_INDEX_LABEL, REPLICA_TYPE_LABEL
+from dice_core.launch.job_kind import JobKind
 from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.progress import heard, log
 from dice_core.training.job import FINAL_ERROR
@@ -25,19 +25,12 @@ _FINISHED = ("Succeeded", "Failed")
 _BAD_REQUEST, _FORBIDDEN = 400, 403
 
 
-def node_rank(pod: Mapping[str, Any]) -> int:
-    """Return a pod's number among the nodes of its job: the Master is 0, Workers follow."""
-    labels = pod["metadata"].get("labels") or {}
-    index = int(labels.get(REPLICA_INDEX_LABEL, 0))
-    return index + 1 if labels.get(REPLICA_TYPE_LABEL, "").lower() == "worker" else index
-
-
 class PodLogs:
     """The logs of all pods of a job."""
 
-    def __init__(self, api: KubernetesApi, processes_per_node: int) -> None:
+    def __init__(self, api: KubernetesApi, kind: JobKind, processes_per_node: int) -> None:
         """Take the connection, and what turns local ranks into ranks."""
-        self._api, self._processes_per_node = api, processes_per_node
+        self._api, self._kind, self._processes_per_node = api, kind, processes_per_node
         self._logs: dict[str, _PodLog] = {}
 
     def read(self, pods: Iterable[Mapping[str, Any]]) -> None:
@@ -45,7 +38,7 @@ class PodLogs:
         for pod in pods:
             started = any("waiting" not in (status.get("state") or {}) for status in _statuses(pod))
             if started or pod["status"].get("phase") in ("Running", *_FINISHED):
-                known = _PodLog(self._api, pod, self._processes_per_node)
+                known = _PodLog(self._api, self._kind, pod, self._processes_per_node)
                 self._logs.setdefault(pod["metadata"]["uid"], known).read(pod)
 
     @property
@@ -66,9 +59,9 @@ class PodLogs:
 class _PodLog:
     """The log of one pod, through restarts of its container."""
 
-    def __init__(self, api: KubernetesApi, pod: Mapping[str, Any], processes_per_node: int) -> None:
-        self._api, self._name = api, pod["metadata"]["name"]
-        self._node_rank, self._processes_per_node = node_rank(pod), processes_per_node
+    def __init__(self, api: KubernetesApi, kind: JobKind, pod: Mapping[str, Any], processes_per_node: int) -> None:
+        self._api, self._name, self._container = api, pod["metadata"]["name"], kind.container
+        self._node_rank, self._processes_per_node = kind.node_rank(pod), processes_per_node
         self._second = ""
         """Of the newest line shown, on the node's clock: the next look asks for what was written from then on."""
         self._shown: Counter[str] = Counter()
@@ -103,7 +96,7 @@ class _PodLog:
         since = {"sinceTime": f"{self._second}Z"} if self._second else {}
         path = self._api.path("pods", f"{self._name}/log")
         try:
-            return self._api.text(path, container=CONTAINER, timestamps="true", **since, **which)
+            return self._api.text(path, container=self._container, timestamps="true", **since, **which)
         except KubernetesError as error:
             if error.status == _BAD_REQUEST:
                 # A container that waits to start, or is thrown away already.

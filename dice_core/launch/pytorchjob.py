@@ -1,220 +1,119 @@
-"""Training in the pods of a PyTorchJob: start or adopt the job, follow it, and end as it ends.
+"""PyTorchJobs of the training operator, v1.7 to v1.9, which is closed upstream. Pure: see job_kind.py.
 
-The launcher holds nothing that it could lose. The job's name follows from what it trains, so that a launcher started
-again finds the job of the one before: a running job is adopted, also with other settings; one that waits is adopted if
-it was made with the same ones; one that has succeeded is the result, if what it made is still there. All others are
-deleted and made anew, because whoever starts a launcher again wants another try, and training resumes from its newest
-checkpoint. Only Succeeded is success. What failed for good is a launch.FinalError: whoever calls need not try it again.
-
-The job belongs to the run that launched it last: an ownerReference to the launcher pod's controller (the Argo Workflow)
-deletes it with that run. A launcher told to stop deletes it at once where that run is being stopped (cancellation.py);
-else the job goes on for the next attempt. In an Argo pod the process is killed about a second after it is told, so that
-takes two calls and nothing else. Loads no torch.
+One pod, the Master, holds a node's processes; further nodes are Workers. The operator starts pods again that have
+failed or gone, up to a limit.
 """
 
-import os
-import signal
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dice_core.launch.backend import LaunchError
-from dice_core.launch.cancellation import why_job_goes_on
-from dice_core.launch.failure_report import failure_report, is_running, job_outcome
-from dice_core.launch.follower import JobFollower
-from dice_core.launch.job_spec import differing_settings, job_name, training_job
-from dice_core.launch.jobs import TrainingJobs
-from dice_core.launch.kubernetes import JobPatience, KubernetesApi, KubernetesError, own_pod
+from dice_core.launch.job_kind import JobKind, Object, Outcome, true_conditions
+from dice_core.launch.job_spec import job_metadata
+from dice_core.launch.pod_spec import command_of, container_of, pod_template
 from dice_core.launch.settings import LaunchConfig, PodConfig
-from dice_core.progress import log
-from dice_core.settings.base import ConfigError
-from dice_core.storage.manifest import read_manifest
-from dice_core.tracking.variables import left_behind
-from dice_core.training.job import TrainingJob
 
-_CALL_SECONDS = 60.0
-# Of the deletion, which acts once it is sent.
-_DELETE_SECONDS = 2.0
+_JOB_NAME_LABEL = "training.kubeflow.org/job-name"
+_REPLICA_TYPE_LABEL = "training.kubeflow.org/replica-type"
+_REPLICA_INDEX_LABEL = "training.kubeflow.org/replica-index"
 
 
-class _Stopped(BaseException):
-    """A signal told this process to stop. No Exception: nothing on the way up may take it for a failed call."""
+class PyTorchJob(JobKind):
+    """See the module."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    name, group, version, plural = "PyTorchJob", "kubeflow.org", "v1", "pytorchjobs"
+    operator = "the training operator"
+    container = "pytorch"
+    # A pod's and a service's name is the job's plus "-worker-<index>".
+    longest_name = 50
+    deletion = "Background"
+    is_restarted = True
 
+    def body(
+        self,
+        name: str,
+        job_uri: str,
+        launch: LaunchConfig,
+        pods: PodConfig,
+        *,
+        environment: Mapping[str, str],
+        owner: Object | None = None,
+        command: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """See JobKind."""
+        runs = command_of(launch, job_uri, command)
+        container = container_of(self.container, runs, launch.processes_per_node, pods, environment)
+        replica = {"restartPolicy": launch.restart_policy, "template": pod_template(container, pods)}
+        replicas = {"Master": {"replicas": 1, **replica}}
+        if launch.num_nodes > 1:
+            replicas["Worker"] = {"replicas": launch.num_nodes - 1, **replica}
+        run_policy: dict[str, Any] = {
+            "cleanPodPolicy": pods.clean_pod_policy,
+            "ttlSecondsAfterFinished": pods.ttl_seconds_after_finished,
+            # The operator counts from when it first saw the job, the wait for nodes too; the launcher counts better.
+            "activeDeadlineSeconds": pods.active_deadline_seconds + pods.pending_deadline_seconds,
+            "backoffLimit": launch.backoff_limit,
+        }
+        if pods.queue_name:
+            # Kueue takes the job out of suspension when it admits it.
+            run_policy["suspend"] = True
+        return {
+            "apiVersion": f"{self.group}/{self.version}",
+            "kind": self.name,
+            "metadata": job_metadata(name, job_uri, launch, pods, environment, owner),
+            "spec": {
+                "nprocPerNode": str(launch.processes_per_node),
+                "runPolicy": run_policy,
+                "pytorchReplicaSpecs": replicas,
+            },
+        }
 
-class PyTorchJobBackend:
-    """Pods of a cluster that has the training operator. See launch.Backend."""
+    def outcome(self, job: Object) -> Outcome:
+        """See JobKind."""
+        types = {condition["type"] for condition in true_conditions(job)}
+        # Failed first: a job is a success only if nothing says otherwise.
+        if "Failed" in types:
+            return "Failed"
+        return "Succeeded" if "Succeeded" in types else ""
 
-    def __init__(self, pods: PodConfig, command: Sequence[str] = (), patience: JobPatience | None = None) -> None:
-        """Take what the pods look like, what each runs instead of torchrun, and how long to wait for what."""
-        self._pods, self._command, self._patience = pods, command, patience or JobPatience()
+    def is_running(self, job: Object) -> bool:
+        """See JobKind."""
+        return any(condition["type"] == "Running" for condition in true_conditions(job))
 
-    def run(self, job_uri: str, launch: LaunchConfig) -> None:
-        """Run the job in pods and return when it has succeeded.
+    def is_suspended(self, job: Object) -> bool:
+        """See JobKind."""
+        return bool(job["spec"].get("runPolicy", {}).get("suspend"))
 
-        Raises:
-            LaunchError: it failed, was deleted, or did not start or end in time; or the cluster refused or went away.
-            FinalError: it failed, and would fail again.
-            ConfigError: no cluster to talk to.
-            StorageError: there is no job at that place.
-        """
-        training = TrainingJob.read(job_uri)
-        name = job_name(job_uri, training.fingerprint)
-        try:
-            jobs = TrainingJobs(KubernetesApi(patience=self._patience, timeout=_CALL_SECONDS))
-        except KubernetesError as error:
-            raise ConfigError(f"launch.backend 'pytorchjob': {error}") from None
-        _tell_left_behind(self._pods)
-        uid, received, owner = "", 0, None
-        with _signals_raised():
-            try:
-                owner = _owner(jobs)
-                body = training_job(
-                    name, job_uri, launch, self._pods, environment=os.environ, owner=owner, command=self._command
-                )
-                job = _start_or_adopt(jobs, name, body, training.output_uri, self._patience)
-                uid = job["metadata"]["uid"]
-                if job_outcome(job) != "Succeeded":
-                    JobFollower(jobs, job, self._pods, self._patience).follow()
-            except KubernetesError as error:
-                raise LaunchError(f"training failed: {error} (job {jobs.namespace}/{name})") from None
-            except _Stopped as stopped:
-                received = stopped.number
-                _give_up(jobs, name, uid, launch, owner, self._patience.stop)
-        if received:
-            # What stopped us goes on to stop the caller, by its own handler.
-            signal.raise_signal(received)
+    def is_overdue(self, job: Object) -> bool:
+        """See JobKind. The operator has no reason of its own for that, only a message."""
+        failed = [condition for condition in true_conditions(job) if condition["type"] == "Failed"]
+        return any("deadline" in str(condition.get("message")) for condition in failed)
 
+    def num_nodes(self, job: Object) -> int:
+        """See JobKind."""
+        return sum(replica.get("replicas", 1) for replica in job["spec"]["pytorchReplicaSpecs"].values())
 
-def _tell_left_behind(pods: PodConfig) -> None:
-    """Say which variables of a tracker the training pods will not have: this pod holds them as plain text."""
-    given = {*pods.env, *(pods.tracking_secret_keys if pods.tracking_secret else ())}
-    if missing := [name for name in left_behind(os.environ) if name not in given]:
-        log(
-            f"train: the training pods do not get {', '.join(missing)}, which a job would show to whoever may read it: "
-            "name their secret in cluster.tracking_secret"
-        )
+    def processes_per_node(self, job: Object) -> int:
+        """See JobKind."""
+        return int(job["spec"]["nprocPerNode"])
 
+    def pod_selector(self, job: Object) -> str:
+        """See JobKind."""
+        return f"{_JOB_NAME_LABEL}={job['metadata']['name']}"
 
-def _start_or_adopt(
-    jobs: TrainingJobs, name: str, body: dict[str, Any], output_uri: str, patience: JobPatience
-) -> dict[str, Any]:
-    """Return the job of this name: the one that is there and can still be the result, or a new one."""
-    start, pauses = time.monotonic(), patience.pauses()
-    while True:
-        job = jobs.get(name)
-        if job is None:
-            created = jobs.create(body)
-            if created is not None:
-                log(f"train: created PyTorchJob {jobs.namespace}/{name}")
-                return created
-        elif job["metadata"].get("deletionTimestamp"):
-            log(f"train: waiting until the PyTorchJob {name} of an earlier attempt is deleted")
-        else:
-            fault = _fault(job, body, output_uri)
-            if not fault:
-                _adopt(jobs, job, body)
-                return job
-            log(f"train: {fault}")
-            jobs.delete(name, job["metadata"]["uid"])
-        if time.monotonic() - start > patience.give_up:
-            raise KubernetesError(f"the job of an earlier attempt is still there: kubectl delete pytorchjob {name}")
-        time.sleep(next(pauses))
+    def owns(self, job: Object, pod: Object) -> bool:
+        """See JobKind."""
+        owners = pod["metadata"].get("ownerReferences") or []
+        return any(owner["uid"] == job["metadata"]["uid"] for owner in owners)
 
+    def node_rank(self, pod: Object) -> int:
+        """See JobKind: the Master is 0, Workers follow."""
+        labels = pod["metadata"].get("labels") or {}
+        index = int(labels.get(_REPLICA_INDEX_LABEL, 0))
+        return index + 1 if labels.get(_REPLICA_TYPE_LABEL, "").lower() == "worker" else index
 
-def _adopt(jobs: TrainingJobs, job: dict[str, Any], body: dict[str, Any]) -> None:
-    """Say what is adopted, and make it belong to this run: deleting an older one must not delete it."""
-    metadata, name = job["metadata"], f"{jobs.namespace}/{job['metadata']['name']}"
-    log(f"train: adopting PyTorchJob {name} ({job_outcome(job) or 'not finished'})")
-    if differing := differing_settings(job, body):
-        log(f"train: it keeps the launch settings that it was made with; changed since: {', '.join(differing)}")
-    owners = body["metadata"].get("ownerReferences")
-    if not owners or owners == metadata.get("ownerReferences"):
-        return
-    try:
-        fault = "" if jobs.set_owner(metadata["name"], metadata["uid"], owners[0]) else "it has changed meanwhile"
-    except KubernetesError as error:
-        fault = error.detail
-    if fault:
-        log(f"train: PyTorchJob {name} still belongs to an earlier run, and is deleted with that one: {fault}")
+    def event_selectors(self, job: Object) -> list[str]:
+        """See JobKind: the operator reports all about the job itself."""
+        return [f"involvedObject.uid={job['metadata']['uid']}"]
 
 
-def _fault(job: dict[str, Any], body: dict[str, Any], output_uri: str) -> str:
-    """Return why the job of an earlier attempt has to be made anew; empty if it can be adopted."""
-    outcome = job_outcome(job)
-    if outcome == "Failed":
-        why = failure_report(job, {}, {}, {}).partition(" (job ")[0]
-        return f"an earlier attempt is started again from its newest checkpoint; it ended with: {why}"
-    # A finished job stays for a day, longer than a result that somebody deletes to have it made again.
-    if outcome == "Succeeded" and read_manifest(output_uri) is None:
-        return f"an earlier attempt succeeded, but its result is gone from {output_uri}: training again"
-    differing = differing_settings(job, body)
-    if not outcome and differing and not is_running(job):
-        return f"an earlier attempt waits with other launch settings ({', '.join(differing)}): it is made anew"
-    return ""
-
-
-def _owner(jobs: TrainingJobs) -> dict[str, Any] | None:
-    """Return a reference to what the job belongs to: this pod's controller, else this pod; None outside a cluster."""
-    pod = own_pod()
-    if pod is None:
-        return None
-    name, namespace = pod
-    if namespace != jobs.namespace:
-        # An owner counts in its own namespace only: elsewhere the cluster would take it for gone, and the job with it.
-        log(f"train: the job in {jobs.namespace} is not deleted with this run, which is in {namespace}")
-        return None
-    try:
-        own, fault = jobs.api.get(jobs.api.path("pods", name, namespace=namespace)), "it is not there"
-    except KubernetesError as error:
-        own, fault = None, error.detail
-    if own is None:
-        log(f"train: the job is not deleted with this run: its pod {name} cannot be read: {fault}")
-        return None
-    metadata = own["metadata"]
-    itself = {"apiVersion": "v1", "kind": "Pod", **metadata}
-    controllers = [owner for owner in metadata.get("ownerReferences") or [] if owner.get("controller")]
-    # Without blockOwnerDeletion, which needs rights on the owner; nor are we its controller.
-    return {key: [*controllers, itself][0][key] for key in ("apiVersion", "kind", "name", "uid")}
-
-
-def _give_up(
-    jobs: TrainingJobs, name: str, uid: str, launch: LaunchConfig, owner: Mapping[str, Any] | None, seconds: float
-) -> None:
-    """Delete the job, or leave it, before this process ends by a signal."""
-    why = "launch.on_cancel is 'leave'" if launch.on_cancel == "leave" else why_job_goes_on(jobs.api, owner)
-    if why:
-        log(f"train: told to stop; {why}: PyTorchJob {name} goes on, and the next attempt takes it over")
-        return
-    try:
-        jobs.api.hurry(_DELETE_SECONDS, give_up=seconds)
-        jobs.delete(name, uid)
-        log(f"train: told to stop, and so is its run: PyTorchJob {name} is deleted")
-    except KubernetesError as error:
-        log(f"train: told to stop; PyTorchJob {name} may still run: {error}")
-
-
-@contextmanager
-def _signals_raised() -> Iterator[None]:
-    """Raise _Stopped in the main thread at the first SIGTERM or SIGINT; later ones wait for the end."""
-    is_stopping = False
-
-    def stop(number: int, _: object) -> None:
-        nonlocal is_stopping
-        if not is_stopping:
-            is_stopping = True
-            raise _Stopped(number)
-
-    # Python delivers signals to the main thread alone; a launcher in another thread is stopped by its own caller.
-    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-    previous = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+PYTORCH_JOB = PyTorchJob()

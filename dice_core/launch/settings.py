@@ -20,8 +20,9 @@ from dice_core.settings.quantities import (
 class LaunchConfig(Settings):
     """Which processes train, and what ends them. Decides no result: `training` fixes the global batch."""
 
-    backend: Literal["torchrun", "pytorchjob"] = "torchrun"
-    """`torchrun` starts the processes on this machine, `pytorchjob` in pods of a cluster with the training operator."""
+    backend: Literal["torchrun", "pytorchjob", "trainjob"] = "torchrun"
+    """`torchrun` starts the processes on this machine, `pytorchjob` in pods of a cluster with the training operator
+    (v1), `trainjob` in those of one with Kubeflow Trainer (v2)."""
     num_nodes: Int = Field(default=1, ge=1)
     """Pods. One with all GPUs of a machine needs no gang scheduling and no network between pods."""
     processes_per_node: Int = Field(default=1, ge=1)
@@ -30,12 +31,12 @@ class LaunchConfig(Settings):
     """`OnFailure` restarts a failed pod up to backoff_limit times; it resumes from its checkpoint. `ExitCode` restarts
     after a signal or eviction only, without limit but the deadline; `Never` leaves retries to the pipeline. What the
     training knows to fail again (pairs, settings, a loss that is not finite) is not tried again in the same run. For
-    backend `pytorchjob`."""
+    `pytorchjob`, and without `ExitCode` for `trainjob`, whose pods are all started again where one fails or goes."""
     backoff_limit: Int = Field(default=3, ge=0)
-    """Restarts of failed pods, all together, before the job has failed. For backend `pytorchjob`."""
+    """Restarts of failed pods, all together, before the job has failed. For `pytorchjob` and `trainjob`."""
     on_cancel: Literal["delete", "leave"] = "delete"
     """What becomes of the job when its run is stopped. A launcher that has to leave its node always leaves it to the
-    next attempt. For backend `pytorchjob`."""
+    next attempt. For `pytorchjob` and `trainjob`."""
 
     @model_validator(mode="after")
     def _torchrun_has_one_node(self) -> Self:
@@ -47,7 +48,7 @@ class LaunchConfig(Settings):
 
 
 class PodConfig(Settings):
-    """What the pods of backend `pytorchjob` look like. A pipeline derives all of it from its section `cluster`."""
+    """What the pods of `pytorchjob` and `trainjob` look like. A pipeline derives it all from its section `cluster`."""
 
     image: str = ""
     """Of the training pods; it has no default."""
@@ -97,10 +98,13 @@ class PodConfig(Settings):
     """Labels that a node must have."""
     tolerations: Tolerations = Field(default_factory=list)
     """Taints of nodes that the pods tolerate."""
+    training_runtime: str = Field(default="dice-torch", min_length=1)
+    """TrainingRuntime of the namespace that a TrainJob's pods are made by: the suite's, or one that was made from it.
+    For backend `trainjob`."""
     queue_name: str = ""
     """Kueue's LocalQueue: the job is created suspended and starts when Kueue admits it. Empty: no queue."""
     priority_class: str = ""
-    """Of the pods; empty: the cluster's default."""
+    """Of the pods; empty: the cluster's default. A TrainJob's pods have that of their TrainingRuntime."""
     pending_deadline_seconds: Int = Field(default=1800, ge=1)
     """A job whose pods have not all started by then is deleted, with the reason. Time in Kueue's queue is not
     counted."""
@@ -108,9 +112,17 @@ class PodConfig(Settings):
     """A job that has trained for so long is deleted; waiting for pods is not counted. The operator counts that too and
     is given pending_deadline_seconds more: it ends a job that no launcher follows."""
     ttl_seconds_after_finished: Int = Field(default=86_400, ge=0)
-    """The finished job stays for so long; its pods' logs can be read meanwhile."""
+    """The finished job stays for so long; its pods' logs can be read meanwhile. A TrainJob stays as long as its run."""
     clean_pod_policy: Literal["Running", "All", "None"] = "Running"
-    """Which pods the operator deletes when the job ends."""
+    """Which pods the operator deletes when the job ends. A TrainJob's that have ended stay."""
+
+
+_LEFT_TO_RUNTIME = {
+    "clean_pod_policy": "pods that have ended stay until the job is deleted",
+    "ttl_seconds_after_finished": "it stays until the workflow of its run is deleted",
+    "priority_class": "name a TrainingRuntime in pods.training_runtime whose pod has priorityClassName",
+}
+"""Settings of the pods that a TrainJob cannot hand on, and what holds or can be done instead."""
 
 
 def parse_launch(launch: Values, pods: Values) -> tuple[LaunchConfig, PodConfig]:
@@ -120,11 +132,30 @@ def parse_launch(launch: Values, pods: Values) -> tuple[LaunchConfig, PodConfig]
         ConfigError: one line: a field at fault, pods for a backend that starts none, or no image for one that does.
     """
     config, pod_config = LaunchConfig.parse(launch, "launch"), PodConfig.parse(pods, "pods")
-    if config.backend == "torchrun" and pods:
-        raise ConfigError(
-            f"launch.backend: 'torchrun' starts no pods, and pods.{next(iter(pods))} is set: leave out section pods, "
-            "or set launch.backend=pytorchjob"
-        )
-    if config.backend == "pytorchjob" and not pod_config.image:
-        raise ConfigError("pods.image: backend 'pytorchjob' needs the image of the training pods, got ''")
+    if config.backend == "torchrun":
+        if pods:
+            raise ConfigError(
+                f"launch.backend: 'torchrun' starts no pods, and pods.{next(iter(pods))} is set: leave out section "
+                "pods, or set launch.backend=pytorchjob"
+            )
+        return config, pod_config
+    if not pod_config.image:
+        raise ConfigError(f"pods.image: backend {config.backend!r} needs the image of the training pods, got ''")
+    if config.backend == "trainjob":
+        _check_train_job(config, pod_config)
     return config, pod_config
+
+
+def _check_train_job(launch: LaunchConfig, pods: PodConfig) -> None:
+    """Refuse what a TrainJob would not do, though it was asked for."""
+    if launch.restart_policy == "ExitCode":
+        raise ConfigError(
+            "launch.restart_policy: must be OnFailure or Never with backend 'trainjob', which knows no exit codes of "
+            "single pods, got 'ExitCode'"
+        )
+    for name, instead in _LEFT_TO_RUNTIME.items():
+        value, default = getattr(pods, name), PodConfig.model_fields[name].default
+        if value != default:
+            raise ConfigError(
+                f"pods.{name}: a TrainJob cannot set it, leave it at {default!r}, got {value!r}: {instead}"
+            )

@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from dice_core.logprobs.compiled import FLEX
 from dice_core.logprobs.packing import Row, windowed
 from dice_core.models.files import ModelError
 
@@ -84,7 +85,7 @@ def _mask(model: PreTrainedModel, row: Row, window: int | None, dtype: torch.dty
         # Pinned, so that a device at work on the row before is not waited for.
         starts = starts.pin_memory()
     own, prompt, end = starts.to(model.device, non_blocking=True)  # each (1, tokens)
-    if model.config._attn_implementation == "flex_attention":
+    if model.config._attn_implementation == FLEX:
         return block_mask(own, prompt, end)
     visible = dense_mask(own, prompt, end)  # (1, 1, tokens, tokens)
     return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)

@@ -4,7 +4,8 @@ Two kernels on a GPU, each for what it can do. FlexAttention, a part of torch, r
 of a prompt that several responses share. flash-attn knows causal attention and windows only, and takes no mask: it runs
 the models whose responses go in rows of their own, where it is installed. Elsewhere torch's SDPA runs everything.
 
-`attention.py` has the masks and the kernels, and `trial.py` tries a model on a few tokens.
+`attention.py` has the masks and the kernels, `compiled.py` sees that FlexAttention is compiled, and `trial.py` tries a
+model on a few tokens.
 """
 
 import inspect
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from dice_core.logprobs.attention import BLOCK, MAKES_WINDOWS, SEGMENTS, mask_makers
+from dice_core.logprobs.compiled import FLEX, use_flex_attention
 from dice_core.logprobs.packing import Row, padded
 from dice_core.logprobs.trial import mask_fault
 from dice_core.models.rotary import stretches_positions
@@ -24,7 +26,7 @@ from dice_core.models.rotary import stretches_positions
 Way = Literal["flex", "segments", "dense", "separate"]
 
 _MASKED_LAYERS = {"full_attention", "sliding_attention"}
-_MASKED_ATTENTIONS = {"sdpa", "eager", "flex_attention", SEGMENTS}
+_MASKED_ATTENTIONS = {"sdpa", "eager", FLEX, SEGMENTS}
 # What tells a model's layers who sees whom, and is replaced by a mask of ours. (GPT-2 has the third for the states of
 # an encoder, which it does not get.) Under masks of other makers a token may see more or less than a prompt and itself.
 _MASK_MAKERS = {"create_causal_mask", MAKES_WINDOWS, "create_bidirectional_mask"}
@@ -52,9 +54,11 @@ def packed_way(model: PreTrainedModel) -> Way:
         _use_flash_attention(model)
         return "separate"
     if model.config._attn_implementation in ("sdpa", SEGMENTS):
-        has_flex = model.device.type == "cuda" and model._supports_flex_attn
-        model.set_attn_implementation("flex_attention" if has_flex else SEGMENTS)
-    ways: dict[str, Way] = {"flex_attention": "flex", SEGMENTS: "segments"}
+        if model.device.type == "cuda" and model._supports_flex_attn:
+            use_flex_attention(model)
+        else:
+            model.set_attn_implementation(SEGMENTS)
+    ways: dict[str, Way] = {FLEX: "flex", SEGMENTS: "segments"}
     return ways.get(model.config._attn_implementation, "dense")
 
 

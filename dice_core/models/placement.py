@@ -12,6 +12,7 @@ from dice_core.models.files import ModelError
 from dice_core.models.loading import move
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -31,9 +32,9 @@ def working_bytes(model: "PreTrainedModel", tokens_per_batch: int) -> int:
 
     A layer of Llama holds about ten tensors of the hidden size and four of the intermediate one at its peak.
     """
-    config = model.config.get_text_config()
-    hidden: int = config.hidden_size
-    intermediate: int = getattr(config, "intermediate_size", None) or 4 * hidden
+    embedding: Any = model.get_input_embeddings()
+    hidden: int = embedding.weight.shape[1]
+    intermediate: int = getattr(model.config.get_text_config(), "intermediate_size", None) or 4 * hidden
     return tokens_per_batch * (16 * hidden + 6 * intermediate) * model.dtype.itemsize + _FIXED_BYTES
 
 
@@ -141,7 +142,8 @@ def bring(model: "PreTrainedModel", layout: Layout) -> None:
 def let_inputs_follow(model: "PreTrainedModel", layout: Layout) -> None:
     """Have every part move what it is given to the device that it is on when it runs: once for a model.
 
-    accelerate's own hooks would take the place of the parts' `forward`, which log-probs do with the head's.
+    accelerate's hooks would take the place of the parts' `forward`, as log-probs do with the head's, and the image that
+    scores has no accelerate.
     """
     for name in layout:
         if name:
@@ -149,9 +151,14 @@ def let_inputs_follow(model: "PreTrainedModel", layout: Layout) -> None:
 
 
 def _follow(module: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    from accelerate.utils import send_to_device
-
     first = next(chain(module.parameters(), module.buffers()), None)
-    if first is None:
-        return args, kwargs
-    return send_to_device(args, first.device), send_to_device(kwargs, first.device)
+    return (args, kwargs) if first is None else (_moved(args, first.device), _moved(kwargs, first.device))
+
+
+def _moved(value: Any, device: "torch.device") -> Any:
+    """Return a value with the tensors and masks in it on a device."""
+    if isinstance(value, tuple | list):
+        return type(value)(_moved(part, device) for part in value)
+    if isinstance(value, dict):
+        return {name: _moved(part, device) for name, part in value.items()}
+    return value.to(device) if hasattr(value, "to") else value

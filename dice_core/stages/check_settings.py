@@ -11,6 +11,7 @@ from typing import Any
 from dice_core.data.settings import DataConfig
 from dice_core.evaluation.settings import EvaluationConfig
 from dice_core.generation.settings import GenerationConfig
+from dice_core.launch.job_kinds import JOB_KINDS
 from dice_core.launch.settings import LaunchConfig, parse_launch
 from dice_core.preferences.settings import PairingConfig, ScoringConfig
 from dice_core.settings.base import ConfigError, Settings
@@ -54,8 +55,9 @@ def check_run(
         with attempt(CHECK_SETTINGS, layout.check_settings(layout.run(root, run))):
             parsed = check_settings(sections)
             _check_graph(PairingConfig.parse(sections.get("pairing"), "pairing").replay_ratio, plan["num_shards"])
-            if remedy and LaunchConfig.parse(sections.get("launch"), "launch").backend == "pytorchjob":
-                require_right_to_train(remedy)
+            kind = JOB_KINDS.get(LaunchConfig.parse(sections.get("launch"), "launch").backend)
+            if remedy and kind:
+                require_right_to_train(kind, remedy)
             _compare_and_record(root, run, parsed, plan)
     except NoAccessError as error:
         raise NoAccessError(f"{error}; {remedy}" if remedy else str(error)) from None

@@ -17,6 +17,7 @@ from dice_core.judges.settings import JudgingConfig
 from dice_core.progress import log
 from dice_core.settings.base import ConfigError, Values
 from dice_core.stages.attempts import leaves_reason
+from dice_core.stages.judge_models import JUDGE
 from dice_core.stages.place import Artifact, show
 from dice_core.stages.promoting import settle
 from dice_core.stages.run_settings import read_task
@@ -221,40 +222,30 @@ def _expected(context: StageContext, compared_with: ComparedWith) -> str:
     return compared_with.promoted_digest
 
 
-def evaluate_task(
-    settings_uri: str,
-    place: str,
-    policy_uri: str,
-    previous_uri: str,
-    base_reference_uri: str,
-    first_uri: str,
-    judge_uri: str,
-    data_uri: str,
-    metrics: Artifact,
-) -> tuple[str, str]:
+def evaluate_task(settings_uri: str, place: str, metrics: Artifact) -> tuple[str]:
     """Evaluate the policy of an iteration, as a task of a pipeline; see evaluate.
 
     Returns:
-        The address of the evaluation, and `accepted` or `refused`; the latter of a policy that was never made too.
+        `accepted` or `refused`; the latter of a policy that was never made too.
     """
     task = read_task(settings_uri, place)
-    pointer, iteration = task.plan["promote_as"], task.place.iteration or 0
+    pointer = task.plan["promote_as"]
     report = evaluate(
-        policy_uri,
-        previous_uri,
-        base_reference_uri,
-        data_uri,
+        task.policy_uri(task.iteration),
+        task.policy_uri(task.iteration - 1),
+        task.policy_uri(-1),
+        task.data_uri,
         task.uri,
-        iteration=iteration,
-        first_uri=first_uri,
-        judge_uri=judge_uri,
+        iteration=task.iteration,
+        first_uri=task.policy_uri(0),
+        judge_uri=task.judge_uri(JUDGE),
         promoted_uri=layout.promoted(task.root, pointer) if pointer else "",
-        earlier_uri=layout.stage(task.run_uri, iteration - 1, EVALUATE.name) if iteration > 1 else "",
+        earlier_uri=task.gate_uri,
         seed=task.plan["seed"],
         **task.settings(EVALUATE),
     )
-    decision = "accepted" if report.metrics.get("accepted") else "refused"
-    return show(_at_a_glance(report), task.place, metrics), decision
+    show(_at_a_glance(report), task.place, metrics)
+    return ("accepted" if report.metrics.get("accepted") else "refused",)
 
 
 def _at_a_glance(report: StageReport) -> StageReport:

@@ -128,16 +128,16 @@ def _count_responses(counts: dict[str, int], _: str, table: pa.Table) -> None:
     counts["num_duplicate_responses"] += num_duplicate_responses(table)
 
 
-def generate_in_run(task: Task, policy_uri: str, data_uri: str, gate_uri: str) -> StageReport:
+def generate_in_run(task: Task) -> StageReport:
     """Generate a shard's responses at their place in a run; see generate."""
     return generate(
-        policy_uri,
-        data_uri,
+        task.policy_uri(task.iteration - 1),
+        task.data_uri,
         task.uri,
-        iteration=task.place.iteration or 0,
+        iteration=task.iteration,
         shard=task.place.shard or 0,
         num_shards=task.place.num_shards,
-        gate_uri=gate_uri,
+        gate_uri=task.gate_uri,
         seed=task.plan["seed"],
         **task.settings(GENERATE),
     )

@@ -25,18 +25,11 @@ from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import read_manifest, require_manifest
 
 
-def generate_and_score(
-    task: Task, policy_uri: str, reference_uri: str, reward_uri: str, data_uri: str, gate_uri: str
-) -> tuple[StageReport, StageReport]:
+def generate_and_score(task: Task) -> tuple[StageReport, StageReport]:
     """Generate the responses of a shard, then score them; see the stages.
 
     Args:
         task: at a place of both.
-        policy_uri: the model that answers, pi_{t-1}.
-        reference_uri: the model before it, pi_{t-2}.
-        reward_uri: the model that ranks the responses; empty: the implicit reward, or an endpoint.
-        data_uri: prepare-data's output.
-        gate_uri: evaluation of the iteration before; empty in the first.
 
     Returns:
         The reports of generate and score.
@@ -44,14 +37,12 @@ def generate_and_score(
     Raises:
         ChildError: generate failed, and has left its reason.
     """
-    responses = _generated(task.of(GENERATE), policy_uri, data_uri, gate_uri)
-    return responses, score_in_run(
-        task.of(SCORE), policy_uri, reference_uri, responses.uri, reward_uri=reward_uri, data_uri=data_uri
-    )
+    responses = _generated(task.of(GENERATE))
+    return responses, score_in_run(task.of(SCORE), responses.uri)
 
 
-def _generated(task: Task, policy_uri: str, data_uri: str, gate_uri: str) -> StageReport:
-    work = partial(generate_in_run, task, policy_uri, data_uri, gate_uri)
+def _generated(task: Task) -> StageReport:
+    work = partial(generate_in_run, task)
     if _has_ended(task.uri):
         # Complete or of other settings: either is told without vLLM.
         return work()
@@ -100,21 +91,8 @@ def _end_by(number: int) -> NoReturn:
     raise AssertionError(f"signal {number} ends a process")
 
 
-def generate_and_score_task(
-    settings_uri: str,
-    place: str,
-    policy_uri: str,
-    reference_uri: str,
-    reward_uri: str,
-    data_uri: str,
-    gate_uri: str,
-    metrics: Artifact,
-) -> str:
-    """Generate and score a shard's responses, as a task of a pipeline.
-
-    Returns:
-        The address of the scores.
-    """
+def generate_and_score_task(settings_uri: str, place: str, metrics: Artifact) -> None:
+    """Generate and score a shard's responses, as a task of a pipeline."""
     task = read_task(settings_uri, place)
-    responses, scores = generate_and_score(task, policy_uri, reference_uri, reward_uri, data_uri, gate_uri)
-    return show_parts([(GENERATE, responses), (SCORE, scores)], task.place, metrics)
+    responses, scores = generate_and_score(task)
+    show_parts([(GENERATE, responses), (SCORE, scores)], task.place, metrics)

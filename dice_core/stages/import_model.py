@@ -7,7 +7,7 @@ from dice_core.models.files import model_kind
 from dice_core.progress import log
 from dice_core.stages.attempts import attempt
 from dice_core.stages.judge_models import kind_for
-from dice_core.stages.place import Artifact, Place, show
+from dice_core.stages.place import Artifact, show
 from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageReport
 from dice_core.stages.table import IMPORT_MODEL
@@ -69,30 +69,21 @@ def _check_structure(model: "PreTrainedModel") -> None:
     check_structure(model)
 
 
-def import_model_task(
-    root: str, run: str, source: str, metrics: Artifact, role: str = "", settings_uri: str = ""
-) -> str:
-    """Import a model for all runs below a root, as a task of a pipeline; see import_model.
+def import_model_task(settings_uri: str, role: str, metrics: Artifact) -> None:
+    """Import a model of a run for all runs below its root, as a task of a pipeline; see import_model.
 
     Args:
-        root: where all runs keep their data.
-        run: name of the run.
-        source: the model.
+        settings_uri: of the run.
+        role: what the model is to the run: policy, reference, judge or reward. Of the last two the settings say which
+            kind of model that is, and whether it is used at all.
         metrics: of the task.
-        role: `judge` or `reward`: the settings say which kind of model that is, and whether it is used at all; any
-            other is a policy or a reference.
-        settings_uri: of the run, for these two.
-
-    Returns:
-        The model's address; empty: nobody needs it.
     """
-    run_uri = layout.run(root, run)
-    sections = read_task(settings_uri, IMPORT_MODEL.name).sections if settings_uri else {}
-    kind = kind_for(role, sections)
+    task = read_task(settings_uri, IMPORT_MODEL.name)
+    source, kind = task.plan[f"{role}_source"], kind_for(role, task.sections)
     if kind is None:
         reason = f"the settings of the run have no use for {source or 'a model'} as {role}"
         log(f"{IMPORT_MODEL.name}: skipped: {reason}")
         report = StageReport("", "skipped", {}, reason)
     else:
-        report = import_model(source, layout.imported_model(root, source), run_uri=run_uri, kind=kind)
-    return show(report, Place(IMPORT_MODEL.name), metrics)
+        report = import_model(source, task.imported_uri(role), run_uri=task.run_uri, kind=kind)
+    show(report, task.place, metrics)

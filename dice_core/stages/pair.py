@@ -172,16 +172,13 @@ def _offline_pairs(
     return {}, {}, built
 
 
-def pair_task(settings_uri: str, place: str, policy_uri: str, data_uri: str, gate_uri: str, metrics: Artifact) -> str:
+def pair_task(settings_uri: str, place: str, metrics: Artifact) -> None:
     """Make the pairs of an iteration from its shards, as a task of a pipeline; see pair.
 
     A run of offline pairs alone has no shards, and no stage before this one that reads the gate.
-
-    Returns:
-        The address of the pairs.
     """
     task = read_task(settings_uri, place)
-    iteration = task.place.iteration or 0
+    iteration = task.iteration
     num_shards = task.plan["num_shards"] if iteration else 0
     scores, responses = (
         [
@@ -191,14 +188,14 @@ def pair_task(settings_uri: str, place: str, policy_uri: str, data_uri: str, gat
         for stage in (SCORE, GENERATE)
     )
     report = pair(
-        data_uri,
-        policy_uri,
+        task.data_uri,
+        task.policy_uri(iteration - 1),
         task.uri,
         scores_uris=scores,
         responses_uris=responses,
         iteration=iteration,
-        gate_uri="" if scores else gate_uri,
+        gate_uri="" if scores else task.gate_uri,
         seed=task.plan["seed"],
         **task.settings(PAIR),
     )
-    return show(report, task.place, metrics)
+    show(report, task.place, metrics)

@@ -112,9 +112,9 @@ class Artifact(Protocol):
     metadata: MutableMapping[str, Any]
 
 
-def show(report: StageReport, place: Place, artifact: Artifact) -> str:
-    """Put a stage's metrics into its task's artifact, with whose they are; return the stage's address."""
-    return _fill(artifact, _of_most_interest(report.metrics, place.stage), report.status, report.uri, place)
+def show(report: StageReport, place: Place, artifact: Artifact) -> None:
+    """Put a stage's metrics into its task's artifact, with whose they are and the stage's address."""
+    _fill(artifact, _of_most_interest(report.metrics, place.stage), report.status, report.uri, place)
 
 
 def _of_most_interest(metrics: Mapping[str, Metric], stage: str) -> dict[str, Metric]:
@@ -126,18 +126,16 @@ def _of_most_interest(metrics: Mapping[str, Metric], stage: str) -> dict[str, Me
     return {name: value for name, value in ordered.items() if name not in left_out}
 
 
-def show_parts(reports: Sequence[tuple[Stage, StageReport]], place: Place, artifact: Artifact) -> str:
+def show_parts(reports: Sequence[tuple[Stage, StageReport]], place: Place, artifact: Artifact) -> None:
     """Put the metrics of the stages of one task into its artifact, each with its stage's name in front.
 
-    The ones that a person looks at come first, then those that are not 0, up to MAX_SHOWN.
+    The ones that a person looks at come first, then those that are not 0, up to MAX_SHOWN. The address is that of the
+    last stage.
 
     Args:
         reports: of the stages, in the order in which they ran.
         place: of the task.
         artifact: of the task.
-
-    Returns:
-        The address of the last stage.
     """
     found = {
         f"{stage.name}_{name}": (name not in stage.shown, value == 0, value)
@@ -147,14 +145,13 @@ def show_parts(reports: Sequence[tuple[Stage, StageReport]], place: Place, artif
     names = sorted(found, key=lambda name: found[name][:2])[:MAX_SHOWN]
     statuses = [report.status for _, report in reports]
     status = next((one for one in ("skipped", "completed") if one in statuses), "already complete")
-    return _fill(artifact, {name: found[name][2] for name in names}, status, reports[-1][1].uri, place)
+    _fill(artifact, {name: found[name][2] for name in names}, status, reports[-1][1].uri, place)
 
 
-def _fill(artifact: Artifact, metrics: Mapping[str, Any], status: str, uri: str, place: Place) -> str:
+def _fill(artifact: Artifact, metrics: Mapping[str, Any], status: str, uri: str, place: Place) -> None:
     """Fill an artifact; KFP's launcher fails a task for a metric that is null or not finite: those are text."""
     shown = {
         name: "?" if value is None else str(value) if isinstance(value, float) and not isfinite(value) else value
         for name, value in metrics.items()
     }
     artifact.metadata.update(shown, status=status, uri=uri, task=place.label)
-    return uri

@@ -194,20 +194,16 @@ def _read(sources: Mapping[str, LocalSource], data: DataConfig) -> "tuple[dict[s
     return rows, benchmark
 
 
-def prepare_data_task(settings_uri: str, place: str, policy_uri: str, metrics: Artifact) -> str:
-    """Prepare the data of a run, as a task of a pipeline; see prepare_data.
-
-    Returns:
-        The address of the prepared tables.
-    """
+def prepare_data_task(settings_uri: str, place: str, metrics: Artifact) -> None:
+    """Prepare the data of a run, as a task of a pipeline; see prepare_data."""
     task = read_task(settings_uri, place)
     report = prepare_data(
         task.plan["preferences_source"],
         task.uri,
-        policy_uri=policy_uri,
+        policy_uri=task.imported_uri("policy"),
         prompts_source=task.plan["prompts_source"],
         exclude_source=task.plan["exclude_source"],
         seed=task.plan["seed"],
         **task.settings(PREPARE_DATA),
     )
-    return show(report, task.place, metrics)
+    show(report, task.place, metrics)

@@ -21,6 +21,7 @@ from dice_core.progress import Progress, doing
 from dice_core.settings.base import Values
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.grades import Grades, check_reward, make_grades
+from dice_core.stages.judge_models import REWARD
 from dice_core.stages.models_agree import require_one_tokenizer, tell_same_weights
 from dice_core.stages.parts import part_name, published_behind, read_input, stored_parts
 from dice_core.stages.run_settings import Task
@@ -278,17 +279,15 @@ def _counted(
                 yield index, filtered.responses
 
 
-def score_in_run(
-    task: Task, policy_uri: str, reference_uri: str, responses_uri: str, *, reward_uri: str, data_uri: str
-) -> StageReport:
+def score_in_run(task: Task, responses_uri: str) -> StageReport:
     """Score a shard's responses at their place in a run; see score."""
     return score(
-        policy_uri,
-        reference_uri,
+        task.policy_uri(task.iteration - 1),
+        task.policy_uri(task.iteration - 2),
         responses_uri,
         task.uri,
-        reward_uri=reward_uri,
-        data_uri=data_uri,
+        reward_uri=task.judge_uri(REWARD),
+        data_uri=task.data_uri,
         seed=task.plan["seed"],
         **task.settings(SCORE),
     )

@@ -8,7 +8,7 @@ import base64
 import json
 from pathlib import Path
 
-from dice_core.launch.job_spec import GROUP, PLURAL
+from dice_core.launch.job_kind import JobKind
 from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.progress import log
 from dice_core.settings.base import ConfigError
@@ -49,18 +49,19 @@ def account_remedy(expected: str, token: Path = TOKEN) -> str:
     return remedy
 
 
-def require_right_to_train(remedy: str) -> None:
+def require_right_to_train(kind: JobKind, remedy: str) -> None:
     """Check that this account may create training jobs; a cluster that does not say is no reason to refuse.
 
     Args:
+        kind: of the jobs.
         remedy: from account_remedy.
 
     Raises:
         ConfigError: it may not.
     """
     try:
-        is_allowed = KubernetesApi().may("", "create", GROUP, PLURAL)
+        is_allowed = KubernetesApi().may("", "create", kind.group, kind.plural)
     except KubernetesError:
         return
     if not is_allowed:
-        raise ConfigError(f"no right to create {PLURAL}, which training needs: {remedy}")
+        raise ConfigError(f"no right to create {kind.plural}, which training needs: {remedy}")

@@ -15,7 +15,7 @@ from dice_core.stages.models_agree import require_one_tokenizer
 from dice_core.stages.place import WARM_START, Artifact, show
 from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
-from dice_core.stages.table import TRAIN, WARM_START_TRAINING
+from dice_core.stages.table import PAIR, TRAIN, WARM_START_TRAINING
 from dice_core.storage import layout
 from dice_core.storage.contract import UnfitError
 from dice_core.storage.manifest import Manifest, Metric, require_manifest
@@ -51,7 +51,7 @@ def train(
         iteration: number of the iteration, from 1; 0 is the warm start.
         training: settings, see TrainingConfig.
         launch: which processes train, see LaunchConfig.
-        pods: what their pods look like if launch.backend is pytorchjob, see PodConfig.
+        pods: what their pods look like if launch.backend is pytorchjob or trainjob, see PodConfig.
         seed: seed of the run.
         overwrite: first delete what this stage left at its output.
 
@@ -189,30 +189,19 @@ def _in_gib(num_bytes: int) -> str:
     return f"{-(-num_bytes >> 30)}Gi"
 
 
-def train_task(
-    settings_uri: str,
-    place: str,
-    policy_uri: str,
-    base_reference_uri: str,
-    pairs_uri: str,
-    metrics: Artifact,
-) -> str:
-    """Train the policy of an iteration, as a task of a pipeline; see train.
-
-    Returns:
-        The address of the new policy.
-    """
+def train_task(settings_uri: str, place: str, metrics: Artifact) -> None:
+    """Train the policy of an iteration, as a task of a pipeline; see train."""
     task = read_task(settings_uri, place)
     settings = task.settings(TRAIN)
     is_base = settings["training"].get("reference") == "base"
-    with _called(WARM_START_TRAINING if task.place.iteration == WARM_START else _section.get()):
+    with _called(WARM_START_TRAINING if task.iteration == WARM_START else _section.get()):
         report = train(
-            policy_uri,
-            pairs_uri,
+            task.policy_uri(task.iteration - 1),
+            task.of(PAIR).uri,
             task.uri,
-            reference_uri=base_reference_uri if is_base else "",
-            iteration=task.place.iteration or 0,
+            reference_uri=task.policy_uri(-1) if is_base else "",
+            iteration=task.iteration,
             seed=task.plan["seed"],
             **settings,
         )
-    return show(report, task.place, metrics)
+    show(report, task.place, metrics)

@@ -93,6 +93,8 @@ class S3Storage:
             multipart_chunksize=part_bytes,
             max_concurrency=num_threads,
             num_download_attempts=_NUM_STREAMS,
+            # Not AWS's client in C, which boto3 may choose: it neither waits for a server that is away nor refuses an
+            # answer that is not S3's (tests/benchmarks/README.md has what was measured).
             preferred_transfer_client="classic",
         )
 

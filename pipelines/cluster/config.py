@@ -105,13 +105,17 @@ class ClusterConfig(Settings):
     trainer_service_account: str = "dice-trainer"
     """Of the training pods: they need S3 and no right on the Kubernetes API. Empty: the namespace's default account."""
     trainer_priority_class: str = ""
-    """Of the training pods; empty: the cluster's default."""
+    """Of the training pods; empty: the cluster's default. Those of a TrainJob have their TrainingRuntime's."""
+    training_runtime: str = Field(default="dice-torch", min_length=1)
+    """TrainingRuntime of the namespace for launch.backend=trainjob: the suite's, or one that was made from it."""
     queue_name: str = ""
-    """Kueue's LocalQueue for training jobs: each is created suspended and starts when Kueue admits it. Empty: none."""
+    """Kueue's LocalQueue for training jobs, each of which is created suspended and starts when Kueue admits it, and for
+    tasks with GPUs, whose pods wait where Kueue manages pods. Empty: none."""
     clean_pod_policy: Literal["Running", "All", "None"] = "Running"
-    """Which training pods the operator deletes when their job ends."""
+    """Which training pods the operator deletes when their job ends. A TrainJob's that have ended stay."""
     job_ttl: Duration = "1d"
-    """A training job that has ended stays for so long; its pods' logs can be read meanwhile."""
+    """A training job that has ended stays for so long; its pods' logs can be read meanwhile. A TrainJob stays as long
+    as its run's workflow."""
     cpu_task_timeout: Duration = "6h"
     """Longest attempt of a task without a timeout of its own."""
     generate_timeout: Duration = "12h"

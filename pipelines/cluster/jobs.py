@@ -1,4 +1,4 @@
-"""What a run that was stopped leaves on the cluster, as `make cancel` deletes it: PyTorchJobs, pods that never started.
+"""What a run that was stopped leaves on the cluster, as `make cancel` deletes it: training jobs, pods never started.
 
 Terminating a run ends neither. The launcher of training deletes its job when it is told to stop, but seldom gets the
 time: Argo stops KFP's own launcher, which hands no signal on, and kills all processes of the pod a moment later. The
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from dice_core.launch.job_kinds import JOB_KINDS
 from dice_core.launch.job_spec import RUN_LABEL
 from dice_core.launch.jobs import TrainingJobs
 from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
@@ -17,7 +18,7 @@ from dice_core.stages import recurring_name as recurring
 from dice_core.storage import layout
 from pipelines.cluster.workflow import KFP_RUN_LABEL
 
-_DELETE = "kubectl --namespace {} delete pytorchjobs --selector {}={}"
+_DELETE = "kubectl --namespace {} delete {} --selector {}={}"
 _DELETE_PODS = "kubectl --namespace {} delete pods --selector {}={} --field-selector status.phase=Pending"
 
 
@@ -31,18 +32,19 @@ def stop_training(context: str, namespace: str, run: Any) -> None:
     """
     parameters, name = parameters_of(run), own_name(run)
     launch = parameters.get("launch") or {}
-    if not (name and parameters.get("root")) or launch.get("backend") != "pytorchjob":
+    kind = JOB_KINDS.get(str(launch.get("backend")))
+    if not (name and parameters.get("root")) or kind is None:
         return
-    by_hand = _DELETE.format(namespace, RUN_LABEL, name)
+    by_hand = _DELETE.format(namespace, kind.plural, RUN_LABEL, name)
     if launch.get("on_cancel") == "leave":
         print(f"run {name}: training goes on, as launch.on_cancel=leave says; to stop it: {by_hand}")
         return
     try:
-        jobs = TrainingJobs(KubernetesApi(namespace, context=context))
+        jobs = TrainingJobs(KubernetesApi(namespace, context=context), kind)
         for job in jobs.unfinished(layout.run(str(parameters["root"]), name)):
             is_deleted = jobs.delete(job["metadata"]["name"], job["metadata"]["uid"])
             done = "is deleted" if is_deleted else "has ended meanwhile"
-            print(f"run {name}: PyTorchJob {namespace}/{job['metadata']['name']} {done}")
+            print(f"run {name}: {kind.name} {namespace}/{job['metadata']['name']} {done}")
     except KubernetesError as error:
         print(f"pipelines: {error}; training may go on, to stop it: {by_hand}", file=sys.stderr)
 

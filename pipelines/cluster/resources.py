@@ -9,6 +9,7 @@ from kfp import dsl, kubernetes
 
 from components import images
 from dice_core.accelerator import GPU_VARIABLE
+from dice_core.launch.job_kinds import JOB_KINDS
 from dice_core.launch.settings import LaunchConfig
 from dice_core.settings.durations import to_seconds
 from dice_core.stages.table import CHECK_SETTINGS, CHOOSE_INPUTS, REPORT, Stage
@@ -93,7 +94,7 @@ def task_timeout_seconds(cluster: ClusterConfig, stage: Stage, role: Role) -> in
 
 def _role(stage: Stage, launch: LaunchConfig) -> Role:
     if stage.pod == "train":
-        return "launcher" if launch.backend == "pytorchjob" else "trainer"
+        return "launcher" if launch.backend in JOB_KINDS else "trainer"
     return "gpu_task" if stage.pod == "gpu" else "cpu_task"
 
 

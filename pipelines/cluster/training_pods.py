@@ -27,6 +27,7 @@ OWNERS = {
     "image_pull_secrets": "image_pull_secrets",
     "node_selector": "gpu_node_selector",
     "tolerations": "gpu_tolerations",
+    "training_runtime": "training_runtime",
     "queue_name": "queue_name",
     "priority_class": "trainer_priority_class",
     "pending_deadline_seconds": "pending_timeout",

@@ -15,11 +15,11 @@ from dice_core.storage.manifest import Manifest
 _COLOUR = re.compile(r"\x1b\[\d+m")
 _STARTED = re.compile(r"- INFO - Executing task '(.+)'$")
 _ENDED = re.compile(r"- (?:INFO|ERROR) - Task '(.+)' finished with status (SUCCESS|FAILURE)")
-_OUTPUT = re.compile(r" {4}Output: '(.+)'$")
 # A task's own output is indented; dice_core.progress begins a line with the time, torchrun with the process.
 _PROGRESS = re.compile(r" {4}(?:\[\w+\]:)?\d\d:\d\d:\d\d (.+)$")
 _FAULT = re.compile(r" {4}(?:[\w.]+(?:Error|Exception)): (.+)$")
-# Components keep a stage's status with its metrics, which kfp prints when a task has ended.
+# Components keep a stage's address and status with its metrics, which kfp prints when a task has ended.
+_URI = re.compile(r" +metadata=\{.*'uri': '([^']+)'")
 _STATUS = re.compile(r" +metadata=\{.*'status': '([a-z ]+)'")
 _SEPARATOR = re.compile(r"-{20,}$")
 _NOT_NEWS = re.compile(r"[\w-]+: (completed in|already complete|skipped)")
@@ -61,10 +61,10 @@ class Screen:
         elif match := _ENDED.search(line):
             if match[2] == "FAILURE":
                 self._fail()
-        elif match := _OUTPUT.match(line):
+        elif match := _URI.match(line):
             self._uri = match[1]
-        elif (match := _STATUS.match(line)) and match[1] != "completed":
-            self._state = match[1]
+            if (status := _STATUS.match(line)) and status[1] != "completed":
+                self._state = status[1]
         elif _SEPARATOR.match(line) and self._is_running:
             self._end()
         elif match := _PROGRESS.match(line):

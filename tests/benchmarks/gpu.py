@@ -1,12 +1,15 @@
 """On CUDA: scoring and training at the shape of an 8B model with random weights (no download), against upstream's way.
 
-Speed is compared with what this card's matrix multiplication was measured to reach. Operations counted are those of the
-weights, 2 a weight and token forward and 4 backward, on the tokens a way must run if it shares prompts (the output head
-on response tokens alone); attention, recomputed activations and padding count as nothing. So the peer's repeated
-prompts and dummy rows show as lost speed.
+Speed is compared with what this card's matrix multiplication was measured to reach, and with what its maker states
+(MFU). Operations counted are those of the weights, 2 a weight and token forward and 4 backward, on the tokens a way
+must run if it shares prompts (the output head on response tokens alone); attention, recomputed activations and padding
+count as nothing. So the peer's repeated prompts and dummy rows show as lost speed.
+
+A CPU runs the same on a small model: that shows that it runs, and nothing of speed.
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -53,44 +56,80 @@ SMALL_SHAPE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
 }
-_PROMPT_TOKENS, _RESPONSE_TOKENS = 512, (256, 768)
-_NUM_PROMPTS, _NUM_RESPONSES, _NUM_PAIRS = 16, 16, 8
-# Enough for a rate, as it runs them one by one.
-_NUM_PEER_PROMPTS = 2
 _TOKENS_PER_BATCH = 16_384
-_REPEATS = 3
+# bfloat16 matrix products without sparsity, operations per second, of NVIDIA's data sheets: by a part of a card's name.
+_STATED_PEAKS = {
+    "H200": 989.4e12,
+    "H100 NVL": 835.5e12,
+    "H100 PCIe": 756e12,
+    "H100": 989.4e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "A10G": 70e12,
+}
+
+
+class Amounts(NamedTuple):
+    """How much is run: groups to score, pairs to train on, and the share of the groups that the peer runs."""
+
+    prompt_tokens: int = 512
+    response_tokens: tuple[int, int] = (256, 768)
+    num_prompts: int = 16
+    num_responses: int = 16
+    num_pairs: int = 8
+    num_peer_prompts: int = 2
+    """Enough for a rate, as it runs them one by one."""
+    repeats: int = 3
 
 
 def measure(folder: Path, shape_name: str) -> Timed:
+    """Measure a shape of SHAPES on this GPU. `folder` is not read."""
+    lines = measure_shape(shape_name, SHAPES[shape_name], "cuda", Amounts())
+    return Timed(0.0, {"lines": lines}, round(max(line["peak memory, GB"] for line in lines) * 1e9))
+
+
+def measure_shape(shape_name: str, shape: Mapping[str, int], device: str, amounts: Amounts) -> list[dict[str, Any]]:
     """Measure both stages, ours and upstream's, in turns on one model, once a small one has shown that they agree.
 
-    `folder` is not read.
+    Returns:
+        A line for each way.
     """
     import torch
 
     from dice_core.training.throughput import matmul_peak
 
-    # A mask compiled anew too often would run without its compiled kernel, and only be slow.
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
     rng = np.random.default_rng(0)
-    check(random_model(SMALL_SHAPE, dtype="float32"), [_group(rng, n, SMALL_SHAPE["vocab_size"]) for n in (2, 2)])
-    shape = SHAPES[shape_name]
-    model, peak = random_model(shape), matmul_peak()
-    many = [_group(rng, _NUM_RESPONSES, shape["vocab_size"]) for _ in range(_NUM_PROMPTS)]
-    pairs = [_group(rng, 2, shape["vocab_size"]) for _ in range(_NUM_PAIRS)]
+    small = random_model(SMALL_SHAPE, device, "float32")
+    check(small, [_group(rng, n, SMALL_SHAPE["vocab_size"], amounts) for n in (2, 2)])
+    # What was compiled for the small model does not count for the large one.
+    torch._dynamo.reset()
+    has_gpu = device == "cuda"
+    model = random_model(shape, device, "bfloat16" if has_gpu else "float32")
+    peaks = {"matmul peak": matmul_peak(), "stated peak": stated_peak()} if has_gpu else {}
+    many = [_group(rng, amounts.num_responses, shape["vocab_size"], amounts) for _ in range(amounts.num_prompts)]
+    pairs = [_group(rng, 2, shape["vocab_size"], amounts) for _ in range(amounts.num_pairs)]
     ways = {
         "score, ours": _Way(score_ours, many, 1),
-        "score, upstream's forward": _Way(score_upstream, many[:_NUM_PEER_PROMPTS], 1),
+        "score, upstream's forward": _Way(score_upstream, many[: amounts.num_peer_prompts], 1),
         "train, ours": _Way(train_ours, pairs, 3),
         "train, padded pairs, all logits, reference model": _Way(train_upstream, pairs, 3),
     }
-    timings = _in_turns({what: partial(way.run, model, way.groups) for what, way in ways.items()})
+    runs = {what: partial(way.run, model, way.groups) for what, way in ways.items()}
+    timings = _in_turns(runs, amounts.repeats, has_gpu)
     lines = [
-        {"shape": shape_name, "what": what, **_numbers(model, way, *timings[what], peak)} for what, way in ways.items()
+        {"shape": shape_name, "what": what, **_numbers(model, way, *timings[what], peaks)} for what, way in ways.items()
     ]
     for mine, theirs in zip(lines[::2], lines[1::2], strict=True):
         mine["ratio"] = mine["tokens/s"] / theirs["tokens/s"]
-    return Timed(0.0, {"lines": lines}, max(memory for _, memory in timings.values()))
+    return lines
+
+
+def stated_peak() -> float | None:
+    """Return what this card's maker states for bfloat16 products, operations per second; None: not known here."""
+    import torch
+
+    name = torch.cuda.get_device_name()
+    return next((peak for part, peak in _STATED_PEAKS.items() if part in name), None)
 
 
 class _Way(NamedTuple):
@@ -101,7 +140,9 @@ class _Way(NamedTuple):
     num_passes: int
 
 
-def _numbers(model: "PreTrainedModel", way: _Way, seconds: list[float], memory: int, peak: float) -> dict[str, Any]:
+def _numbers(
+    model: "PreTrainedModel", way: _Way, seconds: list[float], memory: int, peaks: Mapping[str, float | None]
+) -> dict[str, Any]:
     from dice_core.training.throughput import num_operations
 
     num_tokens = sum(map(_num_tokens, way.groups))
@@ -112,13 +153,13 @@ def _numbers(model: "PreTrainedModel", way: _Way, seconds: list[float], memory: 
         "slowest": num_tokens / max(seconds),
         "fastest": num_tokens / min(seconds),
         "ratio": None,
-        "share of matmul peak": rate / peak,
-        "matmul peak, TFLOP/s": peak / 1e12,
+        **{f"share of {name}": rate / peak if peak else None for name, peak in peaks.items()},
+        **{f"{name}, TFLOP/s": peak / 1e12 if peak else None for name, peak in peaks.items()},
         "peak memory, GB": memory / 1e9,
     }
 
 
-def random_model(shape: dict[str, int], device: str = "cuda", dtype: str = "bfloat16") -> "PreTrainedModel":
+def random_model(shape: Mapping[str, int], device: str = "cuda", dtype: str = "bfloat16") -> "PreTrainedModel":
     """Make a Llama with random weights where it is used."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -132,12 +173,12 @@ def random_model(shape: dict[str, int], device: str = "cuda", dtype: str = "bflo
         torch.set_default_dtype(before)
 
 
-def _group(rng: np.random.Generator, num_responses: int, vocabulary: int) -> PromptGroup:
-
+def _group(rng: np.random.Generator, num_responses: int, vocabulary: int, amounts: Amounts) -> PromptGroup:
     def ids(length: int) -> list[int]:
         return rng.integers(0, vocabulary, length).tolist()
 
-    return PromptGroup(ids(_PROMPT_TOKENS), [ids(int(rng.integers(*_RESPONSE_TOKENS))) for _ in range(num_responses)])
+    lengths = rng.integers(*amounts.response_tokens, num_responses)
+    return PromptGroup(ids(amounts.prompt_tokens), [ids(int(length)) for length in lengths])
 
 
 def _num_tokens(group: PromptGroup) -> int:
@@ -218,24 +259,25 @@ def _rows(groups: Sequence[PromptGroup]) -> list[tuple[list[int], list[int]]]:
     return [(list(group.prompt_token_ids), list(response)) for group in groups for response in group.responses]
 
 
-def _in_turns(runs: dict[str, Callable[[], Any]]) -> dict[str, tuple[list[float], int]]:
-    """Return the seconds of each run's repeats, after a first that compiles, and its peak memory."""
+def _in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int, has_gpu: bool) -> dict[str, tuple[list[float], int]]:
+    """Return the seconds of each run's repeats, after a first that compiles, and its peak memory (0 on a CPU)."""
     import torch
 
     for run in runs.values():
         run()
     seconds: dict[str, list[float]] = {what: [] for what in runs}
     memory = dict.fromkeys(runs, 0)
-    for _ in range(_REPEATS):
+    for _ in range(repeats):
         for what, run in runs.items():
-            torch.cuda.reset_peak_memory_stats()
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
+            if has_gpu:
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
             run()
-            end.record()
-            torch.cuda.synchronize()
-            seconds[what].append(start.elapsed_time(end) / 1000)
-            memory[what] = max(memory[what], torch.cuda.max_memory_allocated())
+            if has_gpu:
+                torch.cuda.synchronize()
+                memory[what] = max(memory[what], torch.cuda.max_memory_allocated())
+            seconds[what].append(time.perf_counter() - start)
     return {what: (seconds[what], memory[what]) for what in runs}
 
 

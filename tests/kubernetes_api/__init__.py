@@ -2,7 +2,10 @@
 
     store.py               objects, versions, what the API server checks; no HTTP
     server.py              the REST calls used, over HTTP as a real server answers them, and its faults
-    training_operator.py   the training operator, the kubelet and the garbage collector: replicas are local processes
+    controllers.py         the garbage collector, and what runs controllers and the kubelet
+    kubelet.py             one node: the containers of pods are local processes
+    training_operator.py   the training operator
+    trainer.py             Kubeflow Trainer, JobSet and the Job controller
 
 The API server alone has no controllers, as a real kube-apiserver with etcd has none.
 """

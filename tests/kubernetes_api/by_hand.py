@@ -15,10 +15,13 @@ from typing import Any
 import yaml
 from kubernetes import client, config
 
+from dice_core.launch.job_kinds import JOB_KINDS
+from tests.kubernetes_api import trainer
+from tests.kubernetes_api.controllers import ForegroundDeletion
 from tests.kubernetes_api.server import ApiServer
 
-_JOBS = ("kubeflow.org", "v1")
-_PLURAL = "pytorchjobs"
+_DEFINITIONS = {"pytorchjob": "DICE_TEST_CRD", "trainjob": "DICE_TEST_TRAINER_CRD"}
+_TRAINER_TYPES = {"Succeeded": ("Complete", "AllJobsCompleted"), "Failed": ("Failed", "FailedJobs")}
 # Servers before 1.24 want a token for every pod that may mount one, and no controller makes any.
 _NO_TOKEN = {"automountServiceAccountToken": False}
 
@@ -26,14 +29,17 @@ _NO_TOKEN = {"automountServiceAccountToken": False}
 class HandOperated:
     """One namespace of a cluster, and the hands that move its objects."""
 
-    def __init__(self, kubeconfig: Path, folder: Path, definition: str = "") -> None:
+    def __init__(self, kubeconfig: Path, folder: Path, backend: str = "pytorchjob", definition: str = "") -> None:
         """Make a namespace to work in.
 
         Args:
             kubeconfig: leads to the API server.
             folder: for a kubeconfig that leads to the namespace.
-            definition: file of the PyTorchJob definition to apply first; empty: it is there.
+            backend: that makes the jobs.
+            definition: file of the definition of the jobs' kind to apply first; empty: it is there.
         """
+        self.kind = JOB_KINDS[backend]
+        self._place = (self.kind.group, self.kind.version)
         self.namespace = f"dice-{uuid.uuid4().hex[:8]}"
         settings = client.Configuration()
         config.load_kube_config(str(kubeconfig), client_configuration=settings)
@@ -51,7 +57,7 @@ class HandOperated:
 
     def jobs(self) -> list[dict[str, Any]]:
         """Return all training jobs of the namespace."""
-        listed = self.custom.list_namespaced_custom_object(*_JOBS, self.namespace, _PLURAL)
+        listed = self.custom.list_namespaced_custom_object(*self._place, self.namespace, self.kind.plural)
         return [dict(item) for item in listed["items"]]
 
     def the_job(self, seconds: float = 20) -> dict[str, Any]:
@@ -59,33 +65,53 @@ class HandOperated:
         wait_until(lambda: bool(self.jobs()), seconds)
         return self.jobs()[0]
 
-    def set_condition(self, kind: str, message: str = "", reason: str = "") -> None:
-        """Make a condition of the job true, as the operator does."""
-        reason, message = reason or f"PyTorchJob{kind}", message or f"PyTorchJob is {kind.lower()}."
-        condition = {"type": kind, "status": "True", "reason": reason, "message": message}
+    def set_condition(self, kind: str, message: str = "") -> None:
+        """Make a condition of the job true, as the operator does, or what a TrainJob that runs has instead."""
+        if self.kind.is_restarted:
+            reason, message = f"PyTorchJob{kind}", message or f"PyTorchJob is {kind.lower()}."
+            condition = {"type": kind, "status": "True", "reason": reason, "message": message}
+        elif kind in ("Created", "Running"):
+            jobs_status = trainer.jobs_status(active=1, ready=int(kind == "Running"))
+            return self._change_job_status(lambda status: status.update(jobsStatus=jobs_status))
+        else:
+            theirs, reason = _TRAINER_TYPES[kind]
+            condition = {"type": theirs, "status": "True", "reason": reason, "message": message or "jobset ended"}
+            condition["lastTransitionTime"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._change_job_status(lambda status: status.setdefault("conditions", []).append(condition))
+
+    def pod_template(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the pods of a job are made by."""
+        if self.kind.is_restarted:
+            return dict(job["spec"]["pytorchReplicaSpecs"]["Master"]["template"])
+        return trainer.pod_template(dict(job), yaml.safe_load(trainer.RUNTIME_FILE.read_text()))
 
     def admit(self) -> None:
         """End the job's suspension, as Kueue does."""
         job = self.the_job()
-        job["spec"]["runPolicy"]["suspend"] = False
+        job["spec"].get("runPolicy", job["spec"])["suspend"] = False
         name = job["metadata"]["name"]
-        self.custom.replace_namespaced_custom_object(*_JOBS, self.namespace, _PLURAL, name, job)
+        self.custom.replace_namespaced_custom_object(*self._place, self.namespace, self.kind.plural, name, job)
 
     def delete_job(self) -> None:
         """Delete the job, as a person does."""
         name = self.the_job()["metadata"]["name"]
-        self.custom.delete_namespaced_custom_object(*_JOBS, self.namespace, _PLURAL, name)
+        self.custom.delete_namespaced_custom_object(*self._place, self.namespace, self.kind.plural, name)
 
     def create_pod(self, role: str = "master", index: int = 0) -> str:
         """Create a replica of the job, as the operator does, and return its name."""
         job = self.the_job()
-        name = f"{job['metadata']['name']}-{role}-{index}"
-        labels = {
-            "training.kubeflow.org/job-name": job["metadata"]["name"],
-            "training.kubeflow.org/replica-type": role,
-            "training.kubeflow.org/replica-index": str(index),
-        }
+        template = self.pod_template(job)
+        if self.kind.is_restarted:
+            name = f"{job['metadata']['name']}-{role}-{index}"
+            labels = {
+                "training.kubeflow.org/job-name": job["metadata"]["name"],
+                "training.kubeflow.org/replica-type": role,
+                "training.kubeflow.org/replica-index": str(index),
+            }
+        else:
+            node = str(index + (role == "worker"))
+            name = f"{job['metadata']['name']}-node-0-{node}-{uuid.uuid4().hex[:5]}"
+            labels = {**template["metadata"]["labels"], trainer.INDEX_LABEL: node}
         owner = {
             "apiVersion": job["apiVersion"],
             "kind": job["kind"],
@@ -93,8 +119,10 @@ class HandOperated:
             "uid": job["metadata"]["uid"],
             "controller": True,
         }
-        template = job["spec"]["pytorchReplicaSpecs"][role.capitalize()]["template"]
-        spec = {"containers": [{"name": "pytorch", "image": template["spec"]["containers"][0]["image"]}], **_NO_TOKEN}
+        spec = {
+            "containers": [{"name": self.kind.container, "image": template["spec"]["containers"][0]["image"]}],
+            **_NO_TOKEN,
+        }
         metadata = {"name": name, "labels": labels, "ownerReferences": [owner]}
         self.core.create_namespaced_pod(self.namespace, {"metadata": metadata, "spec": spec})
         return name
@@ -103,7 +131,7 @@ class HandOperated:
         """Write a pod's status, as the kubelet does."""
         containers = [
             {
-                "name": "pytorch",
+                "name": self.kind.container,
                 "image": "training:1",
                 "imageID": "",
                 "ready": phase == "Running",
@@ -158,7 +186,9 @@ class HandOperated:
             job = self.the_job()
             change(job.setdefault("status", {}))
             name = job["metadata"]["name"]
-            self.custom.replace_namespaced_custom_object_status(*_JOBS, self.namespace, _PLURAL, name, job)
+            self.custom.replace_namespaced_custom_object_status(
+                *self._place, self.namespace, self.kind.plural, name, job
+            )
 
         _retry_conflicts(write)
 
@@ -172,14 +202,14 @@ def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 
 @contextmanager
-def hand_operated(folder: Path) -> Iterator[HandOperated]:
+def hand_operated(folder: Path, backend: str = "pytorchjob") -> Iterator[HandOperated]:
     """Yield a namespace of the real API server that DICE_TEST_KUBECONFIG leads to, or else of the stand-in."""
     kubeconfig = os.environ.get("DICE_TEST_KUBECONFIG", "")
     if kubeconfig:
-        yield HandOperated(Path(kubeconfig), folder, os.environ.get("DICE_TEST_CRD", ""))
+        yield HandOperated(Path(kubeconfig), folder, backend, os.environ.get(_DEFINITIONS[backend], ""))
         return
-    with ApiServer(folder) as server:
-        yield HandOperated(server.kubeconfig, folder)
+    with ApiServer(folder) as server, ForegroundDeletion(server):
+        yield HandOperated(server.kubeconfig, folder, backend)
 
 
 def _moved(kubeconfig: Path, namespace: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Nothing is isolated: an image is the environment the tests run in, mounted volum
 
 import base64
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tests.kubernetes_api.server import ApiServer, make_event
 from tests.kubernetes_api.store import EVENT, POD, SECRET, Object, StatusError, now
 
 _REPOSITORY = Path(__file__).parents[2]
+_FIELD = re.compile(r"metadata\.(labels|annotations)\['(.+)'\]")
 
 
 @dataclass
@@ -225,11 +227,15 @@ class Kubelet:
             "HOSTNAME": pod["metadata"]["name"],
         }
         for variable in spec.get("env", ()):
-            values[variable["name"]] = variable.get("value") or self._secret(pod, variable)
+            values[variable["name"]] = variable.get("value") or self._reference(pod, variable)
         return {**values, **self._variables}
 
-    def _secret(self, pod: Object, variable: Object) -> str:
-        reference = (variable.get("valueFrom") or {}).get("secretKeyRef")
+    def _reference(self, pod: Object, variable: Object) -> str:
+        source = variable.get("valueFrom") or {}
+        if field := source.get("fieldRef"):
+            kind, name = _FIELD.fullmatch(field["fieldPath"]).groups()  # type: ignore[union-attr]
+            return str(pod["metadata"][kind][name])
+        reference = source.get("secretKeyRef")
         if reference is None:
             return ""
         secret = self._store.get(SECRET, pod["metadata"]["namespace"], reference["name"])

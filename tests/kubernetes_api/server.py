@@ -182,7 +182,8 @@ class _Handler(BaseHTTPRequestHandler):
         # A kubelet ends the processes of a pod on its node first.
         graceful = kind is POD and bool(found["spec"].get("nodeName")) and body.get("gracePeriodSeconds") != 0
         uid = (body.get("preconditions") or {}).get("uid", "")
-        deleted = store.delete(kind, namespace, name, uid, gracefully=graceful)
+        in_foreground = body.get("propagationPolicy") == "Foreground"
+        deleted = store.delete(kind, namespace, name, uid, gracefully=graceful, in_foreground=in_foreground)
         details = {"name": name, "group": kind.group, "kind": kind.plural, "uid": deleted["metadata"]["uid"]}
         success = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
         return 200, deleted if kind is POD else success

@@ -11,6 +11,7 @@ from typing import Any
 
 Object = dict[str, Any]
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+FOREGROUND = "foregroundDeletion"
 _REASONS = {400: "BadRequest", 403: "Forbidden", 404: "NotFound", 409: "Conflict", 410: "Expired", 422: "Invalid"}
 
 
@@ -55,6 +56,12 @@ class Kind:
 
 
 JOB = Kind("kubeflow.org", "v1", "pytorchjobs", "PyTorchJob", has_status=True, required=("spec.pytorchReplicaSpecs",))
+TRAIN_JOB = Kind(
+    "trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob", has_status=True, required=("spec.runtimeRef",)
+)
+TRAINING_RUNTIME = Kind("trainer.kubeflow.org", "v1alpha1", "trainingruntimes", "TrainingRuntime")
+JOB_SET = Kind("jobset.x-k8s.io", "v1alpha2", "jobsets", "JobSet", has_status=True)
+BATCH_JOB = Kind("batch", "v1", "jobs", "Job", has_status=True)
 POD = Kind("", "v1", "pods", "Pod", has_status=True, required=("spec.containers",))
 EVENT = Kind("", "v1", "events", "Event", required=("involvedObject",))
 SECRET = Kind("", "v1", "secrets", "Secret")
@@ -66,7 +73,22 @@ WORKLOAD = Kind("kueue.x-k8s.io", "v1beta2", "workloads", "Workload", has_status
 DEFINITION = Kind(
     "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", is_namespaced=False
 )
-KINDS = (JOB, POD, EVENT, SECRET, NODE, NAMESPACE, SERVICE_ACCOUNT, WORKFLOW, WORKLOAD, DEFINITION)
+KINDS = (
+    JOB,
+    TRAIN_JOB,
+    TRAINING_RUNTIME,
+    JOB_SET,
+    BATCH_JOB,
+    POD,
+    EVENT,
+    SECRET,
+    NODE,
+    NAMESPACE,
+    SERVICE_ACCOUNT,
+    WORKFLOW,
+    WORKLOAD,
+    DEFINITION,
+)
 
 
 class Store:
@@ -76,6 +98,8 @@ class Store:
         self.changed = threading.RLock()
         self._objects: dict[tuple[str, str, str], Object] = {}
         self._version = 1000
+        self.admission: list[Callable[[Kind, str, Object], None]] = []
+        """Webhooks: given the kind, the namespace and the new object, they raise a StatusError to deny it."""
         self.create(NAMESPACE, "", {"metadata": {"name": "default"}})
 
     @property
@@ -90,6 +114,8 @@ class Store:
             if not metadata.get("name") and metadata.get("generateName"):
                 metadata["name"] = metadata["generateName"] + uuid.uuid4().hex[:5]
             self._check(kind, namespace, item)
+            for validate in self.admission:
+                validate(kind, namespace, item)
             key = (kind.qualified, namespace, metadata["name"])
             if key in self._objects:
                 message = f'{kind.qualified} "{metadata["name"]}" already exists'
@@ -153,8 +179,20 @@ class Store:
             merged = _merge(self.get(kind, namespace, name), patch)
             return self.replace(kind, namespace, name, merged, only_status=only_status)
 
-    def delete(self, kind: Kind, namespace: str, name: str, uid: str = "", *, gracefully: bool = False) -> Object:
-        """Delete an object; gracefully: mark it only, for the kubelet to delete when its processes have ended."""
+    def delete(
+        self,
+        kind: Kind,
+        namespace: str,
+        name: str,
+        uid: str = "",
+        *,
+        gracefully: bool = False,
+        in_foreground: bool = False,
+    ) -> Object:
+        """Delete an object; gracefully: mark it only, for the kubelet to delete when its processes have ended.
+
+        In the foreground: mark it only, for the garbage collector to delete when what it owns is gone.
+        """
         with self.changed:
             found = self.get(kind, namespace, name)
             actual = found["metadata"]["uid"]
@@ -165,11 +203,19 @@ class Store:
                 )
                 raise StatusError(409, message, details=_details(kind, name))
             key = (kind.qualified, namespace, name)
+            if in_foreground:
+                found["metadata"]["finalizers"] = [FOREGROUND]
             if gracefully or found["metadata"].get("finalizers"):
                 found["metadata"].setdefault("deletionTimestamp", now())
                 return self._put(key, found)
             del self._objects[key]
             return self._record(found)
+
+    def finalize(self, kind: Kind, item: Object) -> None:
+        """Delete an object that waited for its finalizers."""
+        with self.changed:
+            metadata = item["metadata"]
+            self._objects.pop((kind.qualified, metadata.get("namespace", ""), metadata["name"]), None)
 
     def _put(self, key: tuple[str, str, str], item: Object) -> Object:
         item = self._record(item)

@@ -1,64 +1,27 @@
-"""What the training operator (v1.9) and the garbage collector do, played on the store of the stand-in API server.
+"""What the training operator (v1.9) does, played on the store of the stand-in API server.
 
 Followed from the operator's source: names, labels and environment of the replicas, conditions, backoffLimit,
 cleanPodPolicy, suspend, activeDeadlineSeconds (counted from when the operator first saw or resumed the job, whether its
 pods run or not). Left out: services, elastic jobs, ttlSecondsAfterFinished.
 """
 
-import socket
-import threading
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
-from tests.kubernetes_api.kubelet import Kubelet
-from tests.kubernetes_api.server import ApiServer, make_event
-from tests.kubernetes_api.store import EVENT, JOB, KINDS, POD, Object, StatusError, now
+from tests.kubernetes_api.controllers import Controllers
+from tests.kubernetes_api.server import make_event
+from tests.kubernetes_api.store import EVENT, JOB, POD, Object, StatusError, now
 
 _GROUP_LABEL = "training.kubeflow.org"
 
 
-class TrainingOperator:
-    """Controllers and one node behind an API server; a context manager."""
+class TrainingOperator(Controllers):
+    """The operator and one node behind an API server; a context manager."""
 
-    def __init__(self, api: ApiServer, variables: Mapping[str, str] | None = None, *, period: float = 0.03) -> None:
-        """Take the API server, and variables for every process of a pod (see Kubelet)."""
-        self._store, self._period = api.store, period
-        self.kubelet = Kubelet(api, variables)
-        self._ports: dict[str, int] = {}
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="training-operator", daemon=True)
-        self.error: Exception | None = None
-
-    def __enter__(self) -> "TrainingOperator":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-        self.kubelet.stop()
-        if self.error is not None:
-            raise self.error
-
-    def _run(self) -> None:
-        try:
-            while not self._stopped.wait(self._period):
-                self._collect_garbage()
-                for job in self._store.find(JOB, ""):
-                    self._reconcile(job)
-                self.kubelet.sync()
-        except Exception as error:
-            self.error = error
-
-    def _collect_garbage(self) -> None:
-        everything = [(kind, item) for kind in KINDS for item in self._store.find(kind, "")]
-        alive = {item["metadata"]["uid"] for _, item in everything}
-        for kind, item in everything:
-            owners = item["metadata"].get("ownerReferences")
-            if owners and not any(owner["uid"] in alive for owner in owners):
-                self._delete(kind, item)
+    def _reconcile_all(self) -> None:
+        for job in self._store.find(JOB, ""):
+            self._reconcile(job)
 
     def _reconcile(self, job: Object) -> None:
         conditions = {item["type"]: item["status"] for item in job.get("status", {}).get("conditions", [])}
@@ -81,7 +44,7 @@ class TrainingOperator:
         conditions = job["status"]["conditions"]
         for condition in conditions:
             condition["status"] = "False" if condition["type"] == "Suspended" else condition["status"]
-        self._patch_status(job, {"conditions": conditions, "startTime": now()})
+        self._patch_status(JOB, job, {"conditions": conditions, "startTime": now()})
 
     def _limit_passed(self, job: Object, pods: Mapping[str, Object], policy: Object) -> str:
         start, deadline = job.get("status", {}).get("startTime"), policy.get("activeDeadlineSeconds")
@@ -95,7 +58,7 @@ class TrainingOperator:
         if "Created" not in conditions:
             job = self._set_condition(job, "Created", f"PyTorchJob {job['metadata']['name']} is created.")
         if not job["status"].get("startTime"):
-            job = self._patch_status(job, {"startTime": now()})
+            job = self._patch_status(JOB, job, {"startTime": now()})
         for role, replica in job["spec"]["pytorchReplicaSpecs"].items():
             for index in range(replica.get("replicas", 1)):
                 pod = pods.get(f"{job['metadata']['name']}-{role.lower()}-{index}")
@@ -179,8 +142,7 @@ class TrainingOperator:
         num_nodes = sum(replica.get("replicas", 1) for replica in replicas)
         per_node = job["spec"].get("nprocPerNode", "auto")
         rank = str(index + 1 if role == "worker" else index)
-        # One machine stands for all nodes, and its jobs may run at the same time.
-        port = str(self._ports.setdefault(job["metadata"]["uid"], _free_port()))
+        port = self._port_of(job)
         values = {
             "PYTHONUNBUFFERED": "1",
             "MASTER_PORT": port,
@@ -206,16 +168,6 @@ class TrainingOperator:
             if policy == "All" or (policy == "Running" and pod["status"]["phase"] in ("Running", "Pending")):
                 self._delete(POD, pod)
 
-    def _delete(self, kind: Any, item: Object) -> None:
-        metadata = item["metadata"]
-        try:
-            self._store.delete(
-                kind, metadata.get("namespace", ""), metadata["name"], metadata["uid"], gracefully=kind is POD
-            )
-        except StatusError as error:
-            if error.code not in (404, 409):
-                raise
-
     def _set_condition(self, job: Object, kind: str, message: str) -> Object:
         conditions = [item for item in job.get("status", {}).get("conditions", []) if item["type"] != kind]
         if kind in ("Succeeded", "Failed", "Restarting", "Suspended"):
@@ -234,20 +186,4 @@ class TrainingOperator:
                 "lastTransitionTime": now(),
             }
         )
-        return self._patch_status(job, {"conditions": conditions})
-
-    def _patch_status(self, job: Object, status: Object) -> Object:
-        metadata = job["metadata"]
-        try:
-            patch = {"status": status}
-            return self._store.patch(JOB, metadata["namespace"], metadata["name"], patch, only_status=True)
-        except StatusError as error:
-            if error.code != 404:
-                raise
-            return job
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        return self._patch_status(JOB, job, {"conditions": conditions})

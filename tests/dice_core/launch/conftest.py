@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.kubernetes_api.controllers import Controllers
 from tests.kubernetes_api.server import ApiServer
+from tests.kubernetes_api.trainer import Trainer
 from tests.kubernetes_api.training_operator import TrainingOperator
-from tests.launchers import Make, write_job
+from tests.launchers import SETTINGS, Make, write_job
 
 _WORKER = """
 import os, sys, time
@@ -28,10 +30,18 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
         yield server
 
 
+@pytest.fixture(params=["pytorchjob", "trainjob"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the backend that launchers take, one after the other."""
+    monkeypatch.setitem(SETTINGS, "backend", request.param)
+    return str(request.param)
+
+
 @pytest.fixture
-def operator(server: ApiServer, tmp_path: Path) -> Iterator[TrainingOperator]:
+def operator(server: ApiServer, tmp_path: Path, backend: str) -> Iterator[Controllers]:
+    """Start who controls the jobs of the backend."""
     variables = {"DICE_CACHE": str(tmp_path / "cache"), "DICE_SCRATCH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    with TrainingOperator(server, variables) as operator:
+    with {"pytorchjob": TrainingOperator, "trainjob": Trainer}[backend](server, variables) as operator:
         yield operator
 
 

@@ -6,11 +6,10 @@ from dice_core.launch.failure_report import (
     Line,
     failure_report,
     find_cause,
-    is_suspended,
-    job_outcome,
     stuck_reasons,
     waiting_reasons,
 )
+from dice_core.launch.pytorchjob import PYTORCH_JOB
 
 _JOB: dict[str, Any] = {"metadata": {"name": "dice-x", "namespace": "ns"}, "spec": {}}
 
@@ -40,28 +39,28 @@ def said(*texts: str, at: int = 0) -> list[Line]:
 
 
 def test_only_a_true_succeeded_is_success_and_failed_wins() -> None:
-    assert job_outcome(_JOB) == ""
-    assert job_outcome(job(("Created", "True"), ("Running", "True"))) == ""
-    assert job_outcome(job(("Succeeded", "False"))) == ""
-    assert job_outcome(job(("Running", "False"), ("Succeeded", "True"))) == "Succeeded"
-    assert job_outcome(job(("Succeeded", "True"), ("Failed", "True"))) == "Failed"
-    assert is_suspended({"spec": {"runPolicy": {"suspend": True}}})
-    assert not is_suspended({"spec": {}})
+    assert PYTORCH_JOB.outcome(_JOB) == ""
+    assert PYTORCH_JOB.outcome(job(("Created", "True"), ("Running", "True"))) == ""
+    assert PYTORCH_JOB.outcome(job(("Succeeded", "False"))) == ""
+    assert PYTORCH_JOB.outcome(job(("Running", "False"), ("Succeeded", "True"))) == "Succeeded"
+    assert PYTORCH_JOB.outcome(job(("Succeeded", "True"), ("Failed", "True"))) == "Failed"
+    assert PYTORCH_JOB.is_suspended({"spec": {"runPolicy": {"suspend": True}}})
+    assert not PYTORCH_JOB.is_suspended({"spec": {}})
 
 
 def test_a_pod_that_starts_as_every_pod_does_is_not_stuck() -> None:
     pods = {"a": pod("Pending", waiting("ContainerCreating")), "b": pod("Running", {"running": {}}), "c": pod("Failed")}
     assert stuck_reasons(pods) == []
-    assert waiting_reasons(pods, {}, 3) == ["a: Pending"]
+    assert waiting_reasons(pods, {}, 3, "x") == ["a: Pending"]
     pulling = {"reason": "Pulling", "message": "Pulling image", "type": "Normal"}
-    assert waiting_reasons(pods, {"a": [pulling]}, 3) == ["a: Pulling: Pulling image"]
+    assert waiting_reasons(pods, {"a": [pulling]}, 3, "x") == ["a: Pulling: Pulling image"]
 
 
 def test_missing_pods_are_explained_by_the_events_of_the_job() -> None:
-    assert waiting_reasons({}, {}, 2) == ["2 of 2 pods not created: is the training operator running?"]
+    assert waiting_reasons({}, {}, 2, "Kubeflow Trainer") == ["2 of 2 pods not created: is Kubeflow Trainer running?"]
     quota = {"reason": "FailedCreatePod", "message": "exceeded quota", "type": "Warning", "count": 7}
     expected = ["2 of 2 pods not created: FailedCreatePod: exceeded quota (7 times)"]
-    assert waiting_reasons({}, {"dice-x": [quota]}, 2) == expected
+    assert waiting_reasons({}, {"dice-x": [quota]}, 2, "x") == expected
 
 
 def test_an_init_container_without_its_image_is_stuck_too() -> None:
@@ -109,6 +108,28 @@ def test_without_logs_the_cause_is_what_the_cluster_says() -> None:
     assert failure_report(failed, lost, {}, {}).startswith("training failed: w NodeLost: node-7 is gone (job")
     assert failure_report(failed, {}, {}, {}).startswith("training failed: 1 replica failed (job")
     assert failure_report(job(), {}, {}, {}) == "training failed: no reason was given (job ns/dice-x)"
+
+
+def test_what_the_cluster_did_to_a_pod_is_the_cause_and_not_what_its_processes_say_of_it() -> None:
+    torchrun = "torch.distributed.elastic.multiprocessing.api.SignalException: Process 7 got signal: 15"
+    lines = {"rank 1": said("error: the connection was closed by a peer"), "node 0": said(torchrun)}
+    failed = job(("Failed", "True"), message="jobset failed due to one or more job failures")
+    killed = {"w": pod("Failed", ended(1, reason="OOMKilled")), "m": pod("Failed", ended(1))}
+    assert failure_report(failed, killed, {}, lines).startswith("training failed, exit code 1 in m: OOMKilled (job")
+    evicted = {"w": pod("Failed", ended(1), reason="Evicted", message="The node was low on resource: memory. ")}
+    assert failure_report(failed, evicted, {}, lines).startswith(
+        "training failed, exit code 1 in w: w Evicted: The node was low on resource: memory. (job"
+    )
+    final = {"rank 0": said("final error: the loss is not finite")}
+    assert ": the loss is not finite (job" in failure_report(failed, killed, {}, final).splitlines()[0]
+
+
+def test_a_pod_that_went_is_the_cause_where_none_has_failed() -> None:
+    failed = job(("Failed", "True"), message="jobset failed due to one or more job failures")
+    pods = {"m": pod("Running", {"running": {}}), "w": pod("Running", {"running": {}})}
+    stopped = {"node 0": said("torch.distributed.elastic.SignalException: Process 7 got signal: 15")}
+    first = failure_report(failed, pods, {}, stopped, gone=["w", "m"]).splitlines()[0]
+    assert first == "training failed: m, w went while it ran: deleted, preempted, or with its node (job ns/dice-x)"
 
 
 def test_a_deadline_is_the_cause_and_not_the_signals_that_it_sent() -> None:

@@ -14,15 +14,17 @@ import pytest
 import yaml
 
 from dice_core.accelerator import GPU_VARIABLE
-from dice_core.launch.job_spec import COPIED_VARIABLES, differing_settings, job_name, training_job
+from dice_core.launch.job_spec import differing_settings, job_name
+from dice_core.launch.pod_spec import COPIED_VARIABLES
+from dice_core.launch.pytorchjob import PYTORCH_JOB
 from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
 from dice_core.tracking.variables import PREFIXES
 from pipelines.cluster.resources import CACHE_FOLDER
 from tests.launchers import sections
 
-_URI = "s3://bucket/dice/runs/My_Run.1/iteration-2/train/job.json"
+URI = "s3://bucket/dice/runs/My_Run.1/iteration-2/train/job.json"
 _LAUNCH = LaunchConfig(backend="pytorchjob", num_nodes=3, processes_per_node=8)
-_PODS = {
+PODS = {
     "image": "registry/train:1.0",
     "service_account": "dice-trainer",
     "cpu": "90",
@@ -39,17 +41,17 @@ _PODS = {
     "queue_name": "dice",
     "priority_class": "training",
 }
-_OWNER = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "run", "uid": "1-2-3"}
+OWNER = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "run", "uid": "1-2-3"}
 
 
 def spec_of(environment: dict[str, str] | None = None, **settings: Any) -> dict[str, Any]:
     launch, pods = parse_launch(*sections(settings))
-    return training_job("dice-x", _URI, launch, pods, environment=environment or {})
+    return PYTORCH_JOB.body("dice-x", URI, launch, pods, environment=environment or {})
 
 
 def full_job(owner: dict[str, str] | None = None) -> dict[str, Any]:
-    pods = PodConfig.parse(_PODS, "pods")
-    return training_job("dice-x", _URI, _LAUNCH, pods, environment={"AWS_REGION": "r"}, owner=owner)
+    pods = PodConfig.parse(PODS, "pods")
+    return PYTORCH_JOB.body("dice-x", URI, _LAUNCH, pods, environment={"AWS_REGION": "r"}, owner=owner)
 
 
 def pod_of(job: dict[str, Any], role: str = "Master") -> dict[str, Any]:
@@ -66,15 +68,15 @@ def values_of(job: dict[str, Any]) -> dict[str, str]:
 
 
 def test_the_name_is_a_short_label_that_says_what_and_depends_on_what_is_computed() -> None:
-    name = job_name(_URI, "f1")
-    assert name == job_name(_URI, "f1")
+    name = job_name(URI, "f1", 50)
+    assert name == job_name(URI, "f1", 50)
     assert name.startswith("dice-my-run-1-iteration-2-train-")
-    assert len({name, job_name(_URI, "f2"), job_name(_URI.replace("iteration-2", "iteration-3"), "f1")}) == 3
+    assert len({name, job_name(URI, "f2", 50), job_name(URI.replace("iteration-2", "iteration-3"), "f1", 50)}) == 3
     # The operator adds -worker-<index>, and names services so.
-    longest = job_name(f"s3://bucket/{'long-' * 30}/iteration-1/train/job.json", "f1")
+    longest = job_name(f"s3://bucket/{'long-' * 30}/iteration-1/train/job.json", "f1", 50)
     assert len(longest) <= 50
     assert not longest.endswith("-")
-    assert job_name("/tmp/job.json", "").startswith("dice-")
+    assert job_name("/tmp/job.json", "", 50).startswith("dice-")
 
 
 def test_the_job_of_a_run_is_labelled_with_its_name() -> None:
@@ -84,7 +86,7 @@ def test_the_job_of_a_run_is_labelled_with_its_name() -> None:
         "s3://bucket/runs/No Label/job.json": None,
     }
     for place, run in places.items():
-        job = training_job("dice-x", place, LaunchConfig(), PodConfig(image="train:1"), environment={})
+        job = PYTORCH_JOB.body("dice-x", place, LaunchConfig(), PodConfig(image="train:1"), environment={})
         assert job["metadata"]["labels"].get("dice-suite/run") == run
 
 
@@ -96,7 +98,7 @@ def test_one_pod_by_default_makes_its_own_rendezvous() -> None:
     command = container_of(job)["command"]
     assert command[:3] == ["python", "-m", "torch.distributed.run"]
     assert {"--standalone", "--nproc-per-node=8"} <= set(command)
-    assert command[-3:] == ["--module", "dice_core.training.worker", _URI]
+    assert command[-3:] == ["--module", "dice_core.training.worker", URI]
     assert container_of(job)["resources"]["limits"] == {"nvidia.com/gpu": "8"}
 
 
@@ -285,7 +287,7 @@ def test_pods_that_ask_for_gpus_are_told_so() -> None:
 
 
 def test_place_access_and_queue_are_the_settings() -> None:
-    job = full_job(owner=_OWNER)
+    job = full_job(owner=OWNER)
     pod = pod_of(job, "Worker")
     assert pod["serviceAccountName"] == "dice-trainer"
     assert pod["nodeSelector"] == {"pool": "a100"}
@@ -299,7 +301,7 @@ def test_place_access_and_queue_are_the_settings() -> None:
     }
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "dice"
     assert job["spec"]["runPolicy"]["suspend"] is True
-    assert job["metadata"]["ownerReferences"] == [_OWNER]
+    assert job["metadata"]["ownerReferences"] == [OWNER]
 
 
 def test_on_a_cluster_without_gpus_none_is_asked_for() -> None:
@@ -321,7 +323,7 @@ _POLICIES = ("Always", "OnFailure", "Never", "ExitCode")
 
 
 def test_the_job_has_the_fields_and_types_of_the_definition() -> None:
-    job = full_job(owner=_OWNER)
+    job = full_job(owner=OWNER)
     assert set(job) == {"apiVersion", "kind", "metadata", "spec"}
     assert set(job["spec"]) == {"nprocPerNode", "runPolicy", "pytorchReplicaSpecs"}
     assert isinstance(job["spec"]["nprocPerNode"], str)

@@ -22,6 +22,27 @@ from dice_core.settings.base import ConfigError
             {},
             "pods.image: backend 'pytorchjob' needs the image of the training pods, got ''",
         ),
+        ({"backend": "trainjob"}, {}, "pods.image: backend 'trainjob' needs the image of the training pods, got ''"),
+        (
+            {"backend": "trainjob", "restart_policy": "ExitCode"},
+            {"image": "x"},
+            "launch.restart_policy: must be OnFailure or Never with backend 'trainjob', which knows no exit codes of",
+        ),
+        (
+            {"backend": "trainjob"},
+            {"image": "x", "priority_class": "high"},
+            "pods.priority_class: a TrainJob cannot set it, leave it at '', got 'high': name a TrainingRuntime in",
+        ),
+        (
+            {"backend": "trainjob"},
+            {"image": "x", "clean_pod_policy": "All"},
+            "pods.clean_pod_policy: a TrainJob cannot set it, leave it at 'Running', got 'All': pods that have ended",
+        ),
+        (
+            {"backend": "trainjob"},
+            {"image": "x", "ttl_seconds_after_finished": 60},
+            "pods.ttl_seconds_after_finished: a TrainJob cannot set it, leave it at 86400, got 60: it stays until the",
+        ),
         ({"backend": "pytorchjob"}, {"image": "x", "cpus": "8"}, "pods.cpus: unknown setting, did you mean 'cpu'?"),
     ],
 )

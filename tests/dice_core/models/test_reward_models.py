@@ -92,11 +92,10 @@ def test_the_task_of_a_judge_imports_what_the_settings_name_and_nothing_that_the
     root, source = str(tmp_path / "root"), str(reward_model)
     run_uri = layout.run(root, "r")
 
-    def task(role: str, **sections: dict[str, str]) -> tuple[str, object]:
+    def task(role: str, **sections: dict[str, str]) -> tuple[object, object]:
         shown = FakeArtifact()
-        settings_uri = write_settings(run_uri, sections, {})
-        uri = import_model_task(root, "r", source, shown, role=role, settings_uri=settings_uri)
-        return uri, shown.metadata["status"]
+        import_model_task(write_settings(run_uri, sections, {f"{role}_source": source}), role, shown)
+        return shown.metadata["uri"], shown.metadata["status"]
 
     assert task("judge", judging={"judge": "none"}) == ("", "skipped")
     assert task("reward", scoring={}) == ("", "skipped")

@@ -15,6 +15,7 @@ from dice_core.data import records
 from dice_core.logprobs.forward import PromptGroup, group_logps
 from dice_core.models.files import ModelError
 from dice_core.models.loading import load_model
+from dice_core.models.placement import parts_of, working_bytes
 from dice_core.preferences.scoring import filter_responses, score_parts
 from dice_core.preferences.settings import ScoringConfig
 
@@ -183,6 +184,28 @@ def test_models_that_take_turns_score_the_same(folders: tuple[Path, Path]) -> No
     [(_, together)] = score_parts(*folders, [(0, table(ROWS))], TWO_VALID)
     [(_, in_turns)] = score_parts(*folders, [(0, table(ROWS))], TWO_VALID, take_turns=True)
     assert in_turns.equals(together)
+
+
+def test_models_that_no_device_has_room_for_are_spread_and_take_turns_and_score_the_same(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(folders[0], "float32")
+    size, working = sum(parts_of(model).values()), working_bytes(model, TWO_VALID.tokens_per_batch)
+    [(_, together)] = score_parts(*folders, [(0, table(ROWS))], TWO_VALID)
+
+    def scored(*shares: float) -> tuple[pa.Table, list[int]]:
+        """Score with devices that have room for shares of a model: names of this machine's one CPU."""
+        free = {name: working + share * size for name, share in zip(("cpu", "cpu:0"), shares, strict=False)}
+        monkeypatch.setattr("dice_core.preferences.scoring.free_bytes", lambda: free)
+        placed: list[int] = []
+        [(_, scores)] = score_parts(*folders, [(0, table(ROWS))], TWO_VALID, on_placed=placed.append)
+        return scores, placed
+
+    assert scored(1, 1) == (together, [1])
+    assert scored(1.5) == (together, [1])
+    assert scored(0.7, 0.7) == (together, [2])
+    with pytest.raises(ModelError, match=r"policy: its weights take 0.0 GiB .* GiB free: give the task more GPUs \("):
+        scored(0.9)
 
 
 def test_rows_that_are_not_finite_are_dropped_and_so_is_a_prompt_left_with_too_few(

@@ -43,22 +43,19 @@ class Shard:
             work()
             return StageReport(output_uri, "completed", {})
 
-        self.monkeypatch.setattr(task_module, "generate_in_run", lambda task, *_: generate(task.uri))
+        self.monkeypatch.setattr(task_module, "generate_in_run", lambda task: generate(task.uri))
 
     def publish(self, skipped: str = "") -> None:
         manifest = Manifest(stage="generate", fingerprint="f", files={}, metrics={"pid": os.getpid()}, skipped=skipped)
         publish_files(self.responses, {}, manifest)
 
-    def _score(
-        self, task: Task, policy_uri: str, reference_uri: str, responses_uri: str, *, reward_uri: str, data_uri: str
-    ) -> StageReport:
-        assert (reward_uri, data_uri) == ("reward", "data")
+    def _score(self, task: Task, responses_uri: str) -> StageReport:
         self.scored.append(responses_uri)
         return StageReport(task.uri, "completed", {})
 
     def start(self) -> tuple[StageReport, StageReport]:
         task = Task(self.run, Place.parse("iteration-1/generate-and-score/shard-0-of-1"), {}, {})
-        return generate_and_score(task, "policy", "reference", "reward", "data", "")
+        return generate_and_score(task)
 
 
 @pytest.fixture

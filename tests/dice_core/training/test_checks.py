@@ -11,6 +11,7 @@ from dice_core.data import records
 from dice_core.settings.base import ConfigError
 from dice_core.stages.run_settings import write_settings
 from dice_core.stages.train import train, train_task
+from dice_core.storage import layout
 from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import Manifest, publish_files
 
@@ -69,11 +70,16 @@ def test_a_warm_start_s_settings_are_told_by_the_name_of_their_own_section(
     changes: dict[str, int], num_tokens: int, reason: str, policy_uri: str, tmp_path: Path
 ) -> None:
     sections = {"training": TRAINING, "warm_start_training": TRAINING | changes}
-    run = str(tmp_path / "runs" / "one")
-    settings_uri = write_settings(run, sections, {"seed": 0})
-    pairs_uri = write_pairs(tmp_path / "p.parquet", num_tokens)
+    run, source = str(tmp_path / "runs" / "one"), "org/sft"
+    place = Path(layout.imported_model(str(tmp_path), source))
+    place.parent.mkdir()
+    place.symlink_to(policy_uri)
+    settings_uri = write_settings(run, sections, {"seed": 0, "policy_source": source, "reference_source": ""})
+    file = Path(write_pairs(tmp_path / "p.parquet", num_tokens))
+    made = Manifest(stage="pair", fingerprint="f", files={})
+    publish_files(layout.warm_start(run, "pair"), {"pairs.parquet": file}, made)
     with pytest.raises(ValueError, match=reason):
-        train_task(settings_uri, "warm-start/train", policy_uri, "", pairs_uri, SimpleNamespace(metadata={}))
+        train_task(settings_uri, "warm-start/train", SimpleNamespace(metadata={}))
 
 
 def test_changed_pairs_are_told_before_a_process_starts(

@@ -29,7 +29,7 @@ FAILED = "10:00:09.000 - ERROR - Task \x1b[96m'generate'\x1b[0m finished with st
 
 
 def test_a_finished_task_is_one_line_with_what_it_made() -> None:
-    _, lines = shown(STARTED, '    {"inputs": {}}', ENDED, "    Output: 's3://b/x'", status("completed"), LINE)
+    _, lines = shown(STARTED, '    {"inputs": {}}', ENDED, status("completed"), LINE)
     assert lines == ["[ 1/1] iteration 1: generate 1 of 1: 0 s; <s3://b/x>"]
 
 
@@ -43,13 +43,13 @@ def test_progress_is_shown_and_other_output_is_not() -> None:
 
 def test_what_was_there_already_is_said() -> None:
     known = "    10:00:05 generate: already complete: s3://b/x"
-    _, lines = shown(STARTED, known, ENDED, "    Output: 's3://b/x'", status("already complete"), LINE)
+    _, lines = shown(STARTED, known, ENDED, status("already complete"), LINE)
     assert lines == ["[ 1/1] iteration 1: generate 1 of 1: already complete; <s3://b/x>"]
 
 
 def test_a_skipped_stage_is_told_from_a_finished_one() -> None:
     reason = "    10:00:05 generate: skipped: refused"
-    _, lines = shown(STARTED, reason, ENDED, "    Output: 's3://b/x'", status("skipped"), LINE)
+    _, lines = shown(STARTED, reason, ENDED, status("skipped"), LINE)
     assert lines == ["[ 1/1] iteration 1: generate 1 of 1: skipped"]
 
 
@@ -72,7 +72,7 @@ def test_the_task_that_failed_is_told_from_the_one_that_reports_on_it() -> None:
 
 
 def test_an_error_that_a_task_got_over_is_not_the_fault_of_the_next() -> None:
-    ended = [ENDED, "    Output: 's3://b/x'", status("completed"), LINE]
+    ended = [ENDED, status("completed"), LINE]
     labels = {"generate": ["one", "two"]}
     screen, _ = shown(STARTED, "    OSError: tried again", *ended, STARTED, "    ValueError: y", FAILED, labels=labels)
     assert (screen.label, screen.fault) == ("two", "two: y")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from dice_core.launch.job_spec import training_job
 from dice_core.launch.jobs import TrainingJobs
 from dice_core.launch.kubernetes import KubernetesApi
+from dice_core.launch.pytorchjob import PYTORCH_JOB
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from pipelines.cli import main
 from tests.cluster_objects import ClusterObjects, running_cluster
@@ -123,11 +123,11 @@ def test_a_job_is_deleted_by_its_uid_as_a_real_api_server_checks_it(
     pods = PodConfig(image="train:1")
     with ApiServer(tmp_path) as server:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
-        body = training_job(
+        body = PYTORCH_JOB.body(
             "dice-x", "s3://bucket/dice/runs/x/iteration-1/train/job.json", LaunchConfig(), pods, environment={}
         )
         uid = server.store.create(JOB, "default", body)["metadata"]["uid"]
-        jobs = TrainingJobs(KubernetesApi("default"))
+        jobs = TrainingJobs(KubernetesApi("default"), PYTORCH_JOB)
         assert [job["metadata"]["name"] for job in jobs.unfinished("s3://bucket/dice/runs/x")] == ["dice-x"]
         for wrong_or_right, left in (("another", 1), (uid, 0), (uid, 0)):
             jobs.delete("dice-x", wrong_or_right)

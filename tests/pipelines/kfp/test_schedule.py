@@ -126,15 +126,13 @@ def test_each_run_chooses_its_name_its_policy_and_its_prompts(server: KfpServer)
     assert schedule("--every", "7d", "--prompts", PROMPTS) == 0
     spec = server.versions[0]["pipeline_spec"]["pipeline_spec"]
     tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    # check-settings writes them down for the tasks after it.
     chosen = {
         name: value["taskOutputParameter"]["outputParameterKey"]
-        for task in ("check-settings", "import-policy", "import-reference")
-        for name, value in tasks[task]["inputs"]["parameters"].items()
+        for name, value in tasks["check-settings"]["inputs"]["parameters"].items()
         if value.get("taskOutputParameter", {}).get("producerTask") == "choose-inputs"
     }
-    # check-settings writes them down for the tasks after it.
-    names = ("run", "policy_source", "reference_source", "prompts_source")
-    assert chosen == {**{name: name for name in names}, "source": "reference_source"}
+    assert chosen == {name: name for name in ("run", "policy_source", "reference_source", "prompts_source")}
     job = {"runtimeValue": {"constant": "{{$.pipeline_job_uuid}}"}}
     assert tasks["choose-inputs"]["inputs"]["parameters"]["job_id"] == job
     assert spec["root"]["dag"]["tasks"]["report"]["inputs"]["parameters"]["job_id"] == job

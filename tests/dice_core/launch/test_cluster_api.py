@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from kubernetes.client import ApiException
 
-from dice_core.launch.job_spec import training_job
+from dice_core.launch.pytorchjob import PYTORCH_JOB
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from tests.kubernetes_api.by_hand import HandOperated, hand_operated
 
@@ -27,7 +27,7 @@ def cluster(tmp_path: Path) -> Iterator[HandOperated]:
 
 
 def body(name: str = "dice-job") -> dict[str, Any]:
-    return training_job(name, "s3://b/job.json", LaunchConfig(), PodConfig(image="train:1"), environment={})
+    return PYTORCH_JOB.body(name, "s3://b/job.json", LaunchConfig(), PodConfig(image="train:1"), environment={})
 
 
 def create(cluster: HandOperated, job: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The launcher against an API server whose controllers are the test: what it asks for, and what it makes of states.
 
-With DICE_TEST_KUBECONFIG set (and DICE_TEST_CRD naming the PyTorchJob definition) these run against that server.
+With DICE_TEST_KUBECONFIG set (and DICE_TEST_CRD naming the definition of PyTorchJob, DICE_TEST_TRAINER_CRD that of
+TrainJob) these run against that server.
 """
 
 import io
@@ -29,11 +30,11 @@ RUNNING = {"running": {"startedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmt
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HandOperated]:
+def cluster(tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[HandOperated]:
     """Return a fresh namespace of the real API server if there is one, else of the stand-in."""
     for name in ("KUBERNETES_SERVICE_HOST", "POD_NAME", "POD_NAMESPACE"):
         monkeypatch.delenv(name, raising=False)
-    with hand_operated(tmp_path) as operated:
+    with hand_operated(tmp_path, backend) as operated:
         monkeypatch.setenv("KUBECONFIG", str(operated.kubeconfig))
         yield operated
 
@@ -85,7 +86,7 @@ def test_the_pods_are_told_of_trackers_and_a_secret_that_they_lack_is_named(
     job = cluster.the_job()
     cluster.set_condition("Succeeded")
     launcher.result()
-    container = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]
+    [container] = cluster.pod_template(job)["spec"]["containers"]
     assert {"name": "MLFLOW_TRACKING_URI", "value": "https://mlflow.example.com"} in container["env"]
     told = capfd.readouterr().err
     assert told.count("the training pods do not get MLFLOW_TRACKING_TOKEN, which") == 1
@@ -95,20 +96,20 @@ def test_the_pods_are_told_of_trackers_and_a_secret_that_they_lack_is_named(
 def test_a_failed_job_is_an_error_with_conditions_pods_events_and_exit_code(
     cluster: HandOperated, job_uri: str
 ) -> None:
-    launcher = Launcher(job_uri, num_nodes=2)
+    launcher = Launcher(job_uri, num_nodes=2, restart_policy="Never")
     pods = [cluster.create_pod("master"), cluster.create_pod("worker")]
     for pod in pods:
         cluster.set_pod(pod, "Running", state=RUNNING)
     ended = {"exitCode": 137, "reason": "OOMKilled", "startedAt": None, "finishedAt": "2026-01-01T00:00:09Z"}
     cluster.set_pod(pods[1], "Failed", state={"terminated": ended})
     cluster.add_event(pods[1], "NodeNotReady", "Node is not ready")
-    cluster.set_condition("Failed", "PyTorchJob x is failed because 1 Worker replica(s) failed.")
+    cluster.set_condition("Failed", "1 of its pods failed")
     with pytest.raises(LaunchError) as caught:
         launcher.result()
     first, *others = str(caught.value).splitlines()
     assert first.startswith(f"training failed, exit code 137 (killed) in {pods[1]}: OOMKilled (job {cluster.namespace}")
-    reason = "PyTorchJobFailed: PyTorchJob x is failed because 1 Worker replica(s) failed."
-    assert f"condition Failed: {reason}" in others
+    reason = "PyTorchJobFailed" if cluster.kind.is_restarted else "FailedJobs"
+    assert f"condition Failed: {reason}: 1 of its pods failed" in others
     assert f"pod {pods[0]}: Running" in others
     assert f"pod {pods[1]}: Failed, exit code 137 (OOMKilled)" in others
     assert f"event of {pods[1]}: NodeNotReady: Node is not ready" in others
@@ -119,9 +120,9 @@ def test_a_job_deleted_by_hand_is_an_error_that_says_so(cluster: HandOperated, j
     pod = cluster.create_pod()
     cluster.set_pod(pod, "Running", state=RUNNING)
     cluster.delete_job()
-    with pytest.raises(LaunchError, match=rf"PyTorchJob {cluster.namespace}/\S+ was deleted while it ran"):
+    with pytest.raises(LaunchError, match=rf"{cluster.kind.name} {cluster.namespace}/\S+ was deleted while it ran"):
         launcher.result()
-    assert cluster.jobs() == []
+    wait_until(lambda: cluster.jobs() == [])
 
 
 def test_an_image_that_cannot_be_pulled_ends_at_the_deadline_with_the_reason(
@@ -137,7 +138,7 @@ def test_an_image_that_cannot_be_pulled_ends_at_the_deadline_with_the_reason(
     assert f"within pods.pending_deadline_seconds = 2: {reason} (job" in str(caught.value)
     assert f"waits for its pods: {reason}" in capfd.readouterr().err
     # Without a launcher it would take GPUs later, and nobody would look.
-    assert cluster.jobs() == []
+    wait_until(lambda: cluster.jobs() == [])
 
 
 def test_a_pod_without_a_node_and_one_that_is_missing_are_named_at_the_deadline(
@@ -159,7 +160,7 @@ def test_a_pod_without_a_node_and_one_that_is_missing_are_named_at_the_deadline(
 def test_a_queued_job_may_wait_longer_than_its_pods_may(cluster: HandOperated, job_uri: str) -> None:
     launcher = Launcher(job_uri, queue_name="dice", pending_deadline_seconds=1)
     job = cluster.the_job()
-    assert job["spec"]["runPolicy"]["suspend"] is True
+    assert cluster.kind.is_suspended(job)
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "dice"
     launcher.join(1.5)
     assert launcher.is_alive()
@@ -177,7 +178,7 @@ def test_a_second_launcher_adopts_the_running_job_as_it_is(cluster: HandOperated
     with redirect_stderr(io.StringIO()) as screen:
         second = Launcher(job_uri, num_nodes=4, pending_deadline_seconds=1)
         wait_until(lambda: "changed since: launch.num_nodes, pods.pending_deadline_seconds\n" in screen.getvalue())
-    assert "adopting PyTorchJob" in screen.getvalue()
+    assert f"adopting {cluster.kind.name}" in screen.getvalue()
     second.join(1.5)
     assert second.is_alive()
     cluster.set_condition("Succeeded")
@@ -196,14 +197,14 @@ def test_a_job_that_waits_is_adopted_with_the_same_settings_and_made_anew_with_o
     killed = start_process(job_uri, node_selector={"pool": "tpyo"}, on_cancel="leave", stderr=subprocess.PIPE)
     assert killed.stderr is not None
     with killed.stderr as lines:
-        assert any(b"adopting PyTorchJob" in line for line in iter(lines.readline, b""))
+        assert any(f"adopting {cluster.kind.name}".encode() in line for line in iter(lines.readline, b""))
     killed.kill()
     killed.wait()
     assert [uid(job) for job in cluster.jobs()] == [waits]
 
     launcher = Launcher(job_uri, node_selector={"pool": "gpus"})
     wait_until(lambda: [uid(job) for job in cluster.jobs()] not in ([], [waits]))
-    pod = cluster.the_job()["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    pod = cluster.pod_template(cluster.the_job())["spec"]
     assert pod["nodeSelector"] == {"pool": "gpus"}
     assert "an earlier attempt waits with other launch settings (pods.node_selector)" in capfd.readouterr().err
     cluster.set_condition("Succeeded")
@@ -221,13 +222,13 @@ def test_a_launcher_that_adopts_a_job_counts_the_time_it_has_trained_already(
     cluster.set_condition("Running")
     with pytest.raises(LaunchError, match=r"did not end within pods.active_deadline_seconds = 172800 of training"):
         Launcher(job_uri).result()
-    assert cluster.jobs() == []
+    wait_until(lambda: cluster.jobs() == [])
 
 
 def test_a_job_that_has_succeeded_is_the_result_and_one_that_has_failed_is_started_again(
     cluster: HandOperated, job_uri: str
 ) -> None:
-    first = Launcher(job_uri)
+    first = Launcher(job_uri, restart_policy="Never")
     failed = cluster.the_job()
     cluster.set_condition("Failed", "a node burnt down")
     with pytest.raises(LaunchError, match="a node burnt down"):
@@ -336,7 +337,7 @@ def test_a_launcher_told_to_stop_deletes_or_leaves_the_job(
     cluster.the_job()
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(60) == -signal.SIGTERM
-    assert len(cluster.jobs()) == num_left
+    wait_until(lambda: len(cluster.jobs()) == num_left)
 
 
 def test_a_launcher_whose_reader_is_gone_deletes_the_job_and_ends_at_once(cluster: HandOperated, job_uri: str) -> None:
@@ -344,11 +345,11 @@ def test_a_launcher_whose_reader_is_gone_deletes_the_job_and_ends_at_once(cluste
     launcher = start_process(job_uri, stderr=subprocess.PIPE)
     assert launcher.stderr is not None
     with launcher.stderr as lines:
-        assert any(b"created PyTorchJob" in line for line in iter(lines.readline, b""))
+        assert any(f"created {cluster.kind.name}".encode() in line for line in iter(lines.readline, b""))
     launcher.send_signal(signal.SIGTERM)
     # About 0.2 s on an idle machine; a call that is repeated, or a line that is waited for, takes many.
     assert launcher.wait(5) == -signal.SIGTERM
-    assert cluster.jobs() == []
+    wait_until(lambda: cluster.jobs() == [])
 
 
 def test_a_launcher_whose_pod_is_evicted_leaves_the_job_for_the_next(
@@ -365,12 +366,12 @@ def test_a_launcher_whose_pod_is_evicted_leaves_the_job_for_the_next(
     assert len(cluster.jobs()) == 1
 
 
-def test_training_is_launched_in_the_pods_that_it_is_given(cluster: HandOperated, job_uri: str) -> None:
+def test_training_is_launched_in_the_pods_that_it_is_given(cluster: HandOperated, backend: str, job_uri: str) -> None:
     pods = PodConfig(image="train:7", memory="2Gi")
-    arguments = (job_uri, LaunchConfig(backend="pytorchjob"), pods)
+    arguments = (job_uri, LaunchConfig.parse({"backend": backend}, "launch"), pods)
     launcher = threading.Thread(target=launch_training, args=arguments, daemon=True)
     launcher.start()
-    [container] = cluster.the_job()["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"]
+    [container] = cluster.pod_template(cluster.the_job())["spec"]["containers"]
     assert (container["image"], container["resources"]["limits"]["memory"]) == ("train:7", "2Gi")
     cluster.set_condition("Succeeded")
     launcher.join(60)

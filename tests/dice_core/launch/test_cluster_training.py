@@ -1,4 +1,4 @@
-"""A PyTorchJob of two replicas really trains by ZeRO-3: torchrun in each, one rendezvous, the result published once."""
+"""Two pods of a job really train by ZeRO-3: torchrun in each, one rendezvous, the result published once."""
 
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from dice_core.training.settings import TrainingConfig
 from tests.kubernetes_api.by_hand import wait_until
 from tests.kubernetes_api.server import ApiServer
 from tests.kubernetes_api.store import POD, StatusError
+from tests.kubernetes_api.trainer import Trainer
 from tests.kubernetes_api.training_operator import TrainingOperator
-from tests.launchers import Launcher, start_process
+from tests.launchers import Launcher, kind, num_created, start_process
 
 pytestmark = pytest.mark.slow
 
@@ -45,29 +46,30 @@ def training_job(folder: Path, model: Path) -> TrainingJob:
     return TrainingJob(*places, training, seed=1, manifest_fields=fields)
 
 
-def master_log(server: ApiServer) -> bytes:
+def first_log(server: ApiServer) -> bytes:
     names = [pod["metadata"]["name"] for pod in server.store.find(POD, "default")]
     try:
-        return b"".join(b"".join(server.logs("default", name, {"container": "pytorch"})) for name in names[:1])
+        return b"".join(b"".join(server.logs("default", name, {"container": kind().container})) for name in names[:1])
     except StatusError:
         return b""  # not started
 
 
-def test_two_replicas_train_and_a_launcher_killed_on_the_way_is_replaced(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_pods_train_and_a_launcher_killed_on_the_way_is_replaced(
+    backend: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = training_job(tmp_path / "run", tiny_model)
     job_uri = job.write()
     settings = {"num_nodes": 2, "gpu_resource": ""}
     variables = {"DICE_CACHE": str(tmp_path / "cache"), "DICE_SCRATCH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    with ApiServer(tmp_path) as server, TrainingOperator(server, variables):
+    operator = {"pytorchjob": TrainingOperator, "trainjob": Trainer}[backend]
+    with ApiServer(tmp_path) as server, operator(server, variables):
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
         killed = start_process(job_uri, **settings)
-        wait_until(lambda: b"3 steps" in master_log(server), 300)
+        wait_until(lambda: b"3 steps" in first_log(server), 300)
         killed.kill()
         killed.wait()
         Launcher(job_uri, **settings).result(300)
-        assert server.count("POST", "/pytorchjobs") == 1
+        assert num_created(server) == 1
     published = manifest.require_manifest(job.output_uri)
     assert published.fingerprint == job.fingerprint
     assert (published.metrics["num_processes"], published.metrics["num_steps"]) == (2, 3)
