@@ -218,7 +218,7 @@ lock-images: $(STAMP) ## Write the locks of the GPU and core images, with hashes
 	export UV_CUSTOM_COMPILE_COMMAND="make lock-images"; \
 	echo setuptools | $$compile --extra core --excludes requirements/image-core-excludes.txt --output-file requirements/core.lock; \
 	echo setuptools | $$compile --extra generate --output-file requirements/generate-gpu.lock; \
-	printf 'setuptools\nwheel\nflash-attn\n' | $$compile --extra train --output-file requirements/train-gpu.lock
+	printf 'setuptools\nwheel\nflash-attn\n' | $$compile --extra train --extra qlora --output-file requirements/train-gpu.lock
 	@grep -c == requirements/core.lock requirements/generate-gpu.lock requirements/train-gpu.lock
 
 ##@ Cluster

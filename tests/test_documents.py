@@ -28,6 +28,7 @@ DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
     "docs/stages.md",
+    "docs/training.md",
     "docs/gpu.md",
     "docs/kubeflow.md",
     "docs/tracking.md",

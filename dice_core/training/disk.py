@@ -7,8 +7,8 @@ from dice_core.training.settings import TrainingConfig
 BYTES_PER_STATE = 12
 """Of a parameter in a checkpoint: the float32 weight and AdamW's two moments. ZeRO-3 was measured at 12.0."""
 _ADAPTER_SHARE = 0.001
-"""Of a model's parameters, adapters of rank 1 have so many at most: 0.0003 of Llama-3-8B's, 0.0006 of Llama-3.2-1B's. In
-smaller models it is more, and little beside _BASE_BYTES."""
+"""Of a model's parameters, adapters of rank 1 have so many at most: 0.0003 of Llama-3-8B's, 0.0006 of Llama-3.2-1B's.
+In smaller models it is more, and little beside _BASE_BYTES."""
 _NUM_CHECKPOINTS = 2
 """The finished one, and the one that is written."""
 _BASE_BYTES = 4 << 30

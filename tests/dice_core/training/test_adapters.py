@@ -168,7 +168,7 @@ def test_two_processes_under_zero_equal_one_and_go_on_to_the_bit_when_killed(
     process.kill()
     process.wait()
     stored = sum(path.stat().st_size for path in uri.glob("checkpoints/**/*.safetensors"))
-    assert stored < 16 * NUM_TRAINED + 20_000, "no frozen weight is in it"
+    assert stored < 16 * NUM_TRAINED, "no frozen weight is in it"
 
     # On another machine, which has the stored checkpoint alone.
     monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "machine-2"))
@@ -257,10 +257,8 @@ def test_a_learning_rate_of_full_training_is_said_to_be_one(
 
 def test_a_process_that_trains_no_adapter_does_not_wait_for_peft(pairs_uri: str, tmp_path: Path) -> None:
     job_uri = make_job(tmp_path / "out", str(tmp_path / "no-such-model"), pairs_uri, {}).write()
-    code = (
-        "import sys; from dice_core.training.worker import main; "
-        f"main([{job_uri!r}]); print('dice_core.training.trainer' in sys.modules, 'peft' in sys.modules)"
-    )
-    command = [sys.executable, "-c", code]
-    ended = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True)
-    assert ended.stdout.splitlines()[-1] == "True False", ended.stderr
+    command = [sys.executable, "-X", "importtime", "-m", "dice_core.training.worker", job_uri]
+    said = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False).stderr
+    modules = {line.rpartition("|")[2].strip() for line in said.splitlines() if line.startswith("import time:")}
+    assert "transformers.trainer" in modules
+    assert not {name for name in modules if name.partition(".")[0] == "peft"}
