@@ -28,7 +28,7 @@ from pipelines.kfp.follow import Pace, follow
 from pipelines.kfp.run_view import LOST, Observer
 from pipelines.kfp.runs import runs_of
 from pipelines.kfp.sources import check_sources
-from pipelines.planning.make import make_plan
+from pipelines.planning.make import has_pools_nodes, make_plan
 from pipelines.presets import PRESETS, Preset
 
 MAX_PARAMETER_BYTES = 10_000
@@ -194,12 +194,12 @@ def check_images(preset: Preset, wanted: Sequence[str] = ()) -> None:
 
 
 def require_fit(preset: Preset) -> None:
-    """Refuse a run that surely cannot fit its GPUs or its pods; a model of unknown shape is let through.
+    """Refuse a run that surely cannot fit its GPUs or its pods; models and nodes of unknown sizes are let through.
 
     Raises:
         ConfigError: one line: the stage, what it needs and has, and the setting to change.
     """
-    if preset.cluster is None or not preset.cluster.gpu_resource:
+    if preset.cluster is None or not preset.cluster.gpu_resource or not has_pools_nodes(preset):
         return
     try:
         plan = make_plan(preset, asks_hub=False)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from dice_core.settings.base import ConfigError, DType
-from pipelines.cluster.pools import NODE_KINDS
+from pipelines.cluster.pools import NODE_KINDS, POOLS
 from pipelines.planning import rates
 from pipelines.planning.data_counts import DataCounts, counts_of
 from pipelines.planning.find_model import FoundModel, find_model
@@ -61,6 +61,11 @@ def make_plan(
     )
 
 
+def has_pools_nodes(preset: Preset) -> bool:
+    """Return whether the run goes to nodes of its pool: of others chosen by their labels nothing tells the GPUs."""
+    return preset.cluster is not None and preset.cluster.gpu_node_selector == POOLS[preset.pool]().gpu_node_selector
+
+
 def _notes(
     preset: Preset, policy: FoundModel, judge: str, data: DataCounts | None, *, is_on_gpus: bool
 ) -> Iterator[str]:
@@ -72,6 +77,8 @@ def _notes(
     yield f"responses: {lengths.low:,.0f} - {lengths.high:,.0f} tokens without a limit ({policy.response_source})"
     if is_on_gpus:
         yield "GPUs: no run of this suite on a GPU has been measured yet"
+        if not has_pools_nodes(preset):
+            yield f"nodes: cluster.gpu_node_selector is not that of pool {preset.pool}, whose GPUs are planned with"
     if preset.scoring.reward != "implicit":
         yield f"scoring.reward is {preset.scoring.reward}: its memory and time are not counted"
 
@@ -126,7 +133,7 @@ def _device(
         training_dtype: DType = "bfloat16" if preset.training.precision == "bf16" else "float32"
         speeds = cpu_speeds(machine, preset.scoring.dtype, training_dtype)
         decoding = cpu_decoding(policy, machine, preset.generation.dtype)
-        return "this machine's CPUs", float(psutil.virtual_memory().total), speeds, decoding
+        return "this machine (CPUs)", float(psutil.virtual_memory().total), speeds, decoding
     node = NODE_KINDS[preset.pool]
     card, device_bytes = rates.CARDS[node.gpu, node.gpu_memory_gib], float(node.gpu_memory_gib * GIB)
     longest = preset.chat.max_prompt_tokens + preset.generation.max_new_tokens

@@ -21,7 +21,7 @@ from pipelines.cluster.config import (
     ClusterConfig,
 )
 from pipelines.kfp.api import Connection, KfpApi
-from pipelines.planning.make import make_plan
+from pipelines.planning.make import has_pools_nodes, make_plan
 from pipelines.preflight.argo import check_retries, check_ttl
 from pipelines.preflight.findings import Line, UncertainError, checked
 from pipelines.preflight.identity import check_identity
@@ -87,9 +87,14 @@ def check_memory(preset: Preset) -> str:
     """Say what the plan says of GPUs' and pods' memory.
 
     Raises:
-        UncertainError: it is close, or the model's shape is not known here.
+        UncertainError: it is close, or the sizes of the model or of the GPUs are not known here.
         ConfigError: a stage cannot fit.
     """
+    if not has_pools_nodes(preset):
+        raise UncertainError(
+            f"the nodes are not those of pool {preset.pool}: set pool= to a kind with GPUs like theirs, and make plan "
+            "tells what fits"
+        )
     try:
         plan = make_plan(preset, asks_hub=False)
     except ConfigError as error:

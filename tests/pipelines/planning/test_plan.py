@@ -10,8 +10,9 @@ from pipelines.cli import main
 from pipelines.kfp.submit import require_fit
 from pipelines.overrides import apply_overrides
 from pipelines.planning import speeds
+from pipelines.planning.command import as_run_here
 from pipelines.planning.find_model import find_model
-from pipelines.planning.machine import MachineSpeed
+from pipelines.planning.machine import MachineSpeed, measure_speed
 from pipelines.planning.make import make_plan
 from pipelines.planning.memory import GIB
 from pipelines.planning.ranges import Range
@@ -234,6 +235,41 @@ def test_submit_refuses_what_cannot_fit_and_lets_through_what_it_does_not_know()
     require_fit(changed("zephyr"))
     require_fit(changed("zephyr", "policy_source=owner/unknown"))
     require_fit(changed("demo"))
+
+
+def test_of_nodes_that_are_not_the_pools_nothing_is_refused() -> None:
+    own = changed("zephyr", "launch.processes_per_node=1", 'cluster.gpu_node_selector={"gpu":"h200"}')
+    require_fit(own)
+    with pytest.raises(UncertainError, match="the nodes are not those of pool p4d"):
+        check_memory(own)
+    assert any("cluster.gpu_node_selector is not that of pool p4d" in note for note in make_plan(own).notes)
+
+
+def test_the_demo_is_planned_as_it_runs_here() -> None:
+    """In the number format that this machine is faster in, and with the changes asked for on top."""
+    here = as_run_here(PRESETS["demo"](), ["training.max_steps=3", "scoring.dtype=float32"], MACHINE)
+    assert here.cluster is None and here.launch.backend == "torchrun"
+    assert (here.training.precision, here.training.max_steps) == ("bf16", 3)
+    assert (here.generation.dtype, here.scoring.dtype) == ("bfloat16", "float32")
+    slow = MachineSpeed({"float32": 190e9, "bfloat16": 2e9}, import_seconds=5)
+    assert as_run_here(PRESETS["demo"](), [], slow).training.precision == "float32"
+
+
+def test_the_command_plans_the_demo_with_this_machines_speed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.planning.command.measure_speed", lambda: MACHINE)
+    assert main(["plan", "--preset", "demo"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("plan of demo, on this machine (CPUs)\n")
+    assert "warm start: train" in printed and "GPU hours" not in printed
+
+
+@pytest.mark.slow
+def test_this_machine_has_a_speed() -> None:
+    found = measure_speed()
+    assert found.operations["float32"] > 1e9 and found.operations["bfloat16"] > 0
+    assert 0.5 < found.import_seconds < 120
 
 
 def test_preflight_has_a_line_of_memory() -> None:
