@@ -162,7 +162,7 @@ lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml, and those of 
 	$$compile --constraints requirements/constraints.txt --extra alpaca pyproject.toml --output-file $(ALPACA_LOCK); \
 	$$compile --constraints requirements/constraints.txt --constraints requirements/generate-gpu.lock \
 	  --excludes requirements/gpu-excludes.txt --python-platform x86_64-manylinux_2_28 \
-	  --extra core --extra train --extra generate --extra pipelines --extra demo --extra test \
+	  --extra core --extra train --extra qlora --extra generate --extra pipelines --extra demo --extra test \
 	  pyproject.toml --output-file $(GPU_LOCK)
 	@echo "$(LOCK): $$(grep -c == $(LOCK)) packages"
 
