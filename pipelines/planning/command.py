@@ -23,6 +23,8 @@ CANNOT_FIT = 2
 
 def plan(options: argparse.Namespace, preset: Preset) -> int:
     """Print what a run takes, and return 2 where a stage cannot fit."""
+    if options.price < 0:
+        raise ConfigError(f"price: must be 0 or more, got {options.price:g}")
     machine = measure_speed() if _is_on_cpu(preset) else None
     if machine:
         preset = as_run_here(preset, options.set, machine)

@@ -213,6 +213,7 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["--set", "policy_source=s3://bucket/no"], "MODEL_CONFIG="),
+        (["--price", "-1"], "price: must be 0 or more, got -1"),
         (["--response-tokens", "many"], "response-tokens: must be a number such as 340"),
         (["--model-config", "/nowhere/config.json"], "/nowhere/config.json: no config.json can be read"),
     ],
