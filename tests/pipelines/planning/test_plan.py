@@ -238,6 +238,12 @@ def test_submit_refuses_what_cannot_fit_and_lets_through_what_it_does_not_know()
     require_fit(changed("demo"))
 
 
+def test_a_schedule_of_what_cannot_fit_is_refused_too(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["schedule", "--preset", "zephyr", "--every", "7d", "--dry-run", "--root", "s3://bucket/dice"]
+    assert main([*command, "--set", "launch.processes_per_node=1"]) == 1
+    assert "error: cannot fit: iteration 1: train" in capsys.readouterr().err
+
+
 def test_of_nodes_that_are_not_the_pools_nothing_is_refused() -> None:
     own = changed("zephyr", "launch.processes_per_node=1", 'cluster.gpu_node_selector={"gpu":"h200"}')
     require_fit(own)
