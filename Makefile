@@ -69,6 +69,10 @@ WAIT ?=
 DRY_RUN ?=
 POLICY ?=
 REASON ?=
+PRICE ?=
+MODEL_CONFIG ?=
+RESPONSE_TOKENS ?=
+JSON ?=
 TO ?=
 CLUSTER_OPTIONS = $(if $(CONTEXT),--context "$(CONTEXT)")
 # The shell takes SET from the environment, so that the quotes of JSON in it stay; `set -f` before it keeps its brackets.
@@ -171,6 +175,11 @@ compile: $(STAMP) ## Compile PRESET (zephyr, llama3, demo) to OUT for Kubeflow P
 .PHONY: settings
 settings: $(STAMP) ## List every setting of PRESET: its value, what is allowed, and what it means.
 	@set -f; exec $(PY) -m pipelines settings --preset "$(PRESET)" $(SET_OPTION)
+
+.PHONY: plan
+plan: $(STAMP) ## Tell what a run of PRESET takes: memory, disk, S3, tokens, hours, and at PRICE= (a GPU hour) its cost. MODEL_CONFIG=, RUN=, RESPONSE_TOKENS=, JSON=1.
+	@set -f; exec $(PY) -m pipelines plan --preset "$(PRESET)" $(SET_OPTION) $(if $(PRICE),--price "$(PRICE)") $(if $(RUN),--run "$(RUN)") \
+	  $(if $(MODEL_CONFIG),--model-config "$(MODEL_CONFIG)") $(if $(RESPONSE_TOKENS),--response-tokens "$(RESPONSE_TOKENS)") $(if $(call on,JSON),--json)
 
 # A pipeline names the images that `make images` builds.
 compile submit schedule preflight: export DICE_REGISTRY = $(REGISTRY)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dice_core.models.files import CONFIG, ModelError, trusts_remote_code
+from dice_core.models.hidden_torch import reveal_torch
 from dice_core.settings.base import DType
 
 if TYPE_CHECKING:
@@ -184,6 +185,8 @@ def load_tokenizer_files(folder: Path, trust_remote_code: bool) -> "PreTrainedTo
     Raises:
         ModelError: it cannot be loaded.
     """
+    if trust_remote_code:
+        reveal_torch()
     from transformers import AutoTokenizer
 
     try:
