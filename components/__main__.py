@@ -15,6 +15,9 @@ def main() -> None:
     module = Path(__file__).with_name(f"{given[-1]}.py")
     # Without it, kfp loads its compiler and its client too.
     os.environ["_KFP_RUNTIME"] = "true"
+    from dice_core.stages.light_start import begin
+
+    begin(module.stem.replace("_", "-"))
     sys.argv = [executor, "--component_module_path", str(module), *given]
     runpy.run_module(executor, run_name="__main__")
 

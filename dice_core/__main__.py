@@ -9,7 +9,9 @@ def main() -> int:
     """Run the command of this process and return its exit code."""
     with told_in_one_line(LINE.format("dice")):
         from dice_core import cli
+        from dice_core.stages.light_start import begin
 
+        begin(next(iter(sys.argv[1:]), ""))
         return cli.main()
 
 

@@ -38,7 +38,7 @@ ROOMS = {
     "preferences progress release report settings storage tracking training",
     "dice_core.commands": "release settings storage",
     "dice_core.cli": "commands interrupts progress settings stages",
-    "dice_core.__main__": "cli interrupts",
+    "dice_core.__main__": "cli interrupts stages",
 }
 
 

@@ -36,6 +36,8 @@ class Stage:
     """What its pod holds. That of train starts other pods and waits, or trains itself."""
     scope: Scope = "run"
     """It runs once in a run, in an iteration, or in a shard of an iteration."""
+    loads_model: bool = True
+    """Of a stage that tokenises: False, if it needs the tokenizer of a model alone (light_start.py)."""
     in_warm_start: bool = False
     """It also runs before iteration 1, where the run makes its first policy."""
     format_version: int = 1
@@ -71,6 +73,7 @@ PREPARE_DATA = Stage(
     name="prepare-data",
     inputs={"policy": _MODEL},
     sections={"data": DataConfig, "chat": ChatConfig},
+    loads_model=False,
     format_version=2,
     shown=("num_prompts", "num_preferences", "num_held_out"),
 )
@@ -88,6 +91,7 @@ IMPORT_RESPONSES = Stage(
     name="import-responses",
     inputs={"policy": _MODEL, "data": ("prepare-data",)},
     sections={"data": DataConfig, "chat": ChatConfig},
+    loads_model=False,
     shown=("num_prompts", "num_responses"),
     is_task=False,
 )
@@ -120,6 +124,7 @@ PAIR = Stage(
         "gate": ("evaluate",),
     },
     sections={"pairing": PairingConfig, "chat": ChatConfig},
+    loads_model=False,
     scope="iteration",
     in_warm_start=True,
     format_version=2,

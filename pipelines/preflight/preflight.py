@@ -23,6 +23,7 @@ from pipelines.cluster.config import (
     ClusterConfig,
 )
 from pipelines.kfp.api import Connection, KfpApi
+from pipelines.planning.make import has_pools_nodes, make_plan
 from pipelines.preflight.argo import check_retries, check_ttl
 from pipelines.preflight.findings import Line, UncertainError, checked
 from pipelines.preflight.identity import check_identity
@@ -65,6 +66,8 @@ def lines(options: argparse.Namespace, preset: Preset) -> Iterator[Line]:
     """Yield the result of each check."""
     connection = Connection.from_environment(options.host, options.namespace)
     yield Line("ok", "settings", preset.description)
+    if preset.cluster and preset.cluster.gpu_resource:
+        yield checked("GPU memory", partial(check_memory, preset))
     yield checked("Kubeflow Pipelines", partial(check_kfp, connection))
     cluster = None
     try:
@@ -79,6 +82,30 @@ def lines(options: argparse.Namespace, preset: Preset) -> Iterator[Line]:
     else:
         yield Line("?", "accounts, rights, training operator, nodes", "not looked at: they need the Kubernetes API")
     yield from s3_lines(options, cluster, preset.cluster or ClusterConfig())
+
+
+def check_memory(preset: Preset) -> str:
+    """Say what the plan says of GPUs' and pods' memory.
+
+    Raises:
+        UncertainError: it is close, or the sizes of the model or of the GPUs are not known here.
+        ConfigError: a stage cannot fit.
+    """
+    if not has_pools_nodes(preset):
+        raise UncertainError(
+            f"the nodes are not those of pool {preset.pool}: set pool= to a kind with GPUs like theirs, and make plan "
+            "tells what fits"
+        )
+    try:
+        plan = make_plan(preset, asks_hub=False)
+    except ConfigError as error:
+        raise UncertainError(f"{error}: make plan MODEL_CONFIG=path/to/config.json tells whether it fits") from None
+    if plan.refusals:
+        raise ConfigError("; ".join(plan.refusals))
+    if plan.warnings:
+        raise UncertainError("; ".join(plan.warnings))
+    largest = max(stage.largest.memory.total for stage in plan.stages if stage.largest)
+    return f"the most is {largest / 2**30:.0f} GiB of {plan.device} (make plan PRESET={preset.name} shows each stage)"
 
 
 def check_kfp(connection: Connection) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tests.benchmarks import checkpoint, generate, pair, score, storage, train
+from tests.benchmarks import checkpoint, generate, pair, score, start, storage, train
 from tests.benchmarks.measure import Comparison, Values, run_way
 from tests.benchmarks.work import Work
 
@@ -35,6 +35,7 @@ STAGES: dict[str, list[Comparison]] = {
     "pair": pair.COMPARISONS,
     "train": train.COMPARISONS,
     "generate": generate.COMPARISONS,
+    "start": start.COMPARISONS,
     "storage": storage.COMPARISONS,
     "checkpoint": checkpoint.COMPARISONS,
     "iteration": [ITERATION],

@@ -23,7 +23,7 @@ class _Pod(NamedTuple):
     resources: str
 
 
-def plan_lines(preset: Preset, spec: Mapping[str, Any]) -> list[str]:
+def dry_run_lines(preset: Preset, spec: Mapping[str, Any]) -> list[str]:
     """Return the lines that tell a person what would run.
 
     Args:
