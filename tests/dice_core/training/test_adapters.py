@@ -192,6 +192,18 @@ def test_frozen_weights_in_bfloat16_stay_exact_in_what_is_published(
     assert {weight.dtype for weight in adapters.values()} == {torch.float32}
 
 
+def test_zero3_in_bfloat16_trains_adapters_in_float32(
+    whole: Run, policy_uri: str, pairs_uri: str, tmp_path: Path
+) -> None:
+    settings = {**LORA, "max_steps": 6, "deepspeed": "zero3", "precision": "bf16", "gradient_checkpointing": True}
+    job = make_job(tmp_path, policy_uri, pairs_uri, settings)
+    launch_training(job.write(), LaunchConfig(processes_per_node=2))
+    run = finished(tmp_path)
+    assert run.losses == pytest.approx(whole.losses, abs=0.02)
+    adapters = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert not any(torch.equal(weight, weight.bfloat16().float()) for weight in adapters.values())
+
+
 @pytest.mark.gpu("bitsandbytes")
 def test_adapters_of_weights_in_4_bits_are_merged_into_the_exact_ones(
     policy_uri: str, pairs_uri: str, tmp_path: Path
