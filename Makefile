@@ -69,6 +69,10 @@ WAIT ?=
 DRY_RUN ?=
 POLICY ?=
 REASON ?=
+PRICE ?=
+MODEL_CONFIG ?=
+RESPONSE_TOKENS ?=
+JSON ?=
 TO ?=
 CLUSTER_OPTIONS = $(if $(CONTEXT),--context "$(CONTEXT)")
 # The shell takes SET from the environment, so that the quotes of JSON in it stay; `set -f` before it keeps its brackets.
@@ -158,7 +162,7 @@ lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml, and those of 
 	$$compile --constraints requirements/constraints.txt --extra alpaca pyproject.toml --output-file $(ALPACA_LOCK); \
 	$$compile --constraints requirements/constraints.txt --constraints requirements/generate-gpu.lock \
 	  --excludes requirements/gpu-excludes.txt --python-platform x86_64-manylinux_2_28 \
-	  --extra core --extra train --extra generate --extra pipelines --extra demo --extra test \
+	  --extra core --extra train --extra qlora --extra generate --extra pipelines --extra demo --extra test \
 	  pyproject.toml --output-file $(GPU_LOCK)
 	@echo "$(LOCK): $$(grep -c == $(LOCK)) packages"
 
@@ -171,6 +175,11 @@ compile: $(STAMP) ## Compile PRESET (zephyr, llama3, demo) to OUT for Kubeflow P
 .PHONY: settings
 settings: $(STAMP) ## List every setting of PRESET: its value, what is allowed, and what it means.
 	@set -f; exec $(PY) -m pipelines settings --preset "$(PRESET)" $(SET_OPTION)
+
+.PHONY: plan
+plan: $(STAMP) ## Tell what a run of PRESET takes: memory, disk, S3, tokens, hours, and at PRICE= (a GPU hour) its cost. MODEL_CONFIG=, RUN=, RESPONSE_TOKENS=, JSON=1.
+	@set -f; exec $(PY) -m pipelines plan --preset "$(PRESET)" $(SET_OPTION) $(if $(PRICE),--price "$(PRICE)") $(if $(RUN),--run "$(RUN)") \
+	  $(if $(MODEL_CONFIG),--model-config "$(MODEL_CONFIG)") $(if $(RESPONSE_TOKENS),--response-tokens "$(RESPONSE_TOKENS)") $(if $(call on,JSON),--json)
 
 # A pipeline names the images that `make images` builds.
 compile submit schedule preflight: export DICE_REGISTRY = $(REGISTRY)
@@ -209,7 +218,7 @@ lock-images: $(STAMP) ## Write the locks of the GPU and core images, with hashes
 	export UV_CUSTOM_COMPILE_COMMAND="make lock-images"; \
 	echo setuptools | $$compile --extra core --excludes requirements/image-core-excludes.txt --output-file requirements/core.lock; \
 	echo setuptools | $$compile --extra generate --output-file requirements/generate-gpu.lock; \
-	printf 'setuptools\nwheel\nflash-attn\n' | $$compile --extra train --output-file requirements/train-gpu.lock
+	printf 'setuptools\nwheel\nflash-attn\n' | $$compile --extra train --extra qlora --output-file requirements/train-gpu.lock
 	@grep -c == requirements/core.lock requirements/generate-gpu.lock requirements/train-gpu.lock
 
 ##@ Cluster

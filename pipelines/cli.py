@@ -20,7 +20,7 @@ from pipelines.kfp.api import KfpError
 from pipelines.overrides import apply_overrides, find_preset
 from pipelines.presets import PRESETS, Preset, on_this_machine
 
-_SHOWS_ONLY = ("settings", "status", "logs")
+_SHOWS_ONLY = ("settings", "plan", "status", "logs")
 _KILLED_BY_SIGPIPE = 141
 """The exit code of a program that a closed pipe ends, as shells tell it: whether a run succeeded was not said."""
 
@@ -194,6 +194,7 @@ def _add_cluster_commands(commands: "argparse._SubParsersAction[argparse.Argumen
     parser.add_argument("--python", default=sys.executable, metavar="FILE", help="the Python that has TensorBoard")
     parser.add_argument("--folder", default=".cache/board/curves", metavar="FOLDER", help="for copies of the curves")
     add("preflight", "preflight.preflight", "look whether the cluster has what a run needs", preset=True)
+    _add_plan(add("plan", "planning.command", "tell what a run takes, before it is paid for", preset=True))
 
 
 def _add_submit(parser: argparse.ArgumentParser) -> None:
@@ -202,6 +203,18 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="show what would be sent, and send nothing")
     parser.add_argument("--wait", action="store_true", help="follow the run and exit by its result")
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--price", default=0.0, type=float, metavar="N", help="of a GPU for an hour, in any currency")
+    parser.add_argument(
+        "--model-config", default="", metavar="FILE", help="config.json of the policy, where its shape is not known"
+    )
+    parser.add_argument("--run", default="", metavar="NAME", help="of a run whose counts of data are taken")
+    parser.add_argument(
+        "--response-tokens", default="", metavar="N[-N]", help="mean length of a response, where it was measured"
+    )
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:

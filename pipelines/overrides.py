@@ -6,6 +6,7 @@ that a typo fails before anything is compiled or submitted.
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipelines.cluster.pools import NODE_KINDS, POOLS, TRAINER_MEMORY_ZERO2
 from pipelines.cluster.training_pods import OWNERS, training_pods
 from pipelines.presets import PRESETS, Preset
 
+_OF_PODS = re.compile(r"\bpods\.(\w+)")
 _LOWEST = {"iterations": 1, "num_shards": 1, "num_retries": 0, "seed": 0}
 
 
@@ -99,12 +101,20 @@ def _check(preset: Preset) -> None:
     sections = {name: value for name, value in preset.sections().items() if name in SECTIONS}
     if pods := training_pods(preset.launch, preset.cluster):
         sections["pods"] = pods
-    parsed = check_settings({name: value.to_dict() for name, value in sections.items()})
+    try:
+        parsed = check_settings({name: value.to_dict() for name, value in sections.items()})
+    except ConfigError as error:
+        raise ConfigError(_OF_PODS.sub(_owner, str(error))) from None
     # Keys are in the pods of a run, and not on this machine.
     check_judge_models(parsed, preset.judge_source, preset.reward_source, needs_keys=False)
     if preset.cluster:
         for section, endpoint in endpoints_of(parsed, preset.reward_source).items():
             _check_key(section, endpoint.endpoint_key_variable, preset.cluster)
+
+
+def _owner(found: re.Match[str]) -> str:
+    """Return the setting that decides one of the training pods: nobody has typed that one."""
+    return f"cluster.{OWNERS[found[1]]}" if found[1] in OWNERS else found[0]
 
 
 def _check_key(section: str, variable: str, cluster: ClusterConfig) -> None:

@@ -17,6 +17,7 @@ import hypothesis
 import pytest
 
 from pipelines.demo.object_store import ObjectStore, running_object_store
+from tests.gpu.runner import is_installed
 from tests.mlflow_server import mlflow_server, without_trackers
 
 __all__ = ["mlflow_server"]
@@ -69,16 +70,8 @@ def _why_left_out(item: pytest.Item, marker: pytest.Mark) -> str:
 
     if not torch.cuda.is_available():
         return f"torch {torch.__version__} sees no CUDA device here"
-    needed = [name for name in marker.args if not _is_installed(name)]
+    needed = [name for name in marker.args if not is_installed(name)]
     return f"{needed[0]} is not installed here" if needed else ""
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.distribution(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

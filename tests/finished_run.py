@@ -24,6 +24,7 @@ def publish(uri: str, stage: str, files: dict[str, str] | None = None, **fields:
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder, name) for name in files or {}}
         for name, path in paths.items():
+            path.parent.mkdir(exist_ok=True)
             path.write_text((files or {})[name])
         manifest = publish_files(uri, paths, Manifest(stage=stage, fingerprint="", files={}, **fields))
     return f"{uri}@{manifest.content_digest}"

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.planning.ranges import Range
 from tests.benchmarks import __main__ as main_module
-from tests.benchmarks import gpu, pair, results, score, storage
+from tests.benchmarks import gpu, pair, plan, results, score, storage
 from tests.benchmarks.measure import BenchmarkError, Comparison, Outcome, Timed, compare, run_way
 from tests.benchmarks.work import SIZES, Work, prepare
 
@@ -46,6 +47,16 @@ def test_both_ways_of_pairing_agree(work: Work) -> None:
     for comparison in pair.COMPARISONS:
         assert compare(comparison, outcomes).difference == ""
     assert len(upstream.values["pairs"]) == 30
+
+
+def test_a_plan_is_compared_with_the_stages_that_a_demo_tells() -> None:
+    assert plan.stage_told("[ 2/14] import policy:               33 s\n") == ("import policy", 33)
+    line = "[ 6/14] iteration 1: generate and score 1 of 1: 56 s; 22 prompts, 88 responses\n"
+    assert plan.stage_told(line) == ("iteration 1: generate and score", 56)
+    assert plan.stage_told("        train: step 1 of 8: loss 0.6931\n") is None
+    found = plan.compared("one", Range(10, 30), 3 * 2**30, plan.Real(25, 20, 2 * 2**30))
+    assert (found["middle over real"], found["memory over real"]) == (0.8, 1.5)
+    assert plan.compared("one", Range(1, 1), 0.0, plan.Real(0, 0, 1))["memory over real"] is None
 
 
 def test_both_ways_of_storage_move_the_same_files(work: Work) -> None:

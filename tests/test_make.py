@@ -26,7 +26,7 @@ def make(tmp_path: Path) -> Make:
     return run
 
 
-@pytest.mark.parametrize("target", ["demo", "compile", "preflight", "submit", "schedule"])
+@pytest.mark.parametrize("target", ["demo", "compile", "plan", "preflight", "submit", "schedule"])
 def test_settings_reach_a_command_as_they_were_written(make: Make, target: str) -> None:
     settings = ['cluster.env={"A":"1","B":"2"}', "generation.stop_token_ids=[1,2]", "seed=7"]
     found = make(target, f"SET={' '.join(settings)}")
@@ -37,6 +37,13 @@ def test_settings_reach_a_command_as_they_were_written(make: Make, target: str) 
 def test_a_file_may_have_a_space_in_its_name(make: Make) -> None:
     found = make("compile", "OUT=a b.yaml")
     assert found[found.index("-o") + 1] == "a b.yaml"
+
+
+def test_what_a_plan_is_told_reaches_it(make: Make) -> None:
+    given = ["PRICE=2.5", "RUN=one", "MODEL_CONFIG=a b/config.json", "RESPONSE_TOKENS=250-400", "JSON=1"]
+    found = make("plan", "PRESET=llama3", *given)
+    options = ["--price", "2.5", "--run", "one", "--model-config", "a b/config.json", "--response-tokens", "250-400"]
+    assert found[found.index("--price") :] == [*options, "--json"]
 
 
 @pytest.mark.parametrize(

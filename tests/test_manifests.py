@@ -1,16 +1,20 @@
 """The manifests: every overlay renders without a network, fits Kubernetes' schemas and gives no right beyond use."""
 
+import os
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
 
+from dice_core.launch.settings import LaunchConfig
+from dice_core.launch.trainjob import TRAIN_JOB, runtime_faults
 from dice_core.settings.quantities import quantity
 from dice_core.stages.table import EVALUATE
 from pipelines.cluster import config as cluster
 from pipelines.cluster import resources
 from pipelines.cluster.pools import POOLS
+from pipelines.cluster.training_pods import training_pods
 from pipelines.demo import object_store
 from tests.rendered import MANIFESTS, OVERLAYS, Object, find, images_of, of_kind, overlay, render, selects, strings
 
@@ -97,6 +101,7 @@ def _rights(objects: list[Object], account: str) -> dict[str, list[str]]:
 def test_the_pipeline_account_has_the_rights_that_a_run_uses_and_no_other() -> None:
     assert _rights(render("base"), cluster.PIPELINE_ACCOUNT) == {
         "kubeflow.org/pytorchjobs": ["create", "delete", "get", "patch"],
+        "trainer.kubeflow.org/trainjobs": ["create", "delete", "get", "patch"],
         "kueue.x-k8s.io/workloads": ["list"],
         "pods": ["get", "list"],
         "pods/log": ["get"],
@@ -143,17 +148,40 @@ def test_the_gpu_pool_of_the_presets_is_the_pool_of_the_queue() -> None:
     assert flavor["tolerations"] == list(pool.gpu_tolerations)
 
 
+def _requested(pool: cluster.ClusterConfig) -> set[str]:
+    """Return what a training pod of the pool requests, its disk too, which training asks for by the model's size."""
+    launch = LaunchConfig.parse({"backend": "trainjob"}, "launch")
+    pods = training_pods(launch, pool)
+    assert pods is not None
+    body = TRAIN_JOB.body("x", "s3://b/j", launch, pods.model_copy(update={"disk": "100Gi"}), environment={})
+    return set(body["spec"]["trainer"]["resourcesPerNode"]["requests"])
+
+
 def test_the_queue_covers_what_a_training_pod_requests() -> None:
     objects, pool = overlay("kueue"), POOLS["p4d"]()
     queue = find(objects, "ClusterQueue", "dice")["spec"]
     (group,) = queue["resourceGroups"]
     (flavor,) = group["flavors"]
     quotas = {r["name"]: quantity(r["nominalQuota"]) for r in flavor["resources"]}
-    assert sorted(quotas) == sorted(group["coveredResources"]) == ["cpu", "memory", "nvidia.com/gpu"]
+    assert sorted(quotas) == sorted(group["coveredResources"])
+    assert set(quotas) == _requested(pool)
     assert quotas["cpu"] >= quantity(pool.trainer_cpu)
     assert quotas["memory"] >= quantity(pool.trainer_memory)
     assert quotas[pool.gpu_resource] == 8
     assert flavor["name"] in [o["metadata"]["name"] for o in of_kind(objects, "ResourceFlavor")]
+
+
+def test_an_overlay_with_the_runtime_has_what_train_jobs_name(tmp_path: Path) -> None:
+    path = MANIFESTS / "overlays" / "kind"
+    lines = ["resources:", f"  - {relative(path, tmp_path)}", "components:"]
+    component = MANIFESTS / "components" / "training-runtime"
+    (tmp_path / "kustomization.yaml").write_text("\n".join([*lines, f"  - {relative(component, tmp_path)}", ""]))
+    runtime = find(render(str(tmp_path)), "TrainingRuntime", cluster.ClusterConfig().training_runtime)
+    assert runtime_faults(runtime) == []
+
+
+def relative(path: Path, start: Path) -> str:
+    return os.path.relpath(path, start.resolve())
 
 
 def test_the_local_queue_leads_to_the_cluster_queue_which_takes_its_namespace() -> None:

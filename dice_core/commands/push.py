@@ -1,13 +1,17 @@
 """Command push: a model goes to a repository of the Hugging Face Hub, with a card that says where it comes from."""
 
+import json
 import re
+from typing import Any
 
 from dice_core.commands.table import Answer
-from dice_core.release.evaluated import find_evaluation, read_evaluation, require_model
+from dice_core.release.adapter import adapter_config
+from dice_core.release.evaluated import Evaluated, find_evaluation, read_evaluation, require_model
 from dice_core.release.hub import Upload, upload
 from dice_core.release.model_card import write_card
 from dice_core.settings.base import ConfigError
 from dice_core.storage.contract import UnfitError
+from dice_core.storage.manifest import Manifest
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", flags=re.ASCII)
 
@@ -19,6 +23,7 @@ def push(
     evaluation_uri: str = "",
     branch: str = "",
     public: bool = False,
+    adapter: bool = False,
     dry_run: bool = False,
     force: bool = False,
     reason: str = "",
@@ -31,6 +36,8 @@ def push(
         evaluation_uri: the evaluation that the card tells of; by default the one beside the model in its run.
         branch: of the repository; by default main.
         public: everybody may read it.
+        adapter: send the adapter that was trained, in place of the model; what it belongs to must be a model of the
+            Hub.
         dry_run: only show what would be sent; asks nobody.
         force: send a model that its evaluation refused; needs --reason.
         reason: why, for the commit's message.
@@ -48,14 +55,23 @@ def push(
                 f"{model_uri}: not sent: {evaluated.uri} refused it ({evaluated.reason}); --force --reason TEXT sends "
                 "it all the same"
             )
-    card = write_card(model_uri, manifest, evaluated, is_public=True)
-    plan = Upload.of(model_uri, manifest, card, repository=repository, is_public=public, branch=branch)
+    plan = _plan(model_uri, manifest, evaluated, adapter, repository=repository, is_public=public, branch=branch)
+    card = plan.card
     values = {"repository": repository, "public": public, "branch": branch or "main", "files": plan.sizes, "card": card}
     if dry_run:
         return Answer(_shown(plan), values | {"dry_run": True})
     told = f" (forced: {reason.strip()})" if force else ""
-    address = upload(plan, f"Model {manifest.content_digest[:12]}{told}")
+    address = upload(plan, f"{'Adapter of model' if adapter else 'Model'} {manifest.content_digest[:12]}{told}")
     return Answer(f"sent: {address}", values | {"dry_run": False, "commit": address})
+
+
+def _plan(model_uri: str, manifest: Manifest, evaluated: Evaluated | None, adapter: bool, **where: Any) -> Upload:
+    if not adapter:
+        return Upload.of(model_uri, manifest, write_card(model_uri, manifest, evaluated, is_public=True), **where)
+    config = adapter_config(model_uri, manifest)
+    base = str(config["base_model_name_or_path"])
+    card = write_card(model_uri, manifest, evaluated, is_public=True, adapter_base=base)
+    return Upload.of_adapter(model_uri, manifest, card, json.dumps(config, indent=2), **where)
 
 
 def _shown(plan: Upload) -> str:

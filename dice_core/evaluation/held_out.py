@@ -125,10 +125,12 @@ def _score(
     from dice_core.models import placement
     from dice_core.models.loading import load_model
 
+    # First: without its GPUs nothing is worth loading.
+    free = free_bytes()
     with doing(f"loading the {role}"):
         model = load_model(model_folder, config.dtype)
         working = placement.working_bytes(model, config.tokens_per_batch)
-        layout = placement.lay_out_alone(model, free_bytes(), working, _ADVICE)
+        layout = placement.lay_out_alone(model, free, working, _ADVICE)
         placement.let_inputs_follow(model, layout)
         placement.bring(model, layout)
     if on_placed:

@@ -29,7 +29,7 @@ from dice_core.launch.follower import JobFollower
 from dice_core.launch.job_kinds import JOB_KINDS
 from dice_core.launch.job_spec import RESTARTS_ANNOTATION, differing_settings, job_name
 from dice_core.launch.jobs import TrainingJobs
-from dice_core.launch.kubernetes import ForbiddenError, JobPatience, KubernetesApi, KubernetesError, own_pod
+from dice_core.launch.kubernetes import JobPatience, KubernetesApi, KubernetesError, own_pod
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.progress import log
 from dice_core.settings.base import ConfigError
@@ -38,6 +38,7 @@ from dice_core.tracking.variables import left_behind
 from dice_core.training.job import TrainingJob
 
 _CALL_SECONDS = 60.0
+_FORBIDDEN = 403
 # Of the deletion, which acts once it is sent.
 _DELETE_SECONDS = 2.0
 
@@ -146,8 +147,10 @@ def _refuse_other_kinds(jobs: TrainingJobs, training: TrainingJob, job_uri: str)
         name = job_name(job_uri, training.fingerprint, kind.longest_name)
         try:
             found = others.get(name)
-        except ForbiddenError:
-            # Whoever may not even look at that kind has made none.
+        except KubernetesError as error:
+            if error.status != _FORBIDDEN:
+                raise
+            # Whoever may not even look at that kind has made none: roles from before know one.
             continue
         if found is not None and not kind.outcome(found):
             raise KubernetesError(
@@ -176,6 +179,9 @@ def _start_or_adopt(
         if job is None:
             created = jobs.create(body)
             if created is not None:
+                if fault := jobs.kind.unfit(created):
+                    jobs.delete(name, created["metadata"]["uid"])
+                    raise KubernetesError(fault)
                 log(f"train: created {jobs.kind.name} {jobs.namespace}/{name}")
                 return created
         elif job["metadata"].get("deletionTimestamp"):

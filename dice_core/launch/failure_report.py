@@ -37,6 +37,11 @@ Events = Mapping[str, Sequence[Mapping[str, Any]]]
 """Of a pod or the job, by its name."""
 
 
+def is_late(job: Mapping[str, Any]) -> bool:
+    """Return whether whoever controls a job has ended it for the time it took."""
+    return any(found["type"] == "Failed" and _is_of_deadline(found) for found in true_conditions(job))
+
+
 def waiting_reasons(pods: Pods, events: Events, num_expected: int, operator: str) -> list[str]:
     """Return why pods have not started, one line for each; empty: all run or have run.
 

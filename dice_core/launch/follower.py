@@ -13,6 +13,7 @@ from dice_core.launch.failure_report import (
     Events,
     failure_report,
     has_failed,
+    is_late,
     queue_reasons,
     restarts,
     stuck_reasons,
@@ -95,7 +96,7 @@ class JobFollower:
         """Return what the end of a failed job means."""
         if self._logs.final_error:
             return FinalError
-        return LaunchError if self._kind.is_restarted or self._kind.is_overdue(self._job) else PassingError
+        return LaunchError if self._kind.is_restarted or is_late(self._job) else PassingError
 
     def _read_pods(self) -> None:
         self._pods = self._jobs.pods(self._job)

@@ -55,6 +55,10 @@ class JobKind(ABC):
             command: instead of torchrun with the training module; the job's URI is added.
         """
 
+    def unfit(self, created: Object) -> str:
+        """Return why a job, as the cluster has taken it, would not train as it was asked to; empty: it would."""
+        return ""
+
     @abstractmethod
     def outcome(self, job: Object) -> Outcome:
         """Return how the job has ended; empty: it has not."""
@@ -66,10 +70,6 @@ class JobKind(ABC):
     @abstractmethod
     def is_suspended(self, job: Object) -> bool:
         """Return whether the job waits in a queue, by its own will or by Kueue's."""
-
-    @abstractmethod
-    def is_overdue(self, job: Object) -> bool:
-        """Return whether the controller has ended it for the time it took."""
 
     @abstractmethod
     def num_nodes(self, job: Object) -> int:

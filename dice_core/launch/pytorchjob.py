@@ -83,11 +83,6 @@ class PyTorchJob(JobKind):
         """See JobKind."""
         return bool(job["spec"].get("runPolicy", {}).get("suspend"))
 
-    def is_overdue(self, job: Object) -> bool:
-        """See JobKind. The operator has no reason of its own for that, only a message."""
-        failed = [condition for condition in true_conditions(job) if condition["type"] == "Failed"]
-        return any("deadline" in str(condition.get("message")) for condition in failed)
-
     def num_nodes(self, job: Object) -> int:
         """See JobKind."""
         return sum(replica.get("replicas", 1) for replica in job["spec"]["pytorchReplicaSpecs"].values())

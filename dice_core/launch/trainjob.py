@@ -1,4 +1,4 @@
-"""TrainJobs of Kubeflow Trainer v2.2 and later (trainer.kubeflow.org/v1alpha1). Pure but for an id: see job_kind.py.
+"""TrainJobs of Kubeflow Trainer v2.3 (trainer.kubeflow.org/v1alpha1). Pure but for an id: see job_kind.py.
 
 Trainer makes a JobSet of a TrainJob and the TrainingRuntime that it names, ours in manifests/components: one Job,
 `node`, with a pod for each node. A TrainJob may set what runs and, by a patch, some fields of the pods; the others are
@@ -26,7 +26,6 @@ MADE_LABEL = "dice-suite/made"
 """Of a job and its pods: an id of its own for each that is made, for nothing on a pod tells its TrainJob's uid."""
 PATCH_MANAGER = "dice-suite/launcher"
 _INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
-_DEADLINE_REASON = "DeadlineExceeded"
 _OF_TRAINER = {"image": "image", "command": "command", "env": "env", "resources": "resourcesPerNode"}
 """Fields of a container, and what spec.trainer calls them."""
 _PATCHED_IN_CONTAINER = ("volumeMounts", "securityContext")
@@ -88,6 +87,11 @@ class TrainJob(JobKind):
             "spec": spec,
         }
 
+    def unfit(self, created: Object) -> str:
+        """See JobKind. An API server drops what its definition does not know."""
+        is_patched = bool(created["spec"].get("runtimePatches"))
+        return "" if is_patched else "the cluster's TrainJobs have no runtimePatches: Kubeflow Trainer 2.3 is needed"
+
     def outcome(self, job: Object) -> Outcome:
         """See JobKind. A condition that is older than the job is that of a JobSet which an earlier one has left."""
         made_at = job["metadata"].get("creationTimestamp") or ""
@@ -107,10 +111,6 @@ class TrainJob(JobKind):
     def is_suspended(self, job: Object) -> bool:
         """See JobKind."""
         return bool(job["spec"].get("suspend"))
-
-    def is_overdue(self, job: Object) -> bool:
-        """See JobKind."""
-        return any(found["type"] == "Failed" and found["reason"] == _DEADLINE_REASON for found in true_conditions(job))
 
     def num_nodes(self, job: Object) -> int:
         """See JobKind."""

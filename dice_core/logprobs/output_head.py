@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 # Logits of a chunk. On a CPU they should be near its caches; on an accelerator each chunk also costs a pass over the
 # gradient of the head's weights. Measured on a CPU with 49,152 words: 64 to 256 positions are fastest.
-_CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**27}
+CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**27}
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 
 
@@ -66,7 +66,7 @@ def target_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, chunk_
     """
     head = model.get_output_embeddings()
     kind = "cpu" if hidden.device.type == "cpu" else "cuda"
-    chunk_size = chunk_size or max(1, _CHUNK_LOGITS[kind] // model.config.get_text_config().vocab_size)
+    chunk_size = chunk_size or max(1, CHUNK_LOGITS[kind] // model.config.get_text_config().vocab_size)
     settings = _Settings(chunk_size, logit_scale(model), _product_dtype(hidden.device.type, head.weight.dtype))
 
     def forward(hidden: Tensor) -> Tensor:

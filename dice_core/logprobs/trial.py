@@ -4,6 +4,8 @@ What counts is what a model does and not its name: models that transformers gets
 judged too. Weights that ZeRO-3 shards are not tried: more forwards would upset the order in which it collects them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -51,7 +53,7 @@ def check_model(model: PreTrainedModel) -> None:
     head, decoder = model.get_output_embeddings(), model.get_decoder()
     ids = torch.arange(_NUM_TOKENS, device=model.device)[None] % head.out_features  # (1, tokens)
     try:
-        with torch.no_grad():
+        with _without_dropout(model):
             expected = model(input_ids=ids, use_cache=False).logits.float()  # (1, tokens, vocabulary)
             begun = model(input_ids=ids[:, : _NUM_TOKENS // 2], use_cache=False).logits.float()
             hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state  # (1, tokens, hidden size)
@@ -73,6 +75,18 @@ def check_model(model: PreTrainedModel) -> None:
     if _differs(begun, expected[:, : _NUM_TOKENS // 2], limit):
         raise _refusal(model, "its tokens see those that come after them, so it is no causal language model")
     _checked.add(model)
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """Run a model, which may be in training, without gradient and so that the same tokens give the same numbers."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def _differs(found: Tensor, expected: Tensor, limit: float) -> bool:
@@ -98,7 +112,7 @@ def _try_masks(model: PreTrainedModel) -> str:
     num_ids = model.get_output_embeddings().out_features
     prompt, *responses = ([i % num_ids for i in ids] for ids in ([0, 1, 2], [3, 4, 5], [6, 7, 8, 9]))
     row = pack_row([PromptGroup(prompt, responses)])
-    with torch.no_grad():
+    with _without_dropout(model):
         expected = torch.cat([_states(model, [*prompt, *response])[len(prompt) - 1 : -1] for response in responses])
         try:
             masks = attention_masks(model, row, model.dtype)

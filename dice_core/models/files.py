@@ -18,6 +18,9 @@ GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
+"""Of a trained adapter, beside the model that it is merged into, in peft's form."""
+
 ModelKind = Literal["language-model", "reward-model"]
 """A causal language model, which answers: policies, references and judges that chat. Or a sequence classification model
 with one label, which gives an answer one number."""

@@ -136,7 +136,7 @@ def _fit_weights(
     """Return the model on the meta device, with all its weights found in the files."""
     files = {name: folder / shard for shard in shard_names(folder) for name in tensor_headers(folder / shard)}
     headers = {name: header for path in sorted(set(files.values())) for name, header in _headers(path).items()}
-    model_class = type(_empty_model(folder, config, trust_remote_code, kind))
+    model_class = type(empty_model(folder, config, trust_remote_code, kind))
     names = config.architectures or []
     if names and model_class.__name__ not in names:
         raise ModelError(
@@ -208,9 +208,20 @@ def _meta_tensor(header: TensorHeader) -> "torch.Tensor":
     return torch.empty(header.shape, dtype=dtype, device="meta")
 
 
-def _empty_model(
-    folder: Path, config: "PretrainedConfig", trust_remote_code: bool, kind: ModelKind
+def empty_model(
+    folder: Path, config: "PretrainedConfig", trust_remote_code: bool, kind: ModelKind = "language-model"
 ) -> "PreTrainedModel":
+    """Return a model on the meta device, without weights.
+
+    Args:
+        folder: that a message names.
+        config: of the model.
+        trust_remote_code: whether code inside the model may run.
+        kind: what the model has to be.
+
+    Raises:
+        ModelError: transformers has no such model.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 

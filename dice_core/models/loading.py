@@ -42,6 +42,7 @@ def load_model(
     dtype: DType,
     *,
     device: "str | torch.device | None" = None,
+    in_4_bits: bool = False,
 ) -> "PreTrainedModel":
     """Load a causal language model for log-probs and training: eval mode, no dropout, no key-value cache.
 
@@ -49,6 +50,8 @@ def load_model(
         folder: of fetch_model.
         dtype: of the weights in memory, whatever they were saved in.
         device: where to; the CPU by default.
+        in_4_bits: hold the matrices of the layers as bitsandbytes' NF4, and compute with them in the dtype; for
+            training adapters beside them, on a GPU.
 
     Raises:
         ModelError: it cannot be loaded, lacks weights (transformers itself would make them up), or has others.
@@ -73,6 +76,7 @@ def load_model(
             output_loading_info=True,
             local_files_only=True,
             trust_remote_code=trusts_remote_code(folder),
+            **(_four_bits(dtype, device) if in_4_bits else {}),
         )
     except (ValueError, OSError, ImportError, KeyError, RuntimeError) as error:
         raise unloadable(folder, "model", error) from None
@@ -83,9 +87,20 @@ def load_model(
     if is_deepspeed_zero3_enabled():
         restore_frequencies(model)
     model.eval()
-    if device is not None:
+    if device is not None and not in_4_bits:
         move(model, device)
     return model
+
+
+def _four_bits(dtype: DType, device: "str | torch.device | None") -> dict[str, Any]:
+    """Return how from_pretrained quantises as QLoRA does (arXiv 2305.14314): NF4, its constants quantised too."""
+    from transformers import BitsAndBytesConfig
+
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    # It quantises a weight when it brings it to the device.
+    return {"quantization_config": quantization, "device_map": {"": device}}
 
 
 def require_fit(loading: Mapping[str, Any], where: str) -> None:

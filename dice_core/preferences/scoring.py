@@ -195,10 +195,12 @@ class _Models:
         from dice_core.models import placement
         from dice_core.models.loading import load_model
 
+        # First: without its GPUs nothing is worth loading.
+        free = free_bytes()
         self._config = config
         self._models = [load_model(folder, config.dtype) for folder in folders]
         working = max(placement.working_bytes(model, config.tokens_per_batch) for model in self._models)
-        free, parts = free_bytes(), [placement.parts_of(model) for model in self._models]
+        parts = [placement.parts_of(model) for model in self._models]
         together = None if take_turns else placement.lay_out(parts, free, working)
         self._take_turns = together is None and len(folders) > 1
         self._layouts = together or [placement.lay_out_alone(model, free, working, _ADVICE) for model in self._models]

@@ -3,17 +3,21 @@
 Which models may go is decided elsewhere (commands/push.py).
 """
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dice_core.models.cache import fetch_model
-from dice_core.models.files import is_model_file
+from dice_core.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_model_file
 from dice_core.progress import doing, log
 from dice_core.release.model_card import CARD
-from dice_core.storage.manifest import Manifest
+from dice_core.storage.manifest import Manifest, fetch_files, require_manifest
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 
 class HubError(RuntimeError):
@@ -33,12 +37,21 @@ class Upload:
     sizes: dict[str, int]
     """Bytes of each file by its name, the card among them."""
     card: str
+    adapter_config: str = ""
+    """The adapter goes, with this config, and not the model."""
 
     @classmethod
     def of(cls, model_uri: str, manifest: Manifest, card: str, **where: Any) -> "Upload":
         """Plan the upload of a model: its own files, and of the rest of what its stage made only the card."""
         sizes = {name: entry.size for name, entry in manifest.files.items() if is_model_file(name)}
         return cls(model_uri, sizes={**sizes, CARD: len(card.encode())}, card=card, **where)
+
+    @classmethod
+    def of_adapter(cls, model_uri: str, manifest: Manifest, card: str, config: str, **where: Any) -> "Upload":
+        """Plan the upload of the adapter beside a model, with a config that names its base."""
+        sizes = {_name(ADAPTER_WEIGHTS): manifest.files[ADAPTER_WEIGHTS].size}
+        sizes |= {_name(ADAPTER_CONFIG): len(config.encode()), CARD: len(card.encode())}
+        return cls(model_uri, sizes=sizes, card=card, adapter_config=config, **where)
 
 
 def upload(plan: Upload, message: str) -> str:
@@ -55,7 +68,7 @@ def upload(plan: Upload, message: str) -> str:
         HubError: there is no token or no right, or the repository is public and nobody said that it may be.
         StorageError: the model is gone, or not what its manifest says.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub import HfApi, get_token
 
     if not get_token():
         raise HubError(f"{plan.repository}: no token for the Hub: set HF_TOKEN to one that may write there")
@@ -67,9 +80,34 @@ def upload(plan: Upload, message: str) -> str:
             raise HubError(f"{plan.repository}: is public: --public says that this model may be")
         if plan.branch:
             api.create_branch(plan.repository, branch=plan.branch, exist_ok=True)
-    folder = fetch_model(plan.model_uri)
-    files: dict[str, bytes | Path] = {name: folder / name for name in plan.sizes if name != CARD}
-    files[CARD] = plan.card.encode()
+    with _files(plan) as files:
+        return _commit(api, plan, files, message)
+
+
+@contextmanager
+def _files(plan: Upload) -> Iterator[dict[str, bytes | Path]]:
+    """Yield what goes by its name in the repository: files of this machine, or their content."""
+    files: dict[str, bytes | Path] = {CARD: plan.card.encode()}
+    if not plan.adapter_config:
+        folder = fetch_model(plan.model_uri)
+        yield files | {name: folder / name for name in plan.sizes if name != CARD}
+        return
+    files[_name(ADAPTER_CONFIG)] = plan.adapter_config.encode()
+    with tempfile.TemporaryDirectory(prefix="dice-") as scratch:
+        manifest = require_manifest(plan.model_uri)
+        fetched = fetch_files(plan.model_uri, manifest, Path(scratch), [ADAPTER_WEIGHTS])
+        yield files | {_name(ADAPTER_WEIGHTS): fetched[ADAPTER_WEIGHTS]}
+
+
+def _name(path: str) -> str:
+    """Return what a file of an adapter is called in a repository, where it lies at the top."""
+    return path.rpartition("/")[2]
+
+
+def _commit(api: "HfApi", plan: Upload, files: Mapping[str, bytes | Path], message: str) -> str:
+    """Send files in one commit; return its address."""
+    from huggingface_hub import CommitOperationAdd
+
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
     num_bytes = sum(plan.sizes.values())
     log(f"push: {len(files)} files, {num_bytes / 1e6:,.1f} MB, to {plan.repository}")

@@ -34,7 +34,14 @@ def update_card(model_uri: str, evaluated: Evaluated | None = None) -> None:
         log(f"model card: {layout.join(model_uri, CARD)} was not brought up to date: {one_line(error)}")
 
 
-def write_card(model_uri: str, manifest: Manifest, evaluated: Evaluated | None, *, is_public: bool = False) -> str:
+def write_card(
+    model_uri: str,
+    manifest: Manifest,
+    evaluated: Evaluated | None,
+    *,
+    is_public: bool = False,
+    adapter_base: str = "",
+) -> str:
     """Return the card of a model, in Markdown with the front matter of the Hugging Face Hub.
 
     Args:
@@ -42,12 +49,13 @@ def write_card(model_uri: str, manifest: Manifest, evaluated: Evaluated | None, 
         manifest: of the model.
         evaluated: what an evaluation says of it; None: it was not evaluated.
         is_public: leave out the addresses of one's own storage, for readers elsewhere.
+        adapter_base: the card goes with the adapter alone, which belongs to this model of the Hub.
     """
     lineage = read_lineage(model_uri, manifest)
     parts = [
-        _front_matter(lineage),
+        _front_matter(lineage, adapter_base),
         f"# {_title(model_uri)}",
-        _introduction(model_uri, manifest, lineage),
+        _introduction(model_uri, manifest, lineage, is_public, adapter_base),
         "## What was measured",
         _measured(evaluated, is_public),
         "## What it was made from",
@@ -59,11 +67,13 @@ def write_card(model_uri: str, manifest: Manifest, evaluated: Evaluated | None, 
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(lineage: Lineage) -> str:
+def _front_matter(lineage: Lineage, adapter_base: str) -> str:
     """Return the Hub's metadata. A licence is left out: that of the weights and of the data is not known here."""
     values: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     values["tags"] = ["dice", "dpo", "alignment"]
-    if lineage.base_model:
+    if adapter_base:
+        values |= {"library_name": "peft", "base_model": adapter_base, "base_model_relation": "adapter"}
+    elif lineage.base_model:
         values |= {"base_model": lineage.base_model, "base_model_relation": "finetune"}
     if lineage.datasets:
         values["datasets"] = lineage.datasets
@@ -76,7 +86,7 @@ def _title(uri: str) -> str:
     return f"{run}, {place[-2].replace('-', ' ')}" if run and len(place) > 1 else place[-1]
 
 
-def _introduction(uri: str, manifest: Manifest, lineage: Lineage) -> str:
+def _introduction(uri: str, manifest: Manifest, lineage: Lineage, is_public: bool, adapter_base: str) -> str:
     run, number = layout.run_of(uri), manifest.settings.get("iteration")
     if manifest.stage != "train":
         return f"A model that was imported from `{manifest.settings.get('source', '?')}`."
@@ -85,8 +95,19 @@ def _introduction(uri: str, manifest: Manifest, lineage: Lineage) -> str:
     return (
         f"The policy of {what} of run `{run or '?'}`{base if lineage.base_model else ''}. It was trained by DPO on "
         "pairs of responses, ranked by the implicit reward of the policies before it (DICE, "
-        "[arXiv 2406.09760](https://arxiv.org/abs/2406.09760))."
+        f"[arXiv 2406.09760](https://arxiv.org/abs/2406.09760)).{_adapter(manifest, is_public, adapter_base)}"
     )
+
+
+def _adapter(manifest: Manifest, is_public: bool, adapter_base: str) -> str:
+    """Return what to say of the adapter that was trained; empty: there was none."""
+    rank = manifest.settings.get("training", {}).get("lora_rank")
+    if not rank:
+        return ""
+    if adapter_base:
+        return f" This is its LoRA adapter of rank {rank} alone, for {adapter_base}; what was measured is both merged."
+    place = "" if is_public else ", and lies beside this file too, in `adapter/`"
+    return f" What was trained is a LoRA adapter of rank {rank}: it is merged into these weights{place}."
 
 
 def _measured(evaluated: Evaluated | None, is_public: bool) -> str:

@@ -39,6 +39,9 @@ Values = Mapping[str, Any] | None
 """Settings as they arrive: plain JSON types, or None for all defaults."""
 
 OPERATIONAL: JsonDict = {"operational": True}
+ADDED: JsonDict = {"added": True}
+"""Of a setting that came when there were runs already, with a default that is their way: at its default it stays out of
+the fingerprint, so that they go on."""
 
 
 class Settings(BaseModel):
@@ -70,19 +73,30 @@ class Settings(BaseModel):
         return self.model_dump(mode="json")
 
     def fingerprint(self) -> str:
-        """Return a hex digest of the settings that decide results (operational ones left out)."""
-        text = json.dumps(self.model_dump(mode="json", exclude=self.operational()), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Return a hex digest of the settings that decide results.
+
+        Operational ones are left out, and so are added ones that have their default.
+        """
+        values, added = self.model_dump(mode="json", exclude=self.operational()), self.added()
+        counted = {name: value for name, value in values.items() if name not in added or value != added[name]}
+        return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def operational(cls) -> set[str]:
         """Return the names of the settings that change how fast a stage runs and not what it computes."""
-        fields = cls.model_fields.items()
-        return {
-            name
-            for name, field in fields
-            if isinstance(field.json_schema_extra, dict) and "operational" in field.json_schema_extra
-        }
+        return cls._marked("operational")
+
+    @classmethod
+    def added(cls) -> dict[str, Any]:
+        """Return the settings that came when there were runs already, with what those ran with, as JSON has it."""
+        # Not validated: a class may ask for this while it validates.
+        defaults = cls.model_construct().to_dict()
+        return {name: defaults[name] for name in cls._marked("added")}
+
+    @classmethod
+    def _marked(cls, mark: str) -> set[str]:
+        extras = ((name, field.json_schema_extra) for name, field in cls.model_fields.items())
+        return {name for name, extra in extras if isinstance(extra, dict) and mark in extra}
 
 
 def _explain(cls: type[BaseModel], error: ValidationError, where: str) -> str:

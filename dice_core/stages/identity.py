@@ -54,7 +54,7 @@ def fingerprint(
 def differences(recorded: Manifest, settings: Mapping[str, Settings], arguments: Mapping[str, Any]) -> list[Difference]:
     """Return the settings and arguments that are not those of a result; operational ones may differ."""
     found = [
-        Difference(f"{section}.{name}", recorded.settings.get(section, {}).get(name), value)
+        Difference(f"{section}.{name}", recorded.settings.get(section, {}).get(name, chosen.added().get(name)), value)
         for section, chosen in settings.items()
         for name, value in chosen.to_dict().items()
         if name not in chosen.operational()

@@ -65,7 +65,8 @@ def _gated_mlp(mlp: GatedMLP, x: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return _project(mlp, gate, up)
     # It ends where the last tensor that backward needs is there: before the product of down_proj.
-    projected: Tensor = checkpoint(_project, mlp, gate, up, use_reentrant=False, preserve_rng_state=False)
+    is_random = mlp.training and any(isinstance(module, nn.Dropout) for module in mlp.down_proj.modules())
+    projected: Tensor = checkpoint(_project, mlp, gate, up, use_reentrant=False, preserve_rng_state=is_random)
     return projected  # (rows, tokens, hidden size)
 
 

@@ -48,7 +48,7 @@ def with_reference(
         for pair in mine
     ]
     dtype: DType = "bfloat16" if config.precision == "bf16" else "float32"
-    with _whole_models():
+    with whole_models():
         model = load_model(folder, dtype)
     # What training holds with gradients, a pass without them can hold too.
     tokens = max(pair.num_tokens for pair in pairs.all)
@@ -70,7 +70,7 @@ def with_reference(
 
 
 @contextmanager
-def _whole_models() -> Iterator[None]:
+def whole_models() -> Iterator[None]:
     """Load models whole, though transformers would cut them up for the ZeRO-3 of the training that follows."""
     from transformers.integrations import deepspeed
 

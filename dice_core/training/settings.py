@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dice_core.settings.base import OPERATIONAL, ConfigError, DType, Int, Settings
+from dice_core.settings.base import ADDED, OPERATIONAL, ConfigError, DType, Int, Names, Settings
 
 
 class TrainingConfig(Settings):
@@ -46,6 +46,18 @@ class TrainingConfig(Settings):
     reference_logps: Literal["reuse", "recompute"] = "reuse"
     """`reuse` takes scoring's numbers; `recompute` makes one pass with training's own kernels and batches. Reference
     `base` always makes a pass of its own."""
+    lora_rank: Int = Field(default=0, ge=0, json_schema_extra=ADDED)
+    """Above 0, adapters of this rank are trained beside the frozen weights (LoRA), and merged into them at the end; 0
+    trains the weights themselves. Adapters need about ten times the learning rate of full training."""
+    lora_alpha: float = Field(default=32.0, gt=0, json_schema_extra=ADDED)
+    """What an adapter adds is scaled by lora_alpha / lora_rank."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, json_schema_extra=ADDED)
+    """Share of an adapter's inputs that a training step leaves out; what is measured leaves out none."""
+    lora_target_modules: Names = Field(default=(), json_schema_extra=ADDED)
+    """Names of the linear layers with an adapter, such as q_proj; empty: all of them but the output head."""
+    quantize_base: Literal["none", "nf4"] = Field(default="none", json_schema_extra=ADDED)
+    """`nf4` holds the frozen weights in 4 bits (QLoRA), on a GPU with bitsandbytes. The adapters are merged into the
+    exact weights."""
     gradient_checkpointing: bool = Field(default=True, json_schema_extra=OPERATIONAL)
     """Keep one activation a layer and compute the others again: a third more time for a fraction of the memory."""
     per_device_batch_size: Int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
@@ -82,6 +94,26 @@ class TrainingConfig(Settings):
             raise ValueError(
                 f"offload_optimizer {self.offload_optimizer!r} needs deepspeed 'zero3', got {self.deepspeed!r}: set "
                 "offload_optimizer 'none' or deepspeed 'zero3'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_settings_agree(self) -> Self:
+        values, added = self.to_dict(), self.added()
+        idle = [name for name in sorted(added) if name != "lora_rank" and values[name] != added[name]]
+        if idle and not self.lora_rank:
+            raise ValueError(f"{idle[0]} has no effect with lora_rank 0: set lora_rank, such as 16")
+        if self.quantize_base == "none":
+            return self
+        if self.deepspeed != "none":
+            raise ValueError(
+                f"quantize_base {self.quantize_base!r} needs deepspeed 'none', which would have little to cut up, got "
+                f"{self.deepspeed!r}"
+            )
+        if self.reference == "start" and self.reference_logps != "recompute":
+            raise ValueError(
+                f"quantize_base {self.quantize_base!r} needs reference_logps 'recompute': scoring's numbers are those "
+                "of the exact weights"
             )
         return self
 

@@ -1,9 +1,10 @@
 """How fast training goes and what memory it takes: in every line of the log, and totals at its end."""
 
 import functools
+import math
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -116,26 +117,41 @@ def _numbers(work: _Work, policy: PreTrainedModel) -> dict[str, float]:
     seconds = work.seconds or float("inf")
     numbers = {"tokens_per_second": round(sum(num_tokens) / seconds, 1), "peak_memory_bytes": max(memory)}
     if torch.cuda.is_available():
-        # Forward once, backward twice as much; activations computed again do not count.
-        done = 3 * num_operations(policy, sum(num_tokens), sum(num_response_tokens))
+        # Forward, backward to the inputs, backward to the weights that are trained; what is computed again is none.
+        done = sum(
+            passes * num_operations(policy, sum(num_tokens), sum(num_response_tokens), trained=trained)
+            for passes, trained in ((2, False), (1, True))
+        )
         numbers["mfu"] = round(done / seconds / (ranks.num_processes() * matmul_peak()), 4)
     return numbers
 
 
-def num_operations(model: PreTrainedModel, num_tokens: int, num_response_tokens: int) -> int:
+def num_operations(model: PreTrainedModel, num_tokens: int, num_response_tokens: int, *, trained: bool = False) -> int:
     """Return the operations of a forward's matrix products, attention apart: 2 a weight and token.
 
     Every token meets the layers, a response's the output head as well; the input embedding is no product.
+
+    Args:
+        model: any, also one with adapters.
+        num_tokens: of all rows.
+        num_response_tokens: of those.
+        trained: count the weights that are trained alone.
     """
-    head = _size(model.get_output_embeddings().weight)
-    embedding = _size(model.get_input_embeddings().get_parameter("weight"))
-    layers = sum(map(_size, model.get_decoder().parameters())) - embedding
+
+    def size(weights: Iterable[torch.Tensor]) -> int:
+        return sum(_size(weight) for weight in weights if weight.requires_grad or not trained)
+
+    head = size([model.get_output_embeddings().weight])
+    embedding = size([model.get_input_embeddings().get_parameter("weight")])
+    layers = size(model.get_decoder().parameters()) - embedding
     return 2 * (layers * num_tokens + head * num_response_tokens)
 
 
 def _size(weight: torch.Tensor) -> int:
-    # Under ZeRO-3 a parameter holds no elements of its own; ds_numel is the whole one's.
-    return int(getattr(weight, "ds_numel", weight.numel()))
+    # Under ZeRO-3 a parameter holds no elements of its own; ds_numel is the whole one's. One of 4 bits holds half as
+    # many bytes as it has weights.
+    shape = getattr(getattr(weight, "quant_state", None), "shape", None)
+    return math.prod(shape) if shape else int(getattr(weight, "ds_numel", weight.numel()))
 
 
 @functools.cache

@@ -34,6 +34,8 @@ class WeightChange:
     """Norm of the change over the norm of the weights it began with."""
     rounding_loss: float
     """Norm of what rounding to the saved dtype moves, over the norm of the change: 0 loses nothing, 1 about all."""
+    num_parameters: int
+    """Of the model."""
 
 
 class ExactMasterWeights(TrainerCallback):
@@ -65,11 +67,11 @@ class ExactMasterWeights(TrainerCallback):
                         safe_set_full_fp32_param(parameters[name], weight)
 
 
-def gather_weights(policy: PreTrainedModel, *, uses_deepspeed: bool, keep: bool) -> dict[str, Tensor]:
-    """Collect the whole float32 weights on the CPU. Every process must call it.
+def gather_weights(parameters: Mapping[str, nn.Parameter], *, uses_deepspeed: bool, keep: bool) -> dict[str, Tensor]:
+    """Collect whole float32 weights on the CPU. Every process must call it.
 
     Args:
-        policy: without wrappers.
+        parameters: that were trained, by name.
         uses_deepspeed: weights are taken from its optimizer's float32 copy, one parameter at a time.
         keep: whether this process wants them; the others get an empty dict.
 
@@ -80,7 +82,7 @@ def gather_weights(policy: PreTrainedModel, *, uses_deepspeed: bool, keep: bool)
         ModelError: DeepSpeed holds no float32 copy of a parameter.
     """
     weights = {}
-    for name, parameter in policy.named_parameters():
+    for name, parameter in parameters.items():
         whole = _whole(name, parameter) if uses_deepspeed else parameter.detach()
         if keep:
             weights[name] = whole.to("cpu", torch.float32, copy=True)
@@ -116,10 +118,20 @@ def save_trained_model(
         ModelError: a weight is missing, of another shape, or not finite, or the files do not read back.
     """
     model = load_model(policy_folder, "float32")
-    change = weight_change(dict(model.named_parameters()), weights, dtype)
+    change = replace_weights(model, weights, dtype)
+    save_model(model, tokenizer, folder, dtype)
+    return change
+
+
+def replace_weights(model: PreTrainedModel, weights: Mapping[str, Tensor], saved_dtype: DType) -> WeightChange:
+    """Give a model with the weights of the start its trained ones, and measure the change.
+
+    Raises:
+        ModelError: as weight_change.
+    """
+    change = weight_change(dict(model.named_parameters()), weights, saved_dtype)
     for name, parameter in model.named_parameters():
         parameter.data.copy_(weights[name])
-    save_model(model, tokenizer, folder, dtype)
     return change
 
 
@@ -131,6 +143,7 @@ def weight_change(before: Mapping[str, Tensor], after: Mapping[str, Tensor], sav
     """
     dtype = torch.bfloat16 if saved_dtype == "bfloat16" else torch.float32
     lost = changed = size = 0.0
+    num_parameters = sum(weight.numel() for weight in before.values())
     for name, start in before.items():
         end = after.get(name)
         if end is None or end.shape != start.shape:
@@ -141,8 +154,8 @@ def weight_change(before: Mapping[str, Tensor], after: Mapping[str, Tensor], sav
         changed += _square_sum(end - start.detach())
         size += _square_sum(start.detach())
     if not changed:
-        return WeightChange(0.0, 0.0)
-    return WeightChange((changed / size) ** 0.5, (lost / changed) ** 0.5)
+        return WeightChange(0.0, 0.0, num_parameters)
+    return WeightChange((changed / size) ** 0.5, (lost / changed) ** 0.5, num_parameters)
 
 
 def _shape(weight: Tensor | None) -> str:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import TrainOutput
 
@@ -26,6 +27,7 @@ from dice_core.progress import log
 from dice_core.training import loss as dpo
 from dice_core.training import ranks
 from dice_core.training.activations import keep_fewer_activations
+from dice_core.training.adapters import trained_parameters
 from dice_core.training.batches import TrainingPair, TrainingPairs, measured_pairs, packed_rows, step_order
 from dice_core.training.checkpoints import CheckpointStore
 from dice_core.training.settings import TrainingConfig
@@ -132,6 +134,8 @@ class DPOTrainer(Trainer):
         self._filled: set[int] = set()
         self._train_rows = _Rows([[pairs.train[i] for i in row] for row in rows])
         self.policy, self.scorer = policy, PairScorer(policy, config.gradient_checkpointing)
+        if self._trains_adapters:
+            self.scorer.register_state_dict_post_hook(_leave_out_frozen)  # type: ignore[no-untyped-call]
         super().__init__(
             model=self.scorer,
             args=arguments,
@@ -327,15 +331,33 @@ class DPOTrainer(Trainer):
             return
         np.save(folder / REFERENCE_FILE, self.reference_logps)
         if not self.is_deepspeed_enabled:
-            self._store.stage_tensors(_by_first_name(self.policy.state_dict()), folder / WEIGHTS_FILE)
+            adapters = trained_parameters(self.policy, self.dpo_config) if self._trains_adapters else None
+            self._store.stage_tensors(adapters or _by_first_name(self.policy.state_dict()), folder / WEIGHTS_FILE)
+
+    @property
+    def _trains_adapters(self) -> bool:
+        """Whether the weights are frozen: checkpoints leave them out, for the policy's own files have them."""
+        return self.dpo_config.lora_rank > 0
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_deepspeed_enabled:
             # By way of checkpoint_engine.py.
-            super()._save_optimizer_and_scheduler(output_dir)
-        elif self.args.should_save and self.optimizer and self.lr_scheduler:
+            engine: Any = self.model_wrapped
+            engine.save_checkpoint(output_dir, exclude_frozen_parameters=self._trains_adapters)
+        elif self.args.should_save and self.optimizer:
             self._store.stage_state(self.optimizer.state_dict(), Path(output_dir) / OPTIMIZER_NAME)
+        if self.args.should_save and self.lr_scheduler:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        # The Trainer has DeepSpeed ask a checkpoint for all weights, unless the model is of a class of peft's.
+        loads_here = self.is_deepspeed_enabled and self._trains_adapters
+        given = None if loads_here else resume_from_checkpoint
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, given)  # type: ignore[no-untyped-call]
+        if loads_here and resume_from_checkpoint:
+            deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.is_deepspeed_enabled:
@@ -345,7 +367,13 @@ class DPOTrainer(Trainer):
             self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_model(self.policy, str(Path(resume_from_checkpoint) / WEIGHTS_FILE))
+        path = Path(resume_from_checkpoint) / WEIGHTS_FILE
+        if not self._trains_adapters:
+            load_model(self.policy, str(path))
+            return
+        weights = load_file(path)
+        for name, parameter in trained_parameters(self.policy, self.dpo_config).items():
+            parameter.data.copy_(weights[name])
 
     @property
     def _advice(self) -> str:
@@ -361,6 +389,13 @@ class DPOTrainer(Trainer):
                 f"stopped at step {self.state.global_step + 1}: the gradient's norm is {float(norm)}; {self._advice}"
             )
         return norm
+
+
+def _leave_out_frozen(scorer: nn.Module, state: dict[str, Tensor], *_: object) -> None:
+    """Take the frozen weights out of a state for a checkpoint; of tied ones DeepSpeed itself takes out one name."""
+    trained = {name for name, parameter in scorer.named_parameters() if parameter.requires_grad}
+    for name in state.keys() - trained:
+        del state[name]
 
 
 def _by_first_name(state: dict[str, Tensor]) -> dict[str, Tensor]:

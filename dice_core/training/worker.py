@@ -10,8 +10,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +85,7 @@ def _run_training(job: TrainingJob, copies: Copies) -> None:
     # Cheap checks first: what is wrong with pairs or settings is said before torch and the model load.
     pairs = load_pairs(job, scratch / f"pairs-{os.environ.get('RANK', '0')}")
     _quieten_libraries()
-    with doing("importing torch and transformers"):
+    with doing("importing torch and transformers"), nullcontext() if job.training.lora_rank else _without_peft():
         from dice_core.training import ranks
         from dice_core.training.arguments import training_arguments
         from dice_core.training.checkpoint_files import CheckpointOwner
@@ -103,6 +103,22 @@ def _run_training(job: TrainingJob, copies: Copies) -> None:
     finally:
         store.close()
         ranks.close()
+
+
+@contextmanager
+def _without_peft() -> Iterator[None]:
+    """Keep transformers' Trainer from importing peft wherever that is installed, for classes that nobody makes here.
+
+    It takes a third of a second. Whether there is a peft, transformers asks but once.
+    """
+    if "peft" in sys.modules:
+        yield
+        return
+    sys.modules["peft"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["peft"]
 
 
 def _tracked(job: TrainingJob, scratch: Path) -> AbstractContextManager[Tracked]:
@@ -127,6 +143,7 @@ def _train_and_publish(
     from dice_core.models.loading import context_length, load_model
     from dice_core.models.rotary import stretches_positions
     from dice_core.training import ranks
+    from dice_core.training.adapters import load_with_adapters, trained_parameters
     from dice_core.training.checkpoints import CheckpointCallback
     from dice_core.training.live_metrics import LiveMetrics
     from dice_core.training.reference import with_reference
@@ -147,7 +164,10 @@ def _train_and_publish(
             log(f"train: {warning}")
         log(f"train: resuming from {checkpoint.name}" if checkpoint else "train: starting at step 0")
     with doing("loading the policy"):
-        policy = load_model(policy_folder, "float32")
+        if config.lora_rank:
+            policy = load_with_adapters(policy_folder, config, job.seed, job.section)
+        else:
+            policy = load_model(policy_folder, "float32")
     check_context(job, pairs, context_length(policy.config))
     if config.deepspeed == "zero3" and stretches_positions(policy):
         # Each response then runs alone, and processes that collect weights together must make as many forwards.
@@ -160,7 +180,7 @@ def _train_and_publish(
         from dice_core.training.checkpoint_engine import use_staged_checkpoints
 
         use_staged_checkpoints(store)
-    needs_masters = config.deepspeed != "none" and config.precision == "bf16"
+    needs_masters = config.deepspeed != "none" and config.precision == "bf16" and not config.lora_rank
     # The store comes after what adds files to a checkpoint.
     callbacks = [
         average,
@@ -187,7 +207,8 @@ def _train_and_publish(
         metrics["num_gpus"] = ranks.num_processes()
     if tracked:
         tracked.describe(metrics)
-    weights = gather_weights(trainer.policy, uses_deepspeed=config.deepspeed != "none", keep=is_first)
+    trained = trained_parameters(trainer.policy, config)
+    weights = gather_weights(trained, uses_deepspeed=config.deepspeed != "none", keep=is_first)
     if is_first:
         with copies.begin():
             _publish(job, trainer, weights, policy_folder, job.scratch_folder() / "model", metrics, start)
@@ -264,16 +285,22 @@ def _publish(
 
     from dice_core.models.loading import load_tokenizer
     from dice_core.models.tokenizers import text_digests
+    from dice_core.training.adapters import save_merged_model
     from dice_core.training.trained_model import save_trained_model
 
     # Under ZeRO-3 every model is otherwise loaded in shards, by all processes together.
     unset_hf_deepspeed_config()
     shutil.rmtree(folder, ignore_errors=True)
     tokenizer = load_tokenizer(policy_folder)
-    change = save_trained_model(weights, policy_folder, tokenizer, folder, job.training.saved_dtype)
+    if job.training.lora_rank:
+        pair = min(trainer.measured, key=lambda pair: pair.num_tokens)
+        change = save_merged_model(weights, trainer.policy, pair, policy_folder, tokenizer, folder, job)
+    else:
+        change = save_trained_model(weights, policy_folder, tokenizer, folder, job.training.saved_dtype)
     _write_lines(trainer, folder / METRICS_FILE)
     metrics |= {
-        "num_parameters": sum(weight.numel() for weight in weights.values()),
+        "num_parameters": change.num_parameters,
+        "num_trained_parameters": sum(weight.numel() for weight in weights.values()),
         "relative_update": change.relative_update,
         "update_rounding_loss": change.rounding_loss,
         "seconds": round(time.monotonic() - start, 1),

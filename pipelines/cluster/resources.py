@@ -10,6 +10,7 @@ from kfp import dsl, kubernetes
 from components import images
 from dice_core.accelerator import GPU_VARIABLE
 from dice_core.launch.job_kinds import JOB_KINDS
+from dice_core.launch.job_spec import QUEUE_LABEL
 from dice_core.launch.settings import LaunchConfig
 from dice_core.settings.durations import to_seconds
 from dice_core.stages.table import CHECK_SETTINGS, CHOOSE_INPUTS, REPORT, Stage
@@ -77,8 +78,11 @@ def retry_window_seconds(preset: Preset, cluster: ClusterConfig, stage: Stage) -
     attempts = preset.num_retries + 1
     # Each pause is twice the one before.
     backoff = _BACKOFF_SECONDS * ((1 << preset.num_retries) - 1)
-    timeout = task_timeout_seconds(cluster, stage, _role(stage, preset.launch))
-    return attempts * timeout + backoff + to_seconds(cluster.pending_timeout)
+    role = _role(stage, preset.launch)
+    # The launcher's own timeout has its job's time in the queue.
+    queued = to_seconds(cluster.queue_timeout) if cluster.queue_name and role in _WITH_GPU else 0
+    waiting = to_seconds(cluster.pending_timeout) + queued
+    return attempts * task_timeout_seconds(cluster, stage, role) + backoff + waiting
 
 
 def task_timeout_seconds(cluster: ClusterConfig, stage: Stage, role: Role) -> int:
@@ -160,7 +164,9 @@ def _mount(task: dsl.PipelineTask, stage: Stage, role: Role, cluster: ClusterCon
 
 def _mark(task: dsl.PipelineTask, stage: Stage, role: Role, cluster: ClusterConfig) -> None:
     """Label the pod for network policies and people; tell it which run it is of where its work follows from that."""
-    labels = {**cluster.labels, **PART_OF, "app.kubernetes.io/component": stage.name, _NO_SIDECAR: "false"}
+    # Where Kueue manages pods, such a pod waits until it is admitted; elsewhere the label says nothing.
+    queue = {QUEUE_LABEL: cluster.queue_name} if cluster.queue_name and role in _WITH_GPU else {}
+    labels = {**cluster.labels, **queue, **PART_OF, "app.kubernetes.io/component": stage.name, _NO_SIDECAR: "false"}
     for name, value in labels.items():
         kubernetes.add_pod_label(task, name, value)
     # Older Istio reads the annotation, newer the label.

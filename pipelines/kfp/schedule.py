@@ -28,7 +28,7 @@ from pipelines.kfp.api import Connection, KfpApi, KfpError
 from pipelines.kfp.cancel import stop
 from pipelines.kfp.cron import check_cron, next_start
 from pipelines.kfp.names import short_name
-from pipelines.kfp.submit import ACTIVE, check_images, chosen_root, prepare, root_of_cluster, show, upload
+from pipelines.kfp.submit import ACTIVE, check_images, chosen_root, prepare, require_fit, root_of_cluster, show, upload
 from pipelines.presets import Preset
 
 _JOB_ID = "0" * 32
@@ -40,6 +40,7 @@ def schedule(options: argparse.Namespace, preset: Preset) -> int:
     """Create a recurring run, which replaces one of the same name."""
     name = check_schedule_name(options.name or preset.name)
     trigger = chosen_trigger(options.cron, options.every)
+    require_fit(preset)
     preset = with_prompts(preset, options.prompts)
     root = chosen_root(options.root, partial(root_of_cluster, options))
     with tempfile.TemporaryDirectory(prefix="dice-") as folder:

@@ -23,11 +23,12 @@ from dice_core.settings.base import ConfigError
 from dice_core.storage import layout
 from pipelines.cluster.config import CONFIG_MAP, PIPELINE_ACCOUNT
 from pipelines.kfp.api import Connection, KfpApi, KfpError
+from pipelines.kfp.dry_run import dry_run_lines
 from pipelines.kfp.follow import Pace, follow
-from pipelines.kfp.plan import plan_lines
 from pipelines.kfp.run_view import LOST, Observer
 from pipelines.kfp.runs import runs_of
 from pipelines.kfp.sources import check_sources
+from pipelines.planning.make import has_pools_nodes, make_plan
 from pipelines.presets import PRESETS, Preset
 
 MAX_PARAMETER_BYTES = 10_000
@@ -55,6 +56,7 @@ class Submission:
 def submit(options: argparse.Namespace, preset: Preset, pace: Pace | None = None) -> int:
     """Start a run; with --wait, follow it and return 1 unless it succeeds."""
     name = layout.check_name(options.run or default_run_name(preset), "run")
+    require_fit(preset)
     root = chosen_root(options.root, partial(root_of_cluster, options))
     with tempfile.TemporaryDirectory(prefix="dice-") as folder:
         submission = prepare(preset, name, root, Path(folder))
@@ -191,6 +193,23 @@ def check_images(preset: Preset, wanted: Sequence[str] = ()) -> None:
         )
 
 
+def require_fit(preset: Preset) -> None:
+    """Refuse a run that surely cannot fit its GPUs or its pods; models and nodes of unknown sizes are let through.
+
+    Raises:
+        ConfigError: one line: the stage, what it needs and has, and the setting to change.
+    """
+    if preset.cluster is None or not preset.cluster.gpu_resource or not has_pools_nodes(preset):
+        return
+    try:
+        plan = make_plan(preset, asks_hub=False)
+    except ConfigError:
+        # Nothing here tells the model's shape: the stages find out.
+        return
+    if plan.refusals:
+        raise ConfigError(f"cannot fit: {plan.refusals[0]} (make plan PRESET={preset.name} shows all)")
+
+
 def check_same_pipeline(api: KfpApi, name: str, pipeline: str) -> None:
     """Raise KfpError when a name is that of another pipeline's run: its data is what a forgotten PRESET= would take."""
     for run in runs_of(api, name)[:1]:
@@ -248,7 +267,7 @@ def show(submission: Submission, preset: Preset) -> str:
         f"experiment:      {submission.pipeline}",
         f"run:             {submission.name}",
         f"service account: {PIPELINE_ACCOUNT}",
-        *plan_lines(preset, submission.spec),
+        *dry_run_lines(preset, submission.spec),
         "parameters:",
     ]
     lines += (f"  {name}: {json.dumps(value)}" for name, value in submission.parameters.items())

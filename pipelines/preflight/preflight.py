@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from components import images
+from dice_core.launch.job_kind import JobKind
+from dice_core.launch.job_kinds import JOB_KINDS
 from dice_core.launch.kubernetes import ForbiddenError, KubernetesApi, KubernetesError
 from dice_core.launch.settings import LaunchConfig
 from dice_core.settings.base import ConfigError
@@ -21,12 +23,14 @@ from pipelines.cluster.config import (
     ClusterConfig,
 )
 from pipelines.kfp.api import Connection, KfpApi
+from pipelines.planning.make import has_pools_nodes, make_plan
 from pipelines.preflight.argo import check_retries, check_ttl
 from pipelines.preflight.findings import Line, UncertainError, checked
 from pipelines.preflight.identity import check_identity
 from pipelines.preflight.nodes import check_disk, check_driver, check_images, check_nodes, cpu_task_pods, training_pods
-from pipelines.preflight.queues import check_queue, check_quota
+from pipelines.preflight.queues import check_quota, queue_lines
 from pipelines.preflight.s3 import s3_lines
+from pipelines.preflight.training import controller_lines
 from pipelines.presets import Preset
 
 _Rights = Sequence[tuple[str, str, str]]
@@ -34,8 +38,7 @@ _WORKFLOW_RIGHTS: _Rights = [
     # Argo's executor reports the outcome of every step by it.
     *((verb, "argoproj.io", "workflowtaskresults") for verb in ("create", "patch")),
 ]
-_TRAINING_RIGHTS: _Rights = [
-    *((verb, "kubeflow.org", "pytorchjobs") for verb in ("create", "get", "patch", "delete")),
+_FOLLOW_RIGHTS: _Rights = [
     *((verb, "", "pods") for verb in ("get", "list")),
     ("get", "", "pods/log"),
     ("list", "", "events"),
@@ -45,7 +48,6 @@ _TRAINING_RIGHTS: _Rights = [
 # Of a person.
 _LOGS_RIGHTS: _Rights = [("list", "", "pods"), ("get", "", "pods/log")]
 _CANCEL_RIGHTS: _Rights = [("delete", "", "pods")]
-_CANCEL_TRAINING_RIGHTS: _Rights = [(verb, "kubeflow.org", "pytorchjobs") for verb in ("list", "delete")]
 _DEPLOY = "make deploy OVERLAY=... makes it"
 
 
@@ -64,6 +66,8 @@ def lines(options: argparse.Namespace, preset: Preset) -> Iterator[Line]:
     """Yield the result of each check."""
     connection = Connection.from_environment(options.host, options.namespace)
     yield Line("ok", "settings", preset.description)
+    if preset.cluster and preset.cluster.gpu_resource:
+        yield checked("GPU memory", partial(check_memory, preset))
     yield checked("Kubeflow Pipelines", partial(check_kfp, connection))
     cluster = None
     try:
@@ -80,6 +84,30 @@ def lines(options: argparse.Namespace, preset: Preset) -> Iterator[Line]:
     yield from s3_lines(options, cluster, preset.cluster or ClusterConfig())
 
 
+def check_memory(preset: Preset) -> str:
+    """Say what the plan says of GPUs' and pods' memory.
+
+    Raises:
+        UncertainError: it is close, or the sizes of the model or of the GPUs are not known here.
+        ConfigError: a stage cannot fit.
+    """
+    if not has_pools_nodes(preset):
+        raise UncertainError(
+            f"the nodes are not those of pool {preset.pool}: set pool= to a kind with GPUs like theirs, and make plan "
+            "tells what fits"
+        )
+    try:
+        plan = make_plan(preset, asks_hub=False)
+    except ConfigError as error:
+        raise UncertainError(f"{error}: make plan MODEL_CONFIG=path/to/config.json tells whether it fits") from None
+    if plan.refusals:
+        raise ConfigError("; ".join(plan.refusals))
+    if plan.warnings:
+        raise UncertainError("; ".join(plan.warnings))
+    largest = max(stage.largest.memory.total for stage in plan.stages if stage.largest)
+    return f"the most is {largest / 2**30:.0f} GiB of {plan.device} (make plan PRESET={preset.name} shows each stage)"
+
+
 def check_kfp(connection: Connection) -> str:
     """Connect to Kubeflow Pipelines, and list runs with this person's rights."""
     api = KfpApi(connection)
@@ -90,8 +118,8 @@ def check_kfp(connection: Connection) -> str:
 def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
     """Yield the checks that need the Kubernetes API: objects, rights, training operator, retries, nodes, quota."""
     config, launch = preset.cluster or ClusterConfig(), preset.launch
-    is_elsewhere = launch.backend == "pytorchjob"
-    trainer_account = config.trainer_service_account if is_elsewhere else ""
+    kind = JOB_KINDS.get(launch.backend)
+    trainer_account = config.trainer_service_account if kind else ""
     for account in filter(None, (PIPELINE_ACCOUNT, trainer_account)):
         yield checked(f"service account {account}", partial(check_object, cluster, "serviceaccounts", account))
     yield checked(f"config map {CONFIG_MAP}", partial(check_object, cluster, "configmaps", CONFIG_MAP, CONFIG_KEYS))
@@ -111,14 +139,13 @@ def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
         yield checked(f"image pull secret {name}", partial(check_object, cluster, "secrets", name))
     if config.model_cache_claim:
         yield checked("model cache", partial(check_claim, cluster, config.model_cache_claim))
-    if is_elsewhere:
-        yield checked("training operator", partial(check_operator, cluster, launch))
+    if kind:
+        yield from controller_lines(cluster, kind, launch, config)
     if preset.num_retries:
         yield checked("retries", partial(check_retries, cluster, preset.num_retries))
     yield checked("finished runs", partial(check_ttl, cluster))
-    rights = [*_WORKFLOW_RIGHTS, *(_TRAINING_RIGHTS if is_elsewhere else ())]
-    yield checked(f"rights of {PIPELINE_ACCOUNT}", partial(check_rights, cluster, rights))
-    own_rights = [*_LOGS_RIGHTS, *_CANCEL_RIGHTS, *(_CANCEL_TRAINING_RIGHTS if is_elsewhere else ())]
+    yield checked(f"rights of {PIPELINE_ACCOUNT}", partial(check_rights, cluster, kind))
+    own_rights = [*_LOGS_RIGHTS, *_CANCEL_RIGHTS, *_rights_on_jobs(kind, "list", "delete")]
     yield checked("your rights", partial(check_own_rights, cluster, own_rights))
     yield checked("images", partial(check_images, cluster, [images.CORE, images.GENERATE, images.TRAIN]))
     yield checked("shared memory", partial(check_shared_memory, config, launch))
@@ -129,8 +156,8 @@ def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
             yield checked("disks for training", partial(check_disk, cluster, config))
         yield checked("GPU driver", partial(check_driver, cluster, config))
         yield checked("quota", partial(check_quota, cluster, config, launch, preset.num_shards))
-    if is_elsewhere and config.queue_name:
-        yield checked("queue", partial(check_queue, cluster, config.queue_name))
+    if config.queue_name:
+        yield from queue_lines(cluster, config, launch, kind)
 
 
 def check_object(cluster: KubernetesApi, resource: str, name: str, keys: tuple[str, ...] = ()) -> str:
@@ -168,36 +195,29 @@ def check_claim(cluster: KubernetesApi, name: str) -> str:
     return f"claim {name} is {phase}" + (" (bound by the first pod that mounts it)" if phase == "Pending" else "")
 
 
-def check_operator(cluster: KubernetesApi, launch: LaunchConfig) -> str:
-    """Check that PyTorchJob exists, and say what the operator adds to pods, which can keep them from starting."""
-    found = cluster.get("/apis/kubeflow.org/v1")
-    if not found or "pytorchjobs" not in {entry["name"] for entry in found["resources"]}:
-        raise KubernetesError(
-            "the API knows no PyTorchJob: install the training operator (manifests/README.md names the release), or "
-            "train in the task's own pod: SET=launch.backend=torchrun"
-        )
-    workers = "; it adds a container of alpine:3.10 to Workers unless told otherwise (manifests/README.md)"
-    return "PyTorchJob kubeflow.org/v1" + (workers if launch.num_nodes > 1 else "")
-
-
-def check_rights(cluster: KubernetesApi, rights: _Rights) -> str:
-    """Ask whether the tasks of a run may report their outcome and run PyTorchJobs."""
+def check_rights(cluster: KubernetesApi, kind: JobKind | None) -> str:
+    """Ask whether the tasks of a run may report their outcome and, where training has pods of its own, run its jobs."""
+    rights = [*_WORKFLOW_RIGHTS, *_rights_on_jobs(kind, "create", "get", "patch", "delete")]
+    rights += _FOLLOW_RIGHTS if kind else ()
     try:
         refused = [
             f"{verb} {name}" for verb, group, name in rights if not cluster.may(PIPELINE_ACCOUNT, verb, group, name)
         ]
     except ForbiddenError:
         account = f"system:serviceaccount:{cluster.namespace}:{PIPELINE_ACCOUNT}"
+        asked = f"{kind.plural}.{kind.group}" if kind else "workflowtaskresults.argoproj.io"
         raise ForbiddenError(
-            f"ask somebody who may: kubectl auth can-i create pytorchjobs.kubeflow.org --namespace "
-            f"{cluster.namespace} --as {account}"
+            f"ask somebody who may: kubectl auth can-i create {asked} --namespace {cluster.namespace} --as {account}"
         ) from None
     if refused:
         raise KubernetesError(
             f"may not {', '.join(refused)}: make deploy OVERLAY=... binds the roles dice-training and dice-workflow"
         )
-    has_training = len(rights) > len(_WORKFLOW_RIGHTS)
-    return "may report outcomes" + (", create, follow and delete PyTorchJobs" if has_training else "")
+    return "may report outcomes" + (f", create, follow and delete {kind.name}s" if kind else "")
+
+
+def _rights_on_jobs(kind: JobKind | None, *verbs: str) -> _Rights:
+    return [(verb, kind.group, kind.plural) for verb in verbs] if kind else []
 
 
 def check_own_rights(cluster: KubernetesApi, rights: _Rights) -> str:

@@ -1,11 +1,35 @@
-"""Preflight checks of quotas and queues: will training be admitted?"""
+"""Preflight checks of quotas and queues: will training be admitted?
 
+Kueue's own configuration says which kinds of jobs it manages; one that it does not manage stays suspended for ever.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import yaml
+
+from dice_core.launch.job_kind import JobKind
 from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
+from dice_core.launch.pod_spec import container_of
 from dice_core.launch.settings import LaunchConfig
 from dice_core.settings.quantities import quantity
 from pipelines.cluster.config import ClusterConfig
+from pipelines.cluster.training_pods import training_pods
+from pipelines.preflight.findings import Line, UncertainError, checked
 
 _KUEUE = "/apis/kueue.x-k8s.io"
+_CONFIG_MAP, _CONFIG_KEY, _KUEUE_NAMESPACE = "kueue-manager-config", "controller_manager_config.yaml", "kueue-system"
+
+
+def queue_lines(
+    cluster: KubernetesApi, config: ClusterConfig, launch: LaunchConfig, kind: JobKind | None
+) -> Iterator[Line]:
+    """Yield the checks of Kueue: the queue, what it covers, and whether Kueue manages what is put into it."""
+    yield checked("queue", partial(check_queue, cluster, config.queue_name))
+    if kind:
+        yield checked("queue's resources", partial(check_covered, cluster, config, launch))
+    yield checked("what Kueue manages", partial(check_frameworks, cluster, kind))
 
 
 def check_quota(cluster: KubernetesApi, config: ClusterConfig, launch: LaunchConfig, num_shards: int) -> str:
@@ -27,13 +51,13 @@ def check_quota(cluster: KubernetesApi, config: ClusterConfig, launch: LaunchCon
 
 def check_queue(cluster: KubernetesApi, name: str) -> str:
     """Check that Kueue's queue exists and admits jobs: a job in a missing queue waits, and nothing says so."""
-    kueue = cluster.get(_KUEUE)
-    if kueue is None:
+    version = _version(cluster)
+    if not version:
         raise KubernetesError(
             f"cluster.queue_name is {name!r} and the API knows no Kueue, so that training would only wait: install "
             "it (manifests/README.md names the release), or SET=cluster.queue_name="
         )
-    queues = f"/apis/{kueue['preferredVersion']['groupVersion']}/namespaces/{cluster.namespace}/localqueues"
+    queues = f"/apis/{version}/namespaces/{cluster.namespace}/localqueues"
     queue = cluster.get(f"{queues}/{name}")
     if queue is None:
         known = ", ".join(entry["metadata"]["name"] for entry in cluster.list(queues)) or "none"
@@ -49,3 +73,68 @@ def check_queue(cluster: KubernetesApi, name: str) -> str:
             f"{queue['spec']['clusterQueue']}"
         )
     return f"LocalQueue {name} is active, of ClusterQueue {queue['spec']['clusterQueue']}"
+
+
+def check_covered(cluster: KubernetesApi, config: ClusterConfig, launch: LaunchConfig) -> str:
+    """Check that the ClusterQueue covers each resource that a training pod requests: else no job is ever admitted."""
+    version = _version(cluster)
+    queue = cluster.get(f"/apis/{version}/namespaces/{cluster.namespace}/localqueues/{config.queue_name}")
+    pods = training_pods(launch, config)
+    if not version or queue is None or pods is None:
+        raise UncertainError("there is no queue to look at")
+    name = queue["spec"]["clusterQueue"]
+    found = cluster.get(f"/apis/{version}/clusterqueues/{name}")
+    if found is None:
+        raise KubernetesError(f"there is no ClusterQueue {name}, which LocalQueue {config.queue_name} leads to")
+    covered = {each for group in found["spec"].get("resourceGroups") or [] for each in group["coveredResources"]}
+    # Training asks for as much disk as the model needs where nobody says how much.
+    sized = pods.model_copy(update={"disk": pods.disk or "1Gi"})
+    container = container_of("training", [], launch.processes_per_node, sized, {})
+    if missing := sorted(container["resources"]["requests"].keys() - covered):
+        raise KubernetesError(
+            f"ClusterQueue {name} does not cover {', '.join(missing)}, which training pods request, so that training "
+            "would only wait: add it to coveredResources, with a quota"
+        )
+    return f"ClusterQueue {name} covers what training pods request"
+
+
+def check_frameworks(cluster: KubernetesApi, kind: JobKind | None) -> str:
+    """Look into Kueue's configuration whether it manages the jobs that train, and pods, as which tasks run.
+
+    Raises:
+        UncertainError: it is not where Kueue's own manifests put it, or cannot be read as what it is.
+    """
+    path = cluster.path("configmaps", _CONFIG_MAP, namespace=_KUEUE_NAMESPACE)
+    text = ((cluster.get(path) or {}).get("data") or {}).get(_CONFIG_KEY)
+    if text is None:
+        raise UncertainError(
+            f"no ConfigMap {_CONFIG_MAP} with {_CONFIG_KEY} in namespace {_KUEUE_NAMESPACE}: ask whoever runs Kueue "
+            "whether it manages " + (f"{kind.name}s" if kind else "pods")
+        )
+    managed = _frameworks(text)
+    place = f"integrations.frameworks of ConfigMap {_KUEUE_NAMESPACE}/{_CONFIG_MAP}"
+    if kind and f"{kind.group}/{kind.name.lower()}" not in managed:
+        raise KubernetesError(
+            f"Kueue does not manage {kind.name}s here, so that training would only wait: add "
+            f"{kind.group}/{kind.name.lower()} to {place} and restart Kueue (from v0.19 on, PyTorchJobs are not among "
+            "its defaults), or SET=cluster.queue_name="
+        )
+    known = [*([f"{kind.name}s"] if kind else []), *(["pods"] if "pod" in managed else [])]
+    told = f"{' and '.join(known) or 'nothing of a run'}, by {place}"
+    return told if "pod" in managed else f"{told}; tasks with GPUs start without waiting: pod is not in it"
+
+
+def _frameworks(text: str) -> list[str]:
+    try:
+        config: Any = yaml.safe_load(text)
+        return [str(name) for name in (config.get("integrations") or {}).get("frameworks") or []]
+    except (yaml.YAMLError, AttributeError, TypeError):
+        raise UncertainError(
+            f"{_CONFIG_KEY} of ConfigMap {_KUEUE_NAMESPACE}/{_CONFIG_MAP} is no YAML mapping, look at it yourself"
+        ) from None
+
+
+def _version(cluster: KubernetesApi) -> str:
+    """Return group and version of Kueue's objects; empty: the API knows none."""
+    kueue = cluster.get(_KUEUE)
+    return str(kueue["preferredVersion"]["groupVersion"]) if kueue else ""

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dice_core.progress import log
-from tests.benchmarks import gpu, results, train
+from tests.benchmarks import gpu, plan, results, train
 from tests.benchmarks.measure import BenchmarkError, Comparison, Outcome, compare, measure, run_way
 from tests.benchmarks.results import Curve, Point, Results
 from tests.benchmarks.stages import STAGES, finish_work
@@ -62,7 +62,9 @@ def main(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
-    parser.add_argument("--stage", action="append", choices=[*STAGES, "gpu"], help="only this one; may be repeated")
+    parser.add_argument(
+        "--stage", action="append", choices=[*STAGES, "gpu", "plan"], help="only this one; may be repeated"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each way, interleaved (3)")
     parser.add_argument("--size", choices=list(SIZES), default="full", help="smoke only shows that everything runs")
     parser.add_argument("--no-curves", action="store_true", help="leave out time and memory against work")
@@ -84,7 +86,7 @@ def run(
 
     Args:
         size: of the work.
-        stages: of STAGES, or `gpu`.
+        stages: of STAGES, or `gpu`, or `plan`.
         repeats: of each way.
         with_curves: whether to measure other amounts of work too.
         on_stage: gets the results so far after each stage.
@@ -104,8 +106,14 @@ def run(
         repeats=repeats,
         left_out=left_out,
     )
-    if available:
-        _measure_stages(make_work(size), available, found, with_curves, on_stage)
+    work = make_work(size) if available or "plan" in stages else None
+    if work and available:
+        _measure_stages(work, available, found, with_curves, on_stage)
+    for way, arguments in plan.ways() if work and "plan" in stages else ():
+        with _noted(found, f"plan, {way}"):
+            lines = run_way(way, work.folder, *arguments).values["lines"]
+            (found.plan if way == "plan:demo" else found.shares).extend(lines)
+        on_stage(found)
     for shape in gpu.SHAPES if wants_gpu else ():
         with _noted(found, f"gpu, {shape}"):
             found.gpu.extend(run_way("gpu:measure", Path(), shape).values["lines"])

@@ -54,6 +54,8 @@ class Results:
     rows: list[Row] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     gpu: list[Mapping[str, Any]] = field(default_factory=list)
+    shares: list[Mapping[str, Any]] = field(default_factory=list)
+    plan: list[Mapping[str, Any]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
 
@@ -126,8 +128,12 @@ def markdown(results: Results) -> str:
     notes = [f"- Left out: {line}" for line in results.left_out] + [f"- FAILED: {line}" for line in results.failed]
     parts += ["\n".join(notes)] if notes else []
     parts += [f"## {curve.name}\n\n{_curve_text(curve)}" for curve in results.curves]
-    if results.gpu:
-        parts.append("## On the accelerator\n\n" + _gpu_table(results.gpu))
+    for title, lines in (
+        ("On the accelerator", results.gpu),
+        ("What plans count with on CPUs", results.shares),
+        ("The demo's plan, and the demo", results.plan),
+    ):
+        parts += [f"## {title}\n\n{_table_of(lines)}"] if lines else []
     parts.append("## Machine\n\n" + "\n".join(f"- {name}: {value}" for name, value in results.machine.items()))
     parts.append("## Work\n\n" + "\n".join(f"- {name}: {value}" for name, value in results.work.items()))
     parts.append(f"## Command\n\n    {results.command}")
@@ -142,7 +148,7 @@ def _curve_text(curve: Curve) -> str:
     return "\n".join(lines) + f"\n\n{pictures}\n\nOurs is the solid line, the peer's way the dashed one."
 
 
-def _gpu_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(rows[0])
     lines = [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
     return "\n".join(lines + [f"| {' | '.join(_cell(row[name]) for name in names)} |" for row in rows])
@@ -222,6 +228,8 @@ def with_others_of(before: Results, new: Results) -> Results:
         rows=[row for row in before.rows if row.stage not in stages] + list(new.rows),
         curves=[curve for curve in before.curves if curve.name not in names] + list(new.curves),
         gpu=list(new.gpu or before.gpu),
+        shares=list(new.shares or before.shares),
+        plan=list(new.plan or before.plan),
         failed=[line for line in before.failed if line.partition(":")[0] not in stages] + list(new.failed),
     )
 

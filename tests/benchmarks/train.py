@@ -34,7 +34,7 @@ HOW_TO_INSTALL = (
 )
 
 
-def _config(work: Work, num_pairs: int, micro_batch: int) -> "TrainingConfig":
+def _config(work: Work, num_pairs: int, micro_batch: int, lora_rank: int = 0) -> "TrainingConfig":
     from dice_core.training.settings import TrainingConfig
 
     size = work.size
@@ -47,6 +47,7 @@ def _config(work: Work, num_pairs: int, micro_batch: int) -> "TrainingConfig":
         precision="float32",
         saved_dtype="float32",
         gradient_checkpointing=False,
+        lora_rank=lora_rank,
     )
 
 
@@ -96,6 +97,11 @@ def ours_accumulated(folder: Path) -> Timed:
     return _ours(Work(folder), "", micro_batch=1)
 
 
+def adapters(folder: Path) -> Timed:
+    """Train adapters of rank 16 on all linear layers with DPOTrainer."""
+    return _ours(Work(folder), "", lora_rank=16)
+
+
 def trl(folder: Path, num_pairs: str = "") -> Timed:
     """Train with TRL, the reference model beside the policy; both loaded before."""
     return _trl(Work(folder), num_pairs)
@@ -111,19 +117,29 @@ def trl_accumulated(folder: Path) -> Timed:
     return _trl(Work(folder), "", micro_batch=1)
 
 
-def _ours(work: Work, num_pairs: str, micro_batch: int = 0) -> Timed:
+def _ours(work: Work, num_pairs: str, micro_batch: int = 0, lora_rank: int = 0) -> Timed:
     from dice_core.models.loading import load_model
+    from dice_core.training.adapters import load_with_adapters
     from dice_core.training.arguments import training_arguments
+    from dice_core.training.checkpoint_files import CheckpointOwner
+    from dice_core.training.checkpoints import CheckpointStore
+    from dice_core.training.copies import Copies
     from dice_core.training.trainer import DPOTrainer
 
     number = int(num_pairs or work.size.num_pairs)
-    config = _config(work, number, micro_batch)
-    pairs, policy = _pairs(work, config, number), load_model(work.policy, "float32")
+    config = _config(work, number, micro_batch, lora_rank)
+    pairs = _pairs(work, config, number)
+    if lora_rank:
+        policy = load_with_adapters(work.policy, config, SEED, "training")
+    else:
+        policy = load_model(work.policy, "float32")
     with tempfile.TemporaryDirectory() as scratch:
         arguments = training_arguments(config, Path(scratch), has_eval_pairs=False, seed=SEED)
-        arguments.save_strategy = "no"
+        owner = CheckpointOwner("benchmark", num_processes=1, num_nodes=1, deepspeed="none")
+        # It stores nothing: no checkpoint is made.
+        store = CheckpointStore(f"{scratch}/stored", Path(scratch), owner, Copies(Path(scratch) / "copies.lock"))
         with stopwatch() as watch:
-            trainer = DPOTrainer(policy, pairs, config, arguments)
+            trainer = DPOTrainer(policy, pairs, config, arguments, store)
             trainer.train()
     return Timed.of(watch, {"losses": _losses(trainer)})
 
@@ -224,6 +240,12 @@ def same_losses(ours: Sequence[Values], peer: Sequence[Values]) -> str:
     return "" if farthest <= TOLERANCE else f"losses differ by up to {farthest:.2g}"
 
 
+def same_first_loss(ours: Sequence[Values], peer: Sequence[Values]) -> str:
+    """Say whether the loss before the first update differs: adapters then go another way than all weights."""
+    first = [[{**values[0], "losses": values[0]["losses"][:1]}] for values in (ours, peer)]
+    return same_losses(*first)
+
+
 def _comparison(against: str, ours: str, peer: str, most_memory: float | None = 0.4) -> Comparison:
     return Comparison("train", against, (ours,), (peer,), "part", same_losses, least_ratio=1.7, most_memory=most_memory)
 
@@ -241,5 +263,13 @@ COMPARISONS = [
         "train:ours_accumulated",
         "train:trl_accumulated",
         most_memory=None,
+    ),
+    Comparison(
+        "train",
+        "our training of all weights; adapters of rank 16",
+        ("train:adapters",),
+        ("train:ours",),
+        "part",
+        same_first_loss,
     ),
 ]

@@ -70,7 +70,7 @@ def run(sections: Sequence[Section], seconds: float, on_end: Callable[[Outcome],
 
 
 def _run(section: Section, seconds_left: float) -> Outcome:
-    missing = [name for name in section.packages if not _is_installed(name)]
+    missing = [name for name in section.packages if not is_installed(name)]
     if missing:
         return Outcome(section.name, "left out", showed=f"not installed here: {', '.join(missing)}")
     limit = min(section.seconds, seconds_left)
@@ -87,7 +87,8 @@ def _run(section: Section, seconds_left: float) -> Outcome:
     return Outcome(section.name, "failed" if code else "passed", taken, last_line, numbers)
 
 
-def _is_installed(distribution: str) -> bool:
+def is_installed(distribution: str) -> bool:
+    """Return whether a distribution is there."""
     try:
         importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -15,6 +15,7 @@ from tests.benchmarks.gpu import SMALL_SHAPE
 from tests.gpu.jobs import Trained, train, write_pairs
 from tests.gpu.models import write_model
 from tests.gpu.scale import Scale
+from tests.partitioned_worker import PERSISTENCE_THRESHOLD
 
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-4, 2e-4
 """A GPU sums in another order each time. Of a weight, a fifth of one step of Adam at the learning rate below."""
@@ -69,8 +70,6 @@ def _differences(plain: Trained, cut: Trained) -> dict[str, float]:
 
 def _num_cut(run: Trained, num_processes: int) -> int:
     """Return how many weights lay cut up in every process between two passes; check the matrices, which must."""
-    from tests.partitioned_worker import PERSISTENCE_THRESHOLD
-
     sizes: list[list[int]] = []
     for rank in range(num_processes):
         held = json.loads((run.folder / f"held-{rank}.json").read_text())

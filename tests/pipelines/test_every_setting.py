@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dice_core.launch.job_spec import QUEUE_LABEL
 from dice_core.settings.base import ConfigError, Settings
 from dice_core.settings.durations import to_seconds
 from pipelines.cluster.config import STAYS_ON_ITS_NODE
@@ -191,6 +192,7 @@ OTHER = {
         "trainer_shm_size": "40Gi",
         "trainer_service_account": "trainer",
         "trainer_priority_class": "high",
+        "training_runtime": "dice-high",
         "queue_name": "queue",
         "clean_pod_policy": "All",
         "job_ttl": "2h",
@@ -392,7 +394,11 @@ VIEWS: dict[str, list[View]] = {
     "trainer_shm_size": [of_pods("shm_size")],
     "trainer_service_account": [of_pods("service_account")],
     "trainer_priority_class": [of_pods("priority_class")],
-    "queue_name": [of_pods("queue_name")],
+    "training_runtime": [of_pods("training_runtime")],
+    "queue_name": [
+        of_pods("queue_name"),
+        of("generate-and-score", lambda executor: executor.platform["podMetadata"]["labels"].get(QUEUE_LABEL, "")),
+    ],
     "clean_pod_policy": [of_pods("clean_pod_policy")],
     "job_ttl": [of_pods("ttl_seconds_after_finished")],
     "cpu_task_timeout": [of("pair", seconds), of("report", seconds)],

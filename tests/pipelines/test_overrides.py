@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from dice_core.launch.settings import PodConfig
 from dice_core.settings.base import ConfigError
 from pipelines.cluster.config import ClusterConfig
+from pipelines.cluster.training_pods import training_pods
 from pipelines.overrides import apply_overrides, find_preset
 from pipelines.presets import demo, on_this_machine, zephyr
 
@@ -160,3 +161,14 @@ def test_an_unknown_preset_suggests_the_nearest() -> None:
 def test_a_batch_that_does_not_fit_is_told_of_the_section_it_stands_in() -> None:
     with pytest.raises(ConfigError, match=r"^warm_start_training\.global_batch_size: must be a multiple of"):
         apply_overrides(demo(), ["warm_start_training.global_batch_size=5"])
+
+
+def test_what_a_trainjob_cannot_do_is_told_of_the_setting_that_was_typed() -> None:
+    typed = ["launch.backend=trainjob", "cluster.trainer_priority_class=high"]
+    with pytest.raises(
+        ConfigError, match=r"^cluster.trainer_priority_class: a TrainJob cannot set it.* in cluster.train"
+    ):
+        apply_overrides(zephyr(), typed)
+    changed = apply_overrides(zephyr(), ["launch.backend=trainjob", "cluster.training_runtime=dice-high"])
+    pods = training_pods(changed.launch, changed.cluster)
+    assert pods is not None and pods.training_runtime == "dice-high"

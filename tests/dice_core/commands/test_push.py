@@ -17,7 +17,7 @@ from dice_core import cli
 from dice_core.models.importing import import_model
 from dice_core.storage import layout
 from dice_core.storage.manifest import require_manifest
-from tests.finished_run import BETTER, NOT_SHOWN, REFUSED, FinishedRun
+from tests.finished_run import BETTER, NOT_SHOWN, REFUSED, FinishedRun, publish
 
 
 @pytest.fixture
@@ -60,6 +60,38 @@ def test_a_model_that_its_evaluation_refused_needs_force_and_a_reason(run, capsy
     assert "not sent: " in err and "refused it (answers grew by 82.0%)" in err
     assert "needs --reason" in dice(capsys, *options, "--force")[2]
     assert dice(capsys, *options, "--force", "--reason", "for a study")[0] == 0
+
+
+def with_adapter(policy: str) -> str:
+    """Publish a policy anew, as training with adapters does."""
+    manifest = require_manifest(policy)
+    settings = {**manifest.settings, "training": {"lora_rank": 16}}
+    files = {**FinishedRun.files(1), "adapter/adapter_model.safetensors": "A and B"}
+    files["adapter/adapter_config.json"] = json.dumps(
+        {"r": 16, "base_model_name_or_path": "s3://ours", "revision": None}
+    )
+    publish(policy, "train", files, settings=settings, inputs=manifest.inputs)
+    return policy
+
+
+def test_an_adapter_goes_alone_with_the_hub_s_name_of_its_base(run, capsys):
+    options = ("--repository", "me/aligned", "--adapter", "--dry-run")
+    policy = run.iterate(1)
+    assert "has no adapter: it was trained with training.lora_rank 0" in dice(capsys, "--model", policy, *options)[2]
+    code, out, _ = dice(capsys, "--model", with_adapter(policy), *options)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[2:5]] == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert 'library_name: "peft"' in out and 'base_model: "org/zephyr-dpo"\nbase_model_relation: "adapter"' in out
+    assert "This is its LoRA adapter of rank 16 alone, for org/zephyr-dpo" in out
+    # The second policy's adapter belongs to the first, which nobody on the Hub has.
+    run.policy = f"{policy}@{require_manifest(policy).content_digest}"
+    code, _, err = dice(capsys, "--model", with_adapter(run.iterate(2)), *options)
+    assert code == 1 and err.count("\n") == 1
+    assert f"its adapter belongs to {policy}, which did not come from the Hub" in err
 
 
 @pytest.mark.parametrize("verdict", [None, NOT_SHOWN])
@@ -179,16 +211,31 @@ def hub() -> Iterator[Hub]:
         server.shutdown()
 
 
+def push_to(hub: Hub, policy: str, home: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own: the Hub's client reads its address when it is imported."""
+    command = [sys.executable, "-m", "dice_core.cli", "push", "--model", policy, "--repository", "me/aligned", *words]
+    own = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_secret", "HF_HUB_DISABLE_XET": "1", "HF_HOME": home}
+    environment = {**os.environ, **own, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_the_hub_gets_an_adapter_where_its_library_looks_for_it(hub, run, tmp_path):
+    done = push_to(hub, with_adapter(run.iterate(1)), str(tmp_path), "--adapter")
+    assert done.returncode == 0, done.stderr
+    assert hub.files.keys() == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert hub.files["adapter_model.safetensors"] == b"A and B"
+    config = json.loads(hub.files["adapter_config.json"])
+    assert config == {"r": 16, "base_model_name_or_path": "org/zephyr-dpo", "revision": "0a1b2c"}
+
+
 @pytest.mark.slow
 def test_the_hub_gets_the_model_file_for_file_and_a_private_repository(hub, tiny_model, s3, tmp_path):
     policy = layout.model(f"{s3}/{tmp_path.name}", "tiny")
     import_model(str(tiny_model), policy)
-    command = [sys.executable, "-m", "dice_core.cli", "push", "--model", policy, "--repository", "me/aligned"]
-    environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_secret", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)}
 
     def push(*words: str) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(sys.path)}
-        return subprocess.run([*command, *words], env=env, capture_output=True, text=True, check=False)
+        return push_to(hub, policy, str(tmp_path), *words)
 
     done = push("--force", "--reason", "a test")
     assert done.returncode == 0, done.stderr

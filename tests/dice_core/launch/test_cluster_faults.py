@@ -500,3 +500,12 @@ def test_a_cluster_without_the_operator_is_an_error_that_says_so(server: ApiServ
     server.unserved.add(kind().plural)
     with pytest.raises(LaunchError, match=rf"404 page not found \(is {kind().operator} installed\?"):
         Launcher(job_uri).result()
+
+
+@of_any_kind
+def test_a_role_that_knows_no_other_kind_of_job_stops_no_training(
+    server: ApiServer, operator: Controllers, job_uri: str, worker: Make
+) -> None:
+    server.denied.add(("get", "trainjobs"))
+    Launcher(job_uri, worker("")).result()
+    assert server.count("GET", "/trainjobs/") == 1

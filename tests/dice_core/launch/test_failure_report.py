@@ -6,6 +6,7 @@ from dice_core.launch.failure_report import (
     Line,
     failure_report,
     find_cause,
+    is_late,
     stuck_reasons,
     waiting_reasons,
 )
@@ -135,6 +136,7 @@ def test_a_pod_that_went_is_the_cause_where_none_has_failed() -> None:
 def test_a_deadline_is_the_cause_and_not_the_signals_that_it_sent() -> None:
     lines = {"rank 0": said("torch.distributed.elastic.SignalException: Process 7 got signal: 15")}
     late = job(("Failed", "True"), message="Job x has failed because it was active longer than specified deadline")
+    assert is_late(late)
     first = failure_report(late, {"m": pod("Failed", ended(1))}, {}, lines).splitlines()[0]
     assert first.startswith("training failed, exit code 1 in m: Job x has failed because it was active longer than")
     assert failure_report(late, {}, {}, lines, "it was late").startswith("training failed: it was late (job ns/dice-x)")

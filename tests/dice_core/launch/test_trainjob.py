@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from dice_core.launch.failure_report import failure_report, waiting_reasons
+from dice_core.launch.failure_report import failure_report, is_late, waiting_reasons
 from dice_core.launch.job_spec import job_name
 from dice_core.launch.pytorchjob import PYTORCH_JOB
 from dice_core.launch.settings import LaunchConfig, PodConfig
@@ -189,7 +189,7 @@ def test_how_it_has_ended_is_read_from_its_conditions(state: str, outcome: str) 
     job = recorded("trainjob", state)
     assert TRAIN_JOB.outcome(job) == outcome
     assert TRAIN_JOB.is_running(job) == (state == "running")
-    assert not TRAIN_JOB.is_suspended(job) and not TRAIN_JOB.is_overdue(job)
+    assert not TRAIN_JOB.is_suspended(job) and not is_late(job)
     assert (TRAIN_JOB.num_nodes(job), TRAIN_JOB.processes_per_node(job)) == (2, 1)
 
 

@@ -59,6 +59,14 @@ ALL = [
             {"labels": {"cost-centre": "a/b"}},
             "stage.labels: the value of cost-centre is up to 63",
         ),
+        (TrainingConfig, {"lora_alpha": 8.0}, "stage: lora_alpha has no effect with lora_rank 0: set lora_rank"),
+        (TrainingConfig, {"quantize_base": "nf4"}, "stage: quantize_base has no effect with lora_rank 0"),
+        (TrainingConfig, {"lora_rank": 8, "quantize_base": "nf4"}, "'nf4' needs reference_logps 'recompute'"),
+        (
+            TrainingConfig,
+            {"lora_rank": 8, "quantize_base": "nf4", "deepspeed": "zero2"},
+            "'nf4' needs deepspeed 'none', which would have little to cut up, got 'zero2'",
+        ),
         (PodConfig, {"labels": {"team": "a" * 64}}, "stage.labels: the value of team is up to 63 letters"),
         (PodConfig, {"node_selector": {"-pool": "x"}}, "stage.node_selector: a key is a name of up to 63 letters"),
         (PodConfig, {"annotations": {"A_b/c": "anything at all"}}, "stage.annotations: a key is a name of up to 63"),
@@ -92,6 +100,14 @@ def test_no_default_is_none_because_kubeflow_pipelines_refuses_it(cls):
 def test_operational_settings_leave_the_fingerprint_alone():
     assert GenerationConfig(gpu_memory_utilization=0.5).fingerprint() == GenerationConfig().fingerprint()
     assert GenerationConfig(temperature=0.5).fingerprint() != GenerationConfig().fingerprint()
+
+
+def test_a_setting_that_was_added_leaves_the_fingerprints_of_runs_under_way_alone():
+    # Of the class before adapters were added.
+    before = "76a1a5ddafa51b1bdbad1f26be783f5e0e78cddba9c2d147773b20200357284f"
+    assert TrainingConfig().fingerprint() == before
+    assert TrainingConfig(lora_rank=16).fingerprint() != before
+    assert TrainingConfig(lora_rank=16).fingerprint() != TrainingConfig(lora_rank=16, lora_alpha=8.0).fingerprint()
 
 
 def test_the_global_batch_is_split_over_processes():

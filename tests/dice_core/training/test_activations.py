@@ -130,3 +130,26 @@ def test_a_subclass_may_compute_something_else_and_stays_as_it_is() -> None:
     before = model(input_ids=IDS).logits
     assert keep_fewer_activations(model).startswith("5 of 5 norms and 1 of 2 MLPs")
     assert torch.equal(model(input_ids=IDS).logits, before)
+
+
+def test_what_is_made_again_drops_the_same_inputs_of_an_adapter() -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    def of_adapters(keep_fewer: bool) -> dict[str, Tensor]:
+        model = model_of("llama", **SIZES)
+        torch.manual_seed(0)
+        linear = ["gate_proj", "up_proj", "down_proj"]
+        inject_adapter_in_model(
+            LoraConfig(r=2, lora_dropout=0.5, init_lora_weights=False, target_modules=linear), model
+        )
+        if keep_fewer:
+            keep_fewer_activations(model)
+        model.train()
+        torch.manual_seed(1)
+        model(input_ids=IDS).logits.square().sum().backward()
+        return {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+
+    before, after = of_adapters(False), of_adapters(True)
+    assert before.keys() == after.keys() and len(before) == 12
+    for name, gradient in before.items():
+        assert_close(after[name], gradient, msg=name)

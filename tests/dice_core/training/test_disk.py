@@ -21,3 +21,12 @@ def test_a_node_holds_two_checkpoints_the_model_and_the_policy() -> None:
     assert whole == 4 * GIB + (24 + 2 + 4) * LLAMA3
     assert node_bytes(LLAMA3, zero3, 1, has_scratch_volume=True, has_cache_volume=True) == 4 * GIB
     assert most_parameters(node_bytes(LLAMA3, zero3, 1, has_scratch_volume=False, has_cache_volume=True)) == LLAMA3
+
+
+def test_a_checkpoint_of_adapters_is_small() -> None:
+    # Rank 16 on all of Llama-3-8B's linear layers, by hand: 41,943,040 parameters.
+    lora = TrainingConfig(lora_rank=16, deepspeed="zero3")
+    assert 12 * 41_943_040 < checkpoint_bytes(LLAMA3, lora, 1) < 4 * 12 * 41_943_040
+    whole = node_bytes(LLAMA3, lora, 1, has_scratch_volume=False, has_cache_volume=False)
+    assert 4 * GIB + 6 * LLAMA3 < whole < 4 * GIB + 6.5 * LLAMA3
+    assert checkpoint_bytes(LLAMA3, TrainingConfig(lora_rank=5000), 1) == 12 * LLAMA3

@@ -12,6 +12,7 @@ from dice_core.models.cache import fetch_model
 from dice_core.models.importing import import_model
 from dice_core.models.loading import load_model
 from dice_core.settings.base import ConfigError
+from dice_core.stages.runner import StageReport
 from dice_core.stages.train import train as train_stage
 from dice_core.storage.manifest import require_manifest
 
@@ -78,11 +79,20 @@ def textbook_loss(policy_uri: str, reference_uri: str, rows: list[dict]) -> floa
     return sum(losses) / len(losses)
 
 
-def test_the_loss_begins_where_both_models_put_it(models: tuple[str, str], pairs: tuple[str, list[dict]], tmp_path):
+@pytest.fixture(scope="module")
+def report(
+    models: tuple[str, str], pairs: tuple[str, list[dict]], tmp_path_factory: pytest.TempPathFactory
+) -> StageReport:
+    """Return what a training in one process reports."""
+    output = str(tmp_path_factory.mktemp("one"))
+    return train_stage(models[0], pairs[0], output, reference_uri=models[1], training=TRAINING)
+
+
+def test_the_loss_begins_where_both_models_put_it(
+    models: tuple[str, str], pairs: tuple[str, list[dict]], report: StageReport
+) -> None:
     policy, reference = models
-    uri, rows = pairs
-    report = train_stage(policy, uri, str(tmp_path / "out"), reference_uri=reference, training=TRAINING)
-    expected = textbook_loss(policy, reference, [row for row in rows if row["split"] == "train"])
+    expected = textbook_loss(policy, reference, [row for row in pairs[1] if row["split"] == "train"])
     assert abs(expected - math.log(2)) > 1e-3
     assert report.metrics["first_loss"] == pytest.approx(expected, abs=1e-4)
     # What two models differ by is no noise.
@@ -92,17 +102,16 @@ def test_the_loss_begins_where_both_models_put_it(models: tuple[str, str], pairs
 
 @pytest.mark.parametrize("deepspeed", ["none", "zero3"])
 def test_two_processes_share_the_pass_of_the_reference(
-    deepspeed: str, models: tuple[str, str], pairs: tuple[str, list[dict]], tmp_path: Path
+    deepspeed: str, models: tuple[str, str], pairs: tuple[str, list[dict]], report: StageReport, tmp_path: Path
 ) -> None:
     """Under ZeRO-3 transformers would cut the reference up, each process would have a part of it."""
     policy, reference = models
-    one = train_stage(policy, pairs[0], str(tmp_path / "one"), reference_uri=reference, training=TRAINING)
     launch, training = {"processes_per_node": 2}, {**TRAINING, "deepspeed": deepspeed}
     two = train_stage(
         policy, pairs[0], str(tmp_path / "two"), reference_uri=reference, training=training, launch=launch
     )
     for name in ("first_loss", "step0_loss", "last_loss"):
-        assert two.metrics[name] == pytest.approx(one.metrics[name], abs=1e-4)
+        assert two.metrics[name] == pytest.approx(report.metrics[name], abs=1e-4)
 
 
 @pytest.mark.parametrize(

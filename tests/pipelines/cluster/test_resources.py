@@ -324,3 +324,25 @@ def test_a_run_on_this_machine_asks_for_nothing_of_a_cluster(tmp_path: Path) -> 
     local = Compiled(on_this_machine(PRESETS["demo"]()), tmp_path)
     assert local.platform == {}
     assert (local.section("launch")["backend"], local.pods) == ("torchrun", {})
+
+
+def queue_of(executor: Executor) -> str:
+    return str(executor.platform["podMetadata"]["labels"].get("kueue.x-k8s.io/queue-name", ""))
+
+
+def test_tasks_with_gpus_wait_in_the_queue_of_training_and_no_other_task_does(zephyr: Compiled, tmp_path: Path) -> None:
+    assert {queue_of(executor) for executor in zephyr.executors(*GPU_STAGES, *CPU_STAGES)} == {""}
+    queued = compiled(tmp_path, "cluster.queue_name=dice", "cluster.queue_timeout=7d")
+    assert {queue_of(executor) for executor in queued.executors(*GPU_STAGES)} == {"dice"}
+    # The job that the launcher starts waits for itself.
+    assert {queue_of(executor) for executor in queued.executors(*CPU_STAGES)} == {""}
+    # Waiting counts in the time in which a task is retried, not in its attempts.
+    windows = [
+        int(task["retryPolicy"]["backoffMaxDuration"].removesuffix("s"))
+        for pipeline in (zephyr, queued)
+        for stage, task in pipeline.tasks()
+        if stage == "evaluate"
+    ]
+    assert windows[1] - windows[0] == 7 * 86_400
+    apart = compiled(tmp_path, "cluster.queue_name=dice", "launch.backend=torchrun")
+    assert {queue_of(executor) for executor in apart.executors("train")} == {"dice"}

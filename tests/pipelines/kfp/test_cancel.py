@@ -1,5 +1,6 @@
 """`make cancel`: what a stopped run leaves behind, and runs that somebody else has stopped a moment before."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.slow
 
 JOBS = "/apis/kubeflow.org/v1/namespaces/kubeflow/pytorchjobs"
 PODS = f"{NAMESPACE}/pods"
+TRAINER = Path(__file__).parents[2] / "data" / "trainer-2.3.0"
 
 
 @pytest.fixture
@@ -119,3 +121,21 @@ def test_what_kfp_answers_does_not_keep_training_from_being_stopped(
     assert main(["cancel", "--run", "x"]) == 1
     assert "HTTP 500" in capsys.readouterr().err
     assert names(cluster, JOBS) == []
+
+
+def test_the_trainjobs_of_a_run_that_have_not_ended_are_deleted(
+    server: KfpServer, cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/kubeflow/trainjobs"
+    add_run(server, "RUNNING")["runtime_config"]["parameters"]["launch"] = {"backend": "trainjob"}
+    running, done = (json.loads((TRAINER / f"trainjob-{state}.json").read_text()) for state in ("running", "complete"))
+    for job in (running, done):
+        job["metadata"]["annotations"] = {"dice-suite/job-uri": "s3://bucket/dice/runs/x/iteration-1/train/job.json"}
+    cluster.objects[path] = [running, done]
+    assert main(["cancel", "--run", "x"]) == 0
+    assert names(cluster, path) == [done["metadata"]["name"]]
+    assert f"TrainJob kubeflow/{running['metadata']['name']} is deleted" in capsys.readouterr().out
+    cluster.forbidden.add(path)
+    assert main(["cancel", "--run", "x"]) == 0
+    by_hand = "kubectl --namespace kubeflow delete trainjobs --selector dice-suite/run=x"
+    assert f"training may go on, to stop it: {by_hand}" in capsys.readouterr().err

@@ -217,7 +217,8 @@ def test_a_dry_run_shows_graph_images_resources_and_what_differs_from_the_preset
     ]
     on_gpu = f"cpu 10, memory 64Gi, 1 nvidia.com/gpu; {image.format('generate')}"
     assert f"12 x generate-and-score, 3 x evaluate: {on_gpu}" in lines
-    training = f"6 x training pod, 2 at a time: cpu 80, memory 400Gi, 8 nvidia.com/gpu; {image.format('train')}"
+    asked = f"cpu 80, memory 400Gi, 8 nvidia.com/gpu; {image.format('train')}"
+    training = f"6 x training pod of a PyTorchJob, 2 at a time: {asked}"
     assert training in lines
     assert lines[lines.index("settings that differ from preset zephyr:") + 1 : lines.index("parameters:")] == [
         "iterations=3 (preset: 2)",

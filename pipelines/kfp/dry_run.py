@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from components import images
+from dice_core.launch.job_kinds import JOB_KINDS
 from dice_core.stages.table import STAGES, TRAIN
 from pipelines.cluster.training_pods import training_pods
 from pipelines.kfp.task_graph import graph_tasks
@@ -22,7 +23,7 @@ class _Pod(NamedTuple):
     resources: str
 
 
-def plan_lines(preset: Preset, spec: Mapping[str, Any]) -> list[str]:
+def dry_run_lines(preset: Preset, spec: Mapping[str, Any]) -> list[str]:
     """Return the lines that tell a person what would run.
 
     Args:
@@ -66,7 +67,8 @@ def _pod_lines(preset: Preset, spec: Mapping[str, Any]) -> Iterator[str]:
         gpus = {pods.gpu_resource: preset.launch.processes_per_node} if pods.gpu_resource else {}
         asked = _resources({"cpu": pods.cpu, "memory": pods.memory}, gpus)
         nodes, trainings = preset.launch.num_nodes, _num_tasks(spec, TRAIN.name)
-        yield f"{nodes * trainings} x training pod, {nodes} at a time: {asked}; {pods.image}"
+        kind = JOB_KINDS[preset.launch.backend].name
+        yield f"{nodes * trainings} x training pod of a {kind}, {nodes} at a time: {asked}; {pods.image}"
 
 
 def _num_tasks(spec: Mapping[str, Any], stage: str) -> int:

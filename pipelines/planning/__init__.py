@@ -1,0 +1,1 @@
+"""What a run will take, before it is paid for: memory, disk, traffic, tokens, hours and money, by stage."""

@@ -1,0 +1,177 @@
+"""Whether a plan's stages fit, and the setting to change where one cannot: tried on the plan itself.
+
+A change is proposed only if the stage fits with it. What takes more than 9 tenths of a device is close: the arithmetic
+has assumptions of that size.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from dice_core.settings.base import ConfigError
+from dice_core.settings.quantities import quantity
+from pipelines.cluster.pools import NODE_KINDS
+from pipelines.overrides import apply_overrides
+from pipelines.planning.memory import GIB
+from pipelines.planning.run_plan import RunPlan, StagePlan
+from pipelines.presets import Preset
+
+CLOSE = 0.9
+"""Of a device: what takes more may not fit."""
+
+Plan = Callable[[Preset], RunPlan]
+
+_GPUS = [[f"generation.tensor_parallel_size={number}"] for number in (2, 4, 8)]
+_POOLS = [[f"pool={name}"] for name in NODE_KINDS]
+_NODES = [[f"launch.num_nodes={number}"] for number in (2, 4, 8)]
+_MOST_CHANGES = 10
+_OF_NODE = 0.95
+"""Of a node's memory: the most that a pod may ask for."""
+_TRAINING = [
+    ["training.deepspeed=zero3"],
+    ["training.gradient_checkpointing=true"],
+    ["training.per_device_batch_size=1"],
+    ["training.offload_optimizer=cpu"],
+    ["training.deepspeed=zero3", "training.offload_optimizer=cpu"],
+    ["training.gradient_checkpointing=true", "training.deepspeed=zero3"],
+    ["training.gradient_checkpointing=true", "training.deepspeed=zero3", "training.offload_optimizer=cpu"],
+]
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A stage that takes more of something than there is."""
+
+    stage: str
+    what: str
+    needed: float
+    there: float
+    of: str
+    remedies: Sequence[Sequence[str]]
+
+    @property
+    def is_close(self) -> bool:
+        """Return whether it fits, and hardly."""
+        return self.needed <= self.there
+
+    def __str__(self) -> str:
+        """Return what is lacking, in one line without the remedy."""
+        needed, there = self.needed / GIB, self.there / GIB
+        return f"{self.stage}: {self.what} needs {needed:,.0f} GiB of {self.of} and there are {there:,.0f}"
+
+
+def misfits(plan: RunPlan, preset: Preset) -> list[Misfit]:
+    """Return what does not fit, or hardly does: each kind of stage once."""
+    found: dict[tuple[str, str], Misfit] = {}
+    for stage in plan.stages:
+        kind = stage.title.rpartition(": ")[2]
+        for misfit in _of_stage(stage, plan, preset):
+            earlier = found.get((kind, misfit.of))
+            if earlier is None or misfit.needed > earlier.needed:
+                found[kind, misfit.of] = misfit
+    return list(found.values())
+
+
+def _of_stage(stage: StagePlan, plan: RunPlan, preset: Preset) -> Iterator[Misfit]:
+    is_training = stage.title.endswith("train")
+    for use in stage.uses:
+        total = use.memory.total
+        # vLLM and scoring take what there is, and look first whether it is enough.
+        is_engine = use.what in ("vLLM", "the judge")
+        there = plan.device_bytes * (preset.generation.gpu_memory_utilization if is_engine else 1.0)
+        if total > there * (CLOSE if is_training else 1.0001):
+            remedies = [*_TRAINING, *_NODES, *_POOLS] if is_training else [*_GPUS, *_POOLS]
+            yield Misfit(stage.title, use.what, total, there, plan.device, remedies)
+    if preset.cluster and stage.host_bytes:
+        setting = _host_setting(stage)
+        there = float(quantity(getattr(preset.cluster, setting)))
+        node = NODE_KINDS.get(preset.pool)
+        if is_training and preset.training.offload_optimizer != "none" and node:
+            # Its pods ask for what offloaded states take (stages/train.py): the node must have it.
+            there = max(there, node.memory_gib * _OF_NODE * GIB)
+        if stage.host_bytes > there:
+            remedies = _more_memory(setting, stage.host_bytes, preset, is_training)
+            yield Misfit(stage.title, "its pod", stage.host_bytes, there, f"cluster.{setting}", remedies)
+
+
+def _more_memory(setting: str, needed: float, preset: Preset, is_training: bool) -> list[list[str]]:
+    """Return changes for a pod that lacks memory: a larger request where a node has it, more nodes, larger ones."""
+    gib = -(-int(needed * 1.1) // GIB)
+    node = NODE_KINDS.get(preset.pool)
+    remedies = [[f"cluster.{setting}={gib}Gi"]] if node is None or gib <= node.memory_gib * _OF_NODE else []
+    if node and is_training:
+        most = f"cluster.{setting}={int(node.memory_gib * _OF_NODE)}Gi"
+        remedies += [[*nodes, most] for nodes in _NODES]
+    for name, other in NODE_KINDS.items():
+        if gib <= other.memory_gib * _OF_NODE:
+            remedies.append([f"pool={name}", f"cluster.{setting}={gib}Gi"])
+    return remedies
+
+
+def _host_setting(stage: StagePlan) -> str:
+    kind = stage.title.rpartition(": ")[2]
+    if kind == "train":
+        return "trainer_memory"
+    return "import_memory" if kind.startswith("import") else "gpu_task_memory"
+
+
+def refusals(plan: RunPlan, preset: Preset, make_plan: Plan) -> list[str]:
+    """Return a line for each thing that cannot fit, with the first change of settings that makes it fit.
+
+    Args:
+        plan: of the preset.
+        preset: what was planned.
+        make_plan: plans a changed preset.
+    """
+    return [
+        f"{misfit}: {_advice(misfit, preset, make_plan)}" for misfit in misfits(plan, preset) if not misfit.is_close
+    ]
+
+
+def warnings(plan: RunPlan, preset: Preset) -> list[str]:
+    """Return a line for each thing that is close."""
+    return [f"{misfit}: close, it may not fit" for misfit in misfits(plan, preset) if misfit.is_close]
+
+
+def all_changes(plan: RunPlan, preset: Preset, make_plan: Plan) -> list[str]:
+    """Return settings with which everything fits: what is proposed for one lack after another.
+
+    None: nothing lacks, or no change helps.
+    """
+    changes: list[str] = []
+    for _ in range(_MOST_CHANGES):
+        lacking = [misfit for misfit in misfits(plan, preset) if not misfit.is_close]
+        if not lacking:
+            # A later change of the same setting takes the place of an earlier one.
+            return list({change.partition("=")[0]: change for change in changes}.values())
+        remedy = _remedy(lacking[0], preset, make_plan)
+        if not remedy:
+            return []
+        preset = apply_overrides(preset, remedy)
+        plan, changes = make_plan(preset), [*changes, *remedy]
+    return []
+
+
+def _advice(misfit: Misfit, preset: Preset, make_plan: Plan) -> str:
+    if remedy := _remedy(misfit, preset, make_plan):
+        return f'SET="{" ".join(remedy)}"'
+    return "no change of pool or settings that the plan knows makes it fit: take a smaller model"
+
+
+def _remedy(misfit: Misfit, preset: Preset, make_plan: Plan) -> Sequence[str]:
+    """Return the first change with which a lack is gone; nothing: none of them helps."""
+    for remedy in misfit.remedies:
+        try:
+            changed = apply_overrides(preset, remedy)
+            left = misfits(make_plan(changed), changed)
+        except ConfigError:
+            continue
+        if changed != preset and not any(_same(misfit, other) for other in left if not other.is_close):
+            return remedy
+    return ()
+
+
+def _same(misfit: Misfit, other: Misfit) -> bool:
+    """Return whether another plan's misfit is the same lack, of the same kind of stage, on whatever device."""
+    stages = (misfit.stage.rpartition(": ")[2], other.stage.rpartition(": ")[2])
+    is_host = misfit.of.startswith("cluster."), other.of.startswith("cluster.")
+    return stages[0] == stages[1] and is_host[0] == is_host[1]
