@@ -100,6 +100,7 @@ def test_a_cluster_that_has_everything_is_ok_line_by_line(
     names = [line.removeprefix("ok").partition(":")[0].strip() for line in lines]
     assert names == [
         "settings",
+        "GPU memory",
         "Kubeflow Pipelines",
         "Kubernetes",
         "service account dice-pipeline",
@@ -202,10 +203,10 @@ def test_without_any_cluster_every_line_is_clear(
     monkeypatch.delenv("DICE_ROOT", raising=False)
     code, lines = preflight(capsys)
     assert code == 1
-    assert [line.split()[0] for line in lines] == ["ok", "FAIL", "FAIL", "?", "FAIL", "3"]
-    assert "cannot be reached (Connection refused): set KFP_HOST" in lines[1]
-    assert "set KUBECONFIG, or name a context of it" in lines[2]
-    assert "DICE_ROOT=s3://bucket/prefix" in lines[4]
+    assert [line.split()[0] for line in lines] == ["ok", "ok", "FAIL", "FAIL", "?", "FAIL", "3"]
+    assert "cannot be reached (Connection refused): set KFP_HOST" in lines[2]
+    assert "set KUBECONFIG, or name a context of it" in lines[3]
+    assert "DICE_ROOT=s3://bucket/prefix" in lines[5]
 
 
 def of_registry(tag: str) -> list[str]:
