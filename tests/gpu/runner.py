@@ -83,9 +83,7 @@ def _run(section: Section, seconds_left: float) -> Outcome:
         numbers = json.loads(file.read_text()) if file.is_file() else {}
     taken = round(time.monotonic() - start, 1)
     if code is None:
-        return Outcome(
-            section.name, "out of time", taken, f"{limit:.0f} s are over, at: {last_line or '?'}", numbers
-        )
+        return Outcome(section.name, "out of time", taken, f"{limit:.0f} s are over, at: {last_line or '?'}", numbers)
     return Outcome(section.name, "failed" if code else "passed", taken, last_line, numbers)
 
 
