@@ -1,6 +1,6 @@
 """What a tokenizer makes of some texts, as JSON, in a process of its own: `python -m tests.tokenizer_outcomes`.
 
-With --hidden, torch is hidden from the process first, as in a stage that loads no model.
+With --hidden, torch is hidden from transformers, as in a stage that loads no model.
 """
 
 import json

@@ -156,6 +156,4 @@ def _check_train_job(launch: LaunchConfig, pods: PodConfig) -> None:
     for name, instead in _LEFT_TO_RUNTIME.items():
         value, default = getattr(pods, name), PodConfig.model_fields[name].default
         if value != default:
-            raise ConfigError(
-                f"pods.{name}: a TrainJob cannot set it, leave it at {default!r}, got {value!r}: {instead}"
-            )
+            raise ConfigError(f"pods.{name}: a TrainJob cannot set it, leave it out, got {value!r}: {instead}")

@@ -4,12 +4,13 @@ torch and transformers are imported when they are needed: `dice --help` does not
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dice_core.models.files import CONFIG, ModelError, trusts_remote_code
-from dice_core.models.hidden_torch import reveal_torch
+from dice_core.models.hidden_torch import torch_hidden
 from dice_core.settings.base import DType
 
 if TYPE_CHECKING:
@@ -185,9 +186,9 @@ def load_tokenizer_files(folder: Path, trust_remote_code: bool) -> "PreTrainedTo
     Raises:
         ModelError: it cannot be loaded.
     """
-    if trust_remote_code:
-        reveal_torch()
-    from transformers import AutoTokenizer
+    # Code inside a model may import what it likes.
+    with nullcontext() if trust_remote_code else torch_hidden():
+        from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)

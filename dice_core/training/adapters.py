@@ -94,7 +94,7 @@ def check_adapters(folder: Path, config: TrainingConfig, section: str) -> None:
 
 
 def add_adapters(policy: PreTrainedModel, config: TrainingConfig, seed: int) -> str:
-    """Freeze a policy's weights, and put adapters in float32 beside them.
+    """Freeze a policy's weights, and put adapters beside them, whose updates are made in float32.
 
     Args:
         policy: changed in place. ZeRO-3 may have cut up its weights.
@@ -123,8 +123,10 @@ def add_adapters(policy: PreTrainedModel, config: TrainingConfig, seed: int) -> 
             # Autocast or DeepSpeed has one dtype for all products; peft would go by way of float32.
             module.cast_input_dtype_enabled = False
     adapters = trained_parameters(policy, config)
+    # DeepSpeed keeps float32 copies of its own, and takes weights that ZeRO-3 has not cut up yet for what they are.
+    is_copied = config.deepspeed != "none" and config.precision == "bf16"
     for parameter in adapters.values():
-        parameter.data = parameter.data.float()
+        parameter.data = parameter.data.to(torch.bfloat16 if is_copied else torch.float32)
     num_trained = sum(parameter.numel() for parameter in adapters.values())
     return f"LoRA of rank {config.lora_rank} on {len(adapters) // 2} layers trains {num_trained:,} parameters"
 

@@ -44,6 +44,11 @@ _TRAINING = {
     "ema_decay": "0.9",
     "reference": "base",
     "reference_logps": "recompute",
+    "lora_rank": "16",
+    "lora_alpha": "8",
+    "lora_dropout": "0.1",
+    "lora_target_modules": '["q_proj"]',
+    "quantize_base": "nf4",
     "gradient_checkpointing": "false",
     "per_device_batch_size": "2",
     "deepspeed": "zero3",
@@ -233,7 +238,9 @@ EMPTY = {
 
 # What does not go with the other values of its section, and goes with the defaults.
 OTHER_APART = [("chat", "prompt_format")]
-OTHER_APART += [(section, name) for section in ("training", "warm_start_training") for name in ("loss", "ema_decay")]
+_APART_IN_TRAINING = ["loss", "ema_decay", "reference_logps", "quantize_base"]
+_APART_IN_TRAINING += [name for name in _TRAINING if name.startswith("lora_")]
+OTHER_APART += [(section, name) for section in ("training", "warm_start_training") for name in _APART_IN_TRAINING]
 # With torchrun there are no pods to be seen; keys without a secret are not seen.
 DEFAULT_APART = [("launch", "backend"), ("cluster", "env_secret_keys"), ("cluster", "tracking_secret_keys")]
 

@@ -31,17 +31,17 @@ from dice_core.settings.base import ConfigError
         (
             {"backend": "trainjob"},
             {"image": "x", "priority_class": "high"},
-            "pods.priority_class: a TrainJob cannot set it, leave it at '', got 'high': name a TrainingRuntime in",
+            "pods.priority_class: a TrainJob cannot set it, leave it out, got 'high': name a TrainingRuntime in",
         ),
         (
             {"backend": "trainjob"},
             {"image": "x", "clean_pod_policy": "All"},
-            "pods.clean_pod_policy: a TrainJob cannot set it, leave it at 'Running', got 'All': pods that have ended",
+            "pods.clean_pod_policy: a TrainJob cannot set it, leave it out, got 'All': pods that have ended",
         ),
         (
             {"backend": "trainjob"},
             {"image": "x", "ttl_seconds_after_finished": 60},
-            "pods.ttl_seconds_after_finished: a TrainJob cannot set it, leave it at 86400, got 60: it stays until the",
+            "pods.ttl_seconds_after_finished: a TrainJob cannot set it, leave it out, got 60: it stays until the",
         ),
         ({"backend": "pytorchjob"}, {"image": "x", "cpus": "8"}, "pods.cpus: unknown setting, did you mean 'cpu'?"),
     ],

@@ -11,7 +11,8 @@ from types import ModuleType
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from dice_core.models.hidden_torch import reveal_torch
+from dice_core.models import hidden_torch
+from dice_core.models.hidden_torch import torch_hidden
 from dice_core.stages.light_start import begin
 from tests.tokenizer_outcomes import outcomes
 
@@ -77,40 +78,53 @@ def test_every_class_of_a_language_model_makes_the_same_of_texts(smollm: Path, t
 
 
 @pytest.mark.slow
-def test_a_command_that_only_tokenises_starts_without_torch() -> None:
-    script = """
+def test_a_command_that_only_tokenises_starts_without_torch_and_reads_data_sets(tmp_path: Path) -> None:
+    """datasets loads torch where its name stands among the modules, to tell how a table is hashed."""
+    script = f"""
 import sys
+from pathlib import Path
 sys.argv = ["dice", "pair", "--help"]
 from dice_core.__main__ import main
+from dice_core.models.loading import load_tokenizer_files
 try:
     main()
 except SystemExit:
-    from transformers import AutoTokenizer
-    sys.exit(sys.modules.get("torch") is not None)
+    load_tokenizer_files(Path({str(write(tmp_path / "model", pieces(), "llama", None))!r}), False)
+    import datasets
+    assert datasets.Dataset.from_dict({{"prompt": ["a"]}}).num_rows == 1
+    sys.exit("torch" in sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
 
 
-def test_a_stage_that_loads_a_model_and_a_command_keep_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this process one that has decided nothing and loaded no torch."""
+    monkeypatch.setattr(hidden_torch, "_wanted", [])
     monkeypatch.delitem(sys.modules, "torch", raising=False)
+
+
+def is_hidden() -> bool:
+    with torch_hidden():
+        return importlib.util.find_spec("torch") is None
+
+
+@pytest.mark.usefixtures("fresh")
+def test_torch_is_hidden_from_the_stages_that_load_no_model_alone() -> None:
     for name in ("score", "evaluate", "train", "extrapolate", "push", "--help", ""):
         begin(name)
-        assert "torch" not in sys.modules
+        assert not is_hidden()
     for name in ("prepare-data", "pair", "import-responses"):
+        hidden_torch._wanted.clear()
         begin(name)
-        assert sys.modules.pop("torch", sys) is None
+        assert is_hidden() and "torch" not in sys.modules
 
 
-def test_code_inside_a_model_finds_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    begin("pair")
-    reveal_torch()
-    assert importlib.util.find_spec("torch")
-
-
+@pytest.mark.usefixtures("fresh")
 def test_torch_that_is_loaded_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = ModuleType("torch")
     monkeypatch.setitem(sys.modules, "torch", loaded)
     begin("pair")
-    reveal_torch()
+    with torch_hidden():
+        assert sys.modules["torch"] is loaded
     assert sys.modules["torch"] is loaded

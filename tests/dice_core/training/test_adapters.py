@@ -168,7 +168,7 @@ def test_two_processes_under_zero_equal_one_and_go_on_to_the_bit_when_killed(
     process.kill()
     process.wait()
     stored = sum(path.stat().st_size for path in uri.glob("checkpoints/**/*.safetensors"))
-    assert stored < 16 * NUM_TRAINED, "no frozen weight is in it"
+    assert stored < 16 * NUM_TRAINED + 20_000, "no frozen weight is in it"
 
     # On another machine, which has the stored checkpoint alone.
     monkeypatch.setenv("DICE_SCRATCH", str(tmp_path / "machine-2"))
@@ -190,6 +190,18 @@ def test_frozen_weights_in_bfloat16_stay_exact_in_what_is_published(
     assert run.losses == pytest.approx(whole.losses, abs=0.02)
     adapters = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {weight.dtype for weight in adapters.values()} == {torch.float32}
+
+
+def test_zero3_in_bfloat16_trains_adapters_in_float32(
+    whole: Run, policy_uri: str, pairs_uri: str, tmp_path: Path
+) -> None:
+    settings = {**LORA, "max_steps": 6, "deepspeed": "zero3", "precision": "bf16", "gradient_checkpointing": True}
+    job = make_job(tmp_path, policy_uri, pairs_uri, settings)
+    launch_training(job.write(), LaunchConfig(processes_per_node=2))
+    run = finished(tmp_path)
+    assert run.losses == pytest.approx(whole.losses, abs=0.02)
+    adapters = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert not any(torch.equal(weight, weight.bfloat16().float()) for weight in adapters.values())
 
 
 @pytest.mark.gpu("bitsandbytes")
@@ -270,8 +282,10 @@ def test_a_learning_rate_of_full_training_is_said_to_be_one(
 
 def test_a_process_that_trains_no_adapter_does_not_wait_for_peft(pairs_uri: str, tmp_path: Path) -> None:
     job_uri = make_job(tmp_path / "out", str(tmp_path / "no-such-model"), pairs_uri, {}).write()
-    command = [sys.executable, "-X", "importtime", "-m", "dice_core.training.worker", job_uri]
-    said = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False).stderr
-    modules = {line.rpartition("|")[2].strip() for line in said.splitlines() if line.startswith("import time:")}
-    assert "transformers.trainer" in modules
-    assert not {name for name in modules if name.partition(".")[0] == "peft"}
+    code = (
+        "import sys; from dice_core.training.worker import main; "
+        f"main([{job_uri!r}]); print('dice_core.training.trainer' in sys.modules, 'peft' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "True False", ended.stderr

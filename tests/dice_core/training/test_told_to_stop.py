@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dice_core.launch.job_spec import training_job
 from dice_core.launch.launch import launch_training
+from dice_core.launch.pytorchjob import PYTORCH_JOB
 from dice_core.launch.settings import LaunchConfig, PodConfig
 from dice_core.models.importing import import_model
 from dice_core.storage.address import open_storage
@@ -57,7 +57,7 @@ def start() -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def begin(job: TrainingJob) -> subprocess.Popen[str]:
-        body = training_job("dice-x", job.write(), LAUNCH, PodConfig(image="train:1"), environment={})
+        body = PYTORCH_JOB.body("dice-x", job.write(), LAUNCH, PodConfig(image="train:1"), environment={})
         [container] = body["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"]
         of_torch = {entry["name"]: entry["value"] for entry in container["env"] if entry["name"].startswith("TORCH_")}
         command = [sys.executable, *container["command"][1:]]

@@ -15,6 +15,7 @@ from pipelines.cli import main
 from pipelines.preflight.nodes import check_images
 from tests.cluster_objects import NAMESPACE, REVIEWS, ClusterObjects, running_cluster
 from tests.kfp_api import KfpServer, running_kfp_server
+from tests.pipelines.preflight.test_training import EVERYTHING as TRAINER
 from tests.rendered import find, render
 
 pytestmark = pytest.mark.slow
@@ -122,6 +123,17 @@ def test_a_cluster_that_has_everything_is_ok_line_by_line(
         "S3, from this machine",
     ]
     assert open_storage(f"{s3}/preflight").list() == [], "nothing is left behind"
+
+
+def test_a_cluster_with_trainer_in_place_of_the_operator_is_ok_for_trainjobs(
+    cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del cluster.objects["/apis/kubeflow.org/v1"]
+    cluster.objects |= copy.deepcopy(TRAINER)
+    code, lines = preflight(capsys, "launch.backend=trainjob")
+    assert code == 0 and {line.split()[0] for line in lines} == {"ok"}
+    assert "ok    Kubeflow Trainer: TrainJob trainer.kubeflow.org/v1alpha1" in lines
+    assert "ok    rights of dice-pipeline: may report outcomes, create, follow and delete TrainJobs" in lines
 
 
 def without(path: str) -> Any:
