@@ -124,6 +124,8 @@ class ClusterBackend:
                 log(f"train: {cause}; restart {num_restarts} of {launch.backoff_limit}, from the newest checkpoint")
             time.sleep(self._patience.restart * 2 ** (num_restarts - 1))
             jobs.delete(current.name, current.uid)
+            # The uid of the next one is known when the answer is there; told to stop before, whoever has the name goes.
+            current.uid = ""
 
 
 @dataclass
