@@ -80,7 +80,7 @@ def lines(options: argparse.Namespace, preset: Preset) -> Iterator[Line]:
     if cluster:
         yield from cluster_lines(cluster, preset)
     else:
-        yield Line("?", "accounts, rights, training operator, nodes", "not looked at: they need the Kubernetes API")
+        yield Line("?", "accounts, rights, training jobs, nodes", "not looked at: they need the Kubernetes API")
     yield from s3_lines(options, cluster, preset.cluster or ClusterConfig())
 
 
@@ -116,7 +116,7 @@ def check_kfp(connection: Connection) -> str:
 
 
 def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
-    """Yield the checks that need the Kubernetes API: objects, rights, training operator, retries, nodes, quota."""
+    """Yield the checks that need the Kubernetes API: objects, rights, who runs training jobs, retries, nodes, quota."""
     config, launch = preset.cluster or ClusterConfig(), preset.launch
     kind = JOB_KINDS.get(launch.backend)
     trainer_account = config.trainer_service_account if kind else ""

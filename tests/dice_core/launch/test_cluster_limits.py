@@ -5,6 +5,7 @@ import re
 import signal
 from contextlib import redirect_stderr
 from pathlib import Path
+
 import pytest
 
 from dice_core.launch.backend import FinalError, LaunchError
