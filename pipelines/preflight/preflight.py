@@ -45,7 +45,8 @@ _FOLLOW_RIGHTS: _Rights = [
     # A launcher told to stop asks whether its run is being stopped.
     ("get", "argoproj.io", "workflows"),
 ]
-# Of a person.
+# Of a person. A workflow knows the states of its tasks; from 1 MiB of it on, nothing else does.
+_STATUS_RIGHTS: _Rights = [("list", "argoproj.io", "workflows")]
 _LOGS_RIGHTS: _Rights = [("list", "", "pods"), ("get", "", "pods/log")]
 _CANCEL_RIGHTS: _Rights = [("delete", "", "pods")]
 _DEPLOY = "make deploy OVERLAY=... makes it"
@@ -145,7 +146,7 @@ def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
         yield checked("retries", partial(check_retries, cluster, preset.num_retries))
     yield checked("finished runs", partial(check_ttl, cluster))
     yield checked(f"rights of {PIPELINE_ACCOUNT}", partial(check_rights, cluster, kind))
-    own_rights = [*_LOGS_RIGHTS, *_CANCEL_RIGHTS, *_rights_on_jobs(kind, "list", "delete")]
+    own_rights = [*_STATUS_RIGHTS, *_LOGS_RIGHTS, *_CANCEL_RIGHTS, *_rights_on_jobs(kind, "list", "delete")]
     yield checked("your rights", partial(check_own_rights, cluster, own_rights))
     yield checked("images", partial(check_images, cluster, [images.CORE, images.GENERATE, images.TRAIN]))
     yield checked("shared memory", partial(check_shared_memory, config, launch))
@@ -221,11 +222,11 @@ def _rights_on_jobs(kind: JobKind | None, *verbs: str) -> _Rights:
 
 
 def check_own_rights(cluster: KubernetesApi, rights: _Rights) -> str:
-    """Ask whether this person may do what make logs and make cancel do. A run itself needs none of it."""
+    """Ask whether this person may do what make status, logs and cancel do. A run itself needs none of it."""
     refused = [f"{verb} {name}" for verb, group, name in rights if not cluster.may("", verb, group, name)]
     if refused:
-        raise UncertainError(f"you may not {', '.join(refused)}: make logs or make cancel will need it, ask for it")
-    return "you may do what make logs and make cancel do"
+        raise UncertainError(f"you may not {', '.join(refused)}: make status, logs or cancel will need it, ask for it")
+    return "you may do what make status, logs and cancel do"
 
 
 def check_shared_memory(config: ClusterConfig, launch: LaunchConfig) -> str:

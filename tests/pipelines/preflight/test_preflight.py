@@ -253,10 +253,11 @@ def doubtful(lines: list[str]) -> str:
 def test_what_a_person_may_not_do_later_is_told_and_does_not_fail(
     cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cluster.refused = {"delete pytorchjobs", "get pods/log"}
+    cluster.refused = {"delete pytorchjobs", "get pods/log", "list workflows"}
     code, lines = preflight(capsys)
     assert code == 0
-    assert doubtful(lines).startswith("?     your rights: you may not get pods/log, delete pytorchjobs: make logs or")
+    refused = "you may not list workflows, get pods/log, delete pytorchjobs: make status, logs or cancel will need it"
+    assert doubtful(lines).startswith(f"?     your rights: {refused}")
 
 
 def test_a_volume_of_one_node_is_doubted_where_there_are_several(
