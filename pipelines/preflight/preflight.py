@@ -15,6 +15,7 @@ from dice_core.launch.kubernetes import ForbiddenError, KubernetesApi, Kubernete
 from dice_core.launch.settings import LaunchConfig
 from dice_core.settings.base import ConfigError
 from dice_core.settings.quantities import quantity
+from dice_core.stages.table import EVALUATE, GENERATE_AND_SCORE
 from pipelines.cluster.config import (
     CONFIG_KEYS,
     CONFIG_MAP,
@@ -156,7 +157,9 @@ def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
         if not config.trainer_disk and not config.trainer_scratch_volume:
             yield checked("disks for training", partial(check_disk, cluster, config))
         yield checked("GPU driver", partial(check_driver, cluster, config))
-        yield checked("quota", partial(check_quota, cluster, config, launch, preset.num_shards))
+        num_shards = 0 if preset.is_offline else preset.num_shards
+        of_tasks = [preset.gpus_of(stage) for stage in (GENERATE_AND_SCORE, EVALUATE)]
+        yield checked("quota", partial(check_quota, cluster, config, launch, num_shards, of_tasks))
     if config.queue_name:
         yield from queue_lines(cluster, config, launch, kind)
 

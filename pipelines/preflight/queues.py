@@ -4,7 +4,7 @@ Kueue's own configuration says which kinds of jobs it manages; one that it does 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,20 +43,32 @@ def queue_lines(
         yield checked("Kueue's release", partial(check_release, cluster))
 
 
-def check_quota(cluster: KubernetesApi, config: ClusterConfig, launch: LaunchConfig, num_shards: int) -> str:
-    """Compare the namespace's GPU quotas with the most GPUs that training holds at once."""
-    name = f"requests.{config.gpu_resource}"
-    needed, shown = launch.num_nodes * launch.processes_per_node, []
+def check_quota(
+    cluster: KubernetesApi, config: ClusterConfig, launch: LaunchConfig, num_shards: int, gpus_of_tasks: Sequence[int]
+) -> str:
+    """Compare the namespace's GPU quotas with what must start at once: training, and each of the tasks with GPUs.
+
+    Args:
+        cluster: with the quotas.
+        config: names the resource.
+        launch: how many processes train.
+        num_shards: tasks that sample side by side where the quota lets them.
+        gpus_of_tasks: of one that samples, and of one that evaluates.
+    """
+    name, shown = f"requests.{config.gpu_resource}", []
+    holds = {"training": launch.num_nodes * launch.processes_per_node, "a task": max(gpus_of_tasks)}
+    who, needed = max(holds.items(), key=lambda entry: entry[1])
     for quota in cluster.list(f"/api/v1/namespaces/{cluster.namespace}/resourcequotas"):
         hard = quota["spec"].get("hard", {}).get(name)
         if hard is None:
             continue
         if quantity(hard) < needed:
             raise KubernetesError(
-                f"{quota['metadata']['name']} allows {hard} {config.gpu_resource}, training holds {needed}: raise it "
+                f"{quota['metadata']['name']} allows {hard} {config.gpu_resource}, {who} holds {needed}: raise it "
                 "in the overlay"
             )
-        shown.append(f"{quota['metadata']['name']} allows {hard} GPUs, training holds {needed}, shards {num_shards}")
+        held = f"training holds {holds['training']}, shards {num_shards * gpus_of_tasks[0]}"
+        shown.append(f"{quota['metadata']['name']} allows {hard} GPUs, {held}")
     return "; ".join(shown) or "none on GPUs"
 
 
