@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dice_core.launch.backend import FinalError, LaunchError
+from dice_core.launch.kubernetes import JobPatience
 from tests.kubernetes_api.by_hand import wait_until
 from tests.kubernetes_api.controllers import Controllers
 from tests.kubernetes_api.server import ApiServer
@@ -131,6 +132,10 @@ def test_a_final_error_starts_no_job_anew_and_one_that_passes_as_many_as_may_be(
         Launcher(job_uri, worker(_FAILS.replace("{error}", "error: S3 is away")), backoff_limit=1).result()
     assert num_created(server) == num_starts(job_uri) == 3
     assert capfd.readouterr().err.count(": S3 is away; restart 1 of 1, from the newest checkpoint") == 1
+
+
+def test_a_job_is_made_anew_after_pauses_that_double_up_to_five_minutes() -> None:
+    assert [JobPatience().before_restart(number) for number in (1, 2, 3, 5, 6, 50)] == [10, 20, 40, 160, 300, 300]
 
 
 @of_train_jobs
