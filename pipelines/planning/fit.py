@@ -7,6 +7,7 @@ has assumptions of that size.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from dice_core.generation.settings import EngineConfig
 from dice_core.settings.base import ConfigError
 from dice_core.settings.quantities import quantity
 from pipelines.cluster.pools import NODE_KINDS
@@ -20,7 +21,8 @@ CLOSE = 0.9
 
 Plan = Callable[[Preset], RunPlan]
 
-_GPUS = [[f"generation.tensor_parallel_size={number}"] for number in (2, 4, 8)]
+_OWNERS = {"the judge": "judging"}
+"""The section of an engine that is not the policy's own."""
 _POOLS = [[f"pool={name}"] for name in NODE_KINDS]
 _NODES = [[f"launch.num_nodes={number}"] for number in (2, 4, 8)]
 _MOST_CHANGES = 10
@@ -76,10 +78,12 @@ def _of_stage(stage: StagePlan, plan: RunPlan, preset: Preset) -> Iterator[Misfi
     for use in stage.uses:
         total = use.memory.total
         # vLLM and scoring take what there is, and look first whether it is enough.
+        section = _OWNERS.get(use.what, "generation")
+        engine = preset.judging if section == "judging" else preset.generation
         is_engine = use.what in ("vLLM", "the judge")
-        there = plan.device_bytes * (preset.generation.gpu_memory_utilization if is_engine else 1.0)
+        there = plan.device_bytes * (engine.gpu_memory_utilization if is_engine else 1.0)
         if total > there * (CLOSE if is_training else 1.0001):
-            remedies = [*_TRAINING, *_NODES, *_POOLS] if is_training else [*_GPUS, *_POOLS]
+            remedies = [*_TRAINING, *_NODES, *_POOLS] if is_training else [*_of_engine(section, is_engine), *_POOLS]
             yield Misfit(stage.title, use.what, total, there, plan.device, remedies)
     if preset.cluster and stage.host_bytes:
         setting = _host_setting(stage)
@@ -91,6 +95,13 @@ def _of_stage(stage: StagePlan, plan: RunPlan, preset: Preset) -> Iterator[Misfi
         if stage.host_bytes > there:
             remedies = _more_memory(setting, stage.host_bytes, preset, is_training)
             yield Misfit(stage.title, "its pod", stage.host_bytes, there, f"cluster.{setting}", remedies)
+
+
+def _of_engine(section: str, is_engine: bool) -> Iterator[list[str]]:
+    """Yield changes for what shares the GPUs of an engine: more of the card, more cards, both."""
+    if is_engine:
+        yield [f"{section}.gpu_memory_utilization={EngineConfig().gpu_memory_utilization}"]
+    yield from ([f"{section}.tensor_parallel_size={number}"] for number in (2, 4, 8))
 
 
 def _more_memory(setting: str, needed: float, preset: Preset, is_training: bool) -> list[list[str]]:

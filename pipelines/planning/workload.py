@@ -33,11 +33,18 @@ def mean_uncut(mean: float, limit: int) -> float:
 
 def num_scored(num_prompts: int, num_responses: int, uncut: float, least: int) -> float:
     """Return the responses of prompts that have enough valid ones: binomial, K draws each."""
+    if uncut == 1:
+        return float(num_prompts * num_responses) if num_responses >= least else 0.0
+    # In logarithms: of thousands of draws there are more choices than a float can tell.
     chances = (
-        math.comb(num_responses, k) * uncut**k * (1 - uncut) ** (num_responses - k) * k
+        k * math.exp(_log_choices(num_responses, k) + k * math.log(uncut) + (num_responses - k) * math.log1p(-uncut))
         for k in range(least, num_responses + 1)
     )
     return num_prompts * sum(chances)
+
+
+def _log_choices(number: int, chosen: int) -> float:
+    return math.lgamma(number + 1) - math.lgamma(chosen + 1) - math.lgamma(number - chosen + 1)
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,12 @@ def test_a_run_without_shards_beside_each_other_takes_as_many_gpu_hours_and_long
         (["launch.processes_per_node=1"], "iteration 1: train", "training.offload_optimizer=cpu"),
         (["training.gradient_checkpointing=false"], "iteration 1: train", "training.gradient_checkpointing=true"),
         (QWEN_32B, "iteration 1: generate and score", "generation.tensor_parallel_size=4"),
+        (
+            ["generation.gpu_memory_utilization=0.3"],
+            "iteration 1: generate and score",
+            "generation.gpu_memory_utilization=0.9",
+        ),
+        (["judging.gpu_memory_utilization=0.3"], "iteration 1: evaluate", "judging.gpu_memory_utilization=0.9"),
         (["cluster.trainer_memory=100Gi"], "iteration 1: train", "cluster.trainer_memory="),
         (["cluster.gpu_task_memory=20Gi"], "iteration 1: generate and score", "cluster.gpu_task_memory="),
     ],
@@ -90,6 +96,34 @@ def test_what_cannot_fit_is_one_line_with_a_setting_that_helps(
     found = next(line for line in plan.refusals if line.startswith(stage_name) and setting in line)
     assert "\n" not in found and " GiB of " in found
     assert plan.changes and make_plan(apply_overrides(preset, plan.changes)).refusals == []
+
+
+def test_an_engine_of_the_judge_has_a_share_of_the_card_of_its_own() -> None:
+    plan = make_plan(changed("zephyr", "generation.tensor_parallel_size=8", "generation.gpu_memory_utilization=0.3"))
+    assert plan.refusals == []
+
+
+def test_gpus_that_cannot_share_the_heads_of_attention_are_refused(tmp_path: Path) -> None:
+    """vLLM would refuse to start, in a pod that has its GPUs. Qwen2.5-7B has 28 heads."""
+    config = {
+        "model_type": "qwen2",
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152_064,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    plans = {
+        number: make_plan(changed("zephyr", f"generation.tensor_parallel_size={number}"), model_config=str(tmp_path))
+        for number in (4, 8)
+    }
+    assert plans[4].refusals == []
+    assert plans[8].refusals == [
+        "generation.tensor_parallel_size: 8 GPUs cannot share the model's 28 heads of attention: "
+        'SET="generation.tensor_parallel_size=4"'
+    ]
 
 
 def test_a_model_beyond_every_pool_is_told_so(tmp_path: Path) -> None:
@@ -207,6 +241,10 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     values = json.loads(capsys.readouterr().out)
     assert values["name"] == "zephyr" and values["seconds"]["low"] > 0
     assert "responses: 250 - 400 tokens without a limit (given)" in values["notes"]
+    assert values["cost"] is None
+    assert main(["plan", "--preset", "zephyr", "--json", "--price", "2"]) == 0
+    priced = json.loads(capsys.readouterr().out)
+    assert priced["cost"]["low"] == pytest.approx(2 * priced["gpu_seconds"]["low"] / 3600)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +252,11 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--set", "policy_source=s3://bucket/no"], "MODEL_CONFIG="),
         (["--price", "-1"], "price: must be 0 or more, got -1"),
+        (["--price", "nan"], "price: must be 0 or more, got nan"),
+        (["--price", "inf"], "price: must be 0 or more, got inf"),
+        (["--response-tokens", "0"], "response-tokens: must be a number such as 340, or 250-400, 1 or more, got '0'"),
+        (["--response-tokens", "400-250"], "response-tokens: must be a number such as 340"),
+        (["--response-tokens", "inf"], "response-tokens: must be a number such as 340"),
         (["--response-tokens", "many"], "response-tokens: must be a number such as 340"),
         (["--model-config", "/nowhere/config.json"], "/nowhere/config.json: no config.json can be read"),
     ],

@@ -40,7 +40,7 @@ def test_responses_cut_by_a_limit_are_as_many_as_a_real_run_counted() -> None:
     assert num_scored(22, 4, share_uncut(mean, 96), 2) == pytest.approx(62, rel=0.1)
 
 
-@given(st.integers(2, 32), st.floats(0.01, 1), st.data())
+@given(st.integers(2, 5000), st.floats(0.01, 1), st.data())
 def test_the_more_valid_responses_a_prompt_needs_the_fewer_are_scored(
     num_responses: int, uncut: float, data: st.DataObject
 ) -> None:
