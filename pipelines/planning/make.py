@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from dice_core.generation.settings import EngineConfig
 from dice_core.settings.base import ConfigError, DType
 from pipelines.cluster.pools import NODE_KINDS, POOLS
 from pipelines.planning import rates
