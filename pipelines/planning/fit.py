@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from dice_core.generation.settings import EngineConfig
 from dice_core.settings.base import ConfigError
 from dice_core.settings.quantities import quantity
+from dice_core.stages.table import EVALUATE, GENERATE_AND_SCORE, TRAIN
 from pipelines.cluster.pools import NODE_KINDS
 from pipelines.overrides import apply_overrides
 from pipelines.planning.memory import GIB
 from pipelines.planning.run_plan import RunPlan, StagePlan
+from pipelines.planning.text import duration
 from pipelines.presets import Preset
 
 CLOSE = 0.9
@@ -26,6 +28,7 @@ _OWNERS = {"the judge": "judging"}
 _POOLS = [[f"pool={name}"] for name in NODE_KINDS]
 _NODES = [[f"launch.num_nodes={number}"] for number in (2, 4, 8)]
 _MOST_CHANGES = 10
+_TIMED = {"generate and score": GENERATE_AND_SCORE, "train": TRAIN, "evaluate": EVALUATE}
 _OF_NODE = 0.95
 """Of a node's memory: the most that a pod may ask for."""
 _TRAINING = [
@@ -141,6 +144,21 @@ def refusals(plan: RunPlan, preset: Preset, make_plan: Plan) -> list[str]:
 def warnings(plan: RunPlan, preset: Preset) -> list[str]:
     """Return a line for each thing that is close."""
     return [f"{misfit}: close, it may not fit" for misfit in misfits(plan, preset) if misfit.is_close]
+
+
+def late(plan: RunPlan, preset: Preset) -> list[str]:
+    """Return a line for each kind of stage that may take longer than an attempt of it has."""
+    found: dict[str, str] = {}
+    for stage in plan.stages:
+        kind = stage.title.rpartition(": ")[2]
+        if preset.cluster is None or stage.seconds is None or kind not in _TIMED:
+            continue
+        timed, limit = _TIMED[kind], preset.cluster.timeout_seconds(_TIMED[kind])
+        if stage.seconds.high > limit:
+            names = " and ".join(f"cluster.{part}_timeout" for part in timed.parts or (timed.name,))
+            text = f"may take {duration(stage.seconds.high)}, and an attempt ends after {duration(limit)} ({names})"
+            found.setdefault(kind, f"{stage.title}: {text}")
+    return list(found.values())
 
 
 def all_changes(plan: RunPlan, preset: Preset, make_plan: Plan) -> list[str]:

@@ -8,7 +8,7 @@ from pipelines.cluster.pools import NODE_KINDS, POOLS
 from pipelines.planning import rates
 from pipelines.planning.data_counts import DataCounts, counts_of
 from pipelines.planning.find_model import FoundModel, find_model
-from pipelines.planning.fit import all_changes, refusals, warnings
+from pipelines.planning.fit import all_changes, late, refusals, warnings
 from pipelines.planning.machine import MachineSpeed
 from pipelines.planning.memory import BYTES, GIB
 from pipelines.planning.ranges import Range
@@ -62,6 +62,7 @@ def make_plan(
         refusals=[*unshared, *refusals(found, preset, planned)],
         changes=[] if unshared else all_changes(found, preset, planned),
         warnings=warnings(found, preset),
+        late=late(found, preset),
     )
 
 

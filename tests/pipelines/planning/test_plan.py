@@ -148,6 +148,16 @@ def test_what_is_close_is_told_and_not_refused() -> None:
     assert plan.refusals == [] and [line for line in plan.warnings if line.startswith("iteration 1: train")]
 
 
+def test_an_attempt_that_may_end_before_its_stage_is_told() -> None:
+    """A shard of all prompts on one A100 may take longer than the 12 and 6 hours that generating and scoring have."""
+    plan = make_plan(changed("llama3", "num_shards=1"))
+    (line,) = plan.late
+    assert line.startswith("iteration 1: generate and score: may take 21 h ")
+    assert line.endswith("an attempt ends after 18 h 00 min (cluster.generate_timeout and cluster.score_timeout)")
+    assert f"late: {line}" in plan_lines(plan)
+    assert all(make_plan(PRESETS[name]()).late == [] for name in PRESETS if name != "demo")
+
+
 def test_what_nothing_tells_is_a_question_mark() -> None:
     plan = make_plan(changed("zephyr", "preferences_source=s3://bucket/pairs"))
     assert plan.seconds is None and plan.refusals == []
@@ -269,6 +279,7 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
         (["--response-tokens", "400-250"], "response-tokens: must be a number such as 340"),
         (["--response-tokens", "inf"], "response-tokens: must be a number such as 340"),
         (["--response-tokens", "many"], "response-tokens: must be a number such as 340"),
+        (["--run", "r", "--root", "s3://bucket/dice"], "s3://bucket/dice/runs/r/data/manifest.json: "),
         (["--model-config", "/nowhere/config.json"], "/nowhere/config.json: no config.json can be read"),
     ],
 )
@@ -276,7 +287,10 @@ def test_what_a_plan_lacks_is_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    if "s3://" in arguments[-1]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    if "policy_source" in arguments[-1]:
         arguments = ["--set", "policy_source=owner/unknown"]
         monkeypatch.setattr("pipelines.planning.find_model.is_hub_out_of_reach", lambda: True)
     assert main(["plan", *arguments]) == 1
