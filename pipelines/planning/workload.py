@@ -17,18 +17,19 @@ from pipelines.presets import Preset
 
 def limited_mean(mean: float, limit: int) -> float:
     """Return the mean of exponential lengths when a limit cuts them."""
-    return mean * (1 - math.exp(-limit / mean))
+    return mean * share_uncut(mean, limit)
 
 
 def share_uncut(mean: float, limit: int) -> float:
     """Return the share of responses that end by themselves."""
-    return 1 - math.exp(-limit / mean)
+    return -math.expm1(-limit / mean)
 
 
 def mean_uncut(mean: float, limit: int) -> float:
     """Return the mean length of those that end by themselves."""
-    uncut = share_uncut(mean, limit)
-    return mean - limit * (1 - uncut) / uncut
+    ratio = limit / mean
+    # Half of the limit where hardly one ends: there the difference of two large numbers would say nothing.
+    return limit * (0.5 - ratio / 12) if ratio < 1e-3 else mean - limit / math.expm1(min(ratio, 700))
 
 
 def num_scored(num_prompts: int, num_responses: int, uncut: float, least: int) -> float:
