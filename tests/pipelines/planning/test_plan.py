@@ -84,6 +84,20 @@ def test_a_run_without_shards_beside_each_other_takes_as_many_gpu_hours_and_long
             "generation.gpu_memory_utilization=0.9",
         ),
         (["judging.gpu_memory_utilization=0.3"], "iteration 1: evaluate", "judging.gpu_memory_utilization=0.9"),
+        (
+            ["scoring.tokens_per_batch=1000000"],
+            "iteration 1: generate and score: scoring",
+            "scoring.tokens_per_batch=16384",
+        ),
+        # What the preset of 70 billion parameters has, of which no change alone is enough.
+        (
+            [
+                "policy_source=meta-llama/Meta-Llama-3-70B-Instruct",
+                "reference_source=meta-llama/Meta-Llama-3-70B-Instruct",
+            ],
+            "iteration 1: train: ZeRO-3",
+            "training.offload_optimizer=cpu launch.num_nodes=2",
+        ),
         (["cluster.trainer_memory=100Gi"], "iteration 1: train", "cluster.trainer_memory="),
         (["cluster.gpu_task_memory=20Gi"], "iteration 1: generate and score", "cluster.gpu_task_memory="),
     ],
@@ -96,6 +110,19 @@ def test_what_cannot_fit_is_one_line_with_a_setting_that_helps(
     found = next(line for line in plan.refusals if line.startswith(stage_name) and setting in line)
     assert "\n" not in found and " GiB of " in found
     assert plan.changes and make_plan(apply_overrides(preset, plan.changes)).refusals == []
+
+
+@pytest.mark.parametrize(
+    ("assignments", "advice"),
+    [
+        (["training.max_length=131072"], "take a smaller model, a lower training.max_length, or adapters"),
+        (["training.reference=base"], "take a smaller model, or training.reference=start"),
+        (["generation.max_concurrent_sequences=100000"], "or lower generation.max_new_tokens and max_concurrent_seq"),
+    ],
+)
+def test_where_nothing_leaves_results_as_they_are_what_helps_is_named(assignments: list[str], advice: str) -> None:
+    lines = make_plan(changed("llama3-70b", *assignments)).refusals
+    assert any(advice in line for line in lines), lines
 
 
 def test_an_engine_of_the_judge_has_a_share_of_the_card_of_its_own() -> None:
