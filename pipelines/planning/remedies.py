@@ -21,7 +21,7 @@ OTHERWISE = {
     "vLLM": ", or lower generation.max_new_tokens and max_concurrent_sequences",
     "the judge": ", or a lower judging.max_length",
 }
-"""What helps, by what lacks memory, where nothing that leaves results as they are does; after "take a smaller model"."""
+"""After "take a smaller model", by what lacks memory: what helps where nothing does that leaves results as they are."""
 OF_NODE = 0.95
 """Of a node's memory: the most that a pod may ask for."""
 _POOLS = [[f"pool={name}"] for name in NODE_KINDS]
