@@ -87,9 +87,23 @@ class _PodLog:
             self._num_restarts, self._is_unread = restarts(pod), True
         answer = self._ask()
         if answer is not None:
+            if not self._is_unread and self._begins_elsewhere(answer):
+                self._show_last_words()
             self._show_new(answer, has_ended=not _is_in(pod, "running"))
             # Ended before this look, so that nothing can come after it.
             self._is_over = pod["status"].get("phase") in _FINISHED
+
+    def _begins_elsewhere(self, answer: str) -> bool:
+        """Return whether an answer has lines, and none of those shown: it is of another file or container."""
+        lines = answer.splitlines()
+        return bool(lines) and not any(self._shown[line] for line in lines)
+
+    def _show_last_words(self) -> None:
+        """Show the rest of the container whose lines were shown, if it has made room since the pod was looked at."""
+        last_words = self._ask(previous="true")
+        if last_words and not self._begins_elsewhere(last_words):
+            self._show_new(last_words, has_ended=True)
+            self._num_restarts, self._is_unread = self._num_restarts + 1, True
 
     def _ask(self, **which: str) -> str | None:
         """Return the log since the newest line shown; None: it cannot be read now."""

@@ -138,6 +138,27 @@ def test_lines_of_one_instant_and_out_of_order_are_shown_once_each(
     assert shown(capfd.readouterr().err, "node 0") == ["b", "a", "b", "c"]
 
 
+def test_a_container_that_makes_room_between_the_look_at_its_pod_and_at_its_log_loses_no_last_words(
+    server: ApiServer, job_uri: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = ["2026-01-01T00:00:01.1Z begins\n", "2026-01-01T00:00:02.1Z last words\n"]
+    second = ["2026-01-01T00:00:03.1Z begins anew\n", "2026-01-01T00:00:04.1Z ends\n"]
+    # What the log of the container that runs says at each look, and that of the one before.
+    looks = [(first[:1], []), (second[:1], first), (second, first)]
+    pod = {"metadata": {"name": "p", "uid": "1"}, "status": {"phase": "Running", "containerStatuses": [RUNNING]}}
+    server.store.create(POD, "default", {"metadata": {"name": "p"}, "spec": {"containers": [{"name": "pytorch"}]}})
+    logs = PodLogs(KubernetesApi("default"), PYTORCH_JOB, processes_per_node=1)
+    for running_log, previous_log in looks:
+        by_which = {False: running_log, True: previous_log}
+        server.logs = lambda _, __, asked, by_which=by_which: iter(map(str.encode, by_which["previous" in asked]))
+        logs.read([pod])
+        # The pod that was listed had not been started again yet; the next one has.
+        pod["status"]["containerStatuses"] = [{**RUNNING, "restartCount": int(bool(previous_log))}]
+    said = capfd.readouterr().err
+    assert shown(said, "node 0") == ["begins", "last words", "begins anew", "ends"]
+    assert "may be missing" not in said
+
+
 @of_any_kind
 def test_lines_that_went_with_an_old_file_are_said_to_be_missing(
     server: ApiServer, operator: Controllers, job_uri: str, worker: Make
