@@ -1,6 +1,7 @@
 """`make test-gpu`: sections end in time and without a trace, and their very code runs here on tiny models."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from tests.gpu import __main__ as command
 from tests.gpu.runner import Outcome, Section, exit_code, line, run, table
+from tests.gpu.section import main as run_section
 
 ROOT = Path(__file__).parents[1]
 _WRITES_A_NUMBER = "import json, sys; json.dump({'tokens/s': 1234.5}, open(sys.argv[1], 'w')); print('done')"
@@ -41,6 +43,18 @@ def test_a_section_that_fails_or_is_late_or_lacks_a_package_does_not_keep_the_ot
     assert outcomes[3].numbers == {"tokens/s": 1234.5}
     assert 1 <= outcomes[1].seconds < 10
     assert exit_code(outcomes) == 1
+
+
+def test_a_section_has_shown_what_it_measured_before_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(_: object) -> Iterator[dict[str, float]]:
+        yield {"first": 1.5}
+        raise AssertionError("the second is wrong")
+
+    monkeypatch.setattr("tests.gpu.speed.measure", measure)
+    with pytest.raises(AssertionError, match="the second is wrong"):
+        run_section("speed", "full", str(tmp_path / "numbers.json"))
+    assert [path.name for path in tmp_path.iterdir()] == ["numbers.json"]
+    assert json.loads((tmp_path / "numbers.json").read_text()) == {"first": 1.5}
 
 
 @pytest.mark.slow
@@ -126,7 +140,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dict[str,
     num_threads = torch.get_num_threads()
     # With more, threads of tiny matrices mostly wait for each other.
     torch.set_num_threads(1)
-    yield lambda name: importlib.import_module(f"tests.gpu.{name}").measure(SCALES["small"])
+    yield lambda name: list(importlib.import_module(f"tests.gpu.{name}").measure(SCALES["small"]))[-1]
     torch.set_num_threads(num_threads)
 
 

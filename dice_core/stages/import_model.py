@@ -1,19 +1,22 @@
 """Stage import-model: bring a model into storage once."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dice_core.models import importing
 from dice_core.models.files import model_kind
 from dice_core.progress import log
+from dice_core.settings.base import Values
 from dice_core.stages.attempts import attempt
 from dice_core.stages.judge_models import kind_for
 from dice_core.stages.place import Artifact, show
 from dice_core.stages.run_settings import read_task
-from dice_core.stages.runner import StageReport
-from dice_core.stages.table import IMPORT_MODEL
+from dice_core.stages.runner import StageReport, scratch_folder
+from dice_core.stages.table import IMPORT_MODEL, WARM_START_TRAINING
 from dice_core.storage import layout
-from dice_core.storage.manifest import clear_stage, read_manifest
+from dice_core.storage.manifest import clear_stage, fetch_files, read_manifest, require_manifest
 from dice_core.storage.probe import require_writable
+from dice_core.training.settings import TrainingConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,6 +72,23 @@ def _check_structure(model: "PreTrainedModel") -> None:
     check_structure(model)
 
 
+def _check_adapters(uri: str, sections: Mapping[str, Values]) -> None:
+    """Check that a policy has the layers that adapters are for: training, which does too, comes hours later.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    for section in ("training", WARM_START_TRAINING):
+        config = TrainingConfig.parse(sections.get(section), section)
+        if config.lora_rank:
+            from dice_core.training.adapters import check_layers
+
+            with scratch_folder() as folder:
+                manifest = require_manifest(uri)
+                fetch_files(uri, manifest, folder, [n for n in manifest.files if not n.endswith(".safetensors")])
+                check_layers(folder, config, section)
+
+
 def import_model_task(settings_uri: str, role: str, metrics: Artifact) -> None:
     """Import a model of a run for all runs below its root, as a task of a pipeline; see import_model.
 
@@ -85,5 +105,9 @@ def import_model_task(settings_uri: str, role: str, metrics: Artifact) -> None:
         log(f"{IMPORT_MODEL.name}: skipped: {reason}")
         report = StageReport("", "skipped", {}, reason)
     else:
-        report = import_model(source, task.imported_uri(role), run_uri=task.run_uri, kind=kind)
+        uri = task.imported_uri(role)
+        report = import_model(source, uri, run_uri=task.run_uri, kind=kind)
+        if role == "policy":
+            with attempt(IMPORT_MODEL, layout.import_for_run(task.run_uri, uri)):
+                _check_adapters(uri, task.sections)
     show(report, task.place, metrics)

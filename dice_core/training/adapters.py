@@ -4,7 +4,7 @@ An adapter makes W x into W x + lora_alpha / lora_rank * B A x. B begins at 0: t
 is what it was. peft makes adapters and reads them. It is imported here alone, where they are trained.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def check_adapters(folder: Path, config: TrainingConfig, section: str) -> None:
         section: what a person calls its settings.
 
     Raises:
-        ConfigError: a name is no linear layer's, or there is no GPU or no bitsandbytes.
+        ConfigError: as check_layers, or there is no GPU or no bitsandbytes.
     """
     if config.quantize_base != "none" and (device_type() != "cuda" or not find_spec("bitsandbytes")):
         lack = "no bitsandbytes" if device_type() == "cuda" else "no GPU"
@@ -82,15 +82,35 @@ def check_adapters(folder: Path, config: TrainingConfig, section: str) -> None:
             f"{section}.quantize_base: {config.quantize_base!r} needs a GPU and bitsandbytes, and {lack} is here: take "
             "the GPU train image, or set it to 'none'"
         )
+    check_layers(folder, config, section)
+
+
+def check_layers(folder: Path, config: TrainingConfig, section: str) -> None:
+    """Check that a model has the layers that adapters are for. Its weights need not be there.
+
+    Args:
+        folder: of a model.
+        config: of the training.
+        section: what a person calls its settings.
+
+    Raises:
+        ConfigError: a name is no linear layer's, or the rank is more than any of the layers has.
+    """
     with whole_models():
         model = empty_model(folder, load_config(folder), trusts_remote_code(folder))
-    names = _names(model)
+    sides = _smaller_sides(model)
     for name in config.lora_target_modules:
-        if name not in names:
+        if name not in sides:
             raise ConfigError(
                 f"{section}.lora_target_modules: {model.config.model_type} has no linear layer {name!r} that can have "
-                f"an adapter, {allowed(name, names)}"
+                f"an adapter, {allowed(name, sorted(sides))}"
             )
+    most = max((sides[name] for name in config.lora_target_modules or sides), default=0)
+    if config.lora_rank > most:
+        raise ConfigError(
+            f"{section}.lora_rank: must be at most {most}, the rank that the layers themselves can have, got "
+            f"{config.lora_rank}: take 16, or 0 to train the weights themselves"
+        )
 
 
 def add_adapters(policy: PreTrainedModel, config: TrainingConfig, seed: int) -> str:
@@ -182,12 +202,24 @@ def save_merged_model(
     return change
 
 
-def _names(model: PreTrainedModel) -> list[str]:
-    """Return what linear layers are called, but the output head: that of many models is the embedding too."""
+def _smaller_sides(model: PreTrainedModel) -> dict[str, int]:
+    """Return the smaller side of the largest linear layer of each name: no product of matrices has a larger rank."""
+    sides: dict[str, int] = {}
+    for name, layer in _linear_layers(model):
+        sides[name] = max(sides.get(name, 0), min(layer.weight.shape))
+    return sides
+
+
+def _linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear | Conv1D]]:
+    """Yield linear layers and what they are called, but the output head: that of many models is the embedding too."""
     head = model.get_output_embeddings()
-    modules = model.named_modules()
-    linear = (name for name, module in modules if isinstance(module, nn.Linear | Conv1D) and module is not head)
-    return sorted({name.rpartition(".")[2] for name in linear})
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and module is not head:
+            yield name.rpartition(".")[2], module
+
+
+def _names(model: PreTrainedModel) -> list[str]:
+    return sorted({name for name, _ in _linear_layers(model)})
 
 
 def _write_adapters(adapters: Mapping[str, Tensor], policy: PreTrainedModel, policy_uri: str, folder: Path) -> None:

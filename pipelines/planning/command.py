@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -23,7 +24,7 @@ CANNOT_FIT = 2
 
 def plan(options: argparse.Namespace, preset: Preset) -> int:
     """Print what a run takes, and return 2 where a stage cannot fit."""
-    if options.price < 0:
+    if not 0 <= options.price < math.inf:
         raise ConfigError(f"price: must be 0 or more, got {options.price:g}")
     machine = measure_speed() if _is_on_cpu(preset) else None
     if machine:
@@ -37,7 +38,7 @@ def plan(options: argparse.Namespace, preset: Preset) -> int:
     )
     price = options.price or (preset.cluster.gpu_hour_price if preset.cluster else 0.0)
     if options.json:
-        print(json.dumps(to_json(made), indent=1))
+        print(json.dumps(to_json(made, price), indent=1))
     else:
         print("\n".join(plan_lines(made, price)))
     return CANNOT_FIT if made.refusals else 0
@@ -59,14 +60,23 @@ def _response_tokens(text: str) -> Range | None:
     """Return what --response-tokens says: a number, or two with a hyphen between them."""
     if not text:
         return None
-    low, _, high = text.partition("-")
+    first, _, second = text.partition("-")
     try:
-        return Range(float(low), float(high or low))
+        low, high = float(first), float(second or first)
     except ValueError:
-        raise ConfigError(f"response-tokens: must be a number such as 340, or 250-400, got {text!r}") from None
+        low = high = math.nan
+    if not 1 <= low <= high < math.inf:
+        raise ConfigError(f"response-tokens: must be a number such as 340, or 250-400, 1 or more, got {text!r}")
+    return Range(low, high)
 
 
-def to_json(made: RunPlan) -> dict[str, object]:
-    """Return a plan as plain JSON types: bytes, seconds and tokens, each as a low and a high bound."""
+def to_json(made: RunPlan, price: float = 0.0) -> dict[str, object]:
+    """Return a plan as plain JSON types: bytes, seconds and tokens, each as a low and a high bound.
+
+    Args:
+        made: the plan.
+        price: of a GPU for an hour; 0: not known, and neither is `cost`.
+    """
     ranges = {name: getattr(made, name) for name in ("seconds", "gpu_seconds", "read_bytes", "written_bytes")}
+    ranges["cost"] = made.gpu_seconds * (price / 3600) if made.gpu_seconds and price else None
     return {**asdict(made), **{name: None if value is None else asdict(value) for name, value in ranges.items()}}

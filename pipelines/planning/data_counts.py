@@ -12,6 +12,7 @@ from typing import Any
 from dice_core.data.settings import DataConfig
 from dice_core.settings.base import ConfigError
 from dice_core.storage import layout
+from dice_core.storage.contract import StorageError
 from dice_core.storage.manifest import read_manifest
 from pipelines.planning.known_models import CHARACTERS_PER_TOKEN
 from pipelines.planning.ranges import Range
@@ -97,7 +98,10 @@ def _limited(number: int, limit: int) -> int:
 
 def _of_run(run_uri: str, data: DataSet | None) -> DataCounts:
     uri = layout.data(run_uri)
-    manifest = read_manifest(uri)
+    try:
+        manifest = read_manifest(uri)
+    except StorageError as error:
+        raise ConfigError(f"{error} (RUN= is read there: leave it out to plan without)") from None
     if manifest is None:
         raise ConfigError(f"{uri}: the run has not prepared its data: leave out RUN=, or wait for prepare-data")
     prompts, pairs, held_out = (int(manifest.metrics[n]) for n in ("num_prompts", "num_preferences", "num_held_out"))

@@ -9,10 +9,14 @@ from dataclasses import dataclass
 
 from dice_core.settings.base import ConfigError
 from dice_core.settings.quantities import quantity
+from dice_core.stages.table import EVALUATE, GENERATE_AND_SCORE, TRAIN
 from pipelines.cluster.pools import NODE_KINDS
 from pipelines.overrides import apply_overrides
+from pipelines.planning import remedies
 from pipelines.planning.memory import GIB
+from pipelines.planning.remedies import Change
 from pipelines.planning.run_plan import RunPlan, StagePlan
+from pipelines.planning.text import duration
 from pipelines.presets import Preset
 
 CLOSE = 0.9
@@ -20,21 +24,8 @@ CLOSE = 0.9
 
 Plan = Callable[[Preset], RunPlan]
 
-_GPUS = [[f"generation.tensor_parallel_size={number}"] for number in (2, 4, 8)]
-_POOLS = [[f"pool={name}"] for name in NODE_KINDS]
-_NODES = [[f"launch.num_nodes={number}"] for number in (2, 4, 8)]
 _MOST_CHANGES = 10
-_OF_NODE = 0.95
-"""Of a node's memory: the most that a pod may ask for."""
-_TRAINING = [
-    ["training.deepspeed=zero3"],
-    ["training.gradient_checkpointing=true"],
-    ["training.per_device_batch_size=1"],
-    ["training.offload_optimizer=cpu"],
-    ["training.deepspeed=zero3", "training.offload_optimizer=cpu"],
-    ["training.gradient_checkpointing=true", "training.deepspeed=zero3"],
-    ["training.gradient_checkpointing=true", "training.deepspeed=zero3", "training.offload_optimizer=cpu"],
-]
+_TIMED = {"generate and score": GENERATE_AND_SCORE, "train": TRAIN, "evaluate": EVALUATE}
 
 
 @dataclass(frozen=True)
@@ -42,11 +33,13 @@ class Misfit:
     """A stage that takes more of something than there is."""
 
     stage: str
+    subject: str
+    """What it is about whatever the settings: `states` of training, an engine, a pod."""
     what: str
     needed: float
     there: float
     of: str
-    remedies: Sequence[Sequence[str]]
+    remedies: Sequence[Change]
 
     @property
     def is_close(self) -> bool:
@@ -60,51 +53,46 @@ class Misfit:
 
 
 def misfits(plan: RunPlan, preset: Preset) -> list[Misfit]:
-    """Return what does not fit, or hardly does: each kind of stage once."""
+    """Return what does not fit, or hardly does: each subject of a kind of stage once."""
     found: dict[tuple[str, str], Misfit] = {}
     for stage in plan.stages:
-        kind = stage.title.rpartition(": ")[2]
         for misfit in _of_stage(stage, plan, preset):
-            earlier = found.get((kind, misfit.of))
+            earlier = found.get(_key(misfit))
             if earlier is None or misfit.needed > earlier.needed:
-                found[kind, misfit.of] = misfit
+                found[_key(misfit)] = misfit
     return list(found.values())
+
+
+def _key(misfit: Misfit) -> tuple[str, str]:
+    return misfit.stage.rpartition(": ")[2], misfit.subject
 
 
 def _of_stage(stage: StagePlan, plan: RunPlan, preset: Preset) -> Iterator[Misfit]:
     is_training = stage.title.endswith("train")
     for use in stage.uses:
-        total = use.memory.total
-        # vLLM and scoring take what there is, and look first whether it is enough.
-        is_engine = use.what in ("vLLM", "the judge")
-        there = plan.device_bytes * (preset.generation.gpu_memory_utilization if is_engine else 1.0)
+        total, subject = use.memory.total, use.what
+        share, found = 1.0, iter(remedies.of_log_probs("evaluation" if use.what == "log-probs" else "scoring"))
+        if use.what in ("vLLM", "the judge"):
+            # They take what there is, and look first whether it is enough.
+            section, engine = ("generation", preset.generation) if use.what == "vLLM" else ("judging", preset.judging)
+            share, found = engine.gpu_memory_utilization, remedies.of_engine(section)
+        elif is_training and use.what == "the reference":
+            found = remedies.of_reference()
+        elif is_training:
+            subject, found = "states", remedies.of_training()
+        there = plan.device_bytes * share
         if total > there * (CLOSE if is_training else 1.0001):
-            remedies = [*_TRAINING, *_NODES, *_POOLS] if is_training else [*_GPUS, *_POOLS]
-            yield Misfit(stage.title, use.what, total, there, plan.device, remedies)
+            yield Misfit(stage.title, subject, use.what, total, there, plan.device, list(found))
     if preset.cluster and stage.host_bytes:
         setting = _host_setting(stage)
         there = float(quantity(getattr(preset.cluster, setting)))
         node = NODE_KINDS.get(preset.pool)
         if is_training and preset.training.offload_optimizer != "none" and node:
             # Its pods ask for what offloaded states take (stages/train.py): the node must have it.
-            there = max(there, node.memory_gib * _OF_NODE * GIB)
+            there = max(there, node.memory_gib * remedies.OF_NODE * GIB)
         if stage.host_bytes > there:
-            remedies = _more_memory(setting, stage.host_bytes, preset, is_training)
-            yield Misfit(stage.title, "its pod", stage.host_bytes, there, f"cluster.{setting}", remedies)
-
-
-def _more_memory(setting: str, needed: float, preset: Preset, is_training: bool) -> list[list[str]]:
-    """Return changes for a pod that lacks memory: a larger request where a node has it, more nodes, larger ones."""
-    gib = -(-int(needed * 1.1) // GIB)
-    node = NODE_KINDS.get(preset.pool)
-    remedies = [[f"cluster.{setting}={gib}Gi"]] if node is None or gib <= node.memory_gib * _OF_NODE else []
-    if node and is_training:
-        most = f"cluster.{setting}={int(node.memory_gib * _OF_NODE)}Gi"
-        remedies += [[*nodes, most] for nodes in _NODES]
-    for name, other in NODE_KINDS.items():
-        if gib <= other.memory_gib * _OF_NODE:
-            remedies.append([f"pool={name}", f"cluster.{setting}={gib}Gi"])
-    return remedies
+            changes = list(remedies.of_pod(setting, stage.host_bytes, preset, is_training=is_training))
+            yield Misfit(stage.title, "its pod", "its pod", stage.host_bytes, there, f"cluster.{setting}", changes)
 
 
 def _host_setting(stage: StagePlan) -> str:
@@ -132,6 +120,21 @@ def warnings(plan: RunPlan, preset: Preset) -> list[str]:
     return [f"{misfit}: close, it may not fit" for misfit in misfits(plan, preset) if misfit.is_close]
 
 
+def late(plan: RunPlan, preset: Preset) -> list[str]:
+    """Return a line for each kind of stage that may take longer than an attempt of it has."""
+    found: dict[str, str] = {}
+    for stage in plan.stages:
+        kind = stage.title.rpartition(": ")[2]
+        if preset.cluster is None or stage.seconds is None or kind not in _TIMED:
+            continue
+        timed, limit = _TIMED[kind], preset.cluster.timeout_seconds(_TIMED[kind])
+        if stage.seconds.high > limit:
+            names = " and ".join(f"cluster.{part}_timeout" for part in timed.parts or (timed.name,))
+            text = f"may take {duration(stage.seconds.high)}, and an attempt ends after {duration(limit)} ({names})"
+            found.setdefault(kind, f"{stage.title}: {text}")
+    return list(found.values())
+
+
 def all_changes(plan: RunPlan, preset: Preset, make_plan: Plan) -> list[str]:
     """Return settings with which everything fits: what is proposed for one lack after another.
 
@@ -154,10 +157,11 @@ def all_changes(plan: RunPlan, preset: Preset, make_plan: Plan) -> list[str]:
 def _advice(misfit: Misfit, preset: Preset, make_plan: Plan) -> str:
     if remedy := _remedy(misfit, preset, make_plan):
         return f'SET="{" ".join(remedy)}"'
-    return "no change of pool or settings that the plan knows makes it fit: take a smaller model"
+    otherwise = f"take a smaller model{remedies.OTHERWISE.get(misfit.subject, '')}"
+    return f"no change of pool or settings that leaves results as they are makes it fit: {otherwise}"
 
 
-def _remedy(misfit: Misfit, preset: Preset, make_plan: Plan) -> Sequence[str]:
+def _remedy(misfit: Misfit, preset: Preset, make_plan: Plan) -> Change:
     """Return the first change with which a lack is gone; nothing: none of them helps."""
     for remedy in misfit.remedies:
         try:
@@ -165,13 +169,6 @@ def _remedy(misfit: Misfit, preset: Preset, make_plan: Plan) -> Sequence[str]:
             left = misfits(make_plan(changed), changed)
         except ConfigError:
             continue
-        if changed != preset and not any(_same(misfit, other) for other in left if not other.is_close):
+        if changed != preset and not any(_key(misfit) == _key(other) for other in left if not other.is_close):
             return remedy
     return ()
-
-
-def _same(misfit: Misfit, other: Misfit) -> bool:
-    """Return whether another plan's misfit is the same lack, of the same kind of stage, on whatever device."""
-    stages = (misfit.stage.rpartition(": ")[2], other.stage.rpartition(": ")[2])
-    is_host = misfit.of.startswith("cluster."), other.of.startswith("cluster.")
-    return stages[0] == stages[1] and is_host[0] == is_host[1]

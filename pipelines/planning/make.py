@@ -8,7 +8,7 @@ from pipelines.cluster.pools import NODE_KINDS, POOLS
 from pipelines.planning import rates
 from pipelines.planning.data_counts import DataCounts, counts_of
 from pipelines.planning.find_model import FoundModel, find_model
-from pipelines.planning.fit import all_changes, refusals, warnings
+from pipelines.planning.fit import all_changes, late, refusals, warnings
 from pipelines.planning.machine import MachineSpeed
 from pipelines.planning.memory import BYTES, GIB
 from pipelines.planning.ranges import Range
@@ -47,7 +47,11 @@ def make_plan(
     if response_tokens:
         policy = policy._replace(response_tokens=response_tokens, response_source="given")
 
+    unshared = _unshared_heads(preset, policy.shape, judge[0])
+
     def planned(changed: Preset) -> RunPlan:
+        if len(lines := _unshared_heads(changed, policy.shape, judge[0])) > len(unshared):
+            raise ConfigError(lines[0])
         workload = Workload(changed, data, policy.response_tokens) if data else None
         return _planned(changed, policy.shape, judge[0], workload, machine)
 
@@ -55,9 +59,10 @@ def make_plan(
     return replace(
         found,
         notes=[note for note in _notes(preset, policy, judge[1], data, is_on_gpus=machine is None) if note],
-        refusals=refusals(found, preset, planned),
-        changes=all_changes(found, preset, planned),
+        refusals=[*unshared, *refusals(found, preset, planned)],
+        changes=[] if unshared else all_changes(found, preset, planned),
         warnings=warnings(found, preset),
+        late=late(found, preset),
     )
 
 
@@ -121,6 +126,20 @@ def _planned(
         model_bytes=BYTES[preset.training.saved_dtype] * policy.num_parameters,
     )
     return RunPlan(preset.name, device, device_bytes, list(planner.stages()), speeds.rates, notes=())
+
+
+def _unshared_heads(preset: Preset, policy: ModelShape, judge: ModelShape | None) -> list[str]:
+    """Return a line for each engine whose GPUs cannot share the heads of attention: vLLM would refuse to start."""
+    lines = []
+    for section, engine, shape in (("generation", preset.generation, policy), ("judging", preset.judging, judge)):
+        number, heads = engine.tensor_parallel_size, shape.num_heads if shape else 0
+        if heads % number:
+            fit = max(size for size in (1, 2, 4) if heads % size == 0)
+            lines.append(
+                f"{section}.tensor_parallel_size: {number} GPUs cannot share the model's {heads} heads of attention: "
+                f'SET="{section}.tensor_parallel_size={fit}"'
+            )
+    return lines
 
 
 def _device(

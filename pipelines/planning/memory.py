@@ -95,7 +95,8 @@ def num_trained(shape: ModelShape, config: TrainingConfig) -> int:
     keys, inner = shape.num_kv_heads * shape.head_size, shape.intermediate_size
     sums = {"q_proj": hidden + queries, "k_proj": hidden + keys, "v_proj": hidden + keys, "o_proj": queries + hidden}
     sums |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), hidden + inner)
-    chosen = [size for name, size in sums.items() if name in (config.lora_target_modules or sums)]
+    # Of a layer by another name the largest product is counted.
+    chosen = [sums.get(name, hidden + inner) for name in config.lora_target_modules or sums]
     return shape.num_layers * config.lora_rank * sum(chosen)
 
 
@@ -229,10 +230,11 @@ def engine_limits(config: EngineConfig, device_bytes: float) -> tuple[int, int]:
 def loading_host_bytes(shape: ModelShape, config: TrainingConfig, num_nodes: int, processes_per_node: int) -> float:
     """Return what a training pod holds while it reads the model, where it computes on GPUs.
 
-    Each process holds the whole float32 model on its way to the GPU, unless ZeRO-3 cuts it up while it is read.
+    Each process holds the whole float32 model on its way to the GPU, unless ZeRO-3 cuts it up while it is read; in
+    bfloat16 where that is frozen.
     training/host_memory.py has what a pod holds later.
     """
-    whole = 4.0 * shape.num_parameters
+    whole = (2.0 if config.lora_rank and config.precision == "bf16" else 4.0) * shape.num_parameters
     read = whole / num_nodes if config.deepspeed == "zero3" else whole * processes_per_node
     return processes_per_node * 4 * GIB + read
 

@@ -63,7 +63,24 @@ IMPORTS = Rate("imports of Python", Range(15, 40), "s", "assumed", "torch, trans
 ENGINE_START = Rate("start of vLLM", Range(60, 240), "s", "assumed", "weights, compilation, CUDA graphs of 7B to 70B")
 COMPILATION = Rate("compiling attention", Range(30, 120), "s", "assumed", "FlexAttention, forward and backward")
 LOADING = Rate("loading or saving a model's weights", Range(10, 120), "s", "assumed", "7B from memory, 70B from a disk")
-GPU_RATES = (DECODING, FORWARD_UTILIZATION, STORAGE, POD_START, IMPORTS, LOADING, ENGINE_START, COMPILATION)
+UPDATE_IN_MEMORY = Rate(
+    "an offloaded update, of a node's memory",
+    Range(50e9, 300e9),
+    "bytes/s",
+    "assumed",
+    "a tenth to a half of what two sockets with DDR5-4800 have (614e9): torch's AdamW in 8 processes",
+)
+GPU_RATES = (
+    DECODING,
+    FORWARD_UTILIZATION,
+    STORAGE,
+    POD_START,
+    IMPORTS,
+    LOADING,
+    ENGINE_START,
+    COMPILATION,
+    UPDATE_IN_MEMORY,
+)
 
 REFERENCE_IMPORT_SECONDS = 5.2
 """What the import of torch and transformers took of the processor where the times below were measured (AMD EPYC, 2

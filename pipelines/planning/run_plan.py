@@ -73,6 +73,8 @@ class RunPlan:
     """Settings with which all of it fits; none where everything does, or no change of the plan's helps."""
     warnings: Sequence[str] = ()
     """What is close."""
+    late: Sequence[str] = ()
+    """Stages that may take longer than an attempt of them has."""
 
     @property
     def seconds(self) -> Range | None:

@@ -12,6 +12,7 @@ from dice_core.settings.base import ConfigError
 
 _COUNTED = ("llama", "mistral", "qwen2", "qwen3")
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_OPTIONAL = ("num_key_value_heads", "head_dim")
 MODEL_CONFIG = "give MODEL_CONFIG=path/to/config.json"
 """What helps where the shape of a model is not known."""
 
@@ -70,6 +71,9 @@ def shape_of(config: Mapping[str, Any], where: str) -> ModelShape:
     lacking = [name for name in (*_NEEDED, "model_type") if not isinstance(text.get(name), int | str)]
     if lacking:
         raise ConfigError(f"{where}: names no {lacking[0]}: the plan knows decoders of text, {MODEL_CONFIG} of one")
+    odd = [name for name in (*_NEEDED, *_OPTIONAL) if not _is_size(text.get(name), can_lack=name in _OPTIONAL)]
+    if odd:
+        raise ConfigError(f"{where}: {odd[0]} must be a whole number of 1 or more, got {text[odd[0]]!r}")
     if text.get("num_experts") or text.get("num_local_experts") or text.get("n_routed_experts"):
         raise ConfigError(f"{where}: is a mixture of experts, whose memory and speed the plan does not know")
     heads = text["num_attention_heads"]
@@ -86,6 +90,10 @@ def shape_of(config: Mapping[str, Any], where: str) -> ModelShape:
     is_counted = text["model_type"] in _COUNTED and not (text.get("attention_bias") or text.get("mlp_bias"))
     count = _formula(text["model_type"], sizes) if is_counted else meta_count(config, where)
     return ModelShape(num_parameters=count, **sizes)
+
+
+def _is_size(value: object, *, can_lack: bool) -> bool:
+    return (can_lack and value is None) or (type(value) is int and value >= 1)
 
 
 def _formula(model_type: str, sizes: Mapping[str, Any]) -> int:

@@ -7,7 +7,7 @@ from dice_core.stages.table import EVALUATE, GENERATE_AND_SCORE
 from dice_core.training.disk import checkpoint_bytes, node_bytes
 from dice_core.training.host_memory import pod_bytes
 from dice_core.training.settings import TrainingConfig
-from pipelines.planning import memory
+from pipelines.planning import memory, rates
 from pipelines.planning.memory import BYTES, Memory
 from pipelines.planning.ranges import Range, exactly
 from pipelines.planning.run_plan import StagePlan, Use
@@ -16,6 +16,9 @@ from pipelines.planning.speeds import Speeds
 from pipelines.planning.workload import Tokens, Workload
 from pipelines.presets import Preset
 
+_UPDATED_BYTES = 34
+"""Of a parameter, of the node's memory in an offloaded update: the float32 weight, gradient and two moments read (16),
+three of them written (12), the gradient brought there (4), the weight taken away (2)."""
 _RESPONSE_BYTES_PER_TOKEN = 6
 """Text and ids of a token in a compressed table. Assumed; the demo's tables took 6.0."""
 
@@ -196,6 +199,9 @@ class Planner:
         # Forward, and backward to the inputs and to the weights: to those that are trained.
         passes = 2 + memory.num_trained(self.policy, config) / self.policy.num_parameters
         steps = self._operations(trained) * passes / self.speeds.training / ranks
+        if config.offload_optimizer == "cpu":
+            updated = memory.num_trained(self.policy, config) / self.preset.launch.num_nodes * _UPDATED_BYTES
+            steps = steps + exactly(config.max_steps * updated) / rates.UPDATE_IN_MEMORY.value
         return trained.all + measured.all, steps + self._operations(measured) / self.speeds.forward / ranks
 
     def _training_memory(self, config: TrainingConfig, ranks: int, row: float) -> Memory:

@@ -33,6 +33,7 @@ def plan_lines(plan: RunPlan, price: float = 0.0) -> Iterator[str]:
         f"  {rate.what}: {_bounds(rate.value, _plain)} {rate.unit} ({rate.kind}: {rate.source})" for rate in plan.rates
     )
     yield from (f"close: {line}" for line in plan.warnings)
+    yield from (f"late: {line}" for line in plan.late)
     yield from (f"cannot fit: {line}" for line in plan.refusals)
     if plan.changes:
         yield f'all of it fits with SET="{" ".join(plan.changes)}"'

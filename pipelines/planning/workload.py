@@ -17,27 +17,35 @@ from pipelines.presets import Preset
 
 def limited_mean(mean: float, limit: int) -> float:
     """Return the mean of exponential lengths when a limit cuts them."""
-    return mean * (1 - math.exp(-limit / mean))
+    return mean * share_uncut(mean, limit)
 
 
 def share_uncut(mean: float, limit: int) -> float:
     """Return the share of responses that end by themselves."""
-    return 1 - math.exp(-limit / mean)
+    return -math.expm1(-limit / mean)
 
 
 def mean_uncut(mean: float, limit: int) -> float:
     """Return the mean length of those that end by themselves."""
-    uncut = share_uncut(mean, limit)
-    return mean - limit * (1 - uncut) / uncut
+    ratio = limit / mean
+    # Half of the limit where hardly one ends: there the difference of two large numbers would say nothing.
+    return limit * (0.5 - ratio / 12) if ratio < 1e-3 else mean - limit / math.expm1(min(ratio, 700))
 
 
 def num_scored(num_prompts: int, num_responses: int, uncut: float, least: int) -> float:
     """Return the responses of prompts that have enough valid ones: binomial, K draws each."""
+    if uncut == 1:
+        return float(num_prompts * num_responses) if num_responses >= least else 0.0
+    # In logarithms: of thousands of draws there are more choices than a float can tell.
     chances = (
-        math.comb(num_responses, k) * uncut**k * (1 - uncut) ** (num_responses - k) * k
+        k * math.exp(_log_choices(num_responses, k) + k * math.log(uncut) + (num_responses - k) * math.log1p(-uncut))
         for k in range(least, num_responses + 1)
     )
     return num_prompts * sum(chances)
+
+
+def _log_choices(number: int, chosen: int) -> float:
+    return math.lgamma(number + 1) - math.lgamma(chosen + 1) - math.lgamma(number - chosen + 1)
 
 
 @dataclass(frozen=True)

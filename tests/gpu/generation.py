@@ -3,6 +3,7 @@
 import functools
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from tests.gpu.models import NUM_SPECIAL, write_config
 from tests.gpu.scale import Scale
 
 
-def measure(scale: Scale) -> dict[str, Any]:
-    """Return the seconds until vLLM is ready, and tokens per second of all responses together.
+def measure(scale: Scale) -> Iterator[dict[str, Any]]:
+    """Yield the seconds until vLLM is ready, and then tokens per second of all responses together.
 
     Raises:
         GenerationError: vLLM failed to start, or died.
@@ -34,7 +35,8 @@ def measure(scale: Scale) -> dict[str, Any]:
         write_config(Path(folder), scale.shape)
         start = time.perf_counter()
         with started_engine(Path(folder), config, prompt_tokens + num_tokens) as engine:
-            ready = time.perf_counter()
+            shown = {f"{scale.shape_name}, seconds until vLLM is ready": time.perf_counter() - start}
+            yield shown
             # The first is slower by what is compiled for it.
             answered(engine, requests[:1])
             begun = time.perf_counter()
@@ -43,8 +45,8 @@ def measure(scale: Scale) -> dict[str, Any]:
             memory = _memory_bytes(scale)
     lengths = [len(output.token_ids) for answer in answers for output in answer.outputs]
     assert lengths == [num_tokens] * (num_prompts * num_responses), lengths
-    return {
-        f"{scale.shape_name}, seconds until vLLM is ready": ready - start,
+    yield {
+        **shown,
         f"{num_prompts} prompts of {prompt_tokens} tokens, {num_responses} responses of {num_tokens}, seconds": (
             ended - begun
         ),

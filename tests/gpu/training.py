@@ -8,6 +8,7 @@ find the memory that this one took.
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ _SETTINGS = {
 }
 
 
-def measure(scale: Scale) -> dict[str, Any]:
-    """Return what the run reports, and the seconds of its checkpoints.
+def measure(scale: Scale) -> Iterator[dict[str, Any]]:
+    """Yield what the run reports, and the seconds of its checkpoints.
 
     Raises:
         LaunchError: the training failed.
@@ -41,7 +42,7 @@ def measure(scale: Scale) -> dict[str, Any]:
         stood_still = json.loads((out / "stood-still.json").read_text())
     metrics = run.metrics
     num_parameters = int(metrics["num_parameters"])
-    return {
+    yield {
         "model": f"{scale.num_trained_layers} layers of {scale.shape_name}, {num_parameters / 1e9:.2f}e9 weights",
         **_stated_mfu(metrics, scale),
         **{name: metrics[name] for name in ("tokens_per_second", "mfu", "seconds_per_step") if name in metrics},

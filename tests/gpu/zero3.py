@@ -6,6 +6,7 @@ One process with ZeRO-3 wherever there is a GPU; NCCL takes one process a GPU, s
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ _SETTINGS = {
 }
 
 
-def measure(scale: Scale) -> dict[str, Any]:
-    """Return the largest differences by number of processes.
+def measure(scale: Scale) -> Iterator[dict[str, Any]]:
+    """Yield the largest differences by number of processes, as each is compared.
 
     Raises:
         AssertionError: one is beyond its tolerance, or a matrix lay whole in a process.
@@ -56,9 +57,10 @@ def measure(scale: Scale) -> dict[str, Any]:
             numbers |= {f"{name}: {what}": value for what, value in _differences(plain, cut).items()}
             assert numbers[f"{name}: loss"] < LOSS_TOLERANCE, numbers
             assert numbers[f"{name}: weight"] < WEIGHT_TOLERANCE, numbers
+            yield numbers
     if num_gpus < 2:
         numbers["2 processes"] = f"left out: they need 2 GPUs, and {num_gpus} are seen here"
-    return numbers
+        yield numbers
 
 
 def _differences(plain: Trained, cut: Trained) -> dict[str, float]:

@@ -227,7 +227,7 @@ def test_the_mask_of_flex_attention_takes_its_ranges_along_and_is_made_once_for_
 @pytest.mark.slow
 def test_layers_on_two_gpus_give_the_log_probs_of_one(tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
-        pytest.skip("one GPU here: two are needed")
+        pytest.skip("one GPU is shown here: where there are two, set CUDA_VISIBLE_DEVICES=0,1")
     llama(LlamaConfig(**{**LLAMA.to_dict(), "hidden_size": 128})).save_pretrained(tmp_path)
     one, two = load_model(tmp_path, "bfloat16", device="cuda:0"), load_model(tmp_path, "bfloat16")
     parts = parts_of(two)

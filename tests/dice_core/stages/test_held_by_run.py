@@ -40,10 +40,15 @@ SETTINGS = [
     for name in SECTIONS[section].model_fields
 ]
 # Allowed together with another setting only.
-COMPANIONS = {
-    "warmup_steps": ("lr_scheduler", "constant_with_warmup"),
-    "endpoint_max_cost": ("endpoint_input_price", 1.0),
-    "margin_share": ("selection", "margin"),
+COMPANIONS: dict[str, dict[str, Any]] = {
+    "warmup_steps": {"lr_scheduler": "constant_with_warmup"},
+    "endpoint_max_cost": {"endpoint_input_price": 1.0},
+    "margin_share": {"selection": "margin"},
+    "lora_alpha": {"lora_rank": 8},
+    "lora_dropout": {"lora_rank": 8},
+    "lora_target_modules": {"lora_rank": 8},
+    "quantize_base": {"lora_rank": 8, "reference_logps": "recompute"},
+    "offload_optimizer": {"deepspeed": "zero3"},
 }
 # An endpoint grades, so that the settings of grading count.
 GRADED = {
@@ -183,7 +188,7 @@ def others(section: str, name: str, value: Any) -> Iterator[Any]:
         # Twice a replay_ratio of 0.5 is another pipeline.
         yield from (value + 1, value / 2, 2 * value, 0.25, 8)
     elif isinstance(value, list):
-        yield [*value, 7]
+        yield from ([*value, 7], [*value, "another"])
     annotation = SECTIONS[section].model_fields[name].annotation
     yield from (word for word in words(annotation) if word != value)
     yield from ("another", "2026-01-31", "https://a.example/v1")
@@ -197,7 +202,8 @@ def words(annotation: Any) -> list[Any]:
 def changed(start: Start, section: str, name: str) -> Start:
     """Return a start that differs in one setting."""
     value = check_settings(start.sections)[section].to_dict()[name]
-    start = start.with_setting(section, *COMPANIONS[name]) if name in COMPANIONS else start
+    for companion in COMPANIONS.get(name, {}).items():
+        start = start.with_setting(section, *companion)
     for other in others(section, name, value):
         try:
             found = start.with_setting(section, name, other)

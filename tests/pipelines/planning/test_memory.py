@@ -53,6 +53,11 @@ def test_adapters_of_llama_3_8b_are_as_many_as_peft_counts() -> None:
     assert memory.num_trained(shape, config()) == shape.num_parameters
 
 
+def test_a_layer_by_another_name_counts_as_the_largest() -> None:
+    """Of Mistral-7B: rank x (4,096 + 14,336) in each of 32 layers."""
+    assert memory.num_trained(MISTRAL, config(lora_rank=16, lora_target_modules=["out"])) == 32 * 16 * (4096 + 14_336)
+
+
 @pytest.mark.parametrize("deepspeed", ["none", "zero2", "zero3"])
 def test_adapters_leave_states_for_what_is_trained_alone(deepspeed: str) -> None:
     full, adapters = (memory.training_memory(MISTRAL, config(deepspeed, lora_rank=rank), 8, 1000) for rank in (0, 16))

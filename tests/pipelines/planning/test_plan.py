@@ -78,6 +78,26 @@ def test_a_run_without_shards_beside_each_other_takes_as_many_gpu_hours_and_long
         (["launch.processes_per_node=1"], "iteration 1: train", "training.offload_optimizer=cpu"),
         (["training.gradient_checkpointing=false"], "iteration 1: train", "training.gradient_checkpointing=true"),
         (QWEN_32B, "iteration 1: generate and score", "generation.tensor_parallel_size=4"),
+        (
+            ["generation.gpu_memory_utilization=0.3"],
+            "iteration 1: generate and score",
+            "generation.gpu_memory_utilization=0.9",
+        ),
+        (["judging.gpu_memory_utilization=0.3"], "iteration 1: evaluate", "judging.gpu_memory_utilization=0.9"),
+        (
+            ["scoring.tokens_per_batch=1000000"],
+            "iteration 1: generate and score: scoring",
+            "scoring.tokens_per_batch=16384",
+        ),
+        # What the preset of 70 billion parameters has, of which no change alone is enough.
+        (
+            [
+                "policy_source=meta-llama/Meta-Llama-3-70B-Instruct",
+                "reference_source=meta-llama/Meta-Llama-3-70B-Instruct",
+            ],
+            "iteration 1: train: ZeRO-3",
+            "training.offload_optimizer=cpu launch.num_nodes=2",
+        ),
         (["cluster.trainer_memory=100Gi"], "iteration 1: train", "cluster.trainer_memory="),
         (["cluster.gpu_task_memory=20Gi"], "iteration 1: generate and score", "cluster.gpu_task_memory="),
     ],
@@ -90,6 +110,47 @@ def test_what_cannot_fit_is_one_line_with_a_setting_that_helps(
     found = next(line for line in plan.refusals if line.startswith(stage_name) and setting in line)
     assert "\n" not in found and " GiB of " in found
     assert plan.changes and make_plan(apply_overrides(preset, plan.changes)).refusals == []
+
+
+@pytest.mark.parametrize(
+    ("assignments", "advice"),
+    [
+        (["training.max_length=131072"], "take a smaller model, a lower training.max_length, or adapters"),
+        (["training.reference=base"], "take a smaller model, or training.reference=start"),
+        (["generation.max_concurrent_sequences=100000"], "or lower generation.max_new_tokens and max_concurrent_seq"),
+    ],
+)
+def test_where_nothing_leaves_results_as_they_are_what_helps_is_named(assignments: list[str], advice: str) -> None:
+    lines = make_plan(changed("llama3-70b", *assignments)).refusals
+    assert any(advice in line for line in lines), lines
+
+
+def test_an_engine_of_the_judge_has_a_share_of_the_card_of_its_own() -> None:
+    plan = make_plan(changed("zephyr", "generation.tensor_parallel_size=8", "generation.gpu_memory_utilization=0.3"))
+    assert plan.refusals == []
+
+
+def test_gpus_that_cannot_share_the_heads_of_attention_are_refused(tmp_path: Path) -> None:
+    """vLLM would refuse to start, in a pod that has its GPUs. Qwen2.5-7B has 28 heads."""
+    config = {
+        "model_type": "qwen2",
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152_064,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    plans = {
+        number: make_plan(changed("zephyr", f"generation.tensor_parallel_size={number}"), model_config=str(tmp_path))
+        for number in (4, 8)
+    }
+    assert plans[4].refusals == []
+    assert plans[8].refusals == [
+        "generation.tensor_parallel_size: 8 GPUs cannot share the model's 28 heads of attention: "
+        'SET="generation.tensor_parallel_size=4"'
+    ]
 
 
 def test_a_model_beyond_every_pool_is_told_so(tmp_path: Path) -> None:
@@ -112,6 +173,16 @@ def test_a_model_beyond_every_pool_is_told_so(tmp_path: Path) -> None:
 def test_what_is_close_is_told_and_not_refused() -> None:
     plan = make_plan(changed("llama3", "training.deepspeed=zero2"))
     assert plan.refusals == [] and [line for line in plan.warnings if line.startswith("iteration 1: train")]
+
+
+def test_an_attempt_that_may_end_before_its_stage_is_told() -> None:
+    """A shard of all prompts on one A100 may take longer than the 12 and 6 hours that generating and scoring have."""
+    plan = make_plan(changed("llama3", "num_shards=1"))
+    (line,) = plan.late
+    assert line.startswith("iteration 1: generate and score: may take 21 h ")
+    assert line.endswith("an attempt ends after 18 h 00 min (cluster.generate_timeout and cluster.score_timeout)")
+    assert f"late: {line}" in plan_lines(plan)
+    assert all(make_plan(PRESETS[name]()).late == [] for name in PRESETS if name != "demo")
 
 
 def test_what_nothing_tells_is_a_question_mark() -> None:
@@ -182,6 +253,17 @@ def test_the_demo_on_the_machine_of_its_listing_takes_what_the_readme_shows() ->
     assert peak == pytest.approx(5651 * 2**20, rel=0.25)
 
 
+def test_states_in_the_nodes_memory_take_the_time_of_their_update() -> None:
+    """7.24 billion parameters x 34 bytes x 300 steps, at 300 to 50 GB/s: 246 to 1,477 s."""
+    title = "iteration 1: train"
+    plain, offloaded = (
+        stage(make_plan(changed("zephyr", f"training.offload_optimizer={where}")), title) for where in ("none", "cpu")
+    )
+    assert plain.seconds is not None and offloaded.seconds is not None
+    assert offloaded.seconds.low - plain.seconds.low == pytest.approx(246, abs=1)
+    assert offloaded.seconds.high - plain.seconds.high == pytest.approx(1477, abs=1)
+
+
 def test_a_slower_machine_takes_longer() -> None:
     slower = MachineSpeed({name: speed / 2 for name, speed in MACHINE.operations.items()}, 2 * MACHINE.import_seconds)
     preset = on_this_machine(PRESETS["demo"]())
@@ -207,6 +289,10 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     values = json.loads(capsys.readouterr().out)
     assert values["name"] == "zephyr" and values["seconds"]["low"] > 0
     assert "responses: 250 - 400 tokens without a limit (given)" in values["notes"]
+    assert values["cost"] is None
+    assert main(["plan", "--preset", "zephyr", "--json", "--price", "2"]) == 0
+    priced = json.loads(capsys.readouterr().out)
+    assert priced["cost"]["low"] == pytest.approx(2 * priced["gpu_seconds"]["low"] / 3600)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +300,13 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--set", "policy_source=s3://bucket/no"], "MODEL_CONFIG="),
         (["--price", "-1"], "price: must be 0 or more, got -1"),
+        (["--price", "nan"], "price: must be 0 or more, got nan"),
+        (["--price", "inf"], "price: must be 0 or more, got inf"),
+        (["--response-tokens", "0"], "response-tokens: must be a number such as 340, or 250-400, 1 or more, got '0'"),
+        (["--response-tokens", "400-250"], "response-tokens: must be a number such as 340"),
+        (["--response-tokens", "inf"], "response-tokens: must be a number such as 340"),
         (["--response-tokens", "many"], "response-tokens: must be a number such as 340"),
+        (["--run", "r", "--root", "s3://bucket/dice"], "s3://bucket/dice/runs/r/data/manifest.json: "),
         (["--model-config", "/nowhere/config.json"], "/nowhere/config.json: no config.json can be read"),
     ],
 )
@@ -222,7 +314,10 @@ def test_what_a_plan_lacks_is_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    if "s3://" in arguments[-1]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    if "policy_source" in arguments[-1]:
         arguments = ["--set", "policy_source=owner/unknown"]
         monkeypatch.setattr("pipelines.planning.find_model.is_hub_out_of_reach", lambda: True)
     assert main(["plan", *arguments]) == 1

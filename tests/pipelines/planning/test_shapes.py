@@ -91,6 +91,9 @@ def test_a_name_that_is_not_in_the_table_says_what_to_do(monkeypatch: pytest.Mon
     [
         ({"vocab_size": None}, "names no vocab_size"),
         ({"num_local_experts": 8}, "is a mixture of experts"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be a whole number of 1 or more, got 0"),
+        ({"hidden_size": "4096"}, "hidden_size must be a whole number of 1 or more, got '4096'"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads must be a whole number of 1 or more, got 0"),
     ],
 )
 def test_what_is_no_dense_decoder_is_refused(change: dict[str, object], message: str) -> None:

@@ -32,6 +32,14 @@ def test_the_mean_under_a_limit_is_that_of_the_uncut_and_of_the_cut(mean: float,
         assert limited_mean(mean, limit) == pytest.approx(both, rel=1e-6)
 
 
+@given(st.floats(1, 1e9), st.floats(1, 1e9), st.integers(1, 100_000))
+def test_the_longer_the_mean_the_longer_are_those_that_end_and_they_are_shorter_than_the_limit(
+    one: float, other: float, limit: int
+) -> None:
+    low, high = (mean_uncut(mean, limit) for mean in sorted((one, other)))
+    assert 0 < low <= high * (1 + 1e-9) and high <= limit / 2
+
+
 def test_responses_cut_by_a_limit_are_as_many_as_a_real_run_counted() -> None:
     """The demo's iteration 1: 5,040 tokens of 88 responses under a limit of 96; 21 were cut, 62 of 67 had company."""
     mean = 78
@@ -40,7 +48,7 @@ def test_responses_cut_by_a_limit_are_as_many_as_a_real_run_counted() -> None:
     assert num_scored(22, 4, share_uncut(mean, 96), 2) == pytest.approx(62, rel=0.1)
 
 
-@given(st.integers(2, 32), st.floats(0.01, 1), st.data())
+@given(st.integers(2, 5000), st.floats(0.01, 1), st.data())
 def test_the_more_valid_responses_a_prompt_needs_the_fewer_are_scored(
     num_responses: int, uncut: float, data: st.DataObject
 ) -> None:
