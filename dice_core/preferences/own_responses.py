@@ -21,7 +21,9 @@ from dice_core.progress import log
 _UNFINISHED = "\ufffd"
 """What a character becomes whose last bytes were cut off."""
 _NO_TOKEN = "<no such token>"
-_OWN_IDS = "give ids of this policy, or make the table from texts with `dice import-responses`"
+_OWN_IDS = (
+    "give ids of this policy, or make the table from texts (responses: `dice import-responses`, pairs: `dice pair`)"
+)
 _FINISH_REASONS = ("stop", "length")
 _LARGEST_LOGPS = 0.1
 """Nats. A sum of log-probs is at most 0, but for rounding."""

@@ -125,3 +125,10 @@ def test_own_pairs_with_ids_beyond_the_vocabulary_and_losses_for_scores_start_no
             responses_uris=[str(place / "own")],
             chat=CHAT,
         )
+
+
+def test_a_file_of_responses_that_were_all_cut_off_says_so(place: Path) -> None:
+    row = {"prompt": "Name a fruit.", "response": "A pe", "finish_reason": "length"}
+    (place / "cut.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=r"cut.jsonl: no response is left, dropped: 1 rows_not_finished$"):
+        import_responses(str(place / "cut.jsonl"), str(place / "models" / "policy"), str(place / "own"), chat=CHAT)
