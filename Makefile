@@ -169,7 +169,7 @@ lock: $(STAMP) ## Write requirements/cpu.lock from pyproject.toml, and those of 
 ##@ Pipelines
 
 .PHONY: compile
-compile: $(STAMP) ## Compile PRESET (zephyr, llama3, demo) to OUT for Kubeflow Pipelines. SET="training.learning_rate=1e-6 iterations=3".
+compile: $(STAMP) ## Compile PRESET (zephyr, llama3, llama3-70b, zephyr-offline, demo) to OUT for Kubeflow Pipelines. SET="training.learning_rate=1e-6 iterations=3".
 	@set -f; exec $(PY) -m pipelines compile --preset "$(PRESET)" -o "$(OUT)" $(SET_OPTION)
 
 .PHONY: settings

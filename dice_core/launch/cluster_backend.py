@@ -122,8 +122,10 @@ class ClusterBackend:
                 num_restarts, seconds_trained = num_restarts + 1, follower.seconds_trained
                 cause = str(error).partition(" (job ")[0]
                 log(f"train: {cause}; restart {num_restarts} of {launch.backoff_limit}, from the newest checkpoint")
-            time.sleep(self._patience.restart * 2 ** (num_restarts - 1))
+            time.sleep(self._patience.before_restart(num_restarts))
             jobs.delete(current.name, current.uid)
+            # The uid of the next one is known when the answer is there; told to stop before, whoever has the name goes.
+            current.uid = ""
 
 
 @dataclass

@@ -159,7 +159,7 @@ def _told(lines: Iterable[str], prefix: str) -> str:
 def _cause(job: Mapping[str, Any], pods: Pods, last_lines: LastLines, gone: Collection[str]) -> str:
     failed = [found for found in true_conditions(job) if found["type"] == "Failed"]
     said = [str(found.get("message") or found.get("reason") or "") for found in failed]
-    # The operator then ends the processes, whose last words are of that end.
+    # Whoever controls the job then ends the processes, whose last words are of that end.
     if late := [text for text, found in zip(said, failed, strict=True) if _is_of_deadline(found)]:
         return late[0]
     # By time: what fails first makes the others fail.

@@ -105,7 +105,7 @@ class JobFollower:
         self._logs.read(self._pods.values())
 
     def _check_final_error(self) -> None:
-        """End a job that would fail again: the operator would start its processes anew, on all their GPUs."""
+        """End a job that would fail again: its processes would be started anew, on all their GPUs."""
         if not self._logs.final_error:
             return
         self._failing_since = self._failing_since or time.monotonic()

@@ -55,6 +55,8 @@ class JobPatience:
     """How often to say that pods still do not start."""
     restart: float = 10.0
     """Before a job that has failed is made anew; twice as long each time."""
+    longest_restart: float = 300.0
+    """As the kubelet, which waits no longer before it starts a container again."""
     drain: float = 30.0
     """How long a process that has said its last word may take to end."""
     stop: float = 20.0
@@ -63,6 +65,10 @@ class JobPatience:
     def pauses(self) -> Iterator[float]:
         """Return growing pauses, without end."""
         return (doubled(self.first_pause, self.longest_pause, num_tries) for num_tries in itertools.count(1))
+
+    def before_restart(self, number: int) -> float:
+        """Return how long to wait before a job is made anew for the first time, the second, and so on."""
+        return doubled(self.restart, self.longest_restart, number)
 
 
 class KubernetesApi:

@@ -109,8 +109,8 @@ class PodConfig(Settings):
     """A job whose pods have not all started by then is deleted, with the reason. Time in Kueue's queue is not
     counted."""
     active_deadline_seconds: Int = Field(default=172_800, ge=1)
-    """A job that has trained for so long is deleted; waiting for pods is not counted. The operator counts that too and
-    is given pending_deadline_seconds more: it ends a job that no launcher follows."""
+    """A job that has trained for so long is deleted; waiting for pods is not counted. Whoever controls the job counts
+    that too and is given pending_deadline_seconds more: it ends a job that no launcher follows."""
     ttl_seconds_after_finished: Int = Field(default=86_400, ge=0)
     """The finished job stays for so long; its pods' logs can be read meanwhile. A TrainJob stays as long as its run."""
     clean_pod_policy: Literal["Running", "All", "None"] = "Running"
@@ -136,7 +136,7 @@ def parse_launch(launch: Values, pods: Values) -> tuple[LaunchConfig, PodConfig]
         if pods:
             raise ConfigError(
                 f"launch.backend: 'torchrun' starts no pods, and pods.{next(iter(pods))} is set: leave out section "
-                "pods, or set launch.backend=pytorchjob"
+                "pods, or set launch.backend to pytorchjob or trainjob"
             )
         return config, pod_config
     if not pod_config.image:

@@ -18,12 +18,16 @@ from dice_core.stages import recurring_name as recurring
 from dice_core.storage import layout
 from pipelines.cluster.workflow import KFP_RUN_LABEL
 
+_FORBIDDEN = 403
 _DELETE = "kubectl --namespace {} delete {} --selector {}={}"
 _DELETE_PODS = "kubectl --namespace {} delete pods --selector {}={} --field-selector status.phase=Pending"
 
 
 def stop_training(context: str, namespace: str, run: Any) -> None:
     """Delete the jobs of a run that have not ended; without access to the cluster, say how to.
+
+    Of every kind: a run that was continued may have had another backend before, and KFP may leave out a parameter that
+    has its default.
 
     Args:
         context: of the kubeconfig; empty: the current one.
@@ -32,21 +36,30 @@ def stop_training(context: str, namespace: str, run: Any) -> None:
     """
     parameters, name = parameters_of(run), own_name(run)
     launch = parameters.get("launch") or {}
-    kind = JOB_KINDS.get(str(launch.get("backend")))
-    if not (name and parameters.get("root")) or kind is None:
+    told = JOB_KINDS.get(str(launch.get("backend")))
+    if not (name and parameters.get("root")) or (launch and told is None):
         return
-    by_hand = _DELETE.format(namespace, kind.plural, RUN_LABEL, name)
-    if launch.get("on_cancel") == "leave":
+    if launch.get("on_cancel") == "leave" and told:
+        by_hand = _DELETE.format(namespace, told.plural, RUN_LABEL, name)
         print(f"run {name}: training goes on, as launch.on_cancel=leave says; to stop it: {by_hand}")
         return
-    try:
-        jobs = TrainingJobs(KubernetesApi(namespace, context=context), kind)
-        for job in jobs.unfinished(layout.run(str(parameters["root"]), name)):
-            is_deleted = jobs.delete(job["metadata"]["name"], job["metadata"]["uid"])
-            done = "is deleted" if is_deleted else "has ended meanwhile"
-            print(f"run {name}: {kind.name} {namespace}/{job['metadata']['name']} {done}")
-    except KubernetesError as error:
-        print(f"pipelines: {error}; training may go on, to stop it: {by_hand}", file=sys.stderr)
+    for kind in sorted(JOB_KINDS.values(), key=lambda kind: kind is not told):
+        try:
+            _delete_unfinished(TrainingJobs(KubernetesApi(namespace, context=context), kind), parameters, name)
+        except KubernetesError as error:
+            # Whoever may not look at a kind that the run does not name need not: clusters rarely have both.
+            if error.status != _FORBIDDEN or kind is told or told is None:
+                by_hand = _DELETE.format(namespace, kind.plural, RUN_LABEL, name)
+                print(f"pipelines: {error}; training may go on, to stop it: {by_hand}", file=sys.stderr)
+            if not error.status:
+                return
+
+
+def _delete_unfinished(jobs: TrainingJobs, parameters: Mapping[str, Any], name: str) -> None:
+    for job in jobs.unfinished(layout.run(str(parameters["root"]), name)):
+        is_deleted = jobs.delete(job["metadata"]["name"], job["metadata"]["uid"])
+        done = "is deleted" if is_deleted else "has ended meanwhile"
+        print(f"run {name}: {jobs.kind.name} {jobs.namespace}/{job['metadata']['name']} {done}")
 
 
 def delete_pods_not_started(context: str, namespace: str, run: Any) -> None:

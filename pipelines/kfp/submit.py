@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from components import images
+from dice_core.generation.settings import EngineConfig
 from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.settings.base import ConfigError
 from dice_core.storage import layout
@@ -168,8 +169,14 @@ def shape_of(preset: Preset) -> Preset:
     if original.is_offline != preset.is_offline:
         ratio = {"replay_ratio": preset.pairing.replay_ratio}
         changes["pairing"] = original.pairing.model_copy(update=ratio)
-    if original.has_warm_start != preset.has_warm_start:
-        changes["reference_source"] = preset.reference_source
+    # Models have a task each that imports them; without a reference there is a warm start.
+    sources = {name: getattr(preset, name) for name in ("reference_source", "judge_source", "reward_source")}
+    changes |= {name: source for name, source in sources.items() if bool(source) != bool(getattr(original, name))}
+    # As many GPUs as vLLM spreads a model over are asked for by the task.
+    for name, engine in original.sections().items():
+        if isinstance(engine, EngineConfig):
+            spread = {"tensor_parallel_size": getattr(preset, name).tensor_parallel_size}
+            changes[name] = engine.model_copy(update=spread)
     return dataclasses.replace(original, **changes)
 
 

@@ -15,6 +15,7 @@ from dice_core.launch.kubernetes import ForbiddenError, KubernetesApi, Kubernete
 from dice_core.launch.settings import LaunchConfig
 from dice_core.settings.base import ConfigError
 from dice_core.settings.quantities import quantity
+from dice_core.stages.table import EVALUATE, GENERATE_AND_SCORE
 from pipelines.cluster.config import (
     CONFIG_KEYS,
     CONFIG_MAP,
@@ -45,7 +46,8 @@ _FOLLOW_RIGHTS: _Rights = [
     # A launcher told to stop asks whether its run is being stopped.
     ("get", "argoproj.io", "workflows"),
 ]
-# Of a person.
+# Of a person. A workflow knows the states of its tasks; from 1 MiB of it on, nothing else does.
+_STATUS_RIGHTS: _Rights = [("list", "argoproj.io", "workflows")]
 _LOGS_RIGHTS: _Rights = [("list", "", "pods"), ("get", "", "pods/log")]
 _CANCEL_RIGHTS: _Rights = [("delete", "", "pods")]
 _DEPLOY = "make deploy OVERLAY=... makes it"
@@ -80,7 +82,7 @@ def lines(options: argparse.Namespace, preset: Preset) -> Iterator[Line]:
     if cluster:
         yield from cluster_lines(cluster, preset)
     else:
-        yield Line("?", "accounts, rights, training operator, nodes", "not looked at: they need the Kubernetes API")
+        yield Line("?", "accounts, rights, training jobs, nodes", "not looked at: they need the Kubernetes API")
     yield from s3_lines(options, cluster, preset.cluster or ClusterConfig())
 
 
@@ -116,7 +118,7 @@ def check_kfp(connection: Connection) -> str:
 
 
 def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
-    """Yield the checks that need the Kubernetes API: objects, rights, training operator, retries, nodes, quota."""
+    """Yield the checks that need the Kubernetes API: objects, rights, who runs training jobs, retries, nodes, quota."""
     config, launch = preset.cluster or ClusterConfig(), preset.launch
     kind = JOB_KINDS.get(launch.backend)
     trainer_account = config.trainer_service_account if kind else ""
@@ -145,7 +147,7 @@ def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
         yield checked("retries", partial(check_retries, cluster, preset.num_retries))
     yield checked("finished runs", partial(check_ttl, cluster))
     yield checked(f"rights of {PIPELINE_ACCOUNT}", partial(check_rights, cluster, kind))
-    own_rights = [*_LOGS_RIGHTS, *_CANCEL_RIGHTS, *_rights_on_jobs(kind, "list", "delete")]
+    own_rights = [*_STATUS_RIGHTS, *_LOGS_RIGHTS, *_CANCEL_RIGHTS, *_rights_on_jobs(kind, "list", "delete")]
     yield checked("your rights", partial(check_own_rights, cluster, own_rights))
     yield checked("images", partial(check_images, cluster, [images.CORE, images.GENERATE, images.TRAIN]))
     yield checked("shared memory", partial(check_shared_memory, config, launch))
@@ -155,7 +157,9 @@ def cluster_lines(cluster: KubernetesApi, preset: Preset) -> Iterator[Line]:
         if not config.trainer_disk and not config.trainer_scratch_volume:
             yield checked("disks for training", partial(check_disk, cluster, config))
         yield checked("GPU driver", partial(check_driver, cluster, config))
-        yield checked("quota", partial(check_quota, cluster, config, launch, preset.num_shards))
+        num_shards = 0 if preset.is_offline else preset.num_shards
+        of_tasks = [preset.gpus_of(stage) for stage in (GENERATE_AND_SCORE, EVALUATE)]
+        yield checked("quota", partial(check_quota, cluster, config, launch, num_shards, of_tasks))
     if config.queue_name:
         yield from queue_lines(cluster, config, launch, kind)
 
@@ -221,11 +225,11 @@ def _rights_on_jobs(kind: JobKind | None, *verbs: str) -> _Rights:
 
 
 def check_own_rights(cluster: KubernetesApi, rights: _Rights) -> str:
-    """Ask whether this person may do what make logs and make cancel do. A run itself needs none of it."""
+    """Ask whether this person may do what make status, logs and cancel do. A run itself needs none of it."""
     refused = [f"{verb} {name}" for verb, group, name in rights if not cluster.may("", verb, group, name)]
     if refused:
-        raise UncertainError(f"you may not {', '.join(refused)}: make logs or make cancel will need it, ask for it")
-    return "you may do what make logs and make cancel do"
+        raise UncertainError(f"you may not {', '.join(refused)}: make status, logs or cancel will need it, ask for it")
+    return "you may do what make status, logs and cancel do"
 
 
 def check_shared_memory(config: ClusterConfig, launch: LaunchConfig) -> str:

@@ -3,7 +3,8 @@
 Kueue's own configuration says which kinds of jobs it manages; one that it does not manage stays suspended for ever.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from dice_core.launch.job_kind import JobKind
 from dice_core.launch.kubernetes import KubernetesApi, KubernetesError
 from dice_core.launch.pod_spec import container_of
 from dice_core.launch.settings import LaunchConfig
+from dice_core.launch.trainjob import TRAIN_JOB
 from dice_core.settings.quantities import quantity
 from pipelines.cluster.config import ClusterConfig
 from pipelines.cluster.training_pods import training_pods
@@ -20,6 +22,13 @@ from pipelines.preflight.findings import Line, UncertainError, checked
 
 _KUEUE = "/apis/kueue.x-k8s.io"
 _CONFIG_MAP, _CONFIG_KEY, _KUEUE_NAMESPACE = "kueue-manager-config", "controller_manager_config.yaml", "kueue-system"
+_CONTROLLER = f"/apis/apps/v1/namespaces/{_KUEUE_NAMESPACE}/deployments/kueue-controller-manager"
+_FIRST_WITH_TRAIN_JOBS = {(0, 18): 8, (0, 19): 4}
+"""Minor releases of Kueue that know Trainer 2.2, and the first fix of each that keeps what Trainer 2.3 has beside it.
+
+Before it (kubernetes-sigs/kueue 14836, 15197), Kueue writes a TrainJob that it admits without the fields that it does
+not know, so that it never starts, and with a flavor's tolerations in place of its own. v0.20 knows Trainer 2.3.
+"""
 
 
 def queue_lines(
@@ -30,22 +39,36 @@ def queue_lines(
     if kind:
         yield checked("queue's resources", partial(check_covered, cluster, config, launch))
     yield checked("what Kueue manages", partial(check_frameworks, cluster, kind))
+    if kind is TRAIN_JOB:
+        yield checked("Kueue's release", partial(check_release, cluster))
 
 
-def check_quota(cluster: KubernetesApi, config: ClusterConfig, launch: LaunchConfig, num_shards: int) -> str:
-    """Compare the namespace's GPU quotas with the most GPUs that training holds at once."""
-    name = f"requests.{config.gpu_resource}"
-    needed, shown = launch.num_nodes * launch.processes_per_node, []
+def check_quota(
+    cluster: KubernetesApi, config: ClusterConfig, launch: LaunchConfig, num_shards: int, gpus_of_tasks: Sequence[int]
+) -> str:
+    """Compare the namespace's GPU quotas with what must start at once: training, and each of the tasks with GPUs.
+
+    Args:
+        cluster: with the quotas.
+        config: names the resource.
+        launch: how many processes train.
+        num_shards: tasks that sample side by side where the quota lets them.
+        gpus_of_tasks: of one that samples, and of one that evaluates.
+    """
+    name, shown = f"requests.{config.gpu_resource}", []
+    holds = {"training": launch.num_nodes * launch.processes_per_node, "a task": max(gpus_of_tasks)}
+    who, needed = max(holds.items(), key=lambda entry: entry[1])
     for quota in cluster.list(f"/api/v1/namespaces/{cluster.namespace}/resourcequotas"):
         hard = quota["spec"].get("hard", {}).get(name)
         if hard is None:
             continue
         if quantity(hard) < needed:
             raise KubernetesError(
-                f"{quota['metadata']['name']} allows {hard} {config.gpu_resource}, training holds {needed}: raise it "
+                f"{quota['metadata']['name']} allows {hard} {config.gpu_resource}, {who} holds {needed}: raise it "
                 "in the overlay"
             )
-        shown.append(f"{quota['metadata']['name']} allows {hard} GPUs, training holds {needed}, shards {num_shards}")
+        held = f"training holds {holds['training']}, shards {num_shards * gpus_of_tasks[0]}"
+        shown.append(f"{quota['metadata']['name']} allows {hard} GPUs, {held}")
     return "; ".join(shown) or "none on GPUs"
 
 
@@ -122,6 +145,28 @@ def check_frameworks(cluster: KubernetesApi, kind: JobKind | None) -> str:
     known = [*([f"{kind.name}s"] if kind else []), *(["pods"] if "pod" in managed else [])]
     told = f"{' and '.join(known) or 'nothing of a run'}, by {place}"
     return told if "pod" in managed else f"{told}; tasks with GPUs start without waiting: pod is not in it"
+
+
+def check_release(cluster: KubernetesApi) -> str:
+    """Check that Kueue lets TrainJobs go as they were made.
+
+    Raises:
+        UncertainError: its release cannot be told.
+    """
+    found = cluster.get(_CONTROLLER)
+    containers = found["spec"]["template"]["spec"]["containers"] if found else []
+    release = next((match for one in containers if (match := re.search(r":v(\d+)\.(\d+)\.(\d+)", one["image"]))), None)
+    good = "v0.18.8, v0.19.4 or v0.20 (or newer)"
+    if release is None:
+        raise UncertainError(f"the image of Kueue's controller does not tell: TrainJobs need {good}")
+    major, minor, fix = (int(number) for number in release.groups())
+    first = _FIRST_WITH_TRAIN_JOBS.get((major, minor), 0)
+    if (major, minor) < min(_FIRST_WITH_TRAIN_JOBS) or fix < first:
+        raise KubernetesError(
+            f"{release[0][1:]} changes TrainJobs of Trainer 2.3 when it admits them, so that they may never start: "
+            f"install {good}, or SET=cluster.queue_name="
+        )
+    return f"{release[0][1:]}, with TrainJobs of Trainer 2.3"
 
 
 def _frameworks(text: str) -> list[str]:

@@ -6,6 +6,7 @@ Settings are typed together, as few compilations take them; each is looked up al
 import json
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from dice_core.launch.job_spec import QUEUE_LABEL
 from dice_core.settings.base import ConfigError, Settings
 from dice_core.settings.durations import to_seconds
 from pipelines.cluster.config import STAYS_ON_ITS_NODE
+from pipelines.kfp.submit import shape_of
 from pipelines.overrides import apply_overrides
-from pipelines.presets import Preset, zephyr
+from pipelines.presets import Preset, demo, zephyr
 from tests.compiled_pipeline import Compiled, Executor
 
 pytestmark = pytest.mark.slow
@@ -507,3 +509,30 @@ def accepts(kind: type[Settings], name: str, value: Any) -> bool:
     except ConfigError:
         return False
     return True
+
+
+def without_parameters(compiled: Compiled) -> Any:
+    """Return what is compiled, less what a run may bring: the values of parameters, and what the UI says of them."""
+    spec = json.loads(json.dumps([compiled.spec, compiled.platform]))
+    spec[0]["pipelineInfo"].pop("description")
+    spec[0]["root"]["inputDefinitions"]["parameters"] = sorted(spec[0]["root"]["inputDefinitions"]["parameters"])
+    return spec
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [
+        (BASE, others()),
+        (BASE, ["judge_source=", "judging.judge=none", "reward_source=org/reward", "scoring.reward=reward-model"]),
+        (BASE, ["pairing.replay_ratio=1"]),
+        (demo(), ["reference_source=org/sft", "judge_source=org/judge", "judging.judge=reward-model"]),
+    ],
+    ids=["other", "other models", "offline", "demo"],
+)
+def test_what_is_sent_has_the_graph_and_the_pods_of_all_settings_and_shares_the_rest(
+    preset: Preset, changes: list[str], tmp_path: Path
+) -> None:
+    """Runs of a preset share a pipeline version: its parameters have the preset's own values."""
+    changed = apply_overrides(preset, changes)
+    sent = Compiled(shape_of(changed), tmp_path)
+    assert without_parameters(sent) == without_parameters(Compiled(changed, tmp_path))

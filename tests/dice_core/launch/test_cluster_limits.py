@@ -2,16 +2,18 @@
 
 import io
 import re
+import signal
 from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
 
 from dice_core.launch.backend import FinalError, LaunchError
+from dice_core.launch.kubernetes import JobPatience
 from tests.kubernetes_api.by_hand import wait_until
 from tests.kubernetes_api.controllers import Controllers
 from tests.kubernetes_api.server import ApiServer
-from tests.kubernetes_api.store import WORKLOAD, Object
+from tests.kubernetes_api.store import TRAIN_JOB, WORKLOAD, Kind, Object
 from tests.launchers import STORED, Launcher, Make, jobs, kind, num_created, pods, running, start_process
 
 pytestmark = pytest.mark.slow
@@ -132,6 +134,10 @@ def test_a_final_error_starts_no_job_anew_and_one_that_passes_as_many_as_may_be(
     assert capfd.readouterr().err.count(": S3 is away; restart 1 of 1, from the newest checkpoint") == 1
 
 
+def test_a_job_is_made_anew_after_pauses_that_double_up_to_five_minutes() -> None:
+    assert [JobPatience().before_restart(number) for number in (1, 2, 3, 5, 6, 50)] == [10, 20, 40, 160, 300, 300]
+
+
 @of_train_jobs
 def test_a_launcher_that_takes_over_a_restarted_job_counts_on(
     server: ApiServer, operator: Controllers, job_uri: str, worker: Make
@@ -148,6 +154,27 @@ def test_a_launcher_that_takes_over_a_restarted_job_counts_on(
     with pytest.raises(LaunchError, match="exit code 1 in dice-"):
         second.result()
     assert num_created(server) == 2
+
+
+@of_train_jobs
+def test_a_launcher_told_to_stop_while_it_makes_a_job_anew_deletes_the_new_one(
+    server: ApiServer, operator: Controllers, job_uri: str, worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_job = server.store.create
+
+    def create(kind: Kind, namespace: str, body: Object) -> Object:
+        stored = store_job(kind, namespace, body)
+        if kind is TRAIN_JOB and num_created(server) == 2:
+            launcher.send_signal(signal.SIGTERM)
+            # The answer comes when nobody waits for it any more.
+            assert launcher.wait(60) == -signal.SIGTERM
+        return stored
+
+    monkeypatch.setattr(server.store, "create", create)
+    launcher = start_process(job_uri, worker("sys.exit(1)"))
+    wait_until(lambda: launcher.poll() is not None)
+    assert num_created(server) == 2
+    wait_until(lambda: not jobs(server))
 
 
 @of_train_jobs

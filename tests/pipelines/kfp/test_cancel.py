@@ -139,3 +139,26 @@ def test_the_trainjobs_of_a_run_that_have_not_ended_are_deleted(
     assert main(["cancel", "--run", "x"]) == 0
     by_hand = "kubectl --namespace kubeflow delete trainjobs --selector dice-suite/run=x"
     assert f"training may go on, to stop it: {by_hand}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("launch", [{"backend": "trainjob"}, None], ids=["another backend", "default"])
+def test_a_job_of_a_kind_that_the_run_does_not_name_is_deleted_too(
+    server: KfpServer, cluster: ClusterObjects, capsys: pytest.CaptureFixture[str], launch: dict[str, str] | None
+) -> None:
+    """The run was continued with another backend, or KFP has left out what is the pipeline's default."""
+    parameters = add_run(server, "RUNNING")["runtime_config"]["parameters"]
+    del parameters["launch"]
+    parameters |= {"launch": launch} if launch else {}
+    add_job(cluster)
+    assert main(["cancel", "--run", "x"]) == 0
+    assert names(cluster, JOBS) == [] and "PyTorchJob kubeflow/trains is deleted" in capsys.readouterr().out
+
+
+def test_a_kind_that_the_run_does_not_name_and_one_may_not_look_at_is_no_fault(
+    server: KfpServer, cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_run(server, "RUNNING")
+    add_job(cluster)
+    cluster.forbidden.add("/apis/trainer.kubeflow.org/v1alpha1/namespaces/kubeflow/trainjobs")
+    assert main(["cancel", "--run", "x"]) == 0
+    assert names(cluster, JOBS) == [] and capsys.readouterr().err == ""

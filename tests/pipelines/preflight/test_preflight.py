@@ -183,6 +183,8 @@ def node(change: Any) -> Any:
         (lambda _: None, ["cluster.trainer_shm_size="], "NCCL needs more: SET=cluster"),
         (lambda c: c.objects[f"{NAMESPACE}/resourcequotas"][0]["spec"]["hard"].update({"requests.nvidia.com/gpu": "0"}),
          [], "quota: dice-gpus allows 0 nvidia.com/gpu, training holds 8"),
+        (lambda c: c.objects[f"{NAMESPACE}/resourcequotas"][0]["spec"]["hard"].update({"requests.nvidia.com/gpu": "4"}),
+         ["launch.processes_per_node=4", "judging.tensor_parallel_size=8"], "allows 4 nvidia.com/gpu, a task holds 8"),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_one_line_with_what_to_do(
@@ -193,6 +195,13 @@ def test_what_is_missing_is_one_line_with_what_to_do(
     failed = [line for line in lines if line.startswith("FAIL")]
     assert code == 1 and any(message in line for line in failed), lines
     assert lines[-1].startswith(f"{len(failed)} to put right")
+
+
+def test_the_gpus_of_shards_are_those_that_a_model_is_spread_over(
+    cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, lines = preflight(capsys, "generation.tensor_parallel_size=2", "num_shards=3")
+    assert "ok    quota: dice-gpus allows 8 GPUs, training holds 8, shards 6" in lines
 
 
 def test_without_any_cluster_every_line_is_clear(
@@ -253,10 +262,11 @@ def doubtful(lines: list[str]) -> str:
 def test_what_a_person_may_not_do_later_is_told_and_does_not_fail(
     cluster: ClusterObjects, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cluster.refused = {"delete pytorchjobs", "get pods/log"}
+    cluster.refused = {"delete pytorchjobs", "get pods/log", "list workflows"}
     code, lines = preflight(capsys)
     assert code == 0
-    assert doubtful(lines).startswith("?     your rights: you may not get pods/log, delete pytorchjobs: make logs or")
+    refused = "you may not list workflows, get pods/log, delete pytorchjobs: make status, logs or cancel will need it"
+    assert doubtful(lines).startswith(f"?     your rights: {refused}")
 
 
 def test_a_volume_of_one_node_is_doubted_where_there_are_several(

@@ -72,7 +72,8 @@ CONFIG = "/api/v1/namespaces/kueue-system/configmaps/kueue-manager-config"
 BEFORE = ["batch/job", "jobset.x-k8s.io/jobset", "trainer.kubeflow.org/trainjob", "kubeflow.org/pytorchjob"]
 SINCE_V0_19 = BEFORE[:-1]
 ALL = ("cpu", "memory", "nvidia.com/gpu", "ephemeral-storage")
-MANAGED = "what Kueue manages"
+MANAGED, RELEASE = "what Kueue manages", "Kueue's release"
+CONTROLLER = "/apis/apps/v1/namespaces/kueue-system/deployments/kueue-controller-manager"
 
 
 def kueue(frameworks: list[str], covered: Sequence[str] = ALL) -> dict[str, Any]:
@@ -140,3 +141,28 @@ def test_a_resource_that_the_queue_does_not_cover_is_told(lines: Any) -> None:
     told = lines(kueue(BEFORE), "trainjob", trainer_extra_resources={"vpc.amazonaws.com/efa": "4"})[about]
     assert "does not cover vpc.amazonaws.com/efa" in told
     assert lines(kueue(BEFORE), "trainjob", f"{KUEUE}/v1beta2/clusterqueues/pool")[about].startswith("? ")
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        ("registry.k8s.io/kueue/kueue:v0.20.0", "ok v0.20.0, with TrainJobs of Trainer 2.3"),
+        ("registry.k8s.io/kueue/kueue:v0.19.4", "ok v0.19.4"),
+        ("registry.k8s.io/kueue/kueue:v0.18.10@sha256:00", "ok v0.18.10"),
+        ("registry.k8s.io/kueue/kueue:v1.0.0", "ok v1.0.0"),
+        ("registry.k8s.io/kueue/kueue:v0.19.3", "FAIL v0.19.3 changes TrainJobs of Trainer 2.3 when it admits them"),
+        ("registry.k8s.io/kueue/kueue:v0.18.7", "FAIL v0.18.7 changes"),
+        ("registry.k8s.io/kueue/kueue:v0.17.9", "FAIL v0.17.9 changes"),
+        ("registry.example.com/kueue@sha256:00", "? the image of Kueue's controller does not tell: TrainJobs need"),
+    ],
+)
+def test_a_release_of_kueue_that_changes_trainjobs_is_told(lines: Any, image: str, told: str) -> None:
+    spec = {"template": {"spec": {"containers": [{"image": image}]}}}
+    objects = kueue(SINCE_V0_19) | {CONTROLLER: {"spec": spec}}
+    assert lines(objects, "trainjob")[RELEASE].startswith(told)
+    assert RELEASE not in lines(objects, "pytorchjob")
+
+
+def test_a_release_of_kueue_that_cannot_be_looked_at_is_not_known(lines: Any) -> None:
+    assert lines(kueue(SINCE_V0_19), "trainjob")[RELEASE].startswith("? the image of Kueue's controller does not tell")
+    assert lines(kueue(SINCE_V0_19), "trainjob", CONTROLLER)[RELEASE].startswith("? you may not look: ")
