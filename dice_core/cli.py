@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,14 +150,23 @@ def _read_config(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        values = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+        # Editors of Windows begin a file with a mark.
+        values = json.loads(Path(path).read_text("utf-8-sig"), object_pairs_hook=_without_repeats)
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a readable JSON file: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(value, dict) for value in values.values()):
         raise ConfigError(f'{path}: must hold one JSON object per section, such as {{"training": {{"beta": 0.1}}}}')
     for name in values:
         if name not in SECTIONS:
             raise ConfigError(f"{path}: unknown section {name!r}, allowed: {', '.join(SECTIONS)}")
+    return values
+
+
+def _without_repeats(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; one of two values for one name would be lost without a word."""
+    values = dict(entries)
+    if repeated := [name for name, count in Counter(name for name, _ in entries).items() if count > 1]:
+        raise ValueError(f"{repeated[0]!r} stands there twice: keep one")
     return values
 
 

@@ -99,6 +99,13 @@ def one_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
+def without_password(address: str) -> str:
+    """Return an address without the user and the password before its host; it may lack http://."""
+    scheme, marks, rest = address.rpartition("://")
+    # A password may hold a slash that nobody wrote as %2F.
+    return scheme + marks + rest.rpartition("@")[2]
+
+
 class Throttle:
     """Let a line through at most once in so many seconds."""
 

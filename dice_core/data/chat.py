@@ -116,6 +116,14 @@ class ChatFormat:
         own = {token for token in self._control_tokens if token in frame or "|" in token}
         return frozenset(own | ends | _KNOWN_CONTROL_TOKENS)
 
+    def is_control_token(self, token_id: int) -> bool:
+        """Return whether an id is a special token of the tokenizer, whichever, or ends a response."""
+        return token_id in self._control_tokens.values() or self.is_end(token_id)
+
+    def is_end(self, token_id: int) -> bool:
+        """Return whether an id ends a response."""
+        return token_id in self.stop_token_ids
+
     def prompt_token_ids(self, prompt: str) -> list[int]:
         """Return the ids of the framed prompt, up to the place where the response starts.
 
@@ -252,6 +260,21 @@ def chat_format(tokenizer: "PreTrainedTokenizerBase", config: ChatConfig) -> Cha
     return ChatFormat(
         tokenizer, stop_ids[0], tuple(dict.fromkeys(stop_ids)), config.max_prompt_tokens, frame, control_tokens
     )
+
+
+def any_format(tokenizer: "PreTrainedTokenizerBase") -> ChatFormat:
+    """Return the model's own chat format, or none at all where it has no usable template: for responses alone.
+
+    Raises:
+        ConfigError: without a template, the tokenizer has no EOS token either.
+    """
+    try:
+        return chat_format(tokenizer, ChatConfig())
+    except ConfigError:
+        if tokenizer.eos_token_id is None:
+            raise
+    end, frame = int(tokenizer.eos_token_id), _Frame("", "", str(tokenizer.eos_token))
+    return ChatFormat(tokenizer, end, (end,), ChatConfig().max_prompt_tokens, frame, _special_tokens(tokenizer))
 
 
 def _template_frame(tokenizer: "PreTrainedTokenizerBase", config: ChatConfig) -> _Frame:

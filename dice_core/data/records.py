@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -94,7 +95,8 @@ def conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     cast where no value is lost.
 
     Raises:
-        RecordError: another column is missing, cannot be cast, or has nulls where the schema has none.
+        RecordError: another column is missing, cannot be cast, or has nulls where the schema has none, in its lists
+            neither.
     """
     columns = []
     for field in schema:
@@ -109,6 +111,10 @@ def conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
             raise RecordError(f"{where}: column {field.name!r} must be {field.type}: {error}") from None
         if not field.nullable and column.null_count:
             raise RecordError(f"{where}: column {field.name!r} has {column.null_count} empty values, none is allowed")
+        if pa.types.is_list(field.type) and (num_empty := pc.list_flatten(column).null_count):
+            raise RecordError(
+                f"{where}: column {field.name!r} has {num_empty} empty values in its lists: give ids only"
+            )
         columns.append(column)
     return pa.Table.from_arrays(columns, schema=schema)
 

@@ -32,6 +32,10 @@ SIDE_COLUMNS = (
 )
 """What decides, beside the texts, what a row asks and which answer is better. Read wherever a source has them."""
 
+FINISH_REASON = "finish_reason"
+_FINISHED = ("", "stop", "eos", "eos_token", "end_turn", "stop_sequence")
+"""What engines and vendors say of a response that ended by itself."""
+
 EMPTY = object()
 """Stands for a value without text in a source that nobody can correct: the row is dropped, not refused."""
 
@@ -117,6 +121,8 @@ def preference_row(row: Mapping[str, Any], where: str, config: DataConfig) -> Te
 def response_rows(row: Mapping[str, Any], where: str, config: DataConfig) -> list[Texts]:
     """Read the prompt and the responses of a row: one text in `response`, or a list of texts in `responses`.
 
+    A row that says in `finish_reason` that its response was cut off is dropped: it would get an end that it never had.
+
     Args:
         row: as for prompt_row.
         where: as for prompt_row.
@@ -130,6 +136,8 @@ def response_rows(row: Mapping[str, Any], where: str, config: DataConfig) -> lis
     if not any(name in row for name in PROMPT_COLUMNS):
         raise RecordError(f"{where}: has neither 'prompt' nor 'instruction', it has {_keys(row)}")
     prompt = reader.question()
+    if str(row.get(FINISH_REASON) or "").lower() not in _FINISHED:
+        raise UnusableRow("not_finished")
     if "responses" in row:
         values = row["responses"]
         if not isinstance(values, list) or not values:

@@ -22,6 +22,7 @@ from dice_core.data.line_errors import explain
 from dice_core.data.records import RecordError
 from dice_core.data.rows import (
     EMPTY,
+    FINISH_REASON,
     PROMPT_COLUMNS,
     SIDE_COLUMNS,
     Texts,
@@ -114,7 +115,7 @@ def read_responses(source: str, config: DataConfig | None = None, *, name: str =
     Raises:
         RecordError: as for read_prompts.
     """
-    wanted = _Wanted(name or source, (*PROMPT_COLUMNS, "response", "responses"))
+    wanted = _Wanted(name or source, (*PROMPT_COLUMNS, "response", "responses", FINISH_REASON))
     return _read(source, wanted, RESPONSE_TEXT, response_rows, config)
 
 

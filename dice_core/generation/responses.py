@@ -84,9 +84,17 @@ def stop_token_ids(model_folder: Path, template: ChatFormat, config: GenerationC
         model_folder: of the policy: the EOS ids of its own generation settings are among them.
         template: its chat format, whose end of turn comes first.
         config: may name more.
+
+    Raises:
+        ConfigError: an id that the tokenizer does not have: nothing would ever stop at it.
     """
     from dice_core.models.loading import eos_token_ids
 
+    if unknown := [i for i in config.stop_token_ids if not 0 <= i < len(template.tokenizer)]:
+        raise ConfigError(
+            f"generation.stop_token_ids: the policy's tokenizer has ids from 0 to {len(template.tokenizer) - 1}, got "
+            f"{unknown[0]}: name tokens of this model"
+        )
     return tuple(dict.fromkeys([*template.stop_token_ids, *eos_token_ids(model_folder), *config.stop_token_ids]))
 
 

@@ -1,7 +1,7 @@
 """Responses that nobody's generate wrote: made into tables from texts, and looked at where they come as tables.
 
 Token ids are what is scored and trained on, and texts are what people read and pairs are chosen by: here the two are
-held together. Pure, but for the tokenizer.
+held together. The same is asked of a user's own pairs, and of scores that they are scores. Pure, but for the tokenizer.
 """
 
 import re
@@ -11,15 +11,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dice_core.data.chat import ChatFormat, PromptTooLongError
-from dice_core.data.records import PROMPTS, RESPONSES, ROWS_AT_A_TIME, RecordError, conform, prompt_id
+from dice_core.data.records import PROMPTS, RESPONSES, ROWS_AT_A_TIME, SCORES, RecordError, conform, prompt_id
 from dice_core.preferences.selection import PairError
 from dice_core.progress import log
 
 _UNFINISHED = "\ufffd"
 """What a character becomes whose last bytes were cut off."""
 _NO_TOKEN = "<no such token>"
+_OWN_IDS = (
+    "give ids of this policy, or make the table from texts (responses: `dice import-responses`, pairs: `dice pair`)"
+)
+_FINISH_REASONS = ("stop", "length")
+_LARGEST_LOGPS = 0.1
+"""Nats. A sum of log-probs is at most 0, but for rounding."""
 
 
 @dataclass
@@ -107,14 +114,17 @@ def checked(
         where: what messages call the tables.
 
     Raises:
-        PairError: ids that are another text in the policy's tokenizer.
+        PairError: ids that are another text in the policy's tokenizer, or that do not end where the turn ends; another
+            finish_reason than generate writes; a response that is there twice.
         RecordError: a table without its columns.
     """
     known = conform(prompts, PROMPTS, "prompts")
     texts = dict(zip(known["prompt_id"].to_pylist(), known["prompt"].to_pylist(), strict=True))
     frames_differ = False
     for table in tables:
-        for batch in conform(table, RESPONSES, where).to_batches(max_chunksize=ROWS_AT_A_TIME):
+        known_rows = conform(table, RESPONSES, where)
+        _refuse_repeated(known_rows, where)
+        for batch in known_rows.to_batches(max_chunksize=ROWS_AT_A_TIME):
             for row in batch.to_pylist():
                 prompt = texts.get(row["prompt_id"])
                 _check_row(row, texts, template, where)
@@ -127,23 +137,113 @@ def checked(
         yield table
 
 
+def check_pairs(pairs: pa.Table, template: ChatFormat, where: str) -> None:
+    """Check that the token ids of a user's own pairs are the texts beside them, each with its end of turn.
+
+    Args:
+        pairs: PAIRS.
+        template: the chat format of the policy that is trained on them.
+        where: what messages call the table.
+
+    Raises:
+        PairError: they are not.
+    """
+    for batch in pairs.to_batches(max_chunksize=ROWS_AT_A_TIME):
+        for row in batch.to_pylist():
+            place = f"{where}: the pair of prompt_id {row['prompt_id']}"
+            _require_tokens(place, row["prompt_token_ids"], template)
+            for side in ("chosen", "rejected"):
+                _require_text(place, f"{side}_token_ids", row[f"{side}_token_ids"], row[side], template)
+                _require_end(place, f"{side}_token_ids", row[f"{side}_token_ids"], template)
+
+
+def checked_scores(tables: Iterable[pa.Table], where: str = "scores") -> Iterator[pa.Table]:
+    """Yield a user's own tables of scores as they are, after a look at whether these can be log-probs and lengths.
+
+    Raises:
+        PairError: they cannot. Losses, which are log-probs with the other sign, would turn every pair around.
+        RecordError: a table without its columns.
+    """
+    for table in tables:
+        scores = conform(table, SCORES, where)
+        for name in ("policy_logps", "reference_logps"):
+            _refuse_wrong(scores, name, pc.greater(scores[name], _LARGEST_LOGPS), "log-probs are at most 0", where)
+        for name in ("num_chars", "num_tokens"):
+            _refuse_wrong(scores, name, pc.less(scores[name], 0), "a length is at least 0", where)
+        yield table
+
+
+def _refuse_wrong(scores: pa.Table, column: str, is_wrong: pa.ChunkedArray, why: str, where: str) -> None:
+    if (wrong := scores.filter(is_wrong)).num_rows:
+        row = wrong.slice(0, 1).to_pylist()[0]
+        raise PairError(
+            f"{where}: {column} is {row[column]:g} for prompt_id {row['prompt_id']}, sample_index "
+            f"{row['sample_index']} ({wrong.num_rows} of {scores.num_rows} rows are such): {why}"
+        )
+
+
+def _refuse_repeated(responses: pa.Table, where: str) -> None:
+    counts = responses.group_by(["prompt_id", "sample_index"]).aggregate([([], "count_all")])
+    repeated = counts.filter(pc.greater(counts["count_all"], 1))
+    if repeated.num_rows:
+        row = repeated.slice(0, 1).to_pylist()[0]
+        raise PairError(
+            f"{where}: prompt_id {row['prompt_id']}, sample_index {row['sample_index']} is there {row['count_all']} "
+            "times: number the responses to a prompt from 0"
+        )
+
+
 def _check_row(row: dict[str, Any], texts: dict[str, str], template: ChatFormat, where: str) -> None:
     place = f"{where}: prompt_id {row['prompt_id']}, sample_index {row['sample_index']}"
-    if not row["prompt_token_ids"] or _decoded(row["prompt_token_ids"], template) == _NO_TOKEN:
+    if row["finish_reason"] not in _FINISH_REASONS:
         raise PairError(
-            f"{place}: prompt_token_ids are none, or hold ids that the policy's tokenizer does not have: give ids of "
-            "this policy, or make the table from texts with `dice import-responses`"
+            f"{place}: finish_reason must be 'stop', where the model ended its turn, or 'length', where it was cut "
+            f"off, got {row['finish_reason']!r}"
         )
+    _require_tokens(place, row["prompt_token_ids"], template)
     # Each prompt once.
     prompt = texts.pop(row["prompt_id"], None)
     if prompt is not None and not _asks(row["prompt_token_ids"], prompt, template):
         asked = _decoded(row["prompt_token_ids"], template)
         raise PairError(_other_text(place, "prompt_token_ids", asked, prompt))
-    said, text = _decoded(row["response_token_ids"], template), row["response"].strip()
+    _require_text(place, "response_token_ids", row["response_token_ids"], row["response"], template)
+    # A response of no tokens is dropped and counted later.
+    if row["finish_reason"] == "stop" and row["response_token_ids"]:
+        _require_end(place, "response_token_ids", row["response_token_ids"], template)
+
+
+def _require_tokens(place: str, token_ids: list[int], template: ChatFormat) -> None:
+    if not token_ids or _decoded(token_ids, template) == _NO_TOKEN:
+        raise PairError(
+            f"{place}: prompt_token_ids are none, or hold ids that the policy's tokenizer does not have: {_OWN_IDS}"
+        )
+
+
+def _require_text(place: str, column: str, token_ids: list[int], text: str, template: ChatFormat) -> None:
+    said, text = _decoded(token_ids, template), text.strip()
     if _finished(said) == _finished(text):
         return
     if said != template.decode_response(template.response_token_ids(text)):
-        raise PairError(_other_text(place, "response_token_ids", said, text))
+        raise PairError(_other_text(place, column, said, text))
+
+
+def _require_end(place: str, column: str, token_ids: list[int], template: ChatFormat) -> None:
+    """Check that the last token, and none before it, ends a turn; any control token may be the last.
+
+    Without it a model learns not to stop; behind it there is padding.
+    """
+    if not template.is_control_token(token_ids[-1]):
+        last = template.tokenizer.decode(token_ids[-1:])
+        raise PairError(
+            f"{place}: {column} end with {last!r} and not with the token that ends a turn, so that a model would learn "
+            f"not to stop: {_OWN_IDS}"
+        )
+    ends = next(i for i, token_id in enumerate(token_ids) if i == len(token_ids) - 1 or template.is_end(token_id))
+    if ends < len(token_ids) - 1:
+        raise PairError(
+            f"{place}: {column} go on after the token that ends the turn, for {len(token_ids) - 1 - ends} ids: cut "
+            "padding off"
+        )
 
 
 def _is_framed_otherwise(row: dict[str, Any], prompt: str, template: ChatFormat) -> bool:
@@ -172,8 +272,7 @@ def _decoded(token_ids: list[int], template: ChatFormat) -> str:
 
 def _other_text(place: str, column: str, decoded: str, text: str) -> str:
     return (
-        f"{place}: {column} are {decoded[:60]!r} in the policy's tokenizer, and the text is {text[:60]!r}: give ids of "
-        "this policy, or make the table from texts with `dice import-responses`"
+        f"{place}: {column} are {decoded[:60]!r} in the policy's tokenizer, and the text is {text[:60]!r}: {_OWN_IDS}"
     )
 
 

@@ -72,8 +72,8 @@ def _make_tables(context: StageContext, *, source: LocalSource, data: DataConfig
         part_name(index): context.write_table(table, records.RESPONSES, part_name(index))
         for index, table in enumerate(made.tables())
     }
-    require_some(made.counts, source.shown)
     counts = made.counts.copy()
     for what, reasons in (("dropped_rows", rows.num_dropped), ("cleaned", rows.num_cleaned)):
         counts.update({f"num_{what}_{reason}": count for reason, count in reasons.items()})
+    require_some(counts, source.shown)
     return context.publish(files, {**{name: n for name, n in counts.items() if n}, "seconds": context.seconds()})

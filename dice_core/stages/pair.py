@@ -110,7 +110,7 @@ def _mixed_pairs(
     from dice_core.preferences.selection import group_scores, select_pairs
 
     prompts = read_input(context, context.inputs["data"], records.PROMPTS, "prompts")
-    scores = group_scores(group_tables(context, "scores", records.SCORES), pairing)
+    scores = group_scores(_scores(context), pairing)
     penalty = choose_length_penalty(scores, pairing)
     built = build_pairs(
         select_pairs(scores, penalty.value, pairing),
@@ -155,6 +155,15 @@ def _responses(context: StageContext, prompts: pa.Table, template: "ChatFormat")
     tables = group_tables(context, "responses", records.RESPONSES)
     users = [source for source in context.group("responses") if source.is_users_file]
     return checked(tables, prompts, template, layout.join(users[0].uri, users[0].tables()[0])) if users else tables
+
+
+def _scores(context: StageContext) -> Iterator[pa.Table]:
+    """Read the scores; where they are no stage's, look at whether they can be scores."""
+    from dice_core.preferences.own_responses import checked_scores
+
+    tables = group_tables(context, "scores", records.SCORES)
+    users = [source for source in context.group("scores") if source.is_users_file]
+    return checked_scores(tables, layout.join(users[0].uri, users[0].tables()[0])) if users else tables
 
 
 def _offline_pairs(

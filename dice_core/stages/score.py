@@ -12,7 +12,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dice_core.data import records
-from dice_core.data.settings import ChatConfig
 from dice_core.judges.settings import GradingConfig
 from dice_core.preferences.agreement import mean_agreement, taus_by_prompt
 from dice_core.preferences.reward import implicit_reward
@@ -259,13 +258,13 @@ def _own_responses_checked(context: StageContext) -> Callable[[pa.Table], pa.Tab
 
     Nothing of that depends on the chat settings: pair has them, and compares the prompts.
     """
-    from dice_core.data.chat import chat_format
+    from dice_core.data.chat import any_format
     from dice_core.models.loading import load_tokenizer
     from dice_core.preferences.own_responses import checked
 
     source = context.inputs["responses"]
     where = layout.join(source.uri, source.tables()[0])
-    template = chat_format(load_tokenizer(context.fetch_tokenizer("policy")), ChatConfig())
+    template = any_format(load_tokenizer(context.fetch_tokenizer("policy")))
     return lambda table: next(checked([table], records.PROMPTS.empty_table(), template, where))
 
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 
+from dice_core.data import records
 from dice_core.launch.settings import LaunchConfig, PodConfig, parse_launch
 from dice_core.progress import log
 from dice_core.release.model_card import update_card
@@ -12,6 +13,7 @@ from dice_core.settings.base import ConfigError, Values
 from dice_core.settings.quantities import quantity
 from dice_core.stages.attempts import leaves_reason
 from dice_core.stages.models_agree import require_one_tokenizer
+from dice_core.stages.parts import read_input
 from dice_core.stages.place import WARM_START, Artifact, show
 from dice_core.stages.run_settings import read_task
 from dice_core.stages.runner import StageContext, StageReport, run_stage
@@ -130,11 +132,25 @@ def _run_job(
     if launch.backend == "torchrun":
         # A launcher in a small pod does not hold the pairs: the training pods say the same, one line as well.
         check_job(job, context.folder / "pairs")
+    if pairs.is_users_file:
+        _check_own_pairs(context)
     launch_training(job.write(), launch, sized(pods, context.inputs["policy"].manifest.metrics, training, launch))
     manifest = require_manifest(context.uri)
     if manifest.fingerprint != context.fingerprint:
         raise UnfitError(f"{context.uri}: another training published here while this one ran: take a new run name")
     return manifest
+
+
+def _check_own_pairs(context: StageContext) -> None:
+    """Check that a user's own pairs are token ids of the policy, before anything is launched."""
+    from dice_core.data.chat import any_format
+    from dice_core.models.loading import load_tokenizer
+    from dice_core.preferences.own_responses import check_pairs
+
+    source = context.inputs["pairs"]
+    table = read_input(context, source, records.PAIRS, "pairs")
+    template = any_format(load_tokenizer(context.fetch_tokenizer("policy")))
+    check_pairs(table, template, layout.join(source.uri, source.tables()[0]))
 
 
 def ran_by(launch: LaunchConfig, training: TrainingConfig) -> dict[str, Metric]:

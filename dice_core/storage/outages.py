@@ -93,7 +93,8 @@ class Outages:
         pause = self._patience.pause(attempts)
         if not self._may_wait(context.setdefault(_FIRST_FAULT, time.monotonic()), attempts, pause):
             return None
-        if attempts > _NUM_QUIET_TRIES:
+        # Of a first contact the error tells, within seconds.
+        if attempts > _NUM_QUIET_TRIES and self.seconds_waited_for:
             self._say_away(fault)
         return None if _interrupted.wait(pause) else 0.0
 

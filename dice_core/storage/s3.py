@@ -22,7 +22,7 @@ from s3transfer.exceptions import RetriesExceededError
 from s3transfer.subscribers import BaseSubscriber
 from s3transfer.utils import S3_RETRYABLE_DOWNLOAD_ERRORS
 
-from dice_core.progress import Progress, Throttle
+from dice_core.progress import Progress, Throttle, without_password
 from dice_core.storage import layout
 from dice_core.storage.contract import (
     ConflictError,
@@ -326,7 +326,7 @@ def _endpoint() -> str | None:
 
 
 def _server() -> str:
-    return _endpoint() or "AWS"
+    return without_password(_endpoint() or "AWS")
 
 
 def _is_conflict(error: boto_errors.ClientError) -> bool:

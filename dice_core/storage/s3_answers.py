@@ -6,6 +6,8 @@ botocore takes them for empty listings, missing objects and successful writes. o
 from http.client import MULTIPLE_CHOICES, responses
 from typing import Any
 
+from dice_core.progress import without_password
+
 # 501 says that the server will never do it.
 PASSING_STATUS = {429, 500, 502, 503, 504}
 # By this name before botocore's own handler, which makes a 500 of a 200 that is no XML.
@@ -19,6 +21,8 @@ _ROOTS = {
     "CompleteMultipartUpload": b"CompleteMultipartUploadResult",
 }
 _REFUSAL = b"<Error"
+# Of S3's own the answer is XML or says the bucket's region. Others come from a proxy that wants https, or a login.
+_REDIRECTS, _REGION = {301, 302, 303, 307, 308}, "x-amz-bucket-region"
 
 
 class NotS3Error(Exception):
@@ -36,7 +40,9 @@ def _check(*, operation_model: Any, response_dict: Any, **_: Any) -> None:
     if not is_of_s3(operation, status, headers, body if isinstance(body, bytes) else b""):
         phrase = responses.get(status, "")
         kind = headers.get("Content-Type", "").partition(";")[0] or "of no content type"
-        raise NotS3Error(f"{status} {phrase}".rstrip() + f", {kind}, to {operation}")
+        goal = headers.get("Location", "")
+        elsewhere = f", which leads to {without_password(goal)}" if goal else ""
+        raise NotS3Error(f"{status} {phrase}".rstrip() + f", {kind}, to {operation}{elsewhere}")
 
 
 def is_of_s3(operation: str, status: int, headers: Any, body: bytes) -> bool:
@@ -54,5 +60,8 @@ def is_of_s3(operation: str, status: int, headers: Any, body: bytes) -> bool:
         if operation in _WITH_ETAG:
             return "ETag" in headers
         return _REFUSAL in body or _ROOTS.get(operation, b"") in body
+    if status in _REDIRECTS and _REGION not in headers and _REFUSAL not in body:
+        # botocore would ask the same again and again, for the bucket's region.
+        return False
     # The refusal of a HEAD request has no body, and some servers send none with others.
     return _REFUSAL in body or (not body and "html" not in headers.get("Content-Type", ""))

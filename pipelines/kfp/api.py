@@ -12,8 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from dice_core.launch.connection_errors import innermost, is_authority_unknown, is_certificate_refused
+from dice_core.progress import without_password
 from pipelines.kfp.http_route import TRUST_HINT, Route, route_to
 
 PROBE_SECONDS = 5
@@ -49,12 +51,19 @@ class Connection:
             forwarded: the local end of a port-forward, which is taken without any host.
 
         Raises:
-            KfpError: the host is not an http or https address.
+            KfpError: the host is no address of http or https.
         """
         namespace = namespace or os.environ.get("DICE_NAMESPACE") or "kubeflow"
         host = without_password((host or os.environ.get("KFP_HOST") or forwarded).rstrip("/"))
         if not host.startswith(("http://", "https://")):
             raise KfpError(f"KFP_HOST: must start with http:// or https://, got {host!r}")
+        try:
+            parts = urlsplit(host)
+            is_whole = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_whole = False
+        if not is_whole:
+            raise KfpError(f"KFP_HOST: must be an address such as {_LOCAL_HOST}, got {host!r}")
         return cls(host, namespace, os.environ.get("KFP_TOKEN", ""), os.environ.get("KFP_COOKIES", ""))
 
 
@@ -275,13 +284,6 @@ def probe(connection: Connection, route: Route) -> dict[str, Any]:
             "Set KFP_TOKEN or KFP_COOKIES, or correct KFP_HOST"
         )
     return found
-
-
-def without_password(address: str) -> str:
-    """Return an address without the user and the password before its host; it may lack http://."""
-    scheme, marks, rest = address.rpartition("://")
-    place, slash, path = rest.partition("/")
-    return scheme + marks + place.rpartition("@")[2] + slash + path
 
 
 def _named(name: str) -> str:

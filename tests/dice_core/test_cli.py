@@ -14,7 +14,7 @@ import time
 import pytest
 
 from dice_core import cli
-from dice_core.settings.base import Values
+from dice_core.settings.base import ConfigError, Values
 from dice_core.stages.table import STAGES
 from dice_core.storage.manifest import Manifest, publish_files
 
@@ -175,7 +175,7 @@ def test_repeated_options_add_up():
     assert options.set == ["pairing.replay_ratio=0", "pairing.num_eval_pairs=4"]
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"pairng": {}}', '{"pairing": 1}', "{"])
+@pytest.mark.parametrize("text", ["", "[1]", '{"pairng": {}}', '{"pairing": 1}', "{", "[" * 100_000])
 def test_a_config_file_of_another_form_is_one_line(text, tmp_path, capsys):
     path = tmp_path / "c.json"
     path.write_text(text)
@@ -184,6 +184,26 @@ def test_a_config_file_of_another_form_is_one_line(text, tmp_path, capsys):
     assert code == 1
     assert "c.json" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('{"pairing": {"num_eval_pairs": 5, "num_eval_pairs": 7}}', "num_eval_pairs"),
+        ('{"chat": {}, "chat": {}}', "chat"),
+    ],
+)
+def test_a_setting_that_a_config_file_names_twice_is_not_one_of_the_two(text, name, tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"c.json: .*'{name}' stands there twice: keep one$"):
+        cli.chosen_settings(STAGES["pair"], [], str(path))
+
+
+def test_a_config_file_of_windows_is_read(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text('{"pairing": {"replay_ratio": 0.2}}', "utf-8-sig")
+    assert cli.chosen_settings(STAGES["pair"], [], str(path)) == {"pairing": {"replay_ratio": 0.2}}
 
 
 @pytest.mark.parametrize(

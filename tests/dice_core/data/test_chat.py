@@ -15,7 +15,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-from dice_core.data.chat import PromptTooLongError, chat_format, exchange_format
+from dice_core.data.chat import PromptTooLongError, any_format, chat_format, exchange_format
 from dice_core.data.records import prompt_id
 from dice_core.data.settings import ChatConfig
 from dice_core.settings.base import ConfigError
@@ -304,6 +304,15 @@ def test_the_date_is_part_of_what_identifies_a_result_and_must_be_one():
 def test_a_tokenizer_without_template_is_refused(llama3):
     with pytest.raises(ConfigError, match=r"'model' cannot use the chat template of .*chat_template is not set"):
         chat_format(llama3, MODEL)
+
+
+def test_without_a_template_responses_can_still_be_looked_at(smollm_tokenizer):
+    bare = AutoTokenizer.from_pretrained(smollm_tokenizer.name_or_path)
+    bare.chat_template = None
+    ids = any_format(bare).response_token_ids("She is.")
+    assert ids == [*bare.encode("She is.", add_special_tokens=False), bare.eos_token_id]
+    assert any_format(bare).decode_response(ids) == "She is."
+    assert any_format(smollm_tokenizer) == chat_format(smollm_tokenizer, ChatConfig())
 
 
 def test_the_templates_own_refusal_is_shown(llama3):

@@ -83,3 +83,12 @@ def test_tables_made_one_after_another_are_one_file(tmp_path):
     records.write_tables(tables, records.PROMPTS, tmp_path / "p.parquet")
     assert records.read_table(tmp_path / "p.parquet", records.PROMPTS)["prompt"].to_pylist() == ["Hi 0", "Hi 1", "Hi 2"]
     assert pq.ParquetFile(tmp_path / "p.parquet").num_row_groups == 3
+
+
+def test_an_empty_value_inside_a_list_is_refused():
+    columns = {"prompt_id": ["a", "b"], "sample_index": [0, 1], "prompt_token_ids": [[1], [2]]}
+    columns |= {"response_token_ids": [[5], [None, 6]], "response": ["x", "y"], "finish_reason": ["stop", "stop"]}
+    with pytest.raises(records.RecordError, match=r"^t: column 'response_token_ids' has 1 empty values in its lists"):
+        records.conform(pa.table(columns), records.RESPONSES, "t")
+    columns["response_token_ids"] = [[5], []]
+    assert records.conform(pa.table(columns), records.RESPONSES, "t").schema == records.RESPONSES

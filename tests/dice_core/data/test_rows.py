@@ -247,3 +247,13 @@ def test_a_row_has_one_response_or_a_list_of_them() -> None:
     assert row.texts == ("Hi?", "Yes.")
     with pytest.raises(RecordError, match=r"^r: 'responses' must be a list of texts, got text, 'Yes.'"):
         response_rows({"prompt": "Hi?", "responses": "Yes."}, "r", DataConfig())
+
+
+@pytest.mark.parametrize("reason", ["length", "MAX_TOKENS", "content_filter", "abort"])
+def test_a_response_that_was_cut_off_is_not_given_an_end(reason):
+    row = {"prompt": "Hi?", "response": "Yes.", "finish_reason": reason}
+    with pytest.raises(UnusableRow, match=r"^not_finished$"):
+        response_rows(row, "r", DataConfig())
+    for whole in ("stop", "eos_token", "END_TURN", "", None):
+        [read] = response_rows(row | {"finish_reason": whole}, "r", DataConfig())
+        assert read.texts == ("Hi?", "Yes.")

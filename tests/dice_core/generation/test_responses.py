@@ -197,6 +197,9 @@ def test_a_response_ends_at_the_end_of_turn_or_at_an_eos_of_the_model_or_at_an_i
     values = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**values, "eos_token_id": 8}))
     assert stop_token_ids(copy, template, config) == (end, 8, 7, 5)
+    for unknown in (-1, len(template.tokenizer)):
+        with pytest.raises(ConfigError, match=rf"^generation.stop_token_ids: .* ids from 0 to .*, got {unknown}: name"):
+            stop_token_ids(tiny_model, template, CONFIG.model_copy(update={"stop_token_ids": (5, unknown)}))
 
 
 def test_samples_of_a_prompt_differ(run):

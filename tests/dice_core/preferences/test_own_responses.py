@@ -10,10 +10,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dice_core.data.chat import ChatFormat, chat_format
-from dice_core.data.records import PROMPTS, RESPONSES, RecordError, prompt_id
+from dice_core.data.records import PAIRS, PROMPTS, RESPONSES, SCORES, RecordError, prompt_id
 from dice_core.data.settings import ChatConfig
 from dice_core.data.sources import RESPONSE_TEXT
-from dice_core.preferences.own_responses import ResponseTables, checked, require_some
+from dice_core.preferences.own_responses import ResponseTables, check_pairs, checked, checked_scores, require_some
 from dice_core.preferences.selection import PairError
 
 QUESTION = "Who is Zo\u00eb?"
@@ -152,3 +152,81 @@ def test_prompt_ids_that_are_no_tokens_are_refused_also_of_a_prompt_that_is_not_
     table = row(template, prompt_token_ids=ids)
     with pytest.raises(PairError, match="prompt_token_ids are none, or hold ids that the policy's tokenizer does not"):
         list(checked([table], prompts(), template, "r.parquet"))
+
+
+@pytest.mark.parametrize("reason", ["max_tokens", "LENGTH", "eos", ""])
+def test_another_finish_reason_is_not_taken_for_a_whole_answer(reason: str, template: ChatFormat) -> None:
+    with pytest.raises(
+        PairError, match=rf"sample_index 3: finish_reason must be 'stop'.* or 'length'.* got '{reason}'$"
+    ):
+        check(row(template, finish_reason=reason), template)
+
+
+def test_ids_end_with_the_end_of_turn_and_nothing_follows_it(template: ChatFormat) -> None:
+    ids = template.response_token_ids("She is Zo\u00eb.")
+    with pytest.raises(PairError, match=r"response_token_ids end with '\.' and not with the token that ends a turn"):
+        check(row(template, response_token_ids=ids[:-1]), template)
+    assert check(row(template, response_token_ids=ids[:-1], finish_reason="length"), template)
+    with pytest.raises(PairError, match=r"go on after the token that ends the turn, for 2 ids: cut padding off$"):
+        check(row(template, response_token_ids=[*ids, ids[-1], ids[-1]]), template)
+    assert check(row(template, response_token_ids=[], response=""), template)
+
+
+def test_a_response_that_is_there_twice_is_refused_before_it_is_scored(template: ChatFormat) -> None:
+    twice = pa.concat_tables([row(template), row(template)])
+    with pytest.raises(
+        PairError, match=rf"^r.parquet: prompt_id {prompt_id(QUESTION)}, sample_index 3 is there 2 times"
+    ):
+        check(twice, template)
+
+
+def pair_table(template: ChatFormat, **changed: Any) -> pa.Table:
+    """Return a table of one pair of answers to QUESTION, with something changed."""
+    made = {
+        "prompt_id": prompt_id(QUESTION),
+        "prompt": QUESTION,
+        "chosen": "A girl.",
+        "rejected": "Nobody.",
+        "prompt_token_ids": template.prompt_token_ids(QUESTION),
+        "chosen_token_ids": template.response_token_ids("A girl."),
+        "rejected_token_ids": template.response_token_ids("Nobody."),
+        "source": "generated",
+        "split": "train",
+    }
+    return pa.Table.from_pylist([made | changed], schema=PAIRS)
+
+
+def test_own_pairs_are_token_ids_of_their_texts(template: ChatFormat) -> None:
+    check_pairs(pair_table(template), template, "p.parquet")
+    chosen, rejected = (template.response_token_ids(text) for text in ("A girl.", "Nobody."))
+    swapped = pair_table(template, chosen_token_ids=rejected, rejected_token_ids=chosen)
+    with pytest.raises(PairError, match=r"^p.parquet: the pair of .*: chosen_token_ids are 'Nobody.' .* is 'A girl.'"):
+        check_pairs(swapped, template, "p.parquet")
+    with pytest.raises(PairError, match="rejected_token_ids are '<no such token>'"):
+        check_pairs(pair_table(template, rejected_token_ids=[60000]), template, "p.parquet")
+    with pytest.raises(PairError, match=r"rejected_token_ids end with '\.'"):
+        check_pairs(pair_table(template, rejected_token_ids=rejected[:-1]), template, "p.parquet")
+    with pytest.raises(PairError, match="prompt_token_ids are none"):
+        check_pairs(pair_table(template, prompt_token_ids=[]), template, "p.parquet")
+
+
+def scores_table(**changed: Any) -> pa.Table:
+    made = {"prompt_id": "a", "sample_index": 0, "policy_logps": -20.0, "reference_logps": -21.0}
+    lengths = {"num_chars": 30, "num_tokens": 8}
+    return pa.Table.from_pylist([made | lengths, made | lengths | {"sample_index": 1} | changed], schema=SCORES)
+
+
+def test_own_scores_are_log_probs_and_lengths() -> None:
+    fine = scores_table(policy_logps=float("nan"), reference_logps=-0.0)
+    assert list(checked_scores([fine], "s.parquet")) == [fine]
+    for changed, said in (
+        (
+            {"policy_logps": 20.5},
+            r"policy_logps is 20.5 for prompt_id a, sample_index 1 \(1 of 2 rows are such\): log-pr",
+        ),
+        ({"reference_logps": float("inf")}, "reference_logps is inf"),
+        ({"num_chars": -5}, "num_chars is -5 for prompt_id a, sample_index 1 .*: a length is at least 0"),
+        ({"num_tokens": -1}, "num_tokens is -1"),
+    ):
+        with pytest.raises(PairError, match=rf"^s.parquet: {said}"):
+            list(checked_scores([scores_table(**changed)], "s.parquet"))

@@ -18,6 +18,7 @@ from dice_core.stages.import_model import import_model
 from dice_core.stages.import_responses import import_responses
 from dice_core.stages.pair import pair
 from dice_core.stages.prepare_data import prepare_data
+from dice_core.stages.train import train
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +78,7 @@ def test_a_table_whose_ids_are_not_its_texts_is_refused_by_name(place: Path) -> 
     pq.write_table(mine, place / "mine.parquet")
     scores = [
         {"prompt_id": row["prompt_id"], "sample_index": row["sample_index"], "policy_logps": -1.0}
-        | {"reference_logps": float(i), "num_chars": 7 + i, "num_tokens": 3}
+        | {"reference_logps": -float(i), "num_chars": 7 + i, "num_tokens": 3}
         for i, row in enumerate(rows)
     ]
     pq.write_table(pa.Table.from_pylist(scores, schema=records.SCORES), place / "scores.parquet")
@@ -93,3 +94,41 @@ def test_a_table_whose_ids_are_not_its_texts_is_refused_by_name(place: Path) -> 
             pairing={"replay_ratio": 0},
             chat=CHAT,
         )
+
+
+def test_own_pairs_with_ids_beyond_the_vocabulary_and_losses_for_scores_start_nothing(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    models, data = place / "models", place / "run" / "data"
+    pair(str(data), str(models / "policy"), str(place / "offline"), pairing={"replay_ratio": 1}, chat=CHAT)
+    table = pq.read_table(place / "offline" / "pairs.parquet")
+    rows = table.to_pylist()
+    rows[0]["rejected_token_ids"] = [10**6, *rows[0]["rejected_token_ids"]]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), place / "mine.parquet")
+    capfd.readouterr()
+    with pytest.raises(ValueError, match=r"mine\.parquet: the pair of .*: rejected_token_ids are '<no such token>'"):
+        train(str(models / "policy"), str(place / "mine.parquet"), str(place / "trained"), training={"max_steps": 1})
+    assert "torchrun" not in capfd.readouterr().err
+    import_responses(str(place / "responses.jsonl"), str(models / "policy"), str(place / "own"), chat=CHAT)
+    losses = [
+        {"prompt_id": row["prompt_id"], "sample_index": row["sample_index"], "policy_logps": 9.0 + i}
+        | {"reference_logps": 9.0, "num_chars": 7 + i, "num_tokens": 3}
+        for i, row in enumerate(pq.read_table(place / "own" / "part-00000.parquet").to_pylist())
+    ]
+    pq.write_table(pa.Table.from_pylist(losses, schema=records.SCORES), place / "losses.parquet")
+    with pytest.raises(ValueError, match=r"losses\.parquet: policy_logps is 9 for .*: log-probs are at most 0"):
+        pair(
+            str(data),
+            str(models / "policy"),
+            str(place / "pairs"),
+            scores_uris=[str(place / "losses.parquet")],
+            responses_uris=[str(place / "own")],
+            chat=CHAT,
+        )
+
+
+def test_a_file_of_responses_that_were_all_cut_off_says_so(place: Path) -> None:
+    row = {"prompt": "Name a fruit.", "response": "A pe", "finish_reason": "length"}
+    (place / "cut.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=r"cut.jsonl: no response is left, dropped: 1 rows_not_finished$"):
+        import_responses(str(place / "cut.jsonl"), str(place / "models" / "policy"), str(place / "own"), chat=CHAT)

@@ -114,6 +114,7 @@ def test_a_wait_that_has_ended_is_told_no_more(
         answer("404 Not Found", "text/plain", b"404 page not found"),
         answer("405 Method Not Allowed", "text/html", PAGE),
         answer("302 Found", "text/html", PAGE),
+        answer("302 Found", "text/plain\r\nLocation: https://me:hush@login/?to=s3", b""),
         answer("200 OK", "application/json", b"{}"),
     ],
 )
@@ -128,7 +129,8 @@ def test_what_speaks_no_s3_is_told_as_such_whatever_is_asked(
             said = str(caught.value)
             assert f": {endpoint} answers, but not as S3 does: {status}, " in said, (name, said)
             assert "check AWS_ENDPOINT_URL" in said
-            assert "\n" not in said
+            assert "\n" not in said and "hush" not in said
+            assert ("which leads to https://login/?to=s3" in said) == (b"Location" in reply)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +152,15 @@ def test_a_server_that_fails_is_told_with_what_was_asked_of_it(
             assert str(caught.value).startswith("s3://dice/run"), name
 
 
+def test_a_password_in_the_endpoint_is_never_printed(
+    lead_to: Callable[[str], S3Storage], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(StorageError, match=r"cannot reach http://127\.0\.0\.1:9: check AWS_ENDPOINT_URL") as caught:
+        lead_to("http://me:hush@127.0.0.1:9").list()
+    # Nor is a wait promised that a first contact does not get.
+    assert "hush" not in str(caught.value) and capsys.readouterr().err == ""
+
+
 def test_answers_of_s3_are_taken_as_such() -> None:
     refusal = b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>'
     assert is_of_s3("GetObject", 404, {"Content-Type": "application/xml"}, refusal)
@@ -159,3 +170,5 @@ def test_answers_of_s3_are_taken_as_such() -> None:
     assert is_of_s3("GetObject", 200, {"Content-Type": "text/html", "ETag": '"1"'}, b"")
     assert is_of_s3("AbortMultipartUpload", 204, {}, b"")
     assert is_of_s3("CompleteMultipartUpload", 200, {}, refusal)
+    assert is_of_s3("HeadBucket", 301, {"x-amz-bucket-region": "eu-west-1"}, b"")
+    assert is_of_s3("GetObject", 301, {}, b"<Error><Code>PermanentRedirect</Code></Error>")

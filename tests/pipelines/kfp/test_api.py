@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,11 +105,27 @@ def test_a_proxy_that_is_gone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
         KfpApi(Connection("https://kfp.example.com"))
 
 
-@pytest.mark.parametrize("host", ["http://me:hush@127.0.0.1:9", "https://me:hush@127.0.0.1:9/", "me:hush@host"])
+@pytest.mark.parametrize(
+    "host", ["http://me:hush@127.0.0.1:9", "https://me:hush@127.0.0.1:9/", "me:hush@host", "http://me:hu/sh@host"]
+)
 def test_a_password_in_the_host_is_never_printed(
     host: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KFP_HOST", host)
     assert main(["status"]) == 1
     printed = capsys.readouterr()
-    assert "hush" not in printed.err + printed.out and "pipelines: error: " in printed.err
+    assert not {"hush", "hu/sh"} & set(re.split(r"[:@' ]", printed.err + printed.out))
+    assert "pipelines: error: " in printed.err
+
+
+@pytest.mark.parametrize(
+    "host", ["http://[::1", "http://me:hush@[::1", "http://host:eighty", "http://:80", "http://host:99999"]
+)
+def test_a_host_that_is_no_address_is_told_by_the_name_of_its_variable(
+    host: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KFP_HOST", host)
+    assert main(["status"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("pipelines: error: KFP_HOST: must be an address such as http://localhost:8080, got 'http://")
+    assert said.count("\n") == 1 and "hush" not in said
