@@ -237,7 +237,7 @@ def test_the_speed_of_training_has_a_published_dpo_within_its_bounds() -> None:
 
 
 def test_the_demo_on_the_machine_of_its_listing_takes_what_the_readme_shows() -> None:
-    """README.md's listing is of a machine with 2 cores that did nothing else, in bfloat16: 278 s."""
+    """README.md's listing is of a machine with 2 cores that did nothing else, in bfloat16: 263 s in its stages."""
     preset = apply_overrides(
         on_this_machine(PRESETS["demo"]()),
         [
@@ -247,7 +247,7 @@ def test_the_demo_on_the_machine_of_its_listing_takes_what_the_readme_shows() ->
     )
     plan = make_plan(preset, MACHINE)
     assert plan.seconds is not None
-    assert (plan.seconds.low + plan.seconds.high) / 2 == pytest.approx(278, rel=0.25)
+    assert (plan.seconds.low + plan.seconds.high) / 2 == pytest.approx(263, rel=0.25)
     peak = max(stage.largest.memory.total for stage in plan.stages if stage.largest)
     # VmHWM of the process that trained, in a run on that machine.
     assert peak == pytest.approx(5651 * 2**20, rel=0.25)
