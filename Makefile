@@ -114,7 +114,7 @@ test: $(STAMP) ## Run every test, the fast ones first; those for a GPU where the
 	@! ls /dev/nvidia[0-9]* >/dev/null 2>&1 || $(PY) -m pytest -m gpu $(TESTS) || test $$? -eq 5  # 5: none is among TESTS
 
 .PHONY: test-fast
-test-fast: $(STAMP) ## Run the tests that take no real model, engine or server: at most 90 seconds on 2 cores.
+test-fast: $(STAMP) ## Run the tests that take no real model, engine or server: two minutes on 2 cores.
 	@exec $(PY) -m pytest -m "not slow" $(TESTS)
 
 # It fails without a GPU, for whoever asks for it wants to see one; `make test` leaves out what needs one, and says so.
