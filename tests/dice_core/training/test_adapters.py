@@ -26,6 +26,7 @@ from dice_core.training.checkpoints import CheckpointStore
 from tests.dice_core.training.test_worker import (
     SETTINGS,
     Run,
+    as_own_pairs,
     assert_same_weights,
     finished,
     make_job,
@@ -218,8 +219,10 @@ def test_adapters_of_weights_in_4_bits_are_merged_into_the_exact_ones(
 
 
 def test_a_stage_publishes_the_model_and_the_adapter_with_the_base_that_it_belongs_to(
-    policy_uri: str, pairs_uri: str, tmp_path: Path
+    tiny_model: Path, policy_uri: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    own = as_own_pairs(make_rows(num_eval=3), tiny_model)
+    pairs_uri = write_rows(own, tmp_path_factory.mktemp("own") / "pairs.parquet")
     training = {**SETTINGS, **LORA, "max_steps": 1, "saved_dtype": "bfloat16", "lora_target_modules": ["q_proj"]}
     report = train_stage(policy_uri, pairs_uri, str(tmp_path), training=training)
     assert report.metrics["num_trained_parameters"] == 2 * 512

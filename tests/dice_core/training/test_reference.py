@@ -48,13 +48,13 @@ def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict]]:
+def pairs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict]]:
     import pyarrow as pa
 
     from dice_core.data import records
-    from tests.dice_core.training.test_worker import make_rows
+    from tests.dice_core.training.test_worker import as_own_pairs, make_rows
 
-    rows = make_rows(num_eval=2)
+    rows = as_own_pairs(make_rows(num_eval=2), tiny_model)
     for row in rows:
         # As scoring leaves them, under the policy: the reference's take their place.
         row |= {"chosen_reference_logps": -1.0, "rejected_reference_logps": -50.0}

@@ -31,7 +31,7 @@ from dice_core.launch.settings import LaunchConfig
 from dice_core.launch.torchrun import TorchrunBackend
 from dice_core.models.cache import fetch_model
 from dice_core.models.importing import import_model
-from dice_core.models.loading import load_model
+from dice_core.models.loading import load_model, load_tokenizer
 from dice_core.settings.base import ConfigError
 from dice_core.storage import manifest
 from dice_core.storage.contract import StorageError
@@ -109,6 +109,16 @@ def make_rows(num_train: int = 12, num_eval: int = 0) -> list[dict[str, Any]]:
         }
         for i in range(num_train + num_eval)
     ]
+
+
+def as_own_pairs(rows: list[dict[str, Any]], model: Path) -> list[dict[str, Any]]:
+    """Return pairs as a user's own have to be: each answer is what its ids say, and ends its turn."""
+    tokenizer = load_tokenizer(model)
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            row[side] = tokenizer.decode(row[f"{side}_token_ids"])
+            row[f"{side}_token_ids"].append(tokenizer.eos_token_id)
+    return rows
 
 
 def write_rows(rows: list[dict[str, Any]], path: Path) -> str:
