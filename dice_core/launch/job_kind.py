@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from dice_core.launch.job_spec import job_metadata
+from dice_core.launch.pod_spec import command_of, container_of
 from dice_core.launch.settings import LaunchConfig, PodConfig
 
 Object = Mapping[str, Any]
@@ -31,7 +33,6 @@ class JobKind(ABC):
     is_restarted: ClassVar[bool]
     """Whether the controller starts pods again that have failed or gone; else whoever launches makes the job anew."""
 
-    @abstractmethod
     def body(
         self,
         name: str,
@@ -53,6 +54,33 @@ class JobKind(ABC):
             environment: the launcher's own; what pods must know of S3 and trackers is taken from it.
             owner: an ownerReference: deleting that object deletes the job.
             command: instead of torchrun with the training module; the job's URI is added.
+        """
+        runs = command_of(launch, job_uri, command)
+        container = container_of(self.container, runs, launch.processes_per_node, pods, environment)
+        metadata = job_metadata(name, job_uri, launch, pods, environment, owner)
+        metadata["labels"] |= self.own_labels()
+        return {
+            "apiVersion": f"{self.group}/{self.version}",
+            "kind": self.name,
+            "metadata": metadata,
+            "spec": self.spec(launch, pods, container, metadata["labels"]),
+        }
+
+    def own_labels(self) -> dict[str, str]:
+        """Return labels that tell a job that is made now from all others."""
+        return {}
+
+    @abstractmethod
+    def spec(
+        self, launch: LaunchConfig, pods: PodConfig, container: Object, labels: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """Return the specification of a job.
+
+        Args:
+            launch: which processes the pods run.
+            pods: what the pods look like.
+            container: of the pods: the one that trains.
+            labels: of the job.
         """
 
     def unfit(self, created: Object) -> str:
@@ -94,6 +122,16 @@ class JobKind(ABC):
     @abstractmethod
     def event_selectors(self, job: Object) -> list[str]:
         """Return the field selectors of events about the job, and about what stands between it and its pods."""
+
+
+def run_limits(pods: PodConfig) -> dict[str, Any]:
+    """Return when a job may run, in fields that all kinds call the same."""
+    # The controllers count from when a job was made or let go, the wait for nodes too; the launcher counts better.
+    limits: dict[str, Any] = {"activeDeadlineSeconds": pods.active_deadline_seconds + pods.pending_deadline_seconds}
+    if pods.queue_name:
+        # Kueue takes the job out of suspension when it admits it.
+        limits["suspend"] = True
+    return limits
 
 
 def true_conditions(job: Object) -> list[Object]:

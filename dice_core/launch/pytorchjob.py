@@ -4,12 +4,11 @@ One pod, the Master, holds a node's processes; further nodes are Workers. The op
 failed or gone, up to a limit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from dice_core.launch.job_kind import JobKind, Object, Outcome, true_conditions
-from dice_core.launch.job_spec import job_metadata
-from dice_core.launch.pod_spec import command_of, container_of, pod_template
+from dice_core.launch.job_kind import JobKind, Object, Outcome, run_limits, true_conditions
+from dice_core.launch.pod_spec import pod_template
 from dice_core.launch.settings import LaunchConfig, PodConfig
 
 _JOB_NAME_LABEL = "training.kubeflow.org/job-name"
@@ -28,43 +27,23 @@ class PyTorchJob(JobKind):
     deletion = "Background"
     is_restarted = True
 
-    def body(
-        self,
-        name: str,
-        job_uri: str,
-        launch: LaunchConfig,
-        pods: PodConfig,
-        *,
-        environment: Mapping[str, str],
-        owner: Object | None = None,
-        command: Sequence[str] = (),
+    def spec(
+        self, launch: LaunchConfig, pods: PodConfig, container: Object, labels: Mapping[str, str]
     ) -> dict[str, Any]:
         """See JobKind."""
-        runs = command_of(launch, job_uri, command)
-        container = container_of(self.container, runs, launch.processes_per_node, pods, environment)
         replica = {"restartPolicy": launch.restart_policy, "template": pod_template(container, pods)}
         replicas = {"Master": {"replicas": 1, **replica}}
         if launch.num_nodes > 1:
             replicas["Worker"] = {"replicas": launch.num_nodes - 1, **replica}
-        run_policy: dict[str, Any] = {
-            "cleanPodPolicy": pods.clean_pod_policy,
-            "ttlSecondsAfterFinished": pods.ttl_seconds_after_finished,
-            # The operator counts from when it first saw the job, the wait for nodes too; the launcher counts better.
-            "activeDeadlineSeconds": pods.active_deadline_seconds + pods.pending_deadline_seconds,
-            "backoffLimit": launch.backoff_limit,
-        }
-        if pods.queue_name:
-            # Kueue takes the job out of suspension when it admits it.
-            run_policy["suspend"] = True
         return {
-            "apiVersion": f"{self.group}/{self.version}",
-            "kind": self.name,
-            "metadata": job_metadata(name, job_uri, launch, pods, environment, owner),
-            "spec": {
-                "nprocPerNode": str(launch.processes_per_node),
-                "runPolicy": run_policy,
-                "pytorchReplicaSpecs": replicas,
+            "nprocPerNode": str(launch.processes_per_node),
+            "runPolicy": {
+                "cleanPodPolicy": pods.clean_pod_policy,
+                "ttlSecondsAfterFinished": pods.ttl_seconds_after_finished,
+                "backoffLimit": launch.backoff_limit,
+                **run_limits(pods),
             },
+            "pytorchReplicaSpecs": replicas,
         }
 
     def outcome(self, job: Object) -> Outcome:

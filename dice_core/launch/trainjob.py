@@ -9,12 +9,11 @@ restarts would take the pods' last words along, and knows no error that is final
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from dice_core.launch.job_kind import JobKind, Object, Outcome, true_conditions
-from dice_core.launch.job_spec import job_metadata
-from dice_core.launch.pod_spec import command_of, container_of, pod_template
+from dice_core.launch.job_kind import JobKind, Object, Outcome, run_limits, true_conditions
+from dice_core.launch.pod_spec import container_of, pod_template
 from dice_core.launch.settings import LaunchConfig, PodConfig
 
 RUNTIME_KIND, RUNTIME_PLURAL = "TrainingRuntime", "trainingruntimes"
@@ -51,40 +50,22 @@ class TrainJob(JobKind):
     deletion = "Foreground"
     is_restarted = False
 
-    def body(
-        self,
-        name: str,
-        job_uri: str,
-        launch: LaunchConfig,
-        pods: PodConfig,
-        *,
-        environment: Mapping[str, str],
-        owner: Object | None = None,
-        command: Sequence[str] = (),
+    def own_labels(self) -> dict[str, str]:
+        """See JobKind."""
+        return {MADE_LABEL: uuid.uuid4().hex}
+
+    def spec(
+        self, launch: LaunchConfig, pods: PodConfig, container: Object, labels: Mapping[str, str]
     ) -> dict[str, Any]:
         """See JobKind."""
-        runs = command_of(launch, job_uri, command)
-        container = container_of(self.container, runs, launch.processes_per_node, pods, environment)
-        metadata = job_metadata(name, job_uri, launch, pods, environment, owner)
-        made = {MADE_LABEL: uuid.uuid4().hex}
-        metadata["labels"] |= made
         trainer = {"numNodes": launch.num_nodes, "numProcPerNode": launch.processes_per_node}
         trainer |= {theirs: container[ours] for ours, theirs in _OF_TRAINER.items()}
-        spec: dict[str, Any] = {
+        made = {MADE_LABEL: labels[MADE_LABEL]}
+        return {
             "runtimeRef": {"apiGroup": self.group, "kind": RUNTIME_KIND, "name": pods.training_runtime},
             "trainer": trainer,
-            # Trainer counts from when it was made, or let go by a queue; the launcher counts better.
-            "activeDeadlineSeconds": pods.active_deadline_seconds + pods.pending_deadline_seconds,
             "runtimePatches": [_patch(pod_template(container, pods), made)],
-        }
-        if pods.queue_name:
-            # Kueue takes the job out of suspension when it admits it.
-            spec["suspend"] = True
-        return {
-            "apiVersion": f"{self.group}/{self.version}",
-            "kind": self.name,
-            "metadata": metadata,
-            "spec": spec,
+            **run_limits(pods),
         }
 
     def unfit(self, created: Object) -> str:

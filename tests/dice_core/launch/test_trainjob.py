@@ -102,6 +102,9 @@ def test_it_has_the_fields_and_types_of_trainers_api_and_no_other() -> None:
 def test_its_pod_fits_the_schema_of_kubernetes() -> None:
     pod = {"apiVersion": "v1", "kind": "Pod", **pod_of(bodies()[0], runtime(), "1")}
     kubernetes_validate.validate(pod, "1.30", strict=True)
+    pod["spec"]["containers"][0]["volumeMount"] = []
+    with pytest.raises(kubernetes_validate.ValidationError, match="volumeMount"):
+        kubernetes_validate.validate(pod, "1.30", strict=True)
 
 
 def test_the_names_that_jobset_makes_of_its_name_are_labels() -> None:
