@@ -33,7 +33,7 @@ from dice_core.training.settings import TrainingConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import TrainingArguments
+    from transformers import PreTrainedModel, TrainingArguments
 
     from dice_core.training.checkpoints import CheckpointStore
     from dice_core.training.trainer import DPOTrainer
@@ -140,10 +140,8 @@ def _train_and_publish(
     tracked: Tracked | None,
 ) -> None:
     from dice_core.models.cache import fetch_model
-    from dice_core.models.loading import context_length, load_model
-    from dice_core.models.rotary import stretches_positions
     from dice_core.training import ranks
-    from dice_core.training.adapters import load_with_adapters, trained_parameters
+    from dice_core.training.adapters import trained_parameters
     from dice_core.training.checkpoints import CheckpointCallback
     from dice_core.training.live_metrics import LiveMetrics
     from dice_core.training.reference import with_reference
@@ -163,18 +161,7 @@ def _train_and_publish(
         if device_type() == "cuda" and (warning := sockets_warning(ranks.num_nodes())):
             log(f"train: {warning}")
         log(f"train: resuming from {checkpoint.name}" if checkpoint else "train: starting at step 0")
-    with doing("loading the policy"):
-        if config.lora_rank:
-            policy = load_with_adapters(policy_folder, config, job.seed, job.section)
-        else:
-            policy = load_model(policy_folder, "float32")
-    check_context(job, pairs, context_length(policy.config))
-    if config.deepspeed == "zero3" and stretches_positions(policy):
-        # Each response then runs alone, and processes that collect weights together must make as many forwards.
-        raise ConfigError(
-            f"{job.section}.deepspeed: 'zero3' cannot train {policy.config.model_type}, whose positions depend on the "
-            "longest row of a batch: set 'zero2' or 'none'"
-        )
+    policy = _load_policy(job, pairs, policy_folder)
     average = WeightAverage(config.ema_decay, checkpoint, store.stage_tensors) if config.ema_decay else None
     if config.deepspeed != "none":
         from dice_core.training.checkpoint_engine import use_staged_checkpoints
@@ -213,6 +200,28 @@ def _train_and_publish(
         with copies.begin():
             _publish(job, trainer, weights, policy_folder, job.scratch_folder() / "model", metrics, start)
         store.delete_all()
+
+
+def _load_policy(job: TrainingJob, pairs: TrainingPairs, folder: Path) -> "PreTrainedModel":
+    """Return what is trained, which these settings can train on these pairs."""
+    from dice_core.models.loading import context_length, load_model
+    from dice_core.models.rotary import stretches_positions
+    from dice_core.training.adapters import load_with_adapters
+
+    config = job.training
+    with doing("loading the policy"):
+        if config.lora_rank:
+            policy = load_with_adapters(folder, config, job.seed, job.section)
+        else:
+            policy = load_model(folder, "float32")
+    check_context(job, pairs, context_length(policy.config))
+    if config.deepspeed == "zero3" and stretches_positions(policy):
+        # Each response then runs alone, and processes that collect weights together must make as many forwards.
+        raise ConfigError(
+            f"{job.section}.deepspeed: 'zero3' cannot train {policy.config.model_type}, whose positions depend on the "
+            "longest row of a batch: set 'zero2' or 'none'"
+        )
+    return policy
 
 
 def _quieten_libraries() -> None:

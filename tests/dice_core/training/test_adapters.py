@@ -5,7 +5,6 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,51 +16,26 @@ from dice_core.launch.launch import launch_training
 from dice_core.launch.settings import LaunchConfig
 from dice_core.models.cache import fetch_model
 from dice_core.models.files import ModelError
-from dice_core.models.importing import import_model
 from dice_core.models.loading import load_model
 from dice_core.settings.base import ConfigError
 from dice_core.stages.train import train as train_stage
 from dice_core.storage.manifest import require_manifest
 from dice_core.training.checkpoints import CheckpointStore
+from tests.dice_core.training.pair_rows import as_own_pairs, make_rows, write_rows
 from tests.dice_core.training.test_worker import (
     SETTINGS,
     Run,
-    as_own_pairs,
     assert_same_weights,
     finished,
     make_job,
-    make_rows,
     train,
-    write_rows,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 LORA = {"lora_rank": 4, "lora_alpha": 8.0, "learning_rate": 1e-2}
 # In each of two layers, by rank x (inputs + outputs): q and o 4 x 128, k and v 4 x 96, the MLP's three 4 x 192.
 NUM_TRAINED = 2 * (2 * 512 + 2 * 384 + 3 * 768)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(num_threads)
-
-
-@pytest.fixture(scope="module")
-def policy_uri(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = str(tmp_path_factory.mktemp("policy"))
-    import_model(str(tiny_model), uri)
-    return uri
-
-
-@pytest.fixture(scope="module")
-def pairs_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_rows(make_rows(num_eval=3), tmp_path_factory.mktemp("pairs") / "pairs.parquet")
 
 
 @pytest.fixture(scope="module")

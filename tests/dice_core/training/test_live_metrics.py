@@ -3,43 +3,22 @@
 import json
 import socket
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from dice_core.launch.launch import launch_training
 from dice_core.launch.settings import LaunchConfig
-from dice_core.models.importing import import_model
 from dice_core.storage.address import open_storage
 from dice_core.tracking.event_file import read_events
 from dice_core.training.live_metrics import metric_lines
 from dice_core.training.worker import run_training
-from tests.dice_core.training.test_worker import make_job, make_rows, write_rows
+from tests.dice_core.training.test_worker import make_job
 from tests.mlflow_server import MlflowServer
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-@pytest.fixture(scope="module")
-def policy_uri(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = str(tmp_path_factory.mktemp("policy"))
-    import_model(str(tiny_model), uri)
-    return uri
-
-
-@pytest.fixture(scope="module")
-def pairs_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_rows(make_rows(num_eval=3), tmp_path_factory.mktemp("pairs") / "pairs.parquet")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def lines_of(uri: str) -> list[dict[str, Any]]:

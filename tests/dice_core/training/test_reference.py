@@ -52,7 +52,7 @@ def pairs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[s
     import pyarrow as pa
 
     from dice_core.data import records
-    from tests.dice_core.training.test_worker import as_own_pairs, make_rows
+    from tests.dice_core.training.pair_rows import as_own_pairs, make_rows
 
     rows = as_own_pairs(make_rows(num_eval=2), tiny_model)
     for row in rows:

@@ -21,7 +21,8 @@ from dice_core.models.importing import import_model
 from dice_core.storage.address import open_storage
 from dice_core.storage.manifest import fetch_files, require_manifest
 from dice_core.training.job import TrainingJob
-from tests.dice_core.training.test_worker import make_job, make_rows, write_rows
+from tests.dice_core.training.pair_rows import make_rows, write_rows
+from tests.dice_core.training.test_worker import make_job
 from tests.faulty_store import KillableStore
 
 pytestmark = pytest.mark.slow

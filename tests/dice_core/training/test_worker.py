@@ -12,13 +12,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,8 +29,7 @@ from dice_core.launch.launch import launch_training
 from dice_core.launch.settings import LaunchConfig
 from dice_core.launch.torchrun import TorchrunBackend
 from dice_core.models.cache import fetch_model
-from dice_core.models.importing import import_model
-from dice_core.models.loading import load_model, load_tokenizer
+from dice_core.models.loading import load_model
 from dice_core.settings.base import ConfigError
 from dice_core.storage import manifest
 from dice_core.storage.contract import StorageError
@@ -39,9 +37,10 @@ from dice_core.training.job import TrainingJob, delete_leftovers
 from dice_core.training.settings import TrainingConfig
 from dice_core.training.trainer import NonFiniteError
 from dice_core.training.worker import main, run_training
+from tests.dice_core.training.pair_rows import make_rows, write_rows
 from tests.partitioned_worker import PERSISTENCE_THRESHOLD
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SETTINGS = {
     "max_steps": 3,
@@ -68,67 +67,6 @@ class Run:
     @property
     def losses(self) -> list[float]:
         return [line["loss"] for line in self.lines if "loss" in line]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Keep tiny matrices on one core: with more, threads mostly wait for each other."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(num_threads)
-
-
-@pytest.fixture(scope="module")
-def policy_uri(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = str(tmp_path_factory.mktemp("policy"))
-    import_model(str(tiny_model), uri)
-    return uri
-
-
-def make_rows(num_train: int = 12, num_eval: int = 0) -> list[dict[str, Any]]:
-    """Return pairs of random tokens: prompts of 2 to 8, responses of 2 to 12."""
-    rng = np.random.default_rng(5)
-
-    def tokens(low: int, high: int) -> list[int]:
-        return [int(token) for token in rng.integers(100, 2000, rng.integers(low, high))]
-
-    return [
-        {
-            "prompt_id": f"prompt-{i}",
-            "prompt": "a question",
-            "chosen": "a good answer",
-            "rejected": "a bad answer",
-            "prompt_token_ids": tokens(2, 9),
-            "chosen_token_ids": tokens(2, 13),
-            "rejected_token_ids": tokens(2, 13),
-            "source": "generated",
-            "split": "train" if i < num_train else "eval",
-        }
-        for i in range(num_train + num_eval)
-    ]
-
-
-def as_own_pairs(rows: list[dict[str, Any]], model: Path) -> list[dict[str, Any]]:
-    """Return pairs as a user's own have to be: each answer is what its ids say, and ends its turn."""
-    tokenizer = load_tokenizer(model)
-    for row in rows:
-        for side in ("chosen", "rejected"):
-            row[side] = tokenizer.decode(row[f"{side}_token_ids"])
-            row[f"{side}_token_ids"].append(tokenizer.eos_token_id)
-    return rows
-
-
-def write_rows(rows: list[dict[str, Any]], path: Path) -> str:
-    records.write_table(pa.Table.from_pylist(rows, records.PAIRS), records.PAIRS, path)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def pairs_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_rows(make_rows(num_eval=3), tmp_path_factory.mktemp("pairs") / "pairs.parquet")
 
 
 def make_job(uri: Path, policy_uri: str, pairs_uri: str, settings: Mapping[str, Any]) -> TrainingJob:
